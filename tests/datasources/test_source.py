@@ -1,0 +1,336 @@
+"""What file sources share: reading, splitting, rejecting, writing. Run over xLAM rows, the simplest layout."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ttpa.data.source import SPLITS, DataSource, is_hub_id, read_rows, split_of
+from ttpa.data.toolace import ToolACE
+from ttpa.data.xlam import XLAM
+from ttpa.errors import ConfigError, DataError
+from ttpa.records import Sample, read_jsonl, tools_from_text, tools_to_text
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+FILES = ("train", "validation", "test")
+
+
+def row(number: int, *, query: str | None = None, call: str = "now", tool: str = "now") -> dict[str, Any]:
+    tools = [{"name": tool, "description": "", "parameters": {"n": {"description": "", "type": "int"}}}]
+    answers = [{"name": call, "arguments": {"n": number}}]
+    query = f"question {number}" if query is None else query
+    return {"id": number, "query": query, "answers": json.dumps(answers), "tools": json.dumps(tools)}
+
+
+def lines(rows: Iterable[Any]) -> str:
+    return "".join((text if isinstance(text, str) else json.dumps(text)) + "\n" for text in rows)
+
+
+def file_of(folder: Path, rows: Iterable[Any], name: str = "rows.jsonl") -> Path:
+    """Writes rows (objects, or raw lines) as JSON lines, gzipped if the name says so."""
+    path = folder / name
+    data = lines(rows).encode()
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return path
+
+
+def built(path: Path | str, out: Path, **more: Any) -> tuple[dict[str, Any], dict[str, list[Sample]]]:
+    out.mkdir(exist_ok=True)
+    metrics = XLAM(path=str(path), **more).build(out)
+    return metrics, {name: [Sample.from_json(entry) for entry in read_jsonl(out / f"{name}.jsonl")] for name in FILES}
+
+
+def queries(samples: Iterable[Sample]) -> set[str]:
+    return {sample.messages[0].content for sample in samples}
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.json.gz"])
+def test_json_lines_in_any_file(name: str, tmp_path: Path) -> None:
+    rows = [row(1), row(2)]
+    found = list(read_rows(str(file_of(tmp_path, [rows[0], "", rows[1]], name))))
+    assert [(entry.file, entry.line, entry.value) for entry in found] == [(name, 1, rows[0]), (name, 3, rows[1])]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_json_list(name: str, indent: int | None, tmp_path: Path) -> None:
+    rows = [row(1), row(2), 3]
+    file_of(tmp_path, ["\ufeff" + json.dumps(rows, indent=indent)], name)
+    found = list(read_rows(str(tmp_path / name)))
+    assert [(entry.line, entry.value) for entry in found] == [(1, rows[0]), (2, rows[1]), (3, None)]
+    assert str(found[2].problem) == "not an object: a int where a row is expected"
+
+
+def test_folder_is_read_in_order_of_names(tmp_path: Path) -> None:
+    for name in ("b.jsonl.gz", "a.json", "c.jsonl"):
+        file_of(tmp_path, [row(ord(name[0]))], name)
+    (tmp_path / "README.md").write_text("not data")
+    assert [entry.file for entry in read_rows(str(tmp_path))] == ["a.json", "b.jsonl.gz", "c.jsonl"]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    rows = [row(1), row(2)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 and no more")
+    good1, good2, bad = read_rows(str(tmp_path))
+    assert ([good1.value, good2.value], bad.file) == (rows, "b.parquet")
+    assert str(bad.problem).startswith("file cut or damaged")
+
+
+def test_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    asked: list[str] = []
+
+    def load(name: str) -> Any:
+        asked.append(name)
+        parts = {"test": [row(3)], "train": [row(1), row(2)]}
+        return datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in parts.items()})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    source = XLAM(path="Salesforce/xlam-function-calling-60k")
+    source.check()
+    assert asked == []  # checking asks nobody
+    assert [(entry.file.rsplit("/", 1)[1], entry.line) for entry in read_rows(source.path)] == [
+        ("test", 1), ("train", 1), ("train", 2)
+    ]  # fmt: skip
+    assert source.build(tmp_path)["rows_read"] == 3
+
+
+def test_hub_failure_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def load(name: str) -> Any:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(DataError, match=r"data\.path=some/thing: .*no route.*gated.*set data\.path to it"):
+        XLAM(path="some/thing").build(tmp_path)
+
+
+def test_what_is_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    yes = ["Team-ACE/ToolACE", "org/name.v2"]
+    no = ["data/missing", "org/file.jsonl", "name", "/org/name", "../org/name", "a/b/c", "~/x", "./data"]
+    assert [path for path in yes + no if is_hub_id(path)] == yes
+
+
+# --- configuration ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("path", ""),
+        ("path", None),
+        ("split_seed", "1"),
+        ("validation_fraction", -0.1),
+        ("validation_fraction", 0.96),
+        ("test_fraction", "0.1"),
+        ("max_bad_fraction", 2),
+        ("max_rows", 0),
+        ("max_rows", 2.5),
+        ("text_turns", "no"),
+    ],
+)
+def test_bad_values_name_key_and_value(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        XLAM(**{"path": "x.jsonl", key: value})
+    assert str(caught.value).startswith(f"data.{key}={value}: ")
+
+
+def test_check_finds_missing_and_empty_paths(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "folder").mkdir()
+    problems = {
+        "gone.jsonl": "no such file",
+        "empty.jsonl": "the file is empty",
+        "notes.txt": "its name ends in none of",
+        "folder": "holds no file with data",
+    }
+    for name, problem in problems.items():
+        path = tmp_path / name
+        with pytest.raises(ConfigError, match=rf"^data\.path={path}: .*{problem}.*Set data\.path"):
+            XLAM(path=str(path)).check()
+        with pytest.raises(ConfigError):
+            XLAM(path=str(path)).build(tmp_path)
+    assert not (tmp_path / "rejected.jsonl").exists()
+    source = XLAM(path=str(file_of(tmp_path, [row(1)])))
+    assert isinstance(source, DataSource)
+    source.check()
+
+
+def test_importing_loads_neither_torch_nor_datasets() -> None:
+    heavy = {"torch", "datasets", "pyarrow"}
+    code = f"import sys, ttpa.data.toolace, ttpa.data.xlam; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=DATA.parents[1])
+    assert done.stdout.strip() == "set()"
+
+
+# --- splits ----------------------------------------------------------------------------------------------------------
+
+
+def test_splits_are_disjoint_and_stable(tmp_path: Path) -> None:
+    rows = [row(number) for number in range(400)]
+    share = {"validation_fraction": 0.2, "test_fraction": 0.1}
+    metrics, splits = built(file_of(tmp_path, rows), tmp_path / "a", **share)
+    sizes = {name: len(samples) for name, samples in splits.items()}
+    assert sum(sizes.values()) == 400
+    assert 50 < sizes["validation"] < 110
+    assert 20 < sizes["test"] < 65
+    held_out = {name: sizes[name] for name in ("validation", "test")}
+    assert metrics["samples"] == {"warmup": sizes["train"], "explore": sizes["train"], **held_out}
+    assert len(set.union(*(queries(samples) for samples in splits.values()))) == 400
+    # The split of a row depends on nothing but the row: not on its place, nor on the others.
+    _, fewer = built(file_of(tmp_path, reversed(rows[::3]), "b.jsonl"), tmp_path / "b", **share)
+    for name in FILES:
+        assert queries(fewer[name]) == queries(splits[name]) & {entry["query"] for entry in rows[::3]}
+    _, other = built(tmp_path / "rows.jsonl", tmp_path / "c", **share, split_seed=1)
+    assert queries(other["test"]) != queries(splits["test"])
+
+
+def test_split_is_the_documented_hash() -> None:
+    cluster = hashlib.sha256(b"what time is it?").hexdigest()
+    place = int(hashlib.sha256(f"7:{cluster}".encode()).hexdigest()[:16], 16) / 16**16
+    assert split_of(" What  time is it?\n", 7, 0.0, place + 1e-9) == "test"
+    assert split_of("What time is it?", 7, 1e-9, place) == "validation"
+    assert split_of("What time is it?", 7, 0.0, place - 1e-9) == "train"
+
+
+def test_rows_that_open_alike_stay_together(tmp_path: Path) -> None:
+    rows = [row(10 * n + copy, query=f"{' ' * copy}Question {n}") for n in range(60) for copy in range(3)]
+    _, splits = built(file_of(tmp_path, rows), tmp_path / "out", validation_fraction=0.3, test_fraction=0.3)
+    openings = [{query.strip() for query in queries(samples)} for samples in splits.values()]
+    assert all(openings)
+    assert sum(map(len, openings)) == 60
+    assert len({sample.dialogue_id for samples in splits.values() for sample in samples}) == 180
+
+
+def test_same_input_same_bytes(tmp_path: Path) -> None:
+    path = DATA / "toolace_dialogues.jsonl.gz"
+    digests = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        digests.append(ToolACE(path=str(path)).build(tmp_path / name)["content_sha256"])
+    files = [*(f"{name}.jsonl" for name in FILES), "rejected.jsonl", "splits.json"]
+    assert sorted(entry.name for entry in (tmp_path / "a").iterdir()) == sorted(files)
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+    assert json.loads((tmp_path / "a" / "splits.json").read_text()) == SPLITS
+    content = b"".join((tmp_path / "a" / f"{name}.jsonl").read_bytes() for name in FILES)
+    assert digests == [hashlib.sha256(content).hexdigest()] * 2
+
+
+# --- schemas on disk -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("source", "name"), [(XLAM, "xlam.jsonl.gz"), (ToolACE, "toolace_dialogues.jsonl.gz")])
+def test_schemas_survive_the_disk_and_a_columnar_reader(source: Any, name: str, tmp_path: Path) -> None:
+    source(path=str(DATA / name), validation_fraction=0.0, test_fraction=0.0).build(tmp_path)
+    rows = list(read_jsonl(tmp_path / "train.jsonl"))
+    texts = [entry["tools"] for entry in rows]
+    assert len({tuple(tool.parameters["properties"]) for text in texts for tool in tools_from_text(text)}) > 20
+    assert [tools_to_text(Sample.from_json(entry).tools) for entry in rows] == texts
+    assert [Sample.from_json(entry).to_json() for entry in rows] == rows
+    datasets = pytest.importorskip("datasets")
+    loaded = datasets.load_dataset(
+        "json", data_files=str(tmp_path / "train.jsonl"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert list(loaded["tools"]) == texts
+    assert [tools_to_text(Sample.from_json(entry).tools) for entry in loaded] == texts
+
+
+# --- bad rows --------------------------------------------------------------------------------------------------------
+
+BAD = {
+    "{garbage": "not JSON: ",
+    '"text"': "not an object: a str where a row is expected",
+    json.dumps({"query": "x", "tools": "[]"}): "missing key: 'answers' must hold a list",
+    json.dumps(row(0, call="then")): "tool not in list: calls 'then'",
+    json.dumps(row(0, query="half \ud83d")): "not text: holds half of a surrogate pair",
+    '{"query": NaN}': "not JSON: NaN is not JSON",
+}
+
+
+@pytest.mark.parametrize(("line", "reason"), BAD.items())
+def test_bad_row_is_counted_and_kept(line: str, reason: str, tmp_path: Path) -> None:
+    path = file_of(tmp_path, [*map(row, range(60)), line, *map(row, range(60, 99))])
+    metrics, splits = built(path, tmp_path / "out")
+    assert (metrics["rows_read"], metrics["rows_rejected"]) == (100, 1)
+    assert metrics["rejected"] == {reason.split(":")[0]: 1}
+    assert sum(map(len, splits.values())) == 99
+    (entry,) = read_jsonl(tmp_path / "out" / "rejected.jsonl")
+    assert (entry["file"], entry["line"]) == ("rows.jsonl", 61)
+    assert entry["reason"].startswith(reason)
+    with_row = line.startswith("{") and "garbage" not in line and "NaN" not in line and "ud83d" not in line
+    assert entry.get("row") == (json.loads(line) if with_row else None)
+
+
+def test_invalid_utf8_is_one_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(lines(map(row, range(99))).encode() + b'{"query": "\xff"}\n')
+    metrics, _ = built(path, tmp_path / "out")
+    assert (metrics["rows_read"], metrics["rejected"]) == (100, {"not JSON": 1})
+
+
+def test_too_many_bad_rows_stop_the_build(tmp_path: Path) -> None:
+    path = file_of(tmp_path, [*map(row, range(96)), *list(BAD)[:4]])
+    out = tmp_path / "out"
+    with pytest.raises(DataError) as caught:
+        built(path, out)
+    message = str(caught.value)
+    assert f"data.path={path}: 4 of 100 rows rejected, more than data.max_bad_fraction=0.02" in message
+    assert all(f"{reason.split(':')[0]} 1" in message for reason in list(BAD.values())[:4])
+    assert "rows.jsonl:97: not JSON" in message
+    assert "rows.jsonl:99: missing key" in message
+    assert "rows.jsonl:100" not in message  # three places are enough
+    assert "raise data.max_bad_fraction" in message
+    assert [entry.name for entry in out.iterdir()] == ["rejected.jsonl"]
+    assert len(list(read_jsonl(out / "rejected.jsonl"))) == 4
+    assert built(path, out, max_bad_fraction=0.04)[0]["rows_rejected"] == 4
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.json"])
+def test_cut_file_stops_whatever_the_fraction(name: str, tmp_path: Path) -> None:
+    rows = [row(number) for number in range(300)]
+    whole = file_of(tmp_path, [json.dumps(rows)] if name == "rows.json" else rows, name)
+    whole.write_bytes(whole.read_bytes()[:-30])
+    with pytest.raises(DataError, match=rf"1 of \d+ rows rejected, and a file is cut short.*{name}:\d+: file cut"):
+        built(whole, tmp_path / "out", max_bad_fraction=0.5)
+    metrics, _ = built(whole, tmp_path / "out", max_bad_fraction=1)
+    assert metrics["rejected"] == {"file cut or damaged": 1}
+    assert metrics["rows_read"] > 100  # what could be read is used
+
+
+def test_duplicates_are_dropped_not_rejected(tmp_path: Path) -> None:
+    copies = [{**row(number), "id": None} for number in range(10)]  # the same content under another id
+    metrics, splits = built(file_of(tmp_path, [*map(row, range(50)), *copies]), tmp_path / "out")
+    assert (metrics["rows_read"], metrics["rows_duplicate"], metrics["rows_rejected"]) == (60, 10, 0)
+    ids = [sample.id for samples in splits.values() for sample in samples]
+    assert len(ids) == len(set(ids)) == 50
+
+
+def test_max_rows(tmp_path: Path) -> None:
+    metrics, splits = built(file_of(tmp_path, map(row, range(50))), tmp_path / "out", max_rows=7)
+    assert metrics["rows_read"] == 7
+    assert queries(sample for samples in splits.values() for sample in samples) == {f"question {n}" for n in range(7)}
+
+
+def test_no_train_sample_is_an_error(tmp_path: Path) -> None:
+    empty = {**row(1), "answers": "[]"}
+    with pytest.raises(DataError, match=r"1 rows gave no train sample \(1 have no call turn\).*data\.text_turns=true"):
+        built(file_of(tmp_path, [empty]), tmp_path / "out", validation_fraction=0, test_fraction=0)

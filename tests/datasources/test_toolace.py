@@ -1,0 +1,195 @@
+"""ToolACE: every call turn of a dialogue becomes a sample with its history, or the row is rejected with a reason."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ttpa.data.source import BadRow
+from ttpa.data.toolace import ToolACE, looks_like_call, split_system
+from ttpa.records import Message, Sample, ToolCall, read_jsonl
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+REAL = {"dialogues": DATA / "toolace_dialogues.jsonl.gz", "from_rlla": DATA / "toolace_from_rlla.jsonl.gz"}
+BEFORE = (
+    "You are an expert in composing functions. You are given a question and a set of possible functions. \n"
+    "Here is a list of functions in JSON format that you can invoke:\n"
+)
+AFTER = ". \nShould you decide to return the function call(s). \nNO other text MUST be included."
+FUNCTIONS = [
+    {
+        "name": "Get Zip (US)",
+        "description": "[zip]",
+        "parameters": {"type": "dict", "properties": {"n": {"type": "int"}}},
+        "required": None,
+    },
+    {"name": "tags/list", "description": "", "parameters": {"type": "dict", "properties": {}, "required": []}},
+]
+ZIP, TAGS = ToolCall(name="Get Zip (US)", arguments={"n": 1}), ToolCall(name="tags/list")
+
+
+def row(*turns: str, system: str | None = None, functions: Any = FUNCTIONS) -> dict[str, Any]:
+    """A row whose turns are written "user: text"."""
+    conversations = [dict(zip(("from", "value"), turn.split(": ", 1), strict=True)) for turn in turns]
+    system = BEFORE + json.dumps(functions) + AFTER if system is None else system
+    return {"system": system, "conversations": conversations}
+
+
+def source(**more: Any) -> ToolACE:
+    return ToolACE(path=str(REAL["dialogues"]), **more)
+
+
+def published(name: str) -> list[dict[str, Any]]:
+    with gzip.open(REAL[name], "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def built(name: str, out: Path, **more: Any) -> tuple[dict[str, Any], list[Sample]]:
+    metrics = ToolACE(path=str(REAL[name]), **more).build(out)
+    files = ("train", "validation", "test")
+    return metrics, [Sample.from_json(entry) for file in files for entry in read_jsonl(out / f"{file}.jsonl")]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_every_call_turn_of_real_rows_is_a_sample(name: str, tmp_path: Path) -> None:
+    metrics, samples = built(name, tmp_path)
+    rows = published(name)
+    assert (metrics["rows_read"], metrics["rows_rejected"]) == (len(rows), 0)
+    # Counted without the reader: in these rows a turn that opens with a bracket is a call, and no other is.
+    call_turns = [
+        (entry["conversations"][0]["value"], number)
+        for entry in rows
+        for number, turn in enumerate(entry["conversations"])
+        if turn["from"] == "assistant" and turn["value"].startswith("[")
+    ]
+    assert len(call_turns) > len(rows) / 2
+    found = [(sample.messages[0].content, int(sample.id.rsplit("-", 1)[1])) for sample in samples]
+    assert sorted(found) == sorted(call_turns)
+    assert metrics["kinds"] == {"call": len(call_turns), "text": 0}
+    without = sum(not any(turn["value"].startswith("[") for turn in entry["conversations"]
+                          if turn["from"] == "assistant") for entry in rows)  # fmt: skip
+    assert metrics["rows_without_call_turn"] == without
+    assert len({sample.id for sample in samples}) == len(samples)
+    assert all(sample.tool(call.name) for sample in samples for call in sample.target)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_histories_of_real_rows(name: str, tmp_path: Path) -> None:
+    rows = {entry["conversations"][0]["value"]: entry["conversations"] for entry in published(name)}
+    for sample in built(name, tmp_path)[1]:
+        turns = rows[sample.messages[0].content][: len(sample.messages)]
+        assert [message.role for message in sample.messages] == [turn["from"] for turn in turns]
+        for message, turn in zip(sample.messages, turns, strict=True):
+            if message.calls:
+                # The published text starts with the first call's name, whatever the quoting.
+                assert message.content == ""
+                assert turn["value"].startswith(f"[{message.calls[0].name}(")
+            else:
+                assert message.content == turn["value"]
+
+
+def test_text_turns(tmp_path: Path) -> None:
+    metrics, samples = built("from_rlla", tmp_path, text_turns=True)
+    replies = sum(turn["from"] == "assistant" for entry in published("from_rlla") for turn in entry["conversations"])
+    assert len(samples) == replies
+    assert metrics["rows_without_call_turn"] == 0
+    assert {sample.kind: sample.target_text is None for sample in samples} == {"call": True, "text": False}
+
+
+def test_dialogue() -> None:
+    entry = row("user: zip?", "assistant: [Get Zip (US)(n=1), tags/list()]", 'tool: [{"a": 1}]', "assistant: Done.",
+                "user: tags?", "assistant: [tags/list()]", system=None)  # fmt: skip
+    converted = source().convert(entry)
+    first, second = converted.samples
+    assert converted.opening == "zip?"
+    assert first.messages == (Message(role="user", content="zip?"),)
+    assert first.target == (ZIP, TAGS)
+    assert second.messages == (
+        Message(role="user", content="zip?"),
+        Message(role="assistant", calls=(ZIP, TAGS)),
+        Message(role="tool", content='[{"a": 1}]'),
+        Message(role="assistant", content="Done."),
+        Message(role="user", content="tags?"),
+    )
+    assert second.target == (TAGS,)
+    assert (first.dialogue_id, first.tools) == (second.dialogue_id, second.tools)
+    zip_tool, tags = first.tools
+    assert zip_tool.parameters == {"type": "object", "properties": {"n": {"type": "integer"}}, "required": []}
+    assert tags.parameters == {"type": "object", "properties": {}, "required": []}
+    replies = source(text_turns=True).convert(entry).samples
+    assert [sample.target_text for sample in replies] == [None, "Done.", None]
+    assert [sample.kind for sample in replies] == ["call", "text", "call"]
+
+
+def test_required_beside_parameters_is_the_parameters_own() -> None:
+    function = {"name": "f", "parameters": {"type": "dict", "properties": {"x": {"type": "str"}}}, "required": ["x"]}
+    (sample,) = source().convert(row("user: q", 'assistant: [f(x="1")]', functions=[function])).samples
+    assert sample.tools[0].required == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("text", "custom"),
+    [
+        (BEFORE + json.dumps(FUNCTIONS) + AFTER, ""),
+        (BEFORE + json.dumps(FUNCTIONS, indent=2) + AFTER, ""),
+        ("Today is 2024-05-01.\n" + BEFORE + json.dumps(FUNCTIONS) + AFTER + "\nAnswer in [French].",
+         "Today is 2024-05-01.\nAnswer in [French]."),
+        ("Use the tools [1]: " + json.dumps(FUNCTIONS), "Use the tools [1]:"),  # no marker: the first list of functions
+    ],
+)  # fmt: skip
+def test_system_text(text: str, custom: str) -> None:
+    assert split_system(text) == (FUNCTIONS, custom)
+
+
+def test_custom_system_text_is_kept_as_a_message() -> None:
+    entry = row("user: q", "assistant: [tags/list()]", system="Be brief. " + BEFORE + json.dumps(FUNCTIONS) + AFTER)
+    (sample,) = source().convert(entry).samples
+    assert sample.messages[0] == Message(role="system", content="Be brief.")
+    assert source().convert(entry).opening == "q"
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_system_texts_leave_nothing(name: str) -> None:
+    assert {split_system(entry["system"])[1] for entry in published(name)} == {""}
+
+
+@pytest.mark.parametrize(
+    ("text", "call"),
+    [
+        ("[f(x=1)]", True),
+        (" [f x/y.z()]\n", True),
+        ("[a](http://x) is a link (see it)", False),
+        ("[1] says so", False),
+        ("I would call [f(x=1)]", False),
+        ("[f(x=[1](2))]", True),
+    ],
+)
+def test_looks_like_call(text: str, call: bool) -> None:
+    assert looks_like_call(text) is call
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (row("user: q", "assistant: [Other(n=1)]"), "tool not in list: turn 1 calls 'Other'"),
+        (row("user: q", "assistant: [tags/list(n=]"), "call not parsable: turn 1: "),
+        (row("user: q", "assistant: ok", "user: r", "assistant: [tags/list(1)]"), "call not parsable: turn 3: "),
+        (row("user: q", system="no functions here"), "no tool list: the system text holds no"),
+        (row("user: q", system=BEFORE + '[{"name": "f", "x": [{"name": "g"}]' + AFTER), "no tool list: .*is not JSON"),
+        (row("user: q", functions=[{"description": "nameless"}]), "no tool list"),
+        (row("user: q", functions=[FUNCTIONS[1], {"name": "tags/list", "description": "x"}]), "ambiguous tool name"),
+        (row("user: q", functions=[{"name": "f", "parameters": "no"}]), "parameters not an object: tool 'f'"),
+        (row("assistant: hi"), "no user turn"),
+        (row("user: q", "robot: hi"), "unknown role: turn 1 is from 'robot'"),
+        (row(), "missing key: 'conversations'"),
+        ({"conversations": []}, "missing key: 'system'"),
+        ({"system": BEFORE + "[]", "conversations": [{"from": "user"}]}, "missing key: turn 0"),
+    ],
+)
+def test_bad_rows_say_why(bad: dict[str, Any], reason: str) -> None:
+    with pytest.raises(BadRow, match=f"^{reason}"):
+        source().convert(bad)

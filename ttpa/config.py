@@ -1,0 +1,149 @@
+"""From a composed configuration to instantiated parts: the only place that calls `hydra.utils.instantiate`.
+
+Two kinds of groups. *Identity* groups decide the numbers and enter fingerprints; *execution* groups decide where and how
+fast and never do. `model.recipe` holds the numbers that suit a model's size (steps, learning rates); options of other
+groups refer to it, so it enters a fingerprint through them and not through the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ttpa.errors import ConfigError, TtpaError
+from ttpa.store import fingerprint
+
+IDENTITY = ("data", "model", "warmup", "select", "sampler", "scorer", "pairs", "objective", "eval")
+EXECUTION = ("trainer", "engine", "logger", "paths")
+ALLOWED_TARGETS = ("ttpa.", "torch.", "pytorch_lightning.")
+
+
+# What these Trainer options would change belongs to an identity group, or to the training loop itself.
+NOT_EXECUTION = (
+    "precision", "max_steps", "max_epochs", "max_time", "gradient_clip_val", "accumulate_grad_batches", "callbacks", "logger",
+    "limit_train_batches", "default_root_dir", "overfit_batches", "fast_dev_run",
+)  # fmt: skip
+
+
+def identity(cfg: DictConfig, *groups: str) -> dict[str, Any]:
+    """The resolved values of identity groups, as they enter a fingerprint."""
+    found = {}
+    for group in groups:
+        value = OmegaConf.to_container(cfg[group], resolve=True) if OmegaConf.is_config(cfg[group]) else cfg[group]
+        if group == "model" and isinstance(value, dict):
+            value.pop("recipe")
+        found[group] = value
+    return found
+
+
+def run_id(cfg: DictConfig) -> str:
+    """Twelve hex digits that name a run: everything that decides its numbers, and how far it goes."""
+    whole = identity(cfg, *IDENTITY)
+    whole["controls"] = OmegaConf.to_container(cfg.controls, resolve=True)
+    return fingerprint("run", 1, {**whole, "name": cfg.name, "seed": cfg.seed, "rounds": cfg.rounds, "until": cfg.until}, {})
+
+
+def _targets(node: Any) -> Iterable[str]:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _targets(value)
+
+
+def instantiate(cfg: DictConfig, group: str, **extra: Any) -> Any:
+    """The object an option describes.
+
+    Raises:
+        ConfigError: a value the class refuses (names group and reason), or a class outside `ALLOWED_TARGETS`.
+    """
+    node = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(node, dict)
+    node.pop("recipe", None)
+    for target in _targets(node):
+        if not target.startswith(ALLOWED_TARGETS):
+            raise ConfigError.at(f"{group}._target_", target, f"only {', '.join(ALLOWED_TARGETS)}* may be instantiated",
+                                 "Put your class in a package of ttpa, or extend ttpa.config.ALLOWED_TARGETS")
+    try:
+        # Live objects are passed to a partial: Hydra would try to merge them into the configuration.
+        made = hydra.utils.instantiate({**node, "_partial_": True} if extra else node, _convert_="all")
+        return made(**extra) if extra else made
+    except InstantiationException as error:
+        cause = error.__cause__
+        while cause is not None and not isinstance(cause, TtpaError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, TtpaError):
+            raise cause from None
+        reason = str(cause or error).splitlines()[0]
+        raise ConfigError(f"{group}: {node.get('_target_')} cannot be made from {_plain(node)}: {reason}. "
+                          f"See conf/{group}/ for the options and their types.") from None
+
+
+def _plain(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key != "_target_"}
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    if isinstance(value, Mapping | DictConfig):
+        return "a mapping"
+    return "a list" if isinstance(value, list | ListConfig) else names.get(type(value), type(value).__name__)
+
+
+def _same_kind(default: Any, value: Any) -> bool:
+    if default is None or value is None:
+        return True
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return _kind(default) == _kind(value)
+
+
+def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> None:
+    """Compares the type of every overridden value with the one in the option file, which is the only schema there is.
+
+    Args:
+        cfg: The composed configuration.
+        default: The same options without value overrides.
+        keys: Dotted keys that the command line set.
+
+    Raises:
+        ConfigError: a value of another type; names key, value, the default and the file.
+    """
+    for key in keys:
+        try:
+            before, after = OmegaConf.select(default, key), OmegaConf.select(cfg, key)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{key}: {str(error).splitlines()[0]}. See conf/{key.split('.')[0]}/.") from None
+        if not _same_kind(before, after):
+            shown = f"{before!r:.60}" if not OmegaConf.is_config(before) else _kind(before)
+            raise ConfigError.at(key, after, f"must be {_kind(before)} (the default is {shown}), not {_kind(after)}",
+                                 f"See conf/{key.split('.')[0]}/ for what it means")
+
+
+def check_trainer(options: DictConfig) -> None:
+    """Refuses Trainer options that would change a number behind the fingerprint's back.
+
+    Raises:
+        ConfigError: such an option; says where it belongs.
+    """
+    for key in NOT_EXECUTION:
+        if key in options:
+            raise ConfigError.at(f"trainer.lightning.{key}", options[key], "decides numbers or is set by the training loop",
+                                 "Use model.dtype, the steps and batch size of warmup or objective, or the logger group")
+
+
+def stage_logger(cfg: DictConfig, workdir: Path, run: str) -> Any:
+    """The Lightning logger of one training stage, or False with `logger=none`."""
+    if "_target_" not in cfg.logger:
+        return False
+    whole = OmegaConf.merge(cfg, {"stage": {"dir": str(workdir), "id": run}})
+    return instantiate(whole.logger, "logger")

@@ -1,0 +1,1 @@
+"""Reversed construction (TTPA): calls first, then the answer, then the question. `generator=simulator` needs no model."""

@@ -1,0 +1,194 @@
+"""`data=toolace`: ToolACE (arXiv 2409.00920, Team-ACE/ToolACE, Apache-2.0) and sets of its layout.
+
+Layout as published: `system` (instruction, the functions as a JSON list, the output format) and `conversations`, a list
+of `{"from": "user" | "assistant" | "tool", "value"}`. A call turn is the text `[Market Trends API(type="X", n=1)]`.
+
+Every call turn becomes a sample whose messages are the turns before it. Instruction, function list and output format
+are taken out of the system text, because prompts render tools and call syntax themselves; whatever else stood there
+stays.
+
+What this module does not do: parse calls (`ttpa.toolcall`) or repair them. Tool names are kept as published, spaces
+included.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ttpa.data.bands import band_of
+from ttpa.data.source import DECODER, BadRow, Converted, FileSource, content_key, unique_tools
+from ttpa.records import Message, Sample, ToolCall, ToolSpec
+from ttpa.toolcall import ParseError, get_syntax
+from ttpa.toolcall.schema import normalise_schema
+
+_ROLES = ("user", "assistant", "tool")
+_MARKER = re.compile(r"functions? in JSON format that you can invoke:?", re.IGNORECASE)
+_LIST_START = re.compile(r"\[\s*[{\]]")
+# A Markdown link or picture at the start of a reply: "[text](address)". A call list closes its bracket last.
+_LINK = re.compile(r"\[[^\[\]]*\]\(")
+
+# The published instruction, sentence by sentence: a row that lacks some of them or adds others is cleaned all the same.
+_BOILERPLATE = tuple(
+    re.compile(r"\s+".join(map(re.escape, sentence.split())), re.IGNORECASE)
+    for sentence in (
+        "You are an expert in composing functions.",
+        "You are given a question and a set of possible functions.",
+        "Based on the question, you will need to make one or more function/tool calls to achieve the purpose.",
+        "If none of the function can be used, point it out.",
+        "If none of the functions can be used, point it out.",
+        "If the given question lacks the parameters required by the function, also point it out.",
+        "You should only return the function call in tools call sections.",
+        "Here is a list of functions in JSON format that you can invoke:",
+        "Should you decide to return the function call(s).",
+        "Put it in the format of [func1(params_name=params_value, params_name2=params_value2...), func2(params)]",
+        "NO other text MUST be included.",
+    )
+)
+
+
+def split_system(text: str) -> tuple[list[Any], str]:
+    """Takes the function list out of a system text.
+
+    The list is the JSON array that follows the published marker, or, where the marker is missing, the first array of
+    named objects anywhere.
+
+    Args:
+        text: The published system text.
+
+    Returns:
+        The list, and what is left of the text without list and published instruction ("" in the published rows).
+
+    Raises:
+        BadRow: no such array.
+
+    Example:
+        >>> split_system('Be brief. Here is a list of functions in JSON format that you can invoke: [{"name": "f"}]. ')
+        ([{'name': 'f'}], 'Be brief.')
+    """
+    marker = _MARKER.search(text)
+    problem = "the system text holds no JSON list of functions"
+    for start in _LIST_START.finditer(text, marker.end() if marker else 0):
+        try:
+            # Decoding matches the brackets, those inside strings included.
+            listed, end = DECODER.raw_decode(text, start.start())
+        except (ValueError, RecursionError) as error:
+            listed, problem = None, f"the list of functions is not JSON ({error})"
+        if listed is not None and (listed or marker) and all(map(_is_named, listed)):
+            return listed, _custom_text(text[: start.start()], text[end:])
+        if marker:  # a later array would be a part of this broken one, not the list of functions
+            break
+    raise BadRow("no tool list", problem)
+
+
+def _is_named(item: Any) -> bool:
+    return isinstance(item, dict) and isinstance(item.get("name"), str) and bool(item["name"])
+
+
+def _custom_text(before: str, after: str) -> str:
+    text = before + "\n" + re.sub(r"^\s*\.", "", after)  # the published text goes on with ". \n" after the list
+    for sentence in _BOILERPLATE:
+        text = sentence.sub("", text)
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    return "\n".join(line for line in lines if line)
+
+
+def _tool(item: Mapping[str, Any]) -> ToolSpec:
+    parameters = item.get("parameters") or {"type": "object", "properties": {}}
+    if not isinstance(parameters, dict):
+        raise BadRow("parameters not an object", f"tool {item['name']!r} has a {type(parameters).__name__} for them")
+    schema = dict(normalise_schema(parameters))
+    schema.setdefault("type", "object")
+    schema.setdefault("properties", {})
+    if not isinstance(schema.get("required"), list):
+        # Published rows carry `"required": null` beside `parameters`; a list there means the parameters' own.
+        beside = item.get("required")
+        schema["required"] = beside if isinstance(beside, list) else []
+    return ToolSpec(name=item["name"], description=str(item.get("description") or ""), parameters=schema)
+
+
+def looks_like_call(text: str) -> bool:
+    """Whether an assistant turn is meant as calls: it opens with a bracket, has a parenthesis, and is no Markdown link.
+
+    Example:
+        >>> looks_like_call("[Get Zip(code=1)]"), looks_like_call("[here](http://x)"), looks_like_call("Call [f(x=1)]?")
+        (True, False, False)
+    """
+    text = text.strip()
+    return text.startswith("[") and "(" in text and not _LINK.match(text)
+
+
+def _calls(text: str, number: int, tools: Mapping[str, ToolSpec]) -> tuple[ToolCall, ...]:
+    """The calls of a turn; empty when the turn is text."""
+    if not looks_like_call(text):
+        return ()
+    parsed = get_syntax("python").parse(text)
+    if isinstance(parsed, ParseError):
+        raise BadRow("call not parsable", f"turn {number}: {parsed}")
+    if not parsed:
+        raise BadRow("call not parsable", f"turn {number} opens like a call list and holds no call")
+    for call in parsed:
+        if call.name not in tools:
+            raise BadRow("tool not in list", f"turn {number} calls {call.name!r}, none of the row's {len(tools)} tools")
+    return parsed
+
+
+def _turns(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(role, text) of every turn.
+
+    Raises:
+        BadRow: a key is missing, a role unknown, or the first turn is not the user's.
+    """
+    if not isinstance(row.get("system"), str):
+        raise BadRow("missing key", "'system' must hold the instruction and the function list")
+    listed = row.get("conversations")
+    if not isinstance(listed, list) or not listed:
+        raise BadRow("missing key", "'conversations' must hold the turns")
+    turns: list[tuple[str, str]] = []
+    for number, turn in enumerate(listed):
+        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("from", "value")):
+            raise BadRow("missing key", f"turn {number} must hold 'from' and 'value' as text")
+        if turn["from"] not in _ROLES:
+            raise BadRow("unknown role", f"turn {number} is from {turn['from']!r}, not {', '.join(_ROLES)}")
+        turns.append((turn["from"], turn["value"]))
+    if turns[0][0] != "user":
+        raise BadRow("no user turn", f"the dialogue opens with a turn from {turns[0][0]!r}")
+    return turns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolACE(FileSource):
+    """The ToolACE set: dialogues of one or more call turns, over tools whose names may hold spaces, slashes and dots.
+
+    With `text_turns`, plain assistant replies become samples of kind text too; without, a row that has no call turn
+    gives no sample and is counted. Arguments are as for `FileSource`.
+    """
+
+    def convert(self, row: Mapping[str, Any]) -> Converted:
+        """See `FileSource.convert`. Turn numbers in reasons and sample ids count from 0 over `conversations`."""
+        turns = _turns(row)
+        listed, custom = split_system(row["system"])
+        tools = unique_tools(_tool(item) for item in listed)
+        by_name = {tool.name: tool for tool in tools}
+        key = content_key(row["system"], turns)
+        messages = [Message(role="system", content=custom)] if custom else []
+        samples: list[Sample] = []
+        for number, (role, text) in enumerate(turns):
+            calls = _calls(text, number, by_name) if role == "assistant" else ()
+            if role == "assistant" and (calls or self.text_turns):
+                samples.append(
+                    Sample(
+                        id=f"toolace-{key}-{number}",
+                        dialogue_id=f"toolace-{key}",
+                        source="toolace",
+                        band=band_of(tools, calls, self.bands),
+                        tools=tools,
+                        messages=tuple(messages),
+                        target=calls,
+                        target_text=None if calls else text,
+                    )
+                )
+            messages.append(Message(role=role, content="" if calls else text, calls=calls))
+        return Converted(key=key, opening=turns[0][1], samples=tuple(samples))

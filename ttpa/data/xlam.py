@@ -1,0 +1,121 @@
+"""`data=xlam`: xLAM function calling (APIGen; Salesforce/xlam-function-calling-60k, CC-BY-4.0) and sets of its layout.
+
+Layout as published: `id`, `query`, `answers`, `tools`, the last two as JSON strings. A tool's parameters are flat,
+`{name: {"description", "type", "default"?}}`, types are Python annotations as text, and nothing says what is required.
+
+Which parameters are required: those whose type does not say "optional" and that have no default. The set is not
+consistent here. In 730 published rows, parameters typed without "optional" but with a default are given in 97 % of the
+calls (where the default is the empty string: in all), and 5 calls omit a parameter that is required by this rule. The
+rule errs on the side of not demanding what a tool could fill in itself; defaults stay in the schema and in the prompt.
+
+What this module does not do: check arguments against schemas. A call that lacks a parameter stays as published.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ttpa.data.bands import band_of
+from ttpa.data.source import DECODER, BadRow, Converted, FileSource, content_key, unique_tools
+from ttpa.records import Message, Sample, ToolCall, ToolSpec
+from ttpa.toolcall.schema import normalise_type
+
+_OPTIONAL = re.compile(r"\boptional\b", re.IGNORECASE)
+
+
+def _rows_of(row: Mapping[str, Any], key: str) -> list[Any]:
+    """The list in a field; published as a JSON string, some copies of the set hold the list itself."""
+    value = row.get(key)
+    if isinstance(value, str):
+        try:
+            value = DECODER.decode(value)
+        except (ValueError, RecursionError) as error:
+            raise BadRow("field not JSON", f"{key!r} is not JSON ({error})") from None
+    if not isinstance(value, list):
+        raise BadRow("missing key" if value is None else "field not a list", f"{key!r} must hold a list")
+    return value
+
+
+def _name_of(item: Any, key: str) -> str:
+    if not isinstance(item, dict) or not isinstance(item.get("name"), str) or not item["name"]:
+        raise BadRow("missing name", f"an element of {key!r} has no name")
+    return str(item["name"])
+
+
+def parameters_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON Schema of a tool's flat parameters; see the module header for what is required.
+
+    Raises:
+        BadRow: a parameter is not an object.
+
+    Example:
+        >>> parameters_schema({"city": {"type": "str"}, "days": {"type": "int, optional"}})["required"]
+        ['city']
+    """
+    properties: dict[str, Any] = {}
+    required: list[str] = []
+    for name, spec in parameters.items():
+        if not isinstance(spec, dict):
+            raise BadRow("parameter not an object", f"parameter {name!r} is a {type(spec).__name__}")
+        annotation = str(spec.get("type") or "")
+        schema = dict(normalise_type(annotation)) if annotation else {}
+        schema.update({key: spec[key] for key in ("description", "default") if key in spec})
+        properties[name] = schema
+        if "default" not in spec and not _OPTIONAL.search(annotation):
+            required.append(name)
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def _tool(item: Any) -> ToolSpec:
+    name = _name_of(item, "tools")
+    parameters = item.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise BadRow("parameters not an object", f"tool {name!r} has a {type(parameters).__name__} of parameters")
+    return ToolSpec(name=name, description=str(item.get("description") or ""), parameters=parameters_schema(parameters))
+
+
+def _call(item: Any, tools: Mapping[str, ToolSpec]) -> ToolCall:
+    name = _name_of(item, "answers")
+    arguments = item.get("arguments")
+    if not isinstance(arguments, dict):
+        raise BadRow("arguments not an object", f"the call of {name!r} has a {type(arguments).__name__} of arguments")
+    if name not in tools:
+        raise BadRow("tool not in list", f"calls {name!r}; the row lists {', '.join(map(repr, tools)) or 'no tool'}")
+    return ToolCall(name=name, arguments=arguments)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XLAM(FileSource):
+    """The xLAM set: one query, one answer of one or more calls.
+
+    With `text_turns`, rows with an empty answer (the irrelevance variant of the set) become samples of kind text whose
+    `target_text` is empty, because the set says only that no call is right; without, they are counted.
+    The published `id` is not used: it is null in part of the copies. Arguments are as for `FileSource`.
+    """
+
+    def convert(self, row: Mapping[str, Any]) -> Converted:
+        """See `FileSource.convert`. Rows that differ only in `id` or in the spacing of their JSON are duplicates."""
+        query = row.get("query")
+        if not isinstance(query, str) or not query.strip():
+            raise BadRow("missing key", "'query' must hold the question")
+        listed, answers = _rows_of(row, "tools"), _rows_of(row, "answers")
+        tools = unique_tools(_tool(item) for item in listed)
+        by_name = {tool.name: tool for tool in tools}
+        target = tuple(_call(item, by_name) for item in answers)
+        key = content_key(query, answers, listed)
+        if not target and not self.text_turns:
+            return Converted(key=key, opening=query, samples=())
+        sample = Sample(
+            id=f"xlam-{key}",
+            dialogue_id=f"xlam-{key}",
+            source="xlam",
+            band=band_of(tools, target, self.bands),
+            tools=tools,
+            messages=(Message(role="user", content=query),),
+            target=target,
+            target_text=None if target else "",
+        )
+        return Converted(key=key, opening=query, samples=(sample,))

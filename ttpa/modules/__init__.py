@@ -1,0 +1,1 @@
+"""Lightning modules: collate -> log-probs -> objective -> log, and the settings they are built from."""

@@ -1,0 +1,94 @@
+"""Which rows make up which optimiser step: pure, decided before training, so that a resumed run sees the same steps.
+
+A plan is a list of steps, a step a list of row numbers. Rows of similar length share a step (length buckets), because
+padding costs as much as tokens do.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ttpa.modules.settings import Alignment, Warmup
+from ttpa.policy.batching import bucket_by_tokens
+
+BAND_ORDER = ("easy", "medium", "hard")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Steps in order; `boundaries` are the step numbers at which a learning-rate schedule ends."""
+
+    steps: tuple[tuple[int, ...], ...]
+    boundaries: tuple[int, ...]
+
+
+def _bucketed_epoch(rows: Sequence[int], lengths: Sequence[int], budget: int, rng: random.Random) -> list[tuple[int, ...]]:
+    """One pass over `rows` in batches of at most `budget` padded tokens, in random order of batches."""
+    mixed = list(rows)
+    rng.shuffle(mixed)
+    batches = bucket_by_tokens(mixed, lengths, budget)
+    rng.shuffle(batches)
+    return [tuple(batch) for batch in batches]
+
+
+def _passes(rows: Sequence[int], lengths: Sequence[int], budget: int, steps: int | None, epochs: float | None,
+            rng: random.Random) -> list[tuple[int, ...]]:
+    plan = _bucketed_epoch(rows, lengths, budget, rng)
+    wanted = steps if steps is not None else max(1, math.ceil(len(plan) * (epochs or 0)))
+    while len(plan) < wanted:
+        plan += _bucketed_epoch(rows, lengths, budget, rng)
+    return plan[:wanted]
+
+
+def plan_warmup(lengths: Sequence[int], bands: Sequence[str], settings: Warmup, seed: int) -> Plan:
+    """The steps of the warm-up.
+
+    Args:
+        lengths: Tokens of each demonstration.
+        bands: Band of each demonstration; one without a known band is put with the hard ones.
+        settings: See `Warmup`.
+        seed: Order of rows and batches.
+    """
+    rng = random.Random(f"warmup:{seed}")
+    everything = list(range(len(lengths)))
+    if settings.order == "shuffled":
+        steps = _passes(everything, lengths, settings.batch_tokens, settings.steps, settings.epochs, rng)
+        return Plan(tuple(steps), (len(steps),))
+    groups = {band: [i for i in everything if (bands[i] if bands[i] in BAND_ORDER else "hard") == band] for band in BAND_ORDER}
+    total = sum(lengths)
+    plan: list[tuple[int, ...]] = []
+    boundaries: list[int] = []
+    earlier: list[int] = []
+    for band in BAND_ORDER:
+        rows = groups[band]
+        if not rows:
+            continue
+        replayed = rng.sample(earlier, min(len(earlier), round(settings.replay * len(rows))))
+        share = sum(lengths[i] for i in rows) / total
+        steps_here = None if settings.steps is None else max(1, round(settings.steps * share))
+        plan += _passes([*rows, *replayed], lengths, settings.batch_tokens, steps_here, settings.epochs, rng)
+        boundaries.append(len(plan))
+        earlier += rows
+    return Plan(tuple(plan), tuple(boundaries))
+
+
+def plan_alignment(count: int, settings: Alignment, seed: int) -> Plan:
+    """The steps of the align stage: shuffled passes over `count` pairs or answers, `batch_size` a step."""
+    rng = random.Random(f"align:{seed}")
+    size = min(settings.batch_size, count)
+    wanted = settings.steps if settings.steps is not None else max(1, math.ceil(count * (settings.epochs or 0) / size))
+    queue: list[int] = []
+    steps = []
+    while len(steps) < wanted:
+        if len(queue) < size:
+            fresh = list(range(count))
+            rng.shuffle(fresh)
+            # A row is not drawn twice into one step: those already waiting go first, then the new pass without them.
+            waiting = set(queue)
+            queue += [row for row in fresh if row not in waiting]
+        steps.append(tuple(queue[:size]))
+        queue = queue[size:]
+    return Plan(tuple(steps), (len(steps),))

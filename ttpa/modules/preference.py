@@ -1,0 +1,46 @@
+"""Preference learning from pairs: DPO and SimPO with an optional NLL anchor on the chosen answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ttpa.modules.base import PolicyModule, Step
+from ttpa.modules.settings import OptimizerSettings
+from ttpa.objectives import DPO, SimPO
+from ttpa.policy.logprobs import Row, token_logps
+from ttpa.policy.policy import Policy
+
+
+class PreferenceModule(PolicyModule):
+    """Pairs through the policy, chosen and rejected in one forward.
+
+    Args:
+        policy, settings, boundaries: See `PolicyModule`.
+        loss: The objective.
+        chosen, rejected: Sequences of each pair; a step refers to pairs by number.
+        references: Summed reference log-probs (chosen, rejected) of each pair, or None for reference-free losses.
+    """
+
+    def __init__(self, policy: Policy, settings: OptimizerSettings, boundaries: Sequence[int], loss: DPO | SimPO,
+                 chosen: Sequence[Row], rejected: Sequence[Row], references: Sequence[tuple[float, float]] | None) -> None:
+        super().__init__(policy, settings, boundaries)
+        self.loss, self.chosen, self.rejected, self.references = loss, chosen, rejected, references
+
+    def micro_loss(self, rows: Sequence[int], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        both = [self.chosen[i] for i in rows] + [self.rejected[i] for i in rows]
+        sums = token_logps(self.model, both, pad_id=self.policy.renderer.pad_id).sums()
+        chosen_B, rejected_B = sums[: len(rows)], sums[len(rows) :]
+        lengths = torch.tensor([len(row.answer) for row in both], device=sums.device)
+        reference = (None, None)
+        if self.references is not None:
+            pairs = torch.tensor([self.references[i] for i in rows], device=sums.device, dtype=torch.float32)
+            reference = (pairs[:, 0], pairs[:, 1])
+        losses_B, metrics = self.loss.losses(chosen_B, rejected_B, lengths[: len(rows)], lengths[len(rows) :], *reference)
+        nll = -chosen_B.float().sum()
+        metrics["nll_loss"] = (nll / lengths[: len(rows)].sum()).detach()
+        metrics["logps/chosen"], metrics["logps/rejected"] = chosen_B.detach().mean(), rejected_B.detach().mean()
+        # step.weight is the chosen answers' tokens over the whole step, step.rows its pairs.
+        return losses_B.sum() / step.rows + self.loss.sft_weight * nll / step.weight, metrics

@@ -1,0 +1,174 @@
+"""Settings of the training stages, instantiated by Hydra. Importing this module imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ttpa.errors import ConfigError
+from ttpa.objectives import DPO, RFT, Gold, SimPO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerSettings:
+    """Optimiser and learning-rate schedule.
+
+    Args:
+        name: "adamw", or "muon_adamw": Muon (Jordan 2024) on matrices, AdamW on embeddings, norms and biases.
+        lr: Peak learning rate of AdamW.
+        muon_lr: Peak learning rate of Muon.
+        betas: AdamW's.
+        weight_decay: Decoupled, on matrices only.
+        schedule: "linear", "cosine" or "constant" after the warm-up.
+        warmup_steps: Linear rise from zero.
+        final_fraction: Share of the peak that is left at the last step.
+        clip: Largest gradient norm.
+
+    Raises:
+        ConfigError: a value out of range or an unknown name.
+    """
+
+    name: str
+    lr: float
+    muon_lr: float = 0.01
+    betas: Sequence[float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    schedule: str = "linear"
+    warmup_steps: int = 0
+    final_fraction: float = 0.0
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.name not in ("adamw", "muon_adamw"):
+            raise ConfigError.at("optimizer.name", self.name, "unknown optimiser", "Use adamw or muon_adamw")
+        if self.schedule not in ("linear", "cosine", "constant"):
+            raise ConfigError.at("optimizer.schedule", self.schedule, "unknown schedule", "Use linear, cosine or constant")
+        for key in ("lr", "muon_lr", "clip"):
+            if not getattr(self, key) > 0:
+                raise ConfigError.at(f"optimizer.{key}", getattr(self, key), "must be positive", "See conf/model for defaults")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError.at("optimizer.betas", list(self.betas), "must be two numbers in [0, 1)", "For example [0.9, 0.95]")
+
+    def factor(self, step: int, boundaries: Sequence[int]) -> float:
+        """Share of the peak learning rate at a step. Each phase ending at a boundary has a schedule of its own.
+
+        Example:
+            >>> OptimizerSettings(name="adamw", lr=1.0, warmup_steps=2).factor(1, [10])
+            1.0
+            >>> OptimizerSettings(name="adamw", lr=1.0, warmup_steps=2).factor(6, [10])
+            0.5
+        """
+        start = 0
+        for end in boundaries:
+            if step < end:
+                break
+            start = end
+        else:
+            start, end = (boundaries[-2] if len(boundaries) > 1 else 0), boundaries[-1]
+        here, total = step - start, max(1, end - start)
+        if here < self.warmup_steps:
+            return (here + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return 1.0
+        done = min(1.0, (here - self.warmup_steps) / max(1, total - self.warmup_steps))
+        left = 1 - done if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        return self.final_fraction + (1 - self.final_fraction) * left
+
+
+def _check_length(where: str, steps: int | None, epochs: float | None) -> None:
+    if (steps is None) == (epochs is None):
+        raise ConfigError.at(f"{where}.steps", steps, f"exactly one of steps and {where}.epochs={epochs} must be given",
+                             f"Set the other to null, for example {where}.steps=100 {where}.epochs=null")
+    for key, value in (("steps", steps), ("epochs", epochs)):
+        if value is not None and not value > 0:
+            raise ConfigError.at(f"{where}.{key}", value, "must be positive", "Use warmup=none to skip the warm-up")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warmup:
+    """Supervised fine-tuning on demonstrations.
+
+    Args:
+        order: "shuffled", or "bands": easy, then medium, then hard, one learning-rate schedule each (iTool, 2501.09766).
+        replay: With bands: samples of earlier bands mixed into a later one, as a share of that band's samples.
+        steps, epochs: Length, exactly one of them. With bands, steps are divided by the bands' tokens.
+        batch_tokens: Padded tokens an optimiser step.
+        prompt_weight: Loss weight of prompt tokens; answer tokens weigh 1.
+        optimizer: See `OptimizerSettings`.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    order: str
+    batch_tokens: int
+    optimizer: OptimizerSettings
+    steps: int | None = None
+    epochs: float | None = None
+    replay: float = 0.0
+    prompt_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.order not in ("shuffled", "bands"):
+            raise ConfigError.at("warmup.order", self.order, "unknown order", "Use shuffled or bands")
+        _check_length("warmup", self.steps, self.epochs)
+        if self.batch_tokens < 1:
+            raise ConfigError.at("warmup.batch_tokens", self.batch_tokens, "must be positive", "It counts padded tokens")
+        if self.replay < 0 or not 0 <= self.prompt_weight <= 1:
+            raise ConfigError.at("warmup.replay, warmup.prompt_weight", (self.replay, self.prompt_weight),
+                                 "replay must not be negative and prompt_weight must be in [0, 1]", "0 switches either off")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoWarmup:
+    """`warmup=none`: the run starts from the model as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alignment:
+    """What the align stage does: a loss, and how long and how fast it is minimised.
+
+    Args:
+        loss: The objective.
+        batch_size: Pairs (or answers) an optimiser step, over all devices.
+        steps, epochs: Length, exactly one of them.
+        optimizer: See `OptimizerSettings`.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    loss: DPO | SimPO | RFT | Gold
+    batch_size: int
+    optimizer: OptimizerSettings
+    steps: int | None = None
+    epochs: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_length("objective", self.steps, self.epochs)
+        if self.batch_size < 1:
+            raise ConfigError.at("objective.batch_size", self.batch_size, "must be positive", "The DPO paper uses 64")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """How fast, never what: limits that do not change a number beyond float rounding.
+
+    Args:
+        threads: CPU threads of torch; 0 leaves torch's choice.
+        micro_tokens: Padded tokens of one forward in training; an optimiser step is cut into as many as it needs.
+        checkpoint_every_steps: Optimiser steps between resume points.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    threads: int
+    micro_tokens: int
+    checkpoint_every_steps: int
+
+    def __post_init__(self) -> None:
+        for key, least in (("threads", 0), ("micro_tokens", 1), ("checkpoint_every_steps", 1)):
+            if getattr(self, key) < least:
+                raise ConfigError.at(f"trainer.execution.{key}", getattr(self, key), f"must be at least {least}", "See conf/trainer")

@@ -1,0 +1,240 @@
+"""The graph: one function that reads like the papers' algorithm, over content-addressed stages.
+
+Every run is `data -> warmup -> rounds of (select -> explore -> align) -> evaluate`. Which of these are computed and which
+are found in the store is decided by fingerprints alone. Controls (RFT, gold) are further objectives over the same
+stages. The table rows that a run leaves behind are written by `record`; nothing else is a source of numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from omegaconf import DictConfig
+
+from ttpa import config, stages
+from ttpa.errors import ConfigError
+from ttpa.records import dumps, read_jsonl
+from ttpa.store import StageResult, Store, fingerprint
+
+ROW_VERSION = 1
+
+
+class View(Protocol):
+    """What the pipeline tells the screen."""
+
+    def begin(self, key: str, label: str) -> None: ...
+    def progress(self, key: str, done: int, total: int, tokens_per_s: float, note: str) -> None: ...
+    def end(self, key: str, label: str, result: StageResult) -> None: ...
+    def note(self, message: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One objective's path through the graph: role -> stage, in order; `evaluation` is its last one."""
+
+    objective: str
+    stages: Mapping[str, StageResult]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run gave: the data and warm-up stages, one cell an objective (the run's own first), and what was built."""
+
+    shared: Mapping[str, StageResult]
+    cells: tuple[Cell, ...]
+    built: tuple[str, ...]
+
+
+def build_parts(cfg: DictConfig) -> stages.Parts:
+    """Instantiates every part. Cheap: imports neither torch nor transformers.
+
+    Raises:
+        ConfigError: a value that a part refuses.
+    """
+    make = config.instantiate
+    parts = stages.Parts(
+        data=make(cfg.data, "data"),
+        model=make(cfg.model, "model"),
+        warmup=make(cfg.warmup, "warmup"),
+        select=make(cfg.select, "select"),
+        sampler=make(cfg.sampler, "sampler"),
+        scorer=make(cfg.scorer, "scorer"),
+        pairs=make(cfg.pairs, "pairs"),
+        objective=make(cfg.objective, "objective"),
+        evaluation=make(cfg.eval, "eval"),
+        seed=cfg.seed,
+        execution=make(cfg.trainer.execution, "trainer"),
+        engine=lambda **extra: make(cfg.engine, "engine", **extra),
+        trainer=lambda **extra: make(cfg.trainer.lightning, "trainer", **extra),
+        logger=lambda workdir, run: config.stage_logger(cfg, workdir, run),
+    )
+    check_compatible(parts, cfg)
+    return parts
+
+
+def check_compatible(parts: stages.Parts, cfg: DictConfig) -> None:
+    """Refuses cells that cannot work, before any work, saying what to choose instead.
+
+    Raises:
+        ConfigError: the first problem found.
+    """
+    if cfg.until not in (None, "warmup", "explore", "align"):
+        raise ConfigError.at("until", cfg.until, "unknown stage", "Use warmup, explore or align, or null to run to the end")
+    if cfg.rounds < 1:
+        raise ConfigError.at("rounds", cfg.rounds, "must be at least 1", "Use until=warmup to stop after the warm-up")
+    loss = parts.objective.loss
+    if loss.contrasts and parts.sampler.n < 2 and parts.pairs.gold_below == 0:
+        raise ConfigError(f"objective={cfg_choice(cfg, 'objective')} needs a chosen and a rejected answer, but sampler.n="
+                          f"{parts.sampler.n} draws one and pairs never take the target. Use sampler.n=5 or pairs=released.")
+    if loss.consumes == "sample" and cfg.rounds > 1:
+        raise ConfigError(f"objective={cfg_choice(cfg, 'objective')} learns from targets, which do not change between rounds="
+                          f"{cfg.rounds}. Use rounds=1, or objective=dpo, simpo or rft.")
+    config.check_trainer(cfg.trainer.lightning)
+    parts.data.check()
+
+
+def cfg_choice(cfg: DictConfig, group: str) -> str:
+    """The name of the option chosen for a group."""
+    return str(cfg.choices[group])
+
+
+@dataclass(kw_only=True)
+class _Graph:
+    cfg: DictConfig
+    parts: stages.Parts
+    store: Store
+    view: View
+
+    def stage(self, role: str, label: str, name: str, inputs: Mapping[str, StageResult], settings: Mapping[str, Any],
+              build: Callable[[Path, stages.Progress], dict[str, Any]]) -> StageResult:
+        """Finds or builds one stage and tells the view."""
+
+        def work(workdir: Path) -> dict[str, Any]:
+            self.view.begin(role, label)
+            return build(workdir, lambda *news: self.view.progress(role, *news))
+
+        result = self.store.stage(name, version=stages.VERSIONS[name], config=settings, inputs=inputs, build=work, label=label)
+        self.view.end(role, label, result)
+        return result
+
+    def evaluate(self, role: str, policy: StageResult, data: StageResult) -> StageResult:
+        return self.stage(f"{role}/evaluate", f"evaluate {role}", "evaluate", {"policy": policy, "data": data},
+                          config.identity(self.cfg, "eval"), lambda out, tell: stages.build_evaluate(
+                              self.parts, policy.path / "policy", data.path, out, tell))
+
+
+def run(cfg: DictConfig, view: View) -> Outcome:
+    """Runs one configuration: the objective of the run, then its controls over the same stages.
+
+    Raises:
+        ConfigError, DataError, StageLocked: see the stages.
+    """
+    parts = build_parts(cfg)
+    store = Store(Path(cfg.paths.store), wait=cfg.paths.wait_for_locks, on_wait=view.note)
+    graph = _Graph(cfg=cfg, parts=parts, store=store, view=view)
+    data = graph.stage("data", "data", "data", {}, config.identity(cfg, "data"), lambda out, _: stages.build_data(parts, out))
+    warmup = graph.stage("warmup", "warm-up", "warmup", {"data": data}, config.identity(cfg, "model", "warmup", "seed"),
+                         lambda out, tell: stages.build_warmup(parts, data.path, out, tell))
+    shared = {"data": data, "warmup": warmup}
+    if cfg.until == "warmup":
+        return Outcome(shared, (), tuple(store.executions))
+    if cfg.until is None:
+        shared["baseline"] = graph.evaluate("warmup", warmup, data)
+    cells = [_cell(graph, cfg_choice(cfg, "objective"), data, warmup)]
+    for name in cfg.controls:
+        control = cfg.copy()
+        control.objective = cfg.controls[name]
+        if control.objective == cfg.objective:
+            continue
+        objective = config.instantiate(control.objective, f"controls.{name}")
+        graph_of = replace(graph, cfg=control, parts=replace(parts, objective=objective))
+        check_compatible(graph_of.parts, control)
+        cells.append(_cell(graph_of, str(name), data, warmup))
+    outcome = Outcome(shared, tuple(cells), tuple(store.executions))
+    record(cfg, outcome)
+    return outcome
+
+
+def _cell(graph: _Graph, objective: str, data: StageResult, warmup: StageResult) -> Cell:
+    """Rounds of exploration and alignment, and the evaluation of what comes out."""
+    cfg, parts, policy = graph.cfg, graph.parts, warmup
+    done: dict[str, StageResult] = {}
+    for number in range(1, cfg.rounds + 1):
+        role = objective if cfg.rounds == 1 else f"{objective} round {number}"
+        policy_dir, inputs = policy.path / "policy", {"policy": policy, "data": data}
+        select = None
+        if parts.select.needs_policy:
+            select = graph.stage(f"select/{policy.fingerprint}", "select", "select", inputs, config.identity(cfg, "select"),
+                                 lambda out, tell, at=policy_dir: stages.build_select(parts, at, data.path, out, tell))
+            done[f"select{number}"], inputs = select, {**inputs, "select": select}
+        picked = select.path if select else None
+        # Without a policy in the selection its settings decide what later stages see.
+        chosen = {} if select else config.identity(cfg, "select")
+        explore = None
+        if parts.objective.loss.consumes == "pair":
+            settings = {**config.identity(cfg, "sampler", "scorer", "pairs", "seed"), **chosen, "round": number}
+            explore = graph.stage(f"explore/{policy.fingerprint}", "explore", "explore", inputs, settings,
+                                  lambda out, tell, at=policy_dir, of=picked, r=number: stages.build_explore(
+                                      parts, at, data.path, of, r, out, tell))
+            done[f"explore{number}"] = explore
+        if cfg.until == "explore" and number == cfg.rounds:
+            return Cell(objective, done)
+        settings = config.identity(cfg, "objective", "seed")
+        settings |= {} if explore else chosen
+        source = {"explore": explore} if explore else {}
+        policy = graph.stage(role, f"align {role}", "align", {**inputs, **source}, settings,
+                             lambda out, tell, at=policy_dir, of=picked, found=explore: stages.build_align(
+                                 parts, at, data.path, of, found.path if found else None, out, tell))
+        done[f"align{number}"] = policy
+    if cfg.until is None:
+        done["evaluation"] = graph.evaluate(objective, policy, data)
+    return Cell(objective, done)
+
+
+def record(cfg: DictConfig, outcome: Outcome) -> list[Path]:
+    """Writes one result row a cell to `results/<name>-<cell id>.jsonl`; the same run writes the same file again.
+
+    `metrics` and `baseline` are functions of the configuration; `cost` holds what was measured with a clock.
+    """
+    folder = Path(cfg.paths.results)
+    written = []
+    for cell in outcome.cells:
+        if "evaluation" not in cell.stages:
+            continue
+        every = {**outcome.shared, **cell.stages}
+        own = cfg.objective if cell.objective == cfg_choice(cfg, "objective") else cfg.controls[cell.objective]
+        settings = cfg.copy()
+        settings.objective = own
+        evaluation = cell.stages["evaluation"]
+        key = fingerprint("row", ROW_VERSION, {"name": cfg.name}, {"evaluation": evaluation.fingerprint})
+        row = {
+            "run": key,
+            "row_version": ROW_VERSION,
+            "name": cfg.name,
+            "seed": cfg.seed,
+            "rounds": cfg.rounds,
+            "choices": {**{group: cfg_choice(cfg, group) for group in config.IDENTITY}, "objective": cell.objective},
+            "config": config.identity(settings, *config.IDENTITY),
+            "stages": {role: f"{stage.name}-{stage.fingerprint}" for role, stage in every.items()},
+            "versions": stages.VERSIONS,
+            "baseline": outcome.shared["baseline"].metrics,
+            "metrics": evaluation.metrics,
+            "explored": {role: stage.metrics for role, stage in cell.stages.items() if role.startswith("explore")},
+            "cost": {role: {"seconds": stage.seconds, "tokens": stage.metrics.get("tokens")} for role, stage in every.items()},
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{cfg.name}-{key}.jsonl"
+        part = path.with_name(f".{path.name}.part")
+        part.write_text(dumps(row) + "\n", encoding="utf-8")
+        part.replace(path)
+        written.append(path)
+    return written
+
+
+def exact_by_id(evaluation: StageResult) -> tuple[dict[str, float], dict[str, str]]:
+    """Sample id -> 1.0 if the answer was right, and -> its cluster; seen tools only. For paired differences."""
+    rows = [row for row in read_jsonl(evaluation.path / "rows.jsonl") if "unseen_tool" not in row["tags"]]
+    return {row["id"]: float(row["exact"]) for row in rows}, {row["id"]: row["cluster"] for row in rows}

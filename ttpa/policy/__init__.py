@@ -1,0 +1,1 @@
+"""Policies: loading and saving, log-probs with the training forward, batched decoding."""

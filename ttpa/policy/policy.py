@@ -1,0 +1,161 @@
+"""A policy in memory: transformers model, tokenizer, renderer. Creates, loads, saves; attaches adapters.
+
+Who trains it: `ttpa.modules`. Who samples from it: `ttpa.policy.decode`. File format: `ttpa.policy.specs`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from ttpa.errors import ConfigError, DataError
+from ttpa.policy.specs import HFModel, TinyModel, spec_from_json
+from ttpa.policy.tokenizer import train_tokenizer
+from ttpa.prompts import Renderer
+from ttpa.records import dumps
+from ttpa.toolcall import get_syntax
+
+transformers_logging.disable_progress_bar()
+
+
+@dataclass(kw_only=True)
+class Policy:
+    """Base model with its adapters, tokenizer and call syntax.
+
+    `adapters` are the PEFT folders already merged into `model`, oldest first.
+    """
+
+    spec: TinyModel | HFModel
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    adapters: tuple[Path, ...] = ()
+    renderer: Renderer = field(init=False)
+
+    def __post_init__(self) -> None:
+        syntax = get_syntax(self.spec.syntax)
+        self.renderer = Renderer(tokenizer=self.tokenizer, template=self.spec.template, syntax=syntax)
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest prompt plus answer."""
+        return self.spec.max_tokens
+
+    def start_training(self, seed: int) -> None:
+        """Makes the weights that will be trained trainable: a fresh adapter, or everything."""
+        lora = self.spec.lora if isinstance(self.spec, HFModel) else None
+        self.model.train()
+        if lora is None:
+            self.model.requires_grad_(True)
+            return
+        from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+        torch.manual_seed(seed)
+        targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+        config = LoraConfig(task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, target_modules=targets, use_dora=lora.dora)
+        if isinstance(self.spec, HFModel) and self.spec.quantization:
+            self.model = prepare_model_for_kbit_training(self.model)
+        self.model = get_peft_model(self.model, config)
+
+    def save(self, folder: Path) -> None:
+        """Writes the policy. A trained adapter is written alone, beside copies of the earlier ones."""
+        import shutil
+
+        folder.mkdir(parents=True, exist_ok=True)
+        adapters: list[str] = []
+        for number, earlier in enumerate(self.adapters):
+            adapters.append(f"adapter-{number}")
+            if earlier != folder / adapters[-1]:
+                shutil.copytree(earlier, folder / adapters[-1], dirs_exist_ok=True)
+        if hasattr(self.model, "peft_config"):
+            adapters.append(f"adapter-{len(adapters)}")
+            self.model.save_pretrained(folder / adapters[-1])
+        elif not (isinstance(self.spec, HFModel) and self.spec.lora is not None):
+            self.model.save_pretrained(folder / "model")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        full = (folder / "model").exists()
+        (folder / "policy.json").write_text(dumps({"spec": self.spec.to_json(), "adapters": adapters, "full": full}))
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def create_tiny(spec: TinyModel, texts: Iterable[str], seed: int) -> Policy:
+    """The embedded model with fresh weights: 1/sqrt(fan_in), residual outputs halved, embeddings 0.02.
+
+    This initialisation and the sizes of `conf/model/tiny.yaml` are the measured recipe; see experiments/LOG.md.
+    """
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = train_tokenizer(texts, spec.vocab)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=spec.hidden, num_hidden_layers=spec.layers, num_attention_heads=spec.heads,
+        num_key_value_heads=spec.heads, intermediate_size=spec.feed_forward, max_position_embeddings=spec.max_tokens,
+        tie_word_embeddings=True, use_sliding_window=False, attn_implementation="sdpa",
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None, dtype=spec.dtype,
+    )
+    torch.manual_seed(seed)
+    model = Qwen2ForCausalLM(config)
+    for name, weight in model.named_parameters():
+        if "embed" in name:
+            torch.nn.init.normal_(weight, std=0.02)
+        elif weight.ndim == 2:
+            residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            torch.nn.init.normal_(weight, std=(0.5 if residual else 1.0) / math.sqrt(weight.shape[1]))
+    return Policy(spec=spec, model=model.to(_dtype(spec.dtype)), tokenizer=tokenizer)
+
+
+def load_base(spec: HFModel, adapters: Sequence[Path]) -> Policy:
+    """Loads a pretrained model and merges `adapters` onto it in order.
+
+    Raises:
+        ConfigError: the name is neither a folder nor a model that can be fetched.
+    """
+    options: dict[str, Any] = {"dtype": _dtype(spec.dtype), "revision": spec.revision}
+    if spec.quantization:
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=_dtype(spec.dtype),
+            bnb_4bit_quant_storage=_dtype(spec.dtype),
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(spec.name, revision=spec.revision)
+        model = AutoModelForCausalLM.from_pretrained(spec.name, **options)
+    except (OSError, ValueError) as error:
+        raise ConfigError.at("model.name", spec.name, f"cannot be loaded ({str(error).splitlines()[0]})",
+                             "Give a folder that holds a transformers model, or a hub id while online") from error
+    for folder in adapters:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    return Policy(spec=spec, model=model, tokenizer=tokenizer, adapters=tuple(adapters))
+
+
+def load(folder: Path) -> Policy:
+    """Loads what `Policy.save` wrote.
+
+    Raises:
+        DataError: the folder holds no policy.
+    """
+    try:
+        row = json.loads((folder / "policy.json").read_text())
+    except OSError as error:
+        raise DataError(f"{folder}: no policy.json ({error}). Give the folder of a trained stage.") from None
+    spec = spec_from_json(row["spec"])
+    if not row["full"]:
+        assert isinstance(spec, HFModel)
+        return load_base(spec, [folder / name for name in row["adapters"]])
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=_dtype(spec.dtype))
+    return Policy(spec=spec, model=model, tokenizer=tokenizer)

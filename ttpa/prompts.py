@@ -1,0 +1,188 @@
+"""Sample -> messages -> token ids, and token ids -> Candidate. The only user of chat templates.
+
+One `Renderer` serves training, sampling and evaluation, so all of them see the same ids: a prompt, and an answer that
+ends with the end-of-turn token. The loss mask is not read from a template: an answer's ids are known by construction.
+Two templates: `chat` is the model's own, given the tools through `tools=` where it takes them and as JSON in the system
+message where it does not; `compact` is ours for the small model, one signature a line, without descriptions. Prompts are
+never truncated: a sample that is too long is left out by the caller and counted, because a cut prompt loses tools.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ttpa.errors import ConfigError, DataError
+from ttpa.records import Candidate, Message, Sample, ToolCall, ToolSpec, dumps
+from ttpa.toolcall import ParseError, Syntax
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+COMPACT_TOKENS = ("<pad>", "<eos>", "<tools>", "<system>", "<user>", "<assistant>", "<tool>")
+_TYPE_NAMES = {"integer": "int", "number": "float", "boolean": "bool", "array": "list", "object": "dict"}
+
+
+def signature(tool: ToolSpec) -> str:
+    """One line for a tool: names, and types where they are not text.
+
+    Example:
+        >>> signature(ToolSpec(name="f", parameters={"type": "object", "properties": {"a": {"type": "string"}, "n": {"type": "integer"}}}))
+        'f(a,n:int)'
+    """
+    parts = []
+    for name, schema in tool.properties.items():
+        kind = schema.get("type") if isinstance(schema, dict) else None
+        short = _TYPE_NAMES.get(kind) if isinstance(kind, str) else None
+        parts.append(f"{name}:{short}" if short else name)
+    return f"{tool.name}({','.join(parts)})"
+
+
+def compact_segments(sample: Sample, syntax: Syntax) -> list[tuple[str, str]]:
+    """(special token, text after it) in prompt order; the last one opens the answer."""
+    segments = [("<tools>", "\n".join(signature(tool) for tool in sample.tools))]
+    for message in sample.messages:
+        text = syntax.print(message.calls) if message.calls else message.content
+        segments.append((f"<{message.role}>", text + ("<eos>" if message.role == "assistant" else "")))
+    return [*segments, ("<assistant>", "")]
+
+
+@dataclass(kw_only=True)
+class Renderer:
+    """Turns samples into token ids and token ids into candidates.
+
+    Args:
+        tokenizer: A transformers tokenizer. For `compact` it must hold `COMPACT_TOKENS`.
+        template: "chat" or "compact".
+        syntax: How calls are written.
+
+    Raises:
+        ConfigError: an unknown template, or "chat" with a tokenizer that has no chat template.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str
+    syntax: Syntax
+    stop_ids: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.template not in ("chat", "compact"):
+            raise ConfigError.at("model.template", self.template, "unknown template", "Use chat or compact")
+        if self.template == "chat" and not self.tokenizer.chat_template:
+            raise ConfigError.at("model.template", "chat", f"the tokenizer of {self.tokenizer.name_or_path!r} has no chat "
+                                 "template", "Use an instruction-tuned model or model.template=compact")
+        self.end_of_turn = self._end_of_turn()
+        eos = self.tokenizer.eos_token_id
+        self.stop_ids = tuple(dict.fromkeys([self.end_of_turn] + ([eos] if eos is not None else [])))
+
+    @property
+    def pad_id(self) -> int:
+        """Fills batches; never attended to and never in a loss."""
+        pad = self.tokenizer.pad_token_id
+        return self.end_of_turn if pad is None else int(pad)
+
+    def _end_of_turn(self) -> int:
+        """The token that closes an assistant turn: the first special token that the template puts after the reply."""
+        if self.template == "chat":
+            marker = "ttpa-reply"
+            text = self._chat_text([Message(role="user", content="hi"), Message(role="assistant", content=marker)], (), False)
+            tail = self.tokenizer(text[text.rindex(marker) + len(marker):], add_special_tokens=False)["input_ids"]
+            special = set(self.tokenizer.all_special_ids)
+            for token in tail:
+                if token in special:
+                    return int(token)
+        if self.tokenizer.eos_token_id is None:
+            raise ConfigError.at("model.name", self.tokenizer.name_or_path, "the tokenizer has no end-of-turn token",
+                                 "Use a tokenizer with an eos_token")
+        return int(self.tokenizer.eos_token_id)
+
+    # --- prompts -------------------------------------------------------------------------------------------------
+
+    def prompts(self, samples: Sequence[Sample]) -> list[list[int]]:
+        """Prompt ids of each sample, up to and including what opens the answer.
+
+        Raises:
+            DataError: a tool's name is not in the rendered prompt (a template that drops tools); names the sample.
+        """
+        if self.template == "compact":
+            return self._compact(samples)
+        texts = [self._checked_chat_text(sample) for sample in samples]
+        return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+
+    def _compact(self, samples: Sequence[Sample]) -> list[list[int]]:
+        ids_of = self.tokenizer.convert_tokens_to_ids
+        plans = [compact_segments(sample, self.syntax) for sample in samples]
+        pieces = list(dict.fromkeys(text.removesuffix("<eos>") if special == "<assistant>" else text
+                                    for plan in plans for special, text in plan if text))
+        encoded = dict(zip(pieces, self._encode(pieces), strict=True))
+        prompts = []
+        for plan in plans:
+            ids: list[int] = []
+            for special, text in plan:
+                if not text:
+                    ids.append(ids_of(special))
+                    continue
+                closed = special == "<assistant>"
+                ids += [ids_of(special), *encoded[text.removesuffix("<eos>") if closed else text]]
+                ids += [ids_of("<eos>")] if closed else []
+            prompts.append(ids)
+        return prompts
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+
+    def _chat_text(self, messages: Sequence[Message], tools: Sequence[ToolSpec], open_answer: bool) -> str:
+        uses_tools = "tools" in str(self.tokenizer.chat_template)
+        rows: list[dict[str, Any]] = [self._chat_message(message) for message in messages]
+        specs = [{"type": "function", "function": tool.to_json()} for tool in tools]
+        if specs and not uses_tools:
+            listing = "You can call these tools:\n" + "\n".join(dumps(tool.to_json()) for tool in tools)
+            if rows and rows[0]["role"] == "system":
+                rows[0] = {"role": "system", "content": f"{rows[0]['content']}\n\n{listing}"}
+            else:
+                rows.insert(0, {"role": "system", "content": listing})
+        return str(self.tokenizer.apply_chat_template(rows, tools=specs if specs and uses_tools else None, tokenize=False,
+                                                      add_generation_prompt=open_answer))
+
+    def _chat_message(self, message: Message) -> dict[str, Any]:
+        # Calls in the history are printed in the syntax the model is taught to write, so that what it reads and what it
+        # writes agree whatever form the template itself would give to `tool_calls`.
+        text = self.syntax.print(message.calls) if message.calls else message.content
+        return {"role": message.role, "content": text}
+
+    def _checked_chat_text(self, sample: Sample) -> str:
+        text = self._chat_text(sample.messages, sample.tools, True)
+        missing = [tool.name for tool in sample.tools if tool.name not in text and dumps(tool.name)[1:-1] not in text]
+        if missing:
+            raise DataError(f"sample {sample.id}: the chat template dropped the tools {missing}. "
+                            "Use a model whose template takes tools, or model.template=compact.")
+        return text
+
+    # --- answers -------------------------------------------------------------------------------------------------
+
+    def answer_texts(self, samples: Sequence[Sample]) -> list[str]:
+        """The target of each sample as the model should write it."""
+        return [self.syntax.print(s.target) if s.target else s.target_text or "" for s in samples]
+
+    def answers(self, samples: Sequence[Sample]) -> list[list[int]]:
+        """Target ids of each sample, end-of-turn included."""
+        return [[*ids, self.end_of_turn] for ids in self._encode(self.answer_texts(samples))]
+
+    def gold(self, samples: Sequence[Sample]) -> list[Candidate]:
+        """The targets as candidates (index -1)."""
+        rows = zip(samples, self.answer_texts(samples), self.answers(samples), strict=True)
+        return [Candidate(sample_id=s.id, index=-1, text=text, token_ids=tuple(ids), calls=s.target) for s, text, ids in rows]
+
+    def read(self, text: str) -> tuple[tuple[ToolCall, ...] | None, str | None]:
+        """(calls, None), or (None, reason) when the text does not parse."""
+        parsed = self.syntax.parse(text)
+        return (None, parsed.reason) if isinstance(parsed, ParseError) else (parsed, None)
+
+    def candidate(self, sample: Sample, index: int, token_ids: Sequence[int], **fields: Any) -> Candidate:
+        """A sampled answer as a record. `fields` are passed on: logps, finish, branches."""
+        stop = set(self.stop_ids)
+        text = self.tokenizer.decode([token for token in token_ids if token not in stop], skip_special_tokens=False)
+        calls, error = self.read(text)
+        return Candidate(sample_id=sample.id, index=index, text=text, token_ids=tuple(token_ids), calls=calls, error=error,
+                         **fields)

@@ -1,0 +1,220 @@
+"""What a person sees: the stage graph with live progress in a terminal, one line an event elsewhere, tables at the end.
+
+Reads results, computes nothing but differences. The tables carry the controls of the run, so that no gain is shown
+without what plain fine-tuning on the same answers (rft) or on the targets (gold) gives.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import IO, Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from ttpa.evals.stats import paired_difference
+from ttpa.pipeline import Outcome, exact_by_id
+from ttpa.scorers.six_errors import LABELS
+from ttpa.store import StageResult
+
+EVERY_S = 10.0
+"""Seconds between progress lines where the screen cannot be redrawn."""
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds. Example: 75 -> "1:15"."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+@dataclass(slots=True)
+class _Line:
+    label: str
+    state: str = "waiting"
+    began: float = field(default_factory=time.monotonic)
+    done: int = 0
+    total: int = 0
+    tokens_per_s: float = 0.0
+    note: str = ""
+    seconds: float = 0.0
+    first_done: int | None = None
+
+    def left(self) -> str:
+        """Estimated time left, from the pace since this process began."""
+        fresh = self.done - (self.first_done or 0)
+        if fresh <= 0 or not self.total:
+            return ""
+        return clock((time.monotonic() - self.began) / fresh * (self.total - self.done))
+
+
+class ScreenView:
+    """Redraws the graph in a terminal; prints a line an event when the output is a file or a pipe."""
+
+    def __init__(self, stream: IO[str], title: str) -> None:
+        self.console = Console(file=stream, highlight=False)
+        self.title = title
+        self.lines: dict[str, _Line] = {}
+        self.live = Live(console=self.console, refresh_per_second=4, get_renderable=self._graph) if stream.isatty() else None
+        self.printed = 0.0
+
+    def __enter__(self) -> ScreenView:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.live:
+            self.live.stop()
+
+    # --- what the pipeline tells ---------------------------------------------------------------------------------
+
+    def begin(self, key: str, label: str) -> None:
+        self.lines[key] = _Line(label, "running")
+        self._say(f"{label}: started")
+
+    def progress(self, key: str, done: int, total: int, tokens_per_s: float, note: str) -> None:
+        line = self.lines[key]
+        if line.first_done is None:
+            line.first_done = done
+            line.began = time.monotonic() if done > 1 else line.began
+        line.done, line.total, line.tokens_per_s, line.note = done, total, tokens_per_s, note
+        if not self.live and time.monotonic() - self.printed > EVERY_S:
+            self.printed = time.monotonic()
+            self._say(f"{line.label}: {self._status(line)}")
+
+    def end(self, key: str, label: str, result: StageResult) -> None:
+        line = self.lines.setdefault(key, _Line(label))
+        if line.state == "running" or not result.cached:
+            line.state = "done"
+        elif line.state == "waiting":
+            line.state = "cached"
+        line.seconds = result.seconds
+        line.note = f"{result.name}-{result.fingerprint}" + found(result)
+        if line.state != "cached" or not self.live:
+            self._say(f"{label}: {line.state}, {clock(line.seconds)}, {line.note}")
+
+    def note(self, message: str) -> None:
+        self.console.print(message, markup=False)
+
+    def _say(self, text: str) -> None:
+        if not self.live:
+            self.console.print(text, markup=False, soft_wrap=True)
+
+    def _status(self, line: _Line) -> str:
+        parts = [f"{line.done}/{line.total}", f"{line.tokens_per_s:,.0f} tokens/s" if line.tokens_per_s else "",
+                 f"{line.left()} left" if line.left() else "", line.note]
+        return ", ".join(part for part in parts if part)
+
+    def _graph(self) -> Table:
+        table = Table(title=f"ttpa {self.title}", title_justify="left", box=None, pad_edge=False)
+        for name, justify in (("stage", "left"), ("state", "left"), ("time", "right"), ("", "left")):
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        for line in self.lines.values():
+            running = line.state == "running"
+            spent = time.monotonic() - line.began if running else line.seconds
+            colour = {"running": "yellow", "done": "green", "cached": "cyan"}.get(line.state, "")
+            table.add_row(line.label, f"[{colour}]{line.state}[/]" if colour else line.state, clock(spent),
+                          self._status(line) if running else line.note)
+        return table
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    def summary(self, outcome: Outcome, run_folder: str) -> None:
+        """The tables of a run."""
+        if "baseline" in outcome.shared:
+            for table in (accuracy_table(outcome), error_table(outcome)):
+                self.console.print()
+                self.console.print(table)
+            for line in differences(outcome):
+                self.console.print(line, markup=False)
+        built = f"{len(outcome.built)} stages built ({', '.join(outcome.built)})" if outcome.built else "nothing built: all from the store"
+        self.console.print(f"\n{built}\nresolved configuration and log: {run_folder}", markup=False, soft_wrap=True)
+
+
+def found(result: StageResult) -> str:
+    """The number of a stage that is worth a glance."""
+    metrics = result.metrics
+    if result.name == "explore":
+        return f", {metrics['pairs']} pairs from {metrics['samples']} samples"
+    if result.name == "evaluate" and metrics["accuracy"]["value"] is not None:
+        return f", accuracy {metrics['accuracy']['value']:.3f}"
+    if result.name == "data":
+        parts = [f"{name} {count}" for name, count in metrics["samples"].items()]
+        rejected = f", {metrics['rows_rejected']} rows rejected" if metrics.get("rows_rejected") else ""
+        bands = "; bands of train " + ", ".join(f"{b} {n}" for b, n in metrics["bands"]["train"].items()) if "bands" in metrics else ""
+        return ": " + ", ".join(parts) + bands + rejected
+    if metrics.get("too_long"):
+        return f", {metrics['too_long']} samples too long, left out"
+    return ""
+
+
+def policies(outcome: Outcome) -> dict[str, tuple[StageResult, StageResult]]:
+    """Name -> (the stage that made the policy, its evaluation); the warm-up first."""
+    rows = {"warm-up": (outcome.shared["warmup"], outcome.shared["baseline"])}
+    for cell in outcome.cells:
+        last = [stage for role, stage in cell.stages.items() if role.startswith("align")][-1]
+        rows[cell.objective] = (last, cell.stages["evaluation"])
+    return rows
+
+
+def share(entry: Mapping[str, Any] | None, *, interval: bool = False) -> str:
+    """A share as text, a dash where there was nothing to measure."""
+    if not entry or entry["value"] is None:
+        return "-"
+    if interval and entry["low"] is not None:
+        return f"{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
+    return f"{entry['value']:.3f}"
+
+
+def accuracy_table(outcome: Outcome) -> Table:
+    """Exact-call accuracy by band and what each policy cost."""
+    metrics = outcome.shared["baseline"].metrics
+    table = Table(title=f"Exact-call accuracy on the {metrics['split']} split ({metrics['accuracy']['n']} samples), 95 % interval",
+                  title_justify="left", box=None, pad_edge=False)
+    for name in ("policy", "all", "easy", "medium", "hard", "unseen tool", "seconds", "tokens"):
+        table.add_column(name, justify="left" if name in ("policy", "all") else "right")
+    for name, (stage, evaluation) in policies(outcome).items():
+        m = evaluation.metrics
+        tokens = stage.metrics.get("tokens")
+        table.add_row(name, share(m["accuracy"], interval=True), *(share(m["bands"].get(b)) for b in ("easy", "medium", "hard")),
+                      share(m["unseen_tool"]), f"{stage.seconds:.0f}", f"{tokens:,}" if tokens else "-")
+    for cell in outcome.cells[:1]:
+        for role, stage in cell.stages.items():
+            if role.startswith("explore"):
+                table.add_row("(exploration)", "", "", "", "", "", f"{stage.seconds:.0f}", f"{stage.metrics['tokens']:,}")
+    return table
+
+
+def error_table(outcome: Outcome) -> Table:
+    """Share of answers that show each of the six errors, and calls too many or too few."""
+    table = Table(title="Share of answers with each error", title_justify="left", box=None, pad_edge=False)
+    table.add_column("policy")
+    for label in LABELS:
+        table.add_column(label.replace("_", " "), justify="right")
+    for name, (_, evaluation) in policies(outcome).items():
+        table.add_row(name, *(share(evaluation.metrics["errors"][label]) for label in LABELS))
+    return table
+
+
+def differences(outcome: Outcome) -> list[str]:
+    """Paired differences of the run's objective against the warm-up and against the controls, in words."""
+    rows = policies(outcome)
+    exact = {name: exact_by_id(evaluation) for name, (_, evaluation) in rows.items()}
+    lines = []
+    main = outcome.cells[0].objective
+    for other in rows:
+        if other == main:
+            continue
+        mean, low, high = paired_difference(exact[main][0], exact[other][0], exact[main][1])
+        verdict = "better" if low > 0 else "worse" if high < 0 else "no clear difference"
+        lines.append(f"{main} - {other}: {mean:+.3f} [{low:+.3f}, {high:+.3f}], {verdict}")
+    return ["", *lines] if lines else []
+
+
+def make_view(stream: IO[str] = sys.stdout, title: str = "run") -> ScreenView:
+    """The view for an output stream."""
+    return ScreenView(stream, title)
