@@ -21,7 +21,7 @@ LAYERS = (
     ("records", "errors"),
     ("toolcall", "prompts", "tree"),
     ("policy", "objectives"),
-    ("data", "samplers", "scorers", "selection", "pairs", "store", "shards", "modules", "evals"),
+    ("data", "samplers", "scorers", "selection", "pairs", "store", "locks", "provenance", "shards", "modules", "evals"),
     ("config", "stages", "pipeline"),
     ("view", "cli"),
 )

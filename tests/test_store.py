@@ -21,9 +21,10 @@ from typing import Any
 import pytest
 import yaml
 
-from ttpa import store as store_module
+from ttpa import locks as locks_module
 from ttpa.errors import DataError, StageLocked
-from ttpa.store import StageResult, Store, _Lock, fingerprint
+from ttpa.locks import Lock
+from ttpa.store import StageResult, Store, fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -160,7 +161,7 @@ def test_a_bumped_version_is_another_stage(eager: Store) -> None:
 
 def test_the_files_of_a_finished_stage(tmp_path: Path, eager: Store) -> None:
     data = put(eager)
-    config = {"path": Path("a/b"), "betas": (0.9, 0.999), "lr": 1e-05, "name": None, "text": "caf\u00e9: #1"}
+    config = {"path": Path("a/b"), "betas": (0.9, 0.999), "lr": 1e-05, "name": None, "text": "\u00e9t\u00e9: #1"}
     result = put(eager, "warmup", config, inputs={"data": data}, build=lambda workdir: {"n": (1, 2)}, label="SFT")
     names = {path.name for path in result.path.iterdir()}
     assert names == {"attempts.json", "config.yaml", "metrics.json", "provenance.json", "done.json"}
@@ -302,7 +303,7 @@ def test_a_lock_that_was_never_filled_goes_by_its_age(tmp_path: Path, text: str)
 
 
 def test_a_reused_pid_is_not_the_holder(tmp_path: Path) -> None:
-    if store_module._process(os.getpid()) is None:
+    if locks_module._process(os.getpid()) is None:
         pytest.skip("this kernel does not tell when a process started")
     write_lock(tmp_path, pid=os.getpid(), host=socket.gethostname(), process_start="1")
     assert not put(Store(tmp_path, wait=False)).cached
@@ -319,7 +320,7 @@ def test_a_dead_pid_of_another_pid_namespace_proves_nothing(tmp_path: Path) -> N
 
 
 def test_a_holder_alive_on_this_host_keeps_its_lock_however_old_the_heartbeat(tmp_path: Path) -> None:
-    process = store_module._process(os.getpid())
+    process = locks_module._process(os.getpid())
     if process is None:
         pytest.skip("this kernel does not tell when a process started")
     write_lock(tmp_path, age_s=9999, pid=os.getpid(), host=socket.gethostname(), process_start=process[1])
@@ -333,7 +334,7 @@ def test_without_flock_nothing_is_taken_over_and_free_locks_still_work(
     def refuse(*_: Any) -> None:
         raise OSError("flock is not supported here")
 
-    monkeypatch.setattr(store_module.fcntl, "flock", refuse)
+    monkeypatch.setattr(locks_module.fcntl, "flock", refuse)
     path = write_lock(tmp_path, age_s=9999)
     with pytest.raises(StageLocked, match="delete the lock file"):
         put(Store(tmp_path, wait=False))
@@ -343,7 +344,7 @@ def test_without_flock_nothing_is_taken_over_and_free_locks_still_work(
 
 def test_without_flock_the_exclusive_create_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_lock(tmp_path)
-    lock = _Lock(path, 5, 30)
+    lock = Lock(path, 5, 30)
     looks = iter([None, ({"pid": 4242}, 0.0)])  # the other one comes between our look and our create
     monkeypatch.setattr(lock, "_read", lambda: next(looks))
     assert lock.acquire() == {"pid": 4242}
@@ -357,11 +358,11 @@ def test_a_taker_is_alone_between_its_judgement_and_its_lock(
 ) -> None:
     """Each of the two guards must do alone: flock between processes, the mutex between threads of one on NFS."""
     if left == "flock":
-        monkeypatch.setattr(store_module, "_THREADS", contextlib.nullcontext())
+        monkeypatch.setattr(locks_module, "_THREADS", contextlib.nullcontext())
     else:
-        monkeypatch.setattr(store_module.fcntl, "flock", lambda *_: None)
+        monkeypatch.setattr(locks_module.fcntl, "flock", lambda *_: None)
     path = write_lock(tmp_path, age_s=9999)
-    slow, fast = _Lock(path, 5, 30), _Lock(path, 5, 30)
+    slow, fast = Lock(path, 5, 30), Lock(path, 5, 30)
     judged, go, answers = threading.Event(), threading.Event(), dict[str, Any]()
 
     def judge(holder: Mapping[str, Any], age_s: float) -> bool:
@@ -387,15 +388,15 @@ def test_a_taker_is_alone_between_its_judgement_and_its_lock(
 def test_a_result_that_appears_while_asking_for_the_lock_is_taken(
     tmp_path: Path, eager: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ask = _Lock.acquire
+    ask = Lock.acquire
     for config in ({"released": False}, {"released": True}):
 
-        def acquire(lock: _Lock, config: Mapping[str, bool] = config) -> dict[str, Any] | None:
-            monkeypatch.setattr(_Lock, "acquire", ask)
+        def acquire(lock: Lock, config: Mapping[str, bool] = config) -> dict[str, Any] | None:
+            monkeypatch.setattr(Lock, "acquire", ask)
             put(Store(tmp_path), config=config)
             return ask(lock) if config["released"] else {"pid": 4242}
 
-        monkeypatch.setattr(_Lock, "acquire", acquire)
+        monkeypatch.setattr(Lock, "acquire", acquire)
         assert put(eager, config=config).cached
     assert eager.executions == [] and leftovers(tmp_path) == []
 
@@ -563,10 +564,10 @@ def test_many_processes_and_stages_build_each_stage_once(tmp_path: Path) -> None
 def test_of_many_takers_of_a_stale_lock_one_wins(tmp_path: Path) -> None:
     for _ in range(30):
         path = write_lock(tmp_path, age_s=9999)
-        locks = [_Lock(path, 5, 30) for _ in range(4)]
-        start, won = threading.Barrier(len(locks)), list[_Lock]()
+        locks = [Lock(path, 5, 30) for _ in range(4)]
+        start, won = threading.Barrier(len(locks)), list[Lock]()
 
-        def take(lock: _Lock, start: threading.Barrier = start, won: list[_Lock] = won) -> None:
+        def take(lock: Lock, start: threading.Barrier = start, won: list[Lock] = won) -> None:
             start.wait()
             if lock.acquire() is None:
                 won.append(lock)

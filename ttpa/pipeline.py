@@ -7,7 +7,7 @@ stages. The table rows that a run leaves behind are written by `record`; nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,9 +25,10 @@ ROW_VERSION = 1
 class View(Protocol):
     """What the pipeline tells the screen."""
 
-    def begin(self, key: str, label: str) -> None: ...
-    def progress(self, key: str, done: int, total: int, tokens_per_s: float, note: str) -> None: ...
-    def end(self, key: str, label: str, result: StageResult) -> None: ...
+    def expect(self, labels: Sequence[str]) -> None: ...
+    def begin(self, label: str) -> None: ...
+    def progress(self, label: str, done: int, total: int, tokens_per_s: float, note: str) -> None: ...
+    def end(self, label: str, result: StageResult) -> None: ...
     def note(self, message: str) -> None: ...
 
 
@@ -108,22 +109,41 @@ class _Graph:
     store: Store
     view: View
 
-    def stage(self, role: str, label: str, name: str, inputs: Mapping[str, StageResult], settings: Mapping[str, Any],
+    def stage(self, label: str, name: str, inputs: Mapping[str, StageResult], settings: Mapping[str, Any],
               build: Callable[[Path, stages.Progress], dict[str, Any]]) -> StageResult:
         """Finds or builds one stage and tells the view."""
 
         def work(workdir: Path) -> dict[str, Any]:
-            self.view.begin(role, label)
-            return build(workdir, lambda *news: self.view.progress(role, *news))
+            self.view.begin(label)
+            return build(workdir, lambda *news: self.view.progress(label, *news))
 
         result = self.store.stage(name, version=stages.VERSIONS[name], config=settings, inputs=inputs, build=work, label=label)
-        self.view.end(role, label, result)
+        self.view.end(label, result)
         return result
 
-    def evaluate(self, role: str, policy: StageResult, data: StageResult) -> StageResult:
-        return self.stage(f"{role}/evaluate", f"evaluate {role}", "evaluate", {"policy": policy, "data": data},
-                          config.identity(self.cfg, "eval"), lambda out, tell: stages.build_evaluate(
-                              self.parts, policy.path / "policy", data.path, out, tell))
+    def evaluate(self, label: str, policy: StageResult, data: StageResult) -> StageResult:
+        return self.stage(label, "evaluate", {"policy": policy, "data": data}, config.identity(self.cfg, "eval"),
+                          lambda out, tell: stages.build_evaluate(self.parts, policy.path / "policy", data.path, out, tell))
+
+
+@dataclass(frozen=True, slots=True)
+class _Labels:
+    """What the stages of one cell are called on the screen. The first round's exploration is every cell's."""
+
+    objective: str
+    rounds: int
+
+    def of(self, stage: str, number: int = 0) -> str:
+        if stage in ("select", "explore") and number == 1:
+            return stage
+        return f"{stage} {self.objective}" + (f" round {number}" if number and self.rounds > 1 else "")
+
+    def path(self, parts: stages.Parts, until: str | None) -> list[str]:
+        """Every label of the cell, in order."""
+        steps = [name for name, here in (("select", parts.select.needs_policy), ("explore", parts.objective.loss.consumes == "pair"),
+                                         ("align", True)) if here]
+        labels = [self.of(step, number) for number in range(1, self.rounds + 1) for step in steps]
+        return labels[:-1] if until == "explore" else labels if until else [*labels, self.of("evaluate")]
 
 
 def run(cfg: DictConfig, view: View) -> Outcome:
@@ -135,62 +155,70 @@ def run(cfg: DictConfig, view: View) -> Outcome:
     parts = build_parts(cfg)
     store = Store(Path(cfg.paths.store), wait=cfg.paths.wait_for_locks, on_wait=view.note)
     graph = _Graph(cfg=cfg, parts=parts, store=store, view=view)
-    data = graph.stage("data", "data", "data", {}, config.identity(cfg, "data"), lambda out, _: stages.build_data(parts, out))
-    warmup = graph.stage("warmup", "warm-up", "warmup", {"data": data}, config.identity(cfg, "model", "warmup", "seed"),
+    graphs = {cfg_choice(cfg, "objective"): graph} | _controls(graph)
+    shown = ["data", "warm-up"] + ([] if cfg.until else ["evaluate warm-up"])
+    for name, one in graphs.items() if cfg.until != "warmup" else ():
+        shown += _Labels(name, cfg.rounds).path(one.parts, cfg.until)
+    view.expect(list(dict.fromkeys(shown)))
+
+    data = graph.stage("data", "data", {}, config.identity(cfg, "data"), lambda out, _: stages.build_data(parts, out))
+    warmup = graph.stage("warm-up", "warmup", {"data": data}, config.identity(cfg, "model", "warmup", "seed"),
                          lambda out, tell: stages.build_warmup(parts, data.path, out, tell))
     shared = {"data": data, "warmup": warmup}
     if cfg.until == "warmup":
         return Outcome(shared, (), tuple(store.executions))
     if cfg.until is None:
-        shared["baseline"] = graph.evaluate("warmup", warmup, data)
-    cells = [_cell(graph, cfg_choice(cfg, "objective"), data, warmup)]
-    for name in cfg.controls:
-        control = cfg.copy()
-        control.objective = cfg.controls[name]
-        if control.objective == cfg.objective:
-            continue
-        objective = config.instantiate(control.objective, f"controls.{name}")
-        graph_of = replace(graph, cfg=control, parts=replace(parts, objective=objective))
-        check_compatible(graph_of.parts, control)
-        cells.append(_cell(graph_of, str(name), data, warmup))
-    outcome = Outcome(shared, tuple(cells), tuple(store.executions))
+        shared["baseline"] = graph.evaluate("evaluate warm-up", warmup, data)
+    cells = tuple(_cell(one, name, data, warmup) for name, one in graphs.items())
+    outcome = Outcome(shared, cells, tuple(store.executions))
     record(cfg, outcome)
     return outcome
 
 
+def _controls(graph: _Graph) -> dict[str, _Graph]:
+    """The same graph with each control's objective. A control equal to the run's own objective is not run twice."""
+    graphs = {}
+    for name, objective in graph.cfg.controls.items():
+        if objective == graph.cfg.objective:
+            continue
+        cfg = graph.cfg.copy()
+        cfg.objective = objective
+        cfg.choices.objective = name
+        parts = replace(graph.parts, objective=config.instantiate(objective, f"controls.{name}"))
+        check_compatible(parts, cfg)
+        graphs[str(name)] = replace(graph, cfg=cfg, parts=parts)
+    return graphs
+
+
 def _cell(graph: _Graph, objective: str, data: StageResult, warmup: StageResult) -> Cell:
     """Rounds of exploration and alignment, and the evaluation of what comes out."""
-    cfg, parts, policy = graph.cfg, graph.parts, warmup
+    cfg, parts, policy, labels = graph.cfg, graph.parts, warmup, _Labels(objective, graph.cfg.rounds)
     done: dict[str, StageResult] = {}
     for number in range(1, cfg.rounds + 1):
-        role = objective if cfg.rounds == 1 else f"{objective} round {number}"
-        policy_dir, inputs = policy.path / "policy", {"policy": policy, "data": data}
-        select = None
+        start, inputs = policy.path / "policy", {"policy": policy, "data": data}
+        select = explore = None
         if parts.select.needs_policy:
-            select = graph.stage(f"select/{policy.fingerprint}", "select", "select", inputs, config.identity(cfg, "select"),
-                                 lambda out, tell, at=policy_dir: stages.build_select(parts, at, data.path, out, tell))
+            select = graph.stage(labels.of("select", number), "select", inputs, config.identity(cfg, "select"),
+                                 lambda out, tell, at=start: stages.build_select(parts, at, data.path, out, tell))
             done[f"select{number}"], inputs = select, {**inputs, "select": select}
         picked = select.path if select else None
-        # Without a policy in the selection its settings decide what later stages see.
+        # A selection without a policy has no stage of its own: its settings enter the stages that apply it.
         chosen = {} if select else config.identity(cfg, "select")
-        explore = None
         if parts.objective.loss.consumes == "pair":
             settings = {**config.identity(cfg, "sampler", "scorer", "pairs", "seed"), **chosen, "round": number}
-            explore = graph.stage(f"explore/{policy.fingerprint}", "explore", "explore", inputs, settings,
-                                  lambda out, tell, at=policy_dir, of=picked, r=number: stages.build_explore(
+            explore = graph.stage(labels.of("explore", number), "explore", inputs, settings,
+                                  lambda out, tell, at=start, of=picked, r=number: stages.build_explore(
                                       parts, at, data.path, of, r, out, tell))
-            done[f"explore{number}"] = explore
+            done[f"explore{number}"], inputs, chosen = explore, {**inputs, "explore": explore}, {}
         if cfg.until == "explore" and number == cfg.rounds:
             return Cell(objective, done)
-        settings = config.identity(cfg, "objective", "seed")
-        settings |= {} if explore else chosen
-        source = {"explore": explore} if explore else {}
-        policy = graph.stage(role, f"align {role}", "align", {**inputs, **source}, settings,
-                             lambda out, tell, at=policy_dir, of=picked, found=explore: stages.build_align(
-                                 parts, at, data.path, of, found.path if found else None, out, tell))
+        found = explore.path if explore else None
+        policy = graph.stage(labels.of("align", number), "align", inputs, {**config.identity(cfg, "objective", "seed"), **chosen},
+                             lambda out, tell, at=start, of=picked, pairs=found: stages.build_align(
+                                 parts, at, data.path, of, pairs, out, tell))
         done[f"align{number}"] = policy
     if cfg.until is None:
-        done["evaluation"] = graph.evaluate(objective, policy, data)
+        done["evaluation"] = graph.evaluate(labels.of("evaluate"), policy, data)
     return Cell(objective, done)
 
 

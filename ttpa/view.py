@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import IO, Any
@@ -42,20 +42,22 @@ class _Line:
     note: str = ""
     seconds: float = 0.0
     first_done: int | None = None
+    paced: float = 0.0
 
     def left(self) -> str:
         """Estimated time left, from the pace since this process began."""
         fresh = self.done - (self.first_done or 0)
         if fresh <= 0 or not self.total:
             return ""
-        return clock((time.monotonic() - self.began) / fresh * (self.total - self.done))
+        return clock((time.monotonic() - self.paced) / fresh * (self.total - self.done))
 
 
 class ScreenView:
     """Redraws the graph in a terminal; prints a line an event when the output is a file or a pipe."""
 
     def __init__(self, stream: IO[str], title: str) -> None:
-        self.console = Console(file=stream, highlight=False)
+        # A file has no width of its own; the tables need about 120 columns.
+        self.console = Console(file=stream, highlight=False, width=None if stream.isatty() else 120)
         self.title = title
         self.lines: dict[str, _Line] = {}
         self.live = Live(console=self.console, refresh_per_second=4, get_renderable=self._graph) if stream.isatty() else None
@@ -72,30 +74,32 @@ class ScreenView:
 
     # --- what the pipeline tells ---------------------------------------------------------------------------------
 
-    def begin(self, key: str, label: str) -> None:
-        self.lines[key] = _Line(label, "running")
+    def expect(self, labels: Sequence[str]) -> None:
+        self.lines = {label: _Line(label) for label in labels}
+
+    def begin(self, label: str) -> None:
+        line = self.lines.setdefault(label, _Line(label))
+        line.state, line.began = "running", time.monotonic()
         self._say(f"{label}: started")
 
-    def progress(self, key: str, done: int, total: int, tokens_per_s: float, note: str) -> None:
-        line = self.lines[key]
+    def progress(self, label: str, done: int, total: int, tokens_per_s: float, note: str) -> None:
+        line = self.lines[label]
         if line.first_done is None:
-            line.first_done = done
-            line.began = time.monotonic() if done > 1 else line.began
+            # What a resumed stage found done says nothing about this process's pace.
+            line.first_done, line.paced = done, time.monotonic()
         line.done, line.total, line.tokens_per_s, line.note = done, total, tokens_per_s, note
-        if not self.live and time.monotonic() - self.printed > EVERY_S:
+        if time.monotonic() - self.printed > EVERY_S:
             self.printed = time.monotonic()
-            self._say(f"{line.label}: {self._status(line)}")
+            self._say(f"{label}: {self._status(line)}")
 
-    def end(self, key: str, label: str, result: StageResult) -> None:
-        line = self.lines.setdefault(key, _Line(label))
-        if line.state == "running" or not result.cached:
-            line.state = "done"
-        elif line.state == "waiting":
-            line.state = "cached"
+    def end(self, label: str, result: StageResult) -> None:
+        line = self.lines.setdefault(label, _Line(label))
+        if line.state in ("done", "cached"):
+            return  # a control came by a stage that the run itself has shown
+        line.state = "cached" if result.cached else "done"
         line.seconds = result.seconds
-        line.note = f"{result.name}-{result.fingerprint}" + found(result)
-        if line.state != "cached" or not self.live:
-            self._say(f"{label}: {line.state}, {clock(line.seconds)}, {line.note}")
+        line.note = f"{result.name}-{result.fingerprint}{found(result)}"
+        self._say(f"{label}: {line.state}, {clock(line.seconds)}, {line.note}")
 
     def note(self, message: str) -> None:
         self.console.print(message, markup=False)
@@ -115,9 +119,9 @@ class ScreenView:
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
         for line in self.lines.values():
             running = line.state == "running"
-            spent = time.monotonic() - line.began if running else line.seconds
+            spent = clock(time.monotonic() - line.began if running else line.seconds) if line.state != "waiting" else ""
             colour = {"running": "yellow", "done": "green", "cached": "cyan"}.get(line.state, "")
-            table.add_row(line.label, f"[{colour}]{line.state}[/]" if colour else line.state, clock(spent),
+            table.add_row(line.label, f"[{colour}]{line.state}[/]" if colour else line.state, spent,
                           self._status(line) if running else line.note)
         return table
 
@@ -144,7 +148,7 @@ def found(result: StageResult) -> str:
         return f", accuracy {metrics['accuracy']['value']:.3f}"
     if result.name == "data":
         parts = [f"{name} {count}" for name, count in metrics["samples"].items()]
-        rejected = f", {metrics['rows_rejected']} rows rejected" if metrics.get("rows_rejected") else ""
+        rejected = f", {metrics['rows_rejected']} rows rejected (rejected.jsonl says why)" if metrics.get("rows_rejected") else ""
         bands = "; bands of train " + ", ".join(f"{b} {n}" for b, n in metrics["bands"]["train"].items()) if "bands" in metrics else ""
         return ": " + ", ".join(parts) + bands + rejected
     if metrics.get("too_long"):
@@ -176,7 +180,7 @@ def accuracy_table(outcome: Outcome) -> Table:
     table = Table(title=f"Exact-call accuracy on the {metrics['split']} split ({metrics['accuracy']['n']} samples), 95 % interval",
                   title_justify="left", box=None, pad_edge=False)
     for name in ("policy", "all", "easy", "medium", "hard", "unseen tool", "seconds", "tokens"):
-        table.add_column(name, justify="left" if name in ("policy", "all") else "right")
+        table.add_column(name, justify="left" if name in ("policy", "all") else "right", no_wrap=True)
     for name, (stage, evaluation) in policies(outcome).items():
         m = evaluation.metrics
         tokens = stage.metrics.get("tokens")

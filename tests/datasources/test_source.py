@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
-from ttpa.data.source import SPLITS, DataSource, is_hub_id, read_rows, split_of
+from ttpa.data.bands import PAPER, Bands
+from ttpa.data.rows import is_hub_id, read_rows
+from ttpa.data.source import SPLITS, DataSource, split_of
 from ttpa.data.toolace import ToolACE
 from ttpa.data.xlam import XLAM
 from ttpa.errors import ConfigError, DataError
@@ -145,12 +149,23 @@ def test_what_is_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("max_rows", 0),
         ("max_rows", 2.5),
         ("text_turns", "no"),
+        ("bands", {"easy_tools": 2}),
     ],
 )
 def test_bad_values_name_key_and_value(key: str, value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         XLAM(**{"path": "x.jsonl", key: value})
     assert str(caught.value).startswith(f"data.{key}={value}: ")
+
+
+@pytest.mark.parametrize("kind", [ToolACE, XLAM])
+def test_made_from_option_nodes(kind: type[ToolACE | XLAM]) -> None:
+    node: dict[str, Any] = {"_target_": f"{kind.__module__}.{kind.__name__}", "path": "x.jsonl", "max_rows": None}
+    made = instantiate(OmegaConf.create(node), _convert_="all")
+    assert made == kind(path="x.jsonl")
+    assert made.bands == PAPER
+    node["bands"] = {"_target_": "ttpa.data.bands.Bands", "easy_tools": 2}
+    assert instantiate(OmegaConf.create(node), _convert_="all").bands == Bands(easy_tools=2)
 
 
 def test_check_finds_missing_and_empty_paths(tmp_path: Path) -> None:

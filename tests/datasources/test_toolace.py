@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from ttpa.data.source import BadRow
+from ttpa.data.repair import MAX_CHARS, MAX_REPAIRS, parse_split
+from ttpa.data.rows import BadRow
 from ttpa.data.toolace import ToolACE, looks_like_call, split_system
+from ttpa.errors import ConfigError
 from ttpa.records import Message, Sample, ToolCall, read_jsonl
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -193,3 +195,116 @@ def test_looks_like_call(text: str, call: bool) -> None:
 def test_bad_rows_say_why(bad: dict[str, Any], reason: str) -> None:
     with pytest.raises(BadRow, match=f"^{reason}"):
         source().convert(bad)
+
+
+# --- arguments that a conversion split at commas ---------------------------------------------------------------------
+
+# What the conversion made of `f(<original>)`, and the original arguments.
+SPLIT = {
+    r'a="[\"North\"", "South"], b=1': {"a": ["North", "South"], "b": 1},
+    r'a="{\"from\": 2017", "to": 2021}': {"a": {"from": 2017, "to": 2021}},
+    r'a="{\"id\": \"P1\"", "past": [{"c": "x"}, {"c": "y"}], "now": ["A", "B"]}, b="z"': {
+        "a": {"id": "P1", "past": [{"c": "x"}, {"c": "y"}], "now": ["A", "B"]},
+        "b": "z",
+    },
+    r'a="[{\"n\": \"$10,000, at most\"", "t": "2 h"}, {"n": "[", "t": "} \"]\""}]': {
+        "a": [{"n": "$10,000, at most", "t": "2 h"}, {"n": "[", "t": '} "]"'}]
+    },
+    r'a="[1", 2], b="[true", null], c="x"': {"a": [1, 2], "b": [True, None], "c": "x"},
+    r'a="[\"\u00e9t\u00e9\\n\"", "\ud83d\ude00"]': {"a": ["\u00e9t\u00e9\n", "\U0001f600"]},
+    # The last argument lost its rest: the text that is left is kept, as where nothing is repaired.
+    r'a="[1", 2], b="[\"sales\""': {"a": [1, 2], "b": '["sales"'},
+}
+NOT_SPLIT = {
+    "well formed, but positional": "[f(1)]",
+    "no quoted value": "[f(a=[1, 2], 3)]",
+    "the value is no container": r'[f(a="x", "y"])]',
+    "the container is whole": r'[f(a="[1]", 2])]',
+    "single quotes, which no JSON writer makes": """[f(a='[1', 2])]""",
+    "nothing closes it": r'[f(a="[1", 2)]',
+    "another bracket closes it": r'[f(a="[1", 2})]',
+    "more than one space": r'[f(a="[1",  2])]',
+    "no space": r'[f(a="[1",2])]',
+    "the rest is no JSON": r'[f(a="[1", x])]',
+    "the rest is Python": r'[f(a="[1", None])]',
+    "a trailing comma": r'[f(a="[1", 2, ])]',
+    "not finite": r'[f(a="[1", NaN])]',
+    "the head is no JSON": r'[f(a="{\\", n\": \"Alice\"}")]',
+    "cut inside a string": r'[f(a="{\"x\": \"one", two"})]',
+    "a key twice": r'[f(a="{\"x\": 1", "x": 2})]',
+    "an argument twice": r'[f(a="[1", 2], a=3)]',
+    "another fault behind it": r'[f(a="[1", 2], "y")]',
+    "another fault before it": r'[f("y", a="[1", 2])]',
+    "text behind it": r'[f(a="[1", 2] 3)]',
+    "nested too deep": '[f(a="[1", ' + "[" * 99 + "]" * 100 + ")]",
+    "an escape that is none": r'[f(a="[\q", 2])]',
+    "published, cut inside strings": (
+        r'[f(payload="{\\", name\": \"Bob\", \"email\": \"b@example.com\"}", details="{\"algorithm\": \"AES\"", '
+        r'"key": "dGhpc2lz="=\"", "iv": "c2Vj="}, timestamp=")]'
+    ),
+    "published, text cut at a comma": (
+        r'[f(html="<img src=\\", https://example.com/image.jpg\" alt=\"\\\"Example\\\"></body></html>\"")]'
+    ),
+}
+
+
+@pytest.mark.parametrize(("damaged", "arguments"), SPLIT.items())
+def test_split_arguments_are_joined(damaged: str, arguments: dict[str, Any]) -> None:
+    name = "Strong's [1] (beta)"
+    expected = (ToolCall(name=name, arguments=arguments), ToolCall(name="g"))
+    assert parse_split(f"[{name}({damaged}), g()]") == expected
+    entry = row("user: q", f"assistant: [{name}({damaged}), g()]", functions=[{"name": name}, {"name": "g"}])
+    converted = source().convert(entry)
+    assert converted.repaired
+    assert converted.samples[0].target == expected
+    with pytest.raises(BadRow, match=r"^call not parsable: turn 1: arguments must be key=value"):
+        source(repair_split_arguments=False).convert(entry)
+
+
+@pytest.mark.parametrize("why", NOT_SPLIT)
+def test_other_damage_stays_rejected(why: str) -> None:
+    text = NOT_SPLIT[why]
+    assert parse_split(text) is None
+    with pytest.raises(BadRow, match=r"^call not parsable: turn 1: "):
+        source().convert(row("user: q", f"assistant: {text}", functions=[{"name": "f"}]))
+
+
+def test_a_repaired_call_must_be_of_a_listed_tool() -> None:
+    with pytest.raises(BadRow, match="^tool not in list: turn 1 calls 'f'"):
+        source().convert(row("user: q", 'assistant: [f(a="[1", 2])]'))
+
+
+@pytest.mark.parametrize("text", ['[f(a="[1", b=2)]', "[f(a='x=\"[1\", 2]')]", r'[f(a="[\"x\"")]'])
+def test_a_turn_that_parses_is_not_touched(text: str) -> None:
+    converted = source().convert(row("user: q", f"assistant: {text}", functions=[{"name": "f"}]))
+    assert not converted.repaired
+    assert isinstance(converted.samples[0].target[0].arguments["a"], str)
+
+
+def test_repair_is_bounded() -> None:
+    def turn(count: int, more: str = "") -> str:
+        return "[f(" + ", ".join(f'a{index}="[1", 2]' for index in range(count)) + f', z="{more}")]'
+
+    (call,) = parse_split(turn(MAX_REPAIRS)) or ()
+    assert [call.arguments[f"a{index}"] for index in range(MAX_REPAIRS)] == [[1, 2]] * MAX_REPAIRS
+    assert parse_split(turn(MAX_REPAIRS + 1)) is None
+    assert parse_split(turn(1, "x" * MAX_CHARS)) is None
+
+
+def test_repaired_rows_are_counted(tmp_path: Path) -> None:
+    functions = [{"name": "f"}]
+    rows = [row(f"user: {n}", "assistant: [f()]", functions=functions) for n in range(40)]
+    split = row("user: q", r'assistant: [f(a="[1", 2])]', "user: more", r'assistant: [f(a="[3", 4])]',
+                functions=functions)  # fmt: skip
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in [*rows, split, split]))
+    metrics = ToolACE(path=str(path)).build(tmp_path)
+    counts = [metrics[f"rows_{what}"] for what in ("read", "duplicate", "repaired", "rejected")]
+    assert counts == [42, 1, 1, 0]
+
+
+def test_repair_option_is_checked() -> None:
+    with pytest.raises(ConfigError, match=r"^data\.repair_split_arguments=yes: must be true or false\. Use true\.$"):
+        source(repair_split_arguments="yes")
+    with pytest.raises(ConfigError, match=r"^data\.text_turns=no: "):
+        source(text_turns="no")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ttpa.data.source import BadRow
+from ttpa.data.rows import BadRow
 from ttpa.data.xlam import XLAM, parameters_schema
 from ttpa.records import Sample, read_jsonl
 

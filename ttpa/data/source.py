@@ -3,34 +3,28 @@
 `DataSource` is the protocol every `data=` option fulfils. `FileSource` is what the sources over published sets share:
 read rows, turn each into samples or say why not, split, write. A subclass supplies one method, `convert`.
 
-What this module does not do: know the layout of any set (`ttpa.data.toolace`, `ttpa.data.xlam`), pick samples
-(`ttpa.selection`) or render prompts (`ttpa.prompts`). The data stage of the pipeline calls it. The `datasets` and
-`pyarrow` packages are imported only when a hub id or a Parquet file is read.
+What this module does not do: read files (`ttpa.data.rows`), know the layout of any set (`ttpa.data.toolace`,
+`ttpa.data.xlam`), pick samples (`ttpa.selection`) or render prompts (`ttpa.prompts`). The data stage of the pipeline
+calls it.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import re
-import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from ttpa.data.bands import BANDS, PAPER, Bands
+from ttpa.data.rows import CUT, SUFFIXES, BadRow, Row, data_files, is_hub_id, read_rows
 from ttpa.errors import ConfigError, DataError
 from ttpa.records import Sample, ToolSpec, dumps, write_jsonl
 
-SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 SPLITS = {"warmup": "train.jsonl", "explore": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"}
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_BROKEN_FILE = (OSError, EOFError, zlib.error)  # gzip raises any of the three on a file that was cut or damaged
-_CUT = "file cut or damaged"
 _HALF_PAIR = re.compile("[\ud800-\udfff]")  # half of a surrogate pair: valid in JSON escapes, but UTF-8 cannot write it
 
 
@@ -55,41 +49,17 @@ class DataSource(Protocol):
         """
 
 
-class BadRow(Exception):
-    """Why a row cannot be used: a `kind` to count by, and the detail that tells this row's story."""
-
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(f"{kind}: {detail}")
-        self.kind = kind
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row as read: where it stood, and its content or why there is none.
-
-    `line` counts from 1: the line of the file, the place in a JSON list, or the row of a table.
-    """
-
-    file: str
-    line: int
-    value: Mapping[str, Any] | None = None
-    problem: BadRow | None = None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
-    """What a row became: a `key` equal for rows of equal content, its first user message, and its samples."""
+    """What a row became: a `key` equal for rows of equal content, its first user message, and its samples.
+
+    `repaired` says that damage in the published text was undone to read it.
+    """
 
     key: str
     opening: str
     samples: tuple[Sample, ...]
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON")  # Python would read NaN and Infinity; other readers of our files do not
-
-
-DECODER = json.JSONDecoder(parse_constant=_no_constant)  # strict JSON
+    repaired: bool = False
 
 
 def content_key(*parts: Any) -> str:
@@ -126,108 +96,6 @@ def split_of(opening: str, split_seed: int, validation_fraction: float, test_fra
     if place < test_fraction:
         return "test"
     return "validation" if place < test_fraction + validation_fraction else "train"
-
-
-def is_hub_id(path: str) -> bool:
-    """Whether `path` reads as "organisation/name" of a hub data set and not as a path of this machine.
-
-    What exists on disk is a path, and so is a missing name below an existing folder or with a data file's suffix.
-    """
-    local = Path(path).expanduser()
-    return bool(_HUB_ID.fullmatch(path)) and not (local.exists() or local.parent.is_dir() or path.endswith(SUFFIXES))
-
-
-def data_files(path: Path) -> list[Path]:
-    """The file itself, or the data files directly in the folder, sorted by name."""
-    if path.is_dir():
-        return sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES) and file.is_file())
-    return [path]
-
-
-def _value_row(file: str, number: int, value: Any) -> Row:
-    if isinstance(value, Mapping):
-        return Row(file, number, value)
-    return Row(file, number, problem=BadRow("not an object", f"a {type(value).__name__} where a row is expected"))
-
-
-def _stream_rows(name: str, stream: BinaryIO | gzip.GzipFile) -> Iterator[Row]:
-    number = 0
-    try:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")  # the byte-order mark some editors write
-                if name.endswith((".json", ".json.gz")) and line.lstrip().startswith(b"["):
-                    yield from _list_rows(name, (line + stream.read()).decode("utf-8"))
-                    return
-            try:
-                yield _value_row(name, number, DECODER.decode(line.decode("utf-8")))
-            except (ValueError, RecursionError) as error:
-                yield Row(name, number, problem=BadRow("not JSON", str(error)))
-    except (*_BROKEN_FILE, UnicodeDecodeError) as error:
-        yield Row(name, number + 1, problem=BadRow(_CUT, str(error)))
-
-
-def _list_rows(name: str, text: str) -> Iterator[Row]:
-    """Elements of one JSON list; those before a break are still given."""
-    at, number, gap = text.index("[") + 1, 0, re.compile(r"[\s,]*")
-    while True:
-        at = gap.match(text, at).end()  # type: ignore[union-attr]  # matches the empty string too
-        if text.startswith("]", at):
-            return
-        number += 1
-        try:
-            value, at = DECODER.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            yield Row(name, number, problem=BadRow(_CUT, f"the JSON list breaks here ({error})"))
-            return
-        yield _value_row(name, number, value)
-
-
-def _file_rows(path: Path) -> Iterator[Row]:
-    name = path.name
-    if name.endswith(".parquet"):
-        import pyarrow.parquet as parquet
-
-        try:
-            rows = (row for batch in parquet.ParquetFile(path).iter_batches() for row in batch.to_pylist())
-            yield from (_value_row(name, number, row) for number, row in enumerate(rows, 1))
-        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-            yield Row(name, 1, problem=BadRow(_CUT, str(error)))
-        return
-    opener = gzip.open if name.endswith(".gz") else open
-    with opener(path, "rb") as stream:
-        yield from _stream_rows(name, stream)
-
-
-def _hub_rows(hub_id: str) -> Iterator[Row]:
-    from datasets import load_dataset
-
-    try:
-        splits = load_dataset(hub_id)
-    except Exception as error:  # the library lets errors of its back ends through: network, permissions, formats
-        raise DataError(
-            f"data.path={hub_id}: no such file or folder, nor loadable from the hub ({error}). Check the id and"
-            " the network; a gated set (Salesforce/xlam-function-calling-60k is one) needs its terms accepted on its"
-            " hub page and a login with `hf auth login`. Or download its file and set data.path to it."
-        ) from error
-    for split in sorted(splits):
-        for number, row in enumerate(splits[split], 1):
-            yield _value_row(f"{hub_id}/{split}", number, row)
-
-
-def read_rows(path: str) -> Iterator[Row]:
-    """Rows of a file, of all data files directly in a folder (sorted), or of a hub data set "organisation/name".
-
-    Files are JSON lines, one JSON list (`.json`), either of them gzipped, or Parquet. A row that cannot be read is
-    given with its problem, so that the caller can count it. A hub data set that cannot be loaded raises DataError.
-    """
-    if is_hub_id(path):
-        yield from _hub_rows(path)
-    else:
-        for file in data_files(Path(path).expanduser()):
-            yield from _file_rows(file)
 
 
 def _writable(value: Any) -> bool:
@@ -294,6 +162,8 @@ class FileSource(ABC):
         rows = self.max_rows
         need("max_rows", rows is None or (type(rows) is int and rows > 0), "must be null or at least 1", "Use null")
         need("text_turns", isinstance(self.text_turns, bool), "must be true or false", "Use false")
+        remedy = "Leave it out, or give it _target_: ttpa.data.bands.Bands"
+        need("bands", isinstance(self.bands, Bands), "must be thresholds of the bands", remedy)
 
     @abstractmethod
     def convert(self, row: Mapping[str, Any]) -> Converted:
@@ -322,8 +192,9 @@ class FileSource(ABC):
 
         Returns:
             rows_read, rows_duplicate (equal content, dropped), rows_without_call_turn (good, but gave no sample),
-            rows_rejected with `rejected` by reason, `samples` by split (warmup and explore are the same train rows),
-            `bands` by file, `kinds` over all, and `content_sha256` over the written samples.
+            rows_repaired (of those kept), rows_rejected with `rejected` by reason, `samples` by split (warmup and
+            explore are the same train rows), `bands` by file, `kinds` over all, and `content_sha256` over the written
+            samples.
 
         Raises:
             ConfigError: as `check`.
@@ -350,6 +221,7 @@ class FileSource(ABC):
             "rows_read": tally.counts["rows"],
             "rows_duplicate": tally.counts["duplicate"],
             "rows_without_call_turn": tally.counts["without_call_turn"],
+            "rows_repaired": tally.counts["repaired"],
             "rows_rejected": len(tally.rejected),
             "rejected": dict(tally.reasons.most_common()),
             "samples": {name: len(splits[file.removesuffix(".jsonl")]) for name, file in SPLITS.items()},
@@ -378,6 +250,7 @@ class FileSource(ABC):
                 continue
             seen.add(converted.key)
             tally.counts["without_call_turn"] += not converted.samples
+            tally.counts["repaired"] += converted.repaired
             name = split_of(converted.opening, self.split_seed, self.validation_fraction, self.test_fraction)
             splits[name].extend(converted.samples)
         return splits
@@ -385,7 +258,7 @@ class FileSource(ABC):
     def _judge(self, tally: _Tally, splits: Mapping[str, list[Sample]], rejected: Path) -> None:
         rows, bad = tally.counts["rows"], len(tally.rejected)
         too_many = bad > self.max_bad_fraction * rows
-        if too_many or (tally.reasons[_CUT] and self.max_bad_fraction < 1):
+        if too_many or (tally.reasons[CUT] and self.max_bad_fraction < 1):
             reasons = ", ".join(f"{kind} {count}" for kind, count in tally.reasons.most_common())
             first = "; ".join(f"{entry['file']}:{entry['line']}: {entry['reason']}" for entry in tally.rejected[:3])
             why = f"more than data.max_bad_fraction={self.max_bad_fraction}" if too_many else "and a file is cut short"

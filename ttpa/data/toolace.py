@@ -7,8 +7,8 @@ Every call turn becomes a sample whose messages are the turns before it. Instruc
 are taken out of the system text, because prompts render tools and call syntax themselves; whatever else stood there
 stays.
 
-What this module does not do: parse calls (`ttpa.toolcall`) or repair them. Tool names are kept as published, spaces
-included.
+What this module does not do: parse calls (`ttpa.toolcall`) or mend them (`ttpa.data.repair`, tried only on turns that
+do not parse). Tool names are kept as published, spaces included.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ttpa.data.bands import band_of
-from ttpa.data.source import DECODER, BadRow, Converted, FileSource, content_key, unique_tools
+from ttpa.data.repair import parse_split
+from ttpa.data.rows import DECODER, BadRow
+from ttpa.data.source import Converted, FileSource, content_key, unique_tools
+from ttpa.errors import ConfigError
 from ttpa.records import Message, Sample, ToolCall, ToolSpec
 from ttpa.toolcall import ParseError, get_syntax
 from ttpa.toolcall.schema import normalise_schema
@@ -120,11 +123,14 @@ def looks_like_call(text: str) -> bool:
     return text.startswith("[") and "(" in text and not _LINK.match(text)
 
 
-def _calls(text: str, number: int, tools: Mapping[str, ToolSpec]) -> tuple[ToolCall, ...]:
-    """The calls of a turn; empty when the turn is text."""
+def _calls(text: str, number: int, tools: Mapping[str, ToolSpec], repair: bool) -> tuple[tuple[ToolCall, ...], bool]:
+    """The calls of a turn, none when the turn is text; and whether they had to be repaired."""
     if not looks_like_call(text):
-        return ()
+        return (), False
     parsed = get_syntax("python").parse(text)
+    mended = parse_split(text) if repair and isinstance(parsed, ParseError) else None
+    if mended is not None:
+        parsed = mended
     if isinstance(parsed, ParseError):
         raise BadRow("call not parsable", f"turn {number}: {parsed}")
     if not parsed:
@@ -132,7 +138,7 @@ def _calls(text: str, number: int, tools: Mapping[str, ToolSpec]) -> tuple[ToolC
     for call in parsed:
         if call.name not in tools:
             raise BadRow("tool not in list", f"turn {number} calls {call.name!r}, none of the row's {len(tools)} tools")
-    return parsed
+    return parsed, mended is not None
 
 
 def _turns(row: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -163,8 +169,20 @@ class ToolACE(FileSource):
     """The ToolACE set: dialogues of one or more call turns, over tools whose names may hold spaces, slashes and dots.
 
     With `text_turns`, plain assistant replies become samples of kind text too; without, a row that has no call turn
-    gives no sample and is counted. Arguments are as for `FileSource`.
+    gives no sample and is counted.
+
+    Args:
+        repair_split_arguments: Mend calls whose nested arguments a conversion split at commas (`ttpa.data.repair`);
+            such rows are counted as rows_repaired. Without, they are rejected. The rest is as for `FileSource`.
     """
+
+    repair_split_arguments: bool = True
+
+    def __post_init__(self) -> None:
+        FileSource.__post_init__(self)  # `super()` does not find its class in a dataclass with slots
+        if not isinstance(self.repair_split_arguments, bool):
+            key, value = "data.repair_split_arguments", self.repair_split_arguments
+            raise ConfigError.at(key, value, "must be true or false", "Use true")
 
     def convert(self, row: Mapping[str, Any]) -> Converted:
         """See `FileSource.convert`. Turn numbers in reasons and sample ids count from 0 over `conversations`."""
@@ -175,8 +193,12 @@ class ToolACE(FileSource):
         key = content_key(row["system"], turns)
         messages = [Message(role="system", content=custom)] if custom else []
         samples: list[Sample] = []
+        repaired = False
         for number, (role, text) in enumerate(turns):
-            calls = _calls(text, number, by_name) if role == "assistant" else ()
+            calls: tuple[ToolCall, ...] = ()
+            if role == "assistant":
+                calls, mended = _calls(text, number, by_name, self.repair_split_arguments)
+                repaired |= mended
             if role == "assistant" and (calls or self.text_turns):
                 samples.append(
                     Sample(
@@ -191,4 +213,4 @@ class ToolACE(FileSource):
                     )
                 )
             messages.append(Message(role=role, content="" if calls else text, calls=calls))
-        return Converted(key=key, opening=turns[0][1], samples=tuple(samples))
+        return Converted(key=key, opening=turns[0][1], samples=tuple(samples), repaired=repaired)

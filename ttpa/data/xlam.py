@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ttpa.data.bands import band_of
-from ttpa.data.source import DECODER, BadRow, Converted, FileSource, content_key, unique_tools
+from ttpa.data.rows import DECODER, BadRow
+from ttpa.data.source import Converted, FileSource, content_key, unique_tools
 from ttpa.records import Message, Sample, ToolCall, ToolSpec
 from ttpa.toolcall.schema import normalise_type
 

@@ -1,0 +1,315 @@
+"""Policies in memory and on disk: the embedded model, pretrained models, and adapters stacked stage by stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from ttpa.errors import ConfigError, DataError
+from ttpa.modules.optim import build_optimizer
+from ttpa.modules.settings import OptimizerSettings
+from ttpa.policy.logprobs import Row, token_logps
+from ttpa.policy.policy import Policy
+from ttpa.policy.specs import HFModel, Lora, TinyModel, load_policy, spec_from_json
+from ttpa.policy.tokenizer import train_tokenizer
+from ttpa.records import Sample
+
+TEXTS = ("get_weather(city,days:int)", '[get_weather(city="Paris")]', "Weather in Paris?")
+TINY = TinyModel(hidden=16, layers=1, heads=2, feed_forward=24, vocab=300, max_tokens=64)
+TEMPLATE = (
+    "{% if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% endif %}"
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Qwen2 and a tokenizer whose template takes tools."""
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = train_tokenizer(TEXTS, 300)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(3)
+    model = Qwen2ForCausalLM(Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=128, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id))
+    model.save_pretrained(folder)
+    return folder
+
+
+def spec(base: Path, lora: Lora | None, **fields: Any) -> HFModel:
+    return HFModel(**{"name": str(base), "max_tokens": 512, "lora": lora, "dtype": "float32", **fields})
+
+
+def logits(model: torch.nn.Module) -> Tensor:
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        found: Tensor = model(input_ids=torch.arange(7, 40)[None]).logits
+    model.train(training)
+    return found
+
+
+def furthest(left: Tensor, right: Tensor) -> float:
+    return float((left - right).abs().max())
+
+
+def shake(policy: Policy, seed: int) -> None:
+    """Stands in for training: moves every trainable weight."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in policy.model.parameters():
+            if p.requires_grad:
+                p += 0.1 * torch.randn(p.shape, generator=generator)
+
+
+def trainable(policy: Policy) -> set[str]:
+    return {name for name, p in policy.model.named_parameters() if p.requires_grad}
+
+
+def files(folder: Path) -> set[str]:
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+
+
+def size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+
+
+# --- the embedded model ------------------------------------------------------------------------------------------
+
+
+def test_tiny_model_is_decided_by_its_seed_and_texts() -> None:
+    first, again, other = TINY.create(TEXTS, 1), TINY.create(iter(TEXTS), 1), TINY.create(TEXTS, 2)
+    states = [policy.model.state_dict() for policy in (first, again, other)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[0]["model.embed_tokens.weight"], states[2]["model.embed_tokens.weight"])
+    assert first.tokenizer.get_vocab() == again.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+
+
+def test_tiny_model_does_not_depend_on_the_state_of_torchs_generator() -> None:
+    torch.manual_seed(99)
+    first = logits(TINY.create(TEXTS, 1).model)
+    torch.manual_seed(100)
+    assert torch.equal(first, logits(TINY.create(TEXTS, 1).model))
+
+
+def test_tiny_model_starts_from_the_recipe() -> None:
+    """Embeddings 0.02, matrices 1 / sqrt(fan in), those that write to the residual stream half of it; biases 0, norms 1."""
+    model = TinyModel(hidden=128, layers=1, heads=2, feed_forward=256, vocab=300, max_tokens=64).create(TEXTS, 0).model
+    weights = dict(model.named_parameters())
+    layer = "model.layers.0."
+    for name, std in ((f"{layer}self_attn.q_proj.weight", 128**-0.5), (f"{layer}mlp.gate_proj.weight", 128**-0.5),
+                      (f"{layer}self_attn.o_proj.weight", 0.5 * 128**-0.5),
+                      (f"{layer}mlp.down_proj.weight", 0.5 * 256**-0.5), ("model.embed_tokens.weight", 0.02)):
+        assert float(weights[name].detach().std()) == pytest.approx(std, rel=0.03), name
+    assert not weights[f"{layer}self_attn.q_proj.bias"].any() and (weights["model.norm.weight"] == 1).all()
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_tiny_model_round_trip(tmp_path: Path, tiny_policy: Policy, toy_samples: tuple[Sample, ...]) -> None:
+    shake(tiny_policy, 0)
+    tiny_policy.save(tmp_path / "policy")
+    back = load_policy(tmp_path / "policy")
+    assert back.spec == tiny_policy.spec and back.adapters == () and back.max_tokens == 256
+    assert torch.equal(logits(back.model), logits(tiny_policy.model))
+    assert back.renderer.prompts(toy_samples) == tiny_policy.renderer.prompts(toy_samples)
+    assert back.renderer.answers(toy_samples) == tiny_policy.renderer.answers(toy_samples)
+    assert (back.renderer.stop_ids, back.renderer.pad_id) == (tiny_policy.renderer.stop_ids, tiny_policy.renderer.pad_id)
+
+
+def test_a_policy_can_be_saved_where_one_was(tmp_path: Path) -> None:
+    policy = TINY.create(TEXTS, 0)
+    policy.save(tmp_path)
+    shake(policy, 1)
+    policy.save(tmp_path)
+    assert torch.equal(logits(load_policy(tmp_path).model), logits(policy.model))
+
+
+def test_full_training_trains_everything() -> None:
+    policy = TINY.create(TEXTS, 0)
+    policy.model.eval()
+    policy.model.requires_grad_(False)
+    policy.start_training(0)
+    assert trainable(policy) == {name for name, _ in policy.model.named_parameters()} and policy.model.training
+
+
+# --- pretrained models -------------------------------------------------------------------------------------------
+
+
+def test_chat_policy_renders_tools_with_the_models_own_template(base: Path, toy_samples: tuple[Sample, ...]) -> None:
+    policy = spec(base, None).create((), 0)
+    text = policy.tokenizer.decode(policy.renderer.prompts(toy_samples[:1])[0])
+    assert '"get_weather"' in text and '"book_room"' in text and text.endswith("Weather in Paris?<eos><assistant>")
+
+
+def test_full_weights_round_trip(base: Path, tmp_path: Path) -> None:
+    policy = spec(base, None).create((), 0)
+    start = logits(policy.model)
+    policy.start_training(0)
+    assert trainable(policy) == {name for name, _ in policy.model.named_parameters()}
+    shake(policy, 0)
+    policy.save(tmp_path)
+    back = load_policy(tmp_path)
+    assert furthest(logits(back.model), logits(policy.model)) < 1e-6 and furthest(logits(back.model), start) > 0.01
+    assert (tmp_path / "model").is_dir() and not (tmp_path / "adapter-0").exists()
+
+
+def test_a_policy_without_training_saves_no_weights(base: Path, tmp_path: Path) -> None:
+    """`warmup=none` with an adapter to come: the base model is where it was."""
+    policy = spec(base, Lora(r=2)).create((), 0)
+    policy.save(tmp_path)
+    assert size(tmp_path) == 0 and json.loads((tmp_path / "policy.json").read_text())["adapters"] == []
+    assert torch.equal(logits(load_policy(tmp_path).model), logits(policy.model))
+
+
+@pytest.mark.parametrize("lora", [Lora(r=2, alpha=4), Lora(r=2, alpha=4, dora=True),
+                                  Lora(r=3, alpha=3, target_modules=["q_proj", "down_proj"])])
+def test_an_adapter_is_saved_alone_and_merged_on_loading(base: Path, tmp_path: Path, lora: Lora) -> None:
+    policy = spec(base, lora).create((), 0)
+    start = logits(policy.model)
+    policy.start_training(1)
+    assert trainable(policy) and all("lora_" in name for name in trainable(policy))
+    assert furthest(logits(policy.model), start) < 1e-5  # a fresh adapter changes nothing
+    shake(policy, 0)
+    policy.save(tmp_path)
+    weights = {name for name in files(tmp_path) if name.endswith((".safetensors", ".bin"))}
+    assert weights == {"adapter-0/adapter_model.safetensors"}
+    assert size(tmp_path / "adapter-0") < 0.25 * size(base)
+    back = load_policy(tmp_path)
+    assert back.spec == policy.spec and back.adapters == (tmp_path / "adapter-0",)
+    assert isinstance(back.model, Qwen2ForCausalLM)
+    assert furthest(logits(back.model), logits(policy.model)) < 1e-5 and furthest(logits(back.model), start) > 0.01
+
+
+def test_a_fresh_adapter_is_decided_by_its_seed(base: Path) -> None:
+    def started(seed: int) -> dict[str, Tensor]:
+        policy = spec(base, Lora(r=2)).create((), 0)
+        policy.start_training(seed)
+        return {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
+
+    first, again, other = started(1), started(1), started(2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_second_stage_trains_a_fresh_adapter_on_the_merged_first(base: Path, tmp_path: Path) -> None:
+    """Adapter off is the policy the stage started from, which is its reference model; PEFT loads both folders as they are."""
+    first = spec(base, Lora(r=2, alpha=4)).create((), 0)
+    first.start_training(1)
+    shake(first, 0)
+    first.save(tmp_path / "one")
+    after_one = logits(first.model)
+
+    second = load_policy(tmp_path / "one")
+    second.start_training(2)
+    assert len(trainable(second)) == len(trainable(first)) > 0
+    shake(second, 1)
+    after_two = logits(second.model)
+    with second.model.disable_adapter():
+        assert furthest(logits(second.model), after_one) < 1e-5
+    second.save(tmp_path / "two")
+    weights = {name for name in files(tmp_path / "two") if name.endswith((".safetensors", ".bin"))}
+    assert weights == {"adapter-0/adapter_model.safetensors", "adapter-1/adapter_model.safetensors"}
+    assert json.loads((tmp_path / "two" / "policy.json").read_text())["adapters"] == ["adapter-0", "adapter-1"]
+
+    back = load_policy(tmp_path / "two")
+    assert furthest(logits(back.model), after_two) < 1e-5 and furthest(after_one, after_two) > 0.01
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    for name in ("adapter-0", "adapter-1"):
+        model = PeftModel.from_pretrained(model, str(tmp_path / "two" / name)).merge_and_unload()
+    assert furthest(logits(model), after_two) < 1e-5
+
+
+def test_log_probs_see_the_adapter(base: Path) -> None:
+    """The training forward goes around the PEFT wrapper; the injected layers must stay active."""
+    policy = spec(base, Lora(r=2)).create((), 0)
+    policy.start_training(1)
+    shake(policy, 0)
+    row = Row(tuple(range(7, 20)), tuple(range(20, 40)))
+    with torch.no_grad():
+        found = token_logps(policy.model, [row], pad_id=0).logps_N
+    expected = torch.log_softmax(logits(policy.model)[0], -1)[12:-1].gather(-1, torch.arange(20, 40)[:, None])[:, 0]
+    assert furthest(found, expected) < 1e-5
+    with torch.no_grad(), policy.model.disable_adapter():
+        assert furthest(token_logps(policy.model, [row], pad_id=0).logps_N, found) > 0.01
+
+
+@pytest.mark.parametrize("name", [
+    "adamw",
+    pytest.param("muon_adamw", marks=pytest.mark.xfail(
+        strict=True, raises=ValueError, reason="an adapter is matrices only: AdamW refuses its empty list")),
+])
+def test_an_adapter_can_be_optimised(base: Path, name: str) -> None:
+    policy = spec(base, Lora(r=2)).create((), 0)
+    policy.start_training(1)
+    optimizer = build_optimizer(policy.model.named_parameters(), OptimizerSettings(name=name, lr=1e-2))
+    before = logits(policy.model)
+    policy.model(input_ids=torch.arange(7, 40)[None]).logits.square().mean().backward()
+    optimizer.step()
+    assert furthest(logits(policy.model), before) > 1e-5
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_no_model_is_an_error_with_a_remedy(base: Path, tmp_path: Path) -> None:
+    for name in (tmp_path / "nothing", tmp_path):  # no such folder; a folder without a model
+        with pytest.raises(ConfigError, match=r"^model\.name=.*cannot be loaded .* Give a folder that holds a transformers"):
+            spec(base, None, name=str(name)).create((), 0)
+
+
+def test_a_folder_without_a_policy_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no policy\.json .* Give the folder of a trained stage\."):
+        load_policy(tmp_path)
+
+
+def test_a_model_without_a_chat_template_is_refused_as_chat(tmp_path: Path) -> None:
+    policy = TINY.create(TEXTS, 0)
+    policy.model.save_pretrained(tmp_path)
+    policy.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"^model\.template=chat: .* has no chat template.* model\.template=compact"):
+        spec(tmp_path, None).create((), 0)
+    assert furthest(logits(spec(tmp_path, None, template="compact").create((), 0).model), logits(policy.model)) < 1e-6
+
+
+@pytest.mark.parametrize("make", [
+    lambda: TINY,
+    lambda: HFModel(name="a/b", max_tokens=32),
+    lambda: HFModel(name="a/b", max_tokens=32, lora=Lora(r=3, target_modules=["q_proj"], dora=True), revision="main",
+                    quantization="nf4", dtype="float16", template="compact", syntax="python_compact"),
+])
+def test_spec_round_trip_through_json(make: Callable[[], TinyModel | HFModel]) -> None:
+    assert spec_from_json(json.loads(json.dumps(make().to_json()))) == make()
+
+
+TINY_FIELDS = {"hidden": 16, "layers": 1, "heads": 2, "feed_forward": 24, "vocab": 300, "max_tokens": 64}
+HF_FIELDS = {"name": "a/b", "max_tokens": 64}
+
+
+@pytest.mark.parametrize(("kind", "fields", "key"), [
+    (TinyModel, {**TINY_FIELDS, "heads": 3}, "model.heads"),
+    (TinyModel, {**TINY_FIELDS, "heads": 16}, "model.heads"),  # heads of one number each: odd
+    (TinyModel, {**TINY_FIELDS, "vocab": 200}, "model.vocab"),
+    (TinyModel, {**TINY_FIELDS, "template": "chat"}, "model.template"),
+    (TinyModel, {**TINY_FIELDS, "dtype": "int8"}, "model.dtype"),
+    (TinyModel, {**TINY_FIELDS, "max_tokens": 8}, "model.max_tokens"),
+    (HFModel, {**HF_FIELDS, "name": ""}, "model.name"),
+    (HFModel, {**HF_FIELDS, "template": "raw"}, "model.template"),
+    (HFModel, {**HF_FIELDS, "quantization": "int8"}, "model.quantization"),
+    (HFModel, {**HF_FIELDS, "quantization": "nf4"}, "model.quantization"),
+    (Lora, {"r": 0}, "model.lora.r"),
+])
+def test_a_setting_out_of_range_names_its_key(kind: Any, fields: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{key}="):
+        kind(**fields)

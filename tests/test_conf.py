@@ -1,0 +1,349 @@
+"""The option files: all reachable, commented and instantiable, in every cell; which of their values name a result."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import yaml
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from ttpa import config, pipeline
+from ttpa.errors import ConfigError
+from ttpa.store import StageResult, fingerprint
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+OVERLAYS = ("experiment", "hparams_search", "debug", "local")
+YAMLS = sorted(path for path in CONF.rglob("*.yaml") if path.relative_to(CONF).parts[0] != "local")
+GROUPS = sorted({path.parent.relative_to(CONF).as_posix() for path in YAMLS} - {"."})
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+OVERLAID = [("experiment", name) for name in options("experiment")] + [("debug", name) for name in options("debug")]
+CELLS = [(*overlay, group, option) for overlay in OVERLAID for group in config.IDENTITY for option in options(group)]
+
+# Each would train on the same targets again in rounds 2 and 3.
+REFUSED = {("experiment", "itool", "objective", "gold"): r"objective=gold .* rounds=3\. Use rounds=1, or objective="}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra_of_the_package() -> Iterator[None]:
+    with initialize_config_module("ttpa.conf", version_base="1.3"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def empty_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub id is told from a path by what exists here; stores, results and runs are relative to it."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The configuration of a command line, with the choices that the command line fills in."""
+    cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+    choices = {group: name for group, name in cfg.hydra.runtime.choices.items() if group in config.IDENTITY}
+    with open_dict(cfg):
+        del cfg["hydra"]
+        cfg.choices = choices
+    return cfg
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(CONF).as_posix()
+
+
+def targets(path: Path) -> list[str]:
+    return re.findall(r"_target_:\s*([\w.]+)", path.read_text(encoding="utf-8"))
+
+
+# ---- the files ------------------------------------------------------------------------------------------------------
+
+
+def test_every_folder_is_an_identity_group_an_execution_group_or_an_overlay() -> None:
+    kinds = (*config.IDENTITY, *config.EXECUTION, *OVERLAYS)
+    assert len(set(kinds)) == len(kinds)
+    assert set(GROUPS) <= set(kinds)
+    assert set(config.IDENTITY) | set(config.EXECUTION) <= set(GROUPS)
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=relative)
+def test_every_file_is_reachable_from_the_command_line(path: Path) -> None:
+    if relative(path) == "config.yaml":
+        assert {"name", "seed", "rounds", "until"} <= set(composed())
+        return
+    group = path.parent.relative_to(CONF).as_posix()
+    cfg = compose("config", overrides=[f"{group}={path.stem}"], return_hydra_config=True)
+    assert cfg.hydra.runtime.choices[group] == path.stem
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=relative)
+def test_every_file_opens_with_a_comment_that_says_what_it_is(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("# ")
+    said = lines[1] if lines[0].startswith("# @package") else lines[0]
+    assert said.startswith("# ") and len(said) > 8
+
+
+@pytest.mark.parametrize("path", [path for path in YAMLS if targets(path)], ids=relative)
+def test_every_target_is_an_allowed_class_that_imports(path: Path) -> None:
+    for target in targets(path):
+        assert target.startswith(config.ALLOWED_TARGETS)
+        assert isinstance(hydra.utils.get_object(target), type)
+
+
+def test_targets_are_found_in_the_files() -> None:
+    assert len({target for path in YAMLS for target in targets(path)}) > 15
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=relative)
+def test_files_hold_no_code(path: Path) -> None:
+    resolvers = set(re.findall(r"\$\{\s*([\w.]+)\s*:", path.read_text(encoding="utf-8")))
+    assert resolvers <= {"run_id", "oc.env"}
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_an_experiment_sets_only_what_exists_whatever_is_selected(name: str) -> None:
+    content = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert set(content) <= {"defaults", "name", "seed", "rounds", "until", "controls"}
+    assert content["name"] == name
+    for entry in content["defaults"]:
+        ((key, option),) = entry.items()
+        override = re.fullmatch(r"override /(\w+)", key)
+        control = re.fullmatch(r"/objective@controls\.(\w+)", key)
+        assert override or control, f"{key}: neither selects an option nor names a control"
+        assert option in options(override.group(1) if override else "objective")
+
+
+@pytest.mark.parametrize("overlay", ["paths=debug", *(f"debug={name}" for name in options("debug"))])
+def test_debug_runs_share_no_folder_with_real_runs(overlay: str) -> None:
+    """Execution options enter no fingerprint: in the same store a real run would find what a debug run left."""
+    real, debug = composed().paths, composed(overlay).paths
+    for key in ("store", "results", "runs"):
+        assert debug[key] != real[key]
+        assert not Path(debug[key]).is_relative_to(real[key])
+        assert not Path(real[key]).is_relative_to(debug[key])
+
+
+def test_help_explains_every_group() -> None:
+    done = subprocess.run([sys.executable, "-m", "ttpa.cli", "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    explained = set(re.findall(r"^ +(\w+)  +[a-zA-Z]", done.stdout, re.MULTILINE))
+    assert set(GROUPS) <= explained
+
+
+# ---- the cells ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell[1]}-{cell[2]}={cell[3]}")
+def test_every_cell_composes_and_instantiates_or_says_what_to_choose(cell: tuple[str, str, str, str]) -> None:
+    overlay, name, group, option = cell
+    cfg = composed(f"{overlay}={name}", f"{group}={option}")
+    assert cfg.choices[group] == option
+    if cell in REFUSED:
+        with pytest.raises(ConfigError, match=REFUSED[cell]):
+            pipeline.build_parts(cfg)
+        return
+    parts = pipeline.build_parts(cfg)
+    made = parts.evaluation if group == "eval" else getattr(parts, group)
+    assert type(made) is hydra.utils.get_object(cfg[group]._target_)
+
+
+def test_the_cells_cover_the_product() -> None:
+    assert len(CELLS) > 50
+    assert set(REFUSED) <= set(CELLS)
+    assert all(options(group) for group in config.IDENTITY)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["objective=dpo", "sampler=group", "sampler.n=1"], r"objective=dpo .*sampler\.n=1 .*Use sampler\.n=5 or pairs="),
+        (["objective=simpo", "sampler=tps", "sampler.n=1"], r"objective=simpo .*sampler\.n=1 .*Use sampler\.n=5 or pairs="),
+        (["objective=gold", "rounds=2"], r"objective=gold .*rounds=2\. Use rounds=1, or objective="),
+    ],
+)
+def test_cells_that_cannot_work_are_refused_with_what_to_choose(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        pipeline.build_parts(composed(*overrides))
+
+
+@pytest.mark.parametrize("overrides", [["objective=rft", "sampler.n=1"], ["sampler.n=1", "pairs=released"]])
+def test_one_answer_a_sample_is_enough_where_nothing_is_contrasted_or_the_target_stands_in(overrides: list[str]) -> None:
+    assert pipeline.build_parts(composed(*overrides)).sampler.n == 1
+
+
+def test_parts_are_made_without_loading_a_model_or_a_heavy_package() -> None:
+    code = (
+        "import sys; from hydra import compose, initialize_config_module; from ttpa import pipeline\n"
+        "with initialize_config_module('ttpa.conf', version_base='1.3'):\n"
+        "    cfg = compose('config', overrides=['model=hf', 'data=xlam'])\n"
+        "parts = pipeline.build_parts(cfg)\n"
+        "heavy = {'torch', 'transformers', 'pytorch_lightning', 'peft', 'datasets', 'pyarrow'} & set(sys.modules)\n"
+        "print(type(parts.model).__name__, parts.model.name, sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split("\n")[0] == "HFModel Qwen/Qwen2.5-0.5B-Instruct []", done.stderr
+
+
+# ---- identity and execution -----------------------------------------------------------------------------------------
+
+
+class Ledger:
+    """Stands in for the store: names every stage that is asked for, and builds none."""
+
+    def __init__(self, root: Path, **_: object) -> None:
+        self.root = root
+        self.executions: list[str] = []
+
+    def stage(self, name: str, *, version: int, config: Any, inputs: dict[str, StageResult], build: object,
+              label: str = "") -> StageResult:
+        key = fingerprint(name, version, config, {role: result.fingerprint for role, result in inputs.items()})
+        path = self.root / f"{name}-{key}"
+        return StageResult(name=name, fingerprint=key, path=path, metrics={}, cached=True, seconds=0.0)
+
+
+class Silent:
+    """A view that shows nothing."""
+
+    def __getattr__(self, _: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+Run = Callable[[DictConfig], pipeline.Outcome]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Walks the whole graph of a configuration without doing the work."""
+    monkeypatch.setattr(pipeline, "Store", Ledger)
+    return lambda cfg: pipeline.run(cfg, Silent())
+
+
+def names(outcome: pipeline.Outcome) -> dict[str, str]:
+    """Role -> stage directory, over all cells of a run."""
+    found = {role: stage.path.name for role, stage in outcome.shared.items()}
+    for cell in outcome.cells:
+        found |= {f"{cell.objective}/{role}": stage.path.name for role, stage in cell.stages.items()}
+    return found
+
+
+def changed(value: Any) -> Any:
+    """Another value of the same kind."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, str):
+        return value + "x"
+    return [*value, 1] if isinstance(value, list) else 1
+
+
+def leaves(node: Any, prefix: str) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from leaves(value, f"{prefix}.{key}")
+    else:
+        yield prefix
+
+
+EXECUTION_CHANGES = [f"{group}={option}" for group in config.EXECUTION for option in options(group)] + [
+    "trainer.execution.threads=3", "trainer.execution.micro_tokens=1", "trainer.execution.checkpoint_every_steps=7",
+    "trainer.lightning.devices=2", "engine.rows=3", "paths.store=elsewhere", "paths.wait_for_locks=false",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", EXECUTION_CHANGES)
+def test_execution_options_change_no_stage_and_no_run_id(change: str, run: Run) -> None:
+    base, other = composed("select=perplexity"), composed("select=perplexity", change)
+    assert names(run(other)) == names(run(base))
+    assert config.run_id(other) == config.run_id(base)
+
+
+@pytest.mark.parametrize(("group", "option"), [(group, option) for group in config.IDENTITY for option in options(group)])
+def test_every_value_of_an_identity_option_enters_a_stage_and_the_run_id(
+    group: str, option: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe of a model too: through the options that refer to it."""
+    overrides = (f"{group}={option}", "rounds=1")
+    cfg = composed(*overrides)
+    parts = pipeline.build_parts(cfg)
+    monkeypatch.setattr(pipeline, "build_parts", lambda _: parts)  # the changed values need not make sense
+    before, run_id = names(run(cfg)), config.run_id(cfg)
+    keys = list(leaves(OmegaConf.to_container(cfg[group]), group))
+    assert keys
+    for key in keys:
+        other = cfg.copy()
+        value = OmegaConf.select(other, key)
+        OmegaConf.update(other, key, changed(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value), merge=False)
+        assert names(run(other)) != before, f"{key} is in no fingerprint"
+        assert config.run_id(other) != run_id, f"{key} is not in the run id"
+
+
+@pytest.mark.parametrize("group", [group for group in config.IDENTITY if len(options(group)) > 1])
+def test_options_of_an_identity_group_are_told_apart(group: str, run: Run) -> None:
+    made = [tuple(names(run(composed(f"{group}={option}"))).values()) for option in options(group)]
+    assert len(set(made)) == len(made)
+
+
+def test_a_stage_is_named_by_what_it_is_made_from_and_by_nothing_later(run: Run) -> None:
+    base = names(run(composed("select=perplexity", "pairs=released")))
+    assert [role.split("/")[-1] for role in base] == [
+        "data", "warmup", "baseline", "select1", "explore1", "align1", "evaluation"]  # fmt: skip
+    for change, first in {
+        "warmup=curriculum": "warmup", "select.per_kind=true": "select1", "sampler=tps": "explore1", "scorer=ast": "explore1",
+        "pairs.min_margin=0.1": "explore1", "objective.batch_size=3": "align1",
+    }.items():  # fmt: skip
+        other = names(run(composed("select=perplexity", "pairs=released", change)))
+        roles = list(base)
+        at = [role.split("/")[-1] for role in roles].index(first)
+        same = {role for role in roles if base[role] == other[role]}
+        assert {role for role in roles[:at] if role != "baseline"} <= same, change
+        assert not same & {role for role in roles[at:] if role != "baseline"}, change
+
+
+def test_a_later_round_starts_from_the_stages_of_a_shorter_run(run: Run) -> None:
+    one, two = names(run(composed("rounds=1"))), names(run(composed("rounds=2")))
+    assert one["simpo/align1"] == two["simpo/align1"]
+    assert one["simpo/evaluation"] != two["simpo/evaluation"]
+
+
+def test_the_name_of_a_run_names_no_stage(run: Run) -> None:
+    assert names(run(composed("name=other"))) == names(run(composed()))
+
+
+def test_a_control_that_shares_the_name_of_the_objective_does_not_take_its_place(run: Run) -> None:
+    own = names(run(composed("objective=dpo", "objective.loss.beta=0.5")))["dpo/align1"]
+    try:
+        demo = run(composed("experiment=demo", "objective=dpo", "objective.loss.beta=0.5"))
+    except ConfigError:
+        return
+    assert own in names(demo).values()
+    assert len({cell.objective for cell in demo.cells}) == len(demo.cells)
+
+
+def test_a_control_that_cannot_work_is_refused_by_name_before_any_stage(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ledger, "stage", lambda *_, **__: pytest.fail("a stage was asked for"))
+    with pytest.raises(ConfigError, match=r"gold .*rounds=2"):
+        run(composed("experiment=demo", "rounds=2"))

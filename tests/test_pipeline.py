@@ -1,0 +1,150 @@
+"""The graph end to end on a model of a few thousand weights: what is shared, what is rebuilt, what survives a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+SMALL = (
+    "data.warmup_samples=80", "data.explore_samples=12", "data.test_per_band=4", "data.test_unseen=2",
+    "data.validation_per_band=2", "model.hidden=16", "model.heads=2", "model.layers=1", "model.feed_forward=32",
+    "model.recipe.warmup.steps=6", "model.recipe.align.steps=2", "model.recipe.max_new_tokens=12", "sampler.n=3",
+    "pairs=released", "logger=none", "trainer.execution.threads=1",
+)  # fmt: skip
+
+
+def command(*overrides: str) -> list[str]:
+    flags = [word for word in overrides if word.startswith("-")]
+    return [sys.executable, "-m", "ttpa.cli", *flags, *SMALL, *(word for word in overrides if word not in flags)]
+
+
+def ttpa(folder: Path, *overrides: str) -> str:
+    done = subprocess.run(command(*overrides), cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def built(folder: Path) -> list[str]:
+    """Stages built in the store so far, in order, over all processes."""
+    log = folder / "store" / "executions.jsonl"
+    return [json.loads(line)["stage"] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def rows(folder: Path) -> dict[str, dict]:
+    """Result rows by file name, without what a clock measured."""
+    found = {}
+    for path in sorted((folder / "results").glob("*.jsonl")):
+        lines = path.read_text().splitlines()
+        assert len(lines) == 1, f"{path.name} holds {len(lines)} rows"
+        found[path.name] = {key: value for key, value in json.loads(lines[0]).items() if key != "cost"}
+    return found
+
+
+def test_a_product_shares_warmup_and_exploration_and_a_second_run_builds_nothing(tmp_path: Path) -> None:
+    """2 samplers x 2 scorers x 3 objectives: 1 data, 1 warm-up, 4 explorations, 12 alignments, 12 evaluations and the
+    one of the warm-up; every cell alone would be 12 x 6 = 72."""
+    product = ("-m", "sampler=tps,group", "scorer=esm,ast", "objective=dpo,simpo,rft")
+    ttpa(tmp_path, *product)
+    assert Counter(built(tmp_path)) == {"data": 1, "warmup": 1, "explore": 4, "align": 12, "evaluate": 13}
+    first = rows(tmp_path)
+    assert len(first) == 12
+    cells = {(r["choices"]["sampler"], r["choices"]["scorer"], r["choices"]["objective"]) for r in first.values()}
+    assert len(cells) == 12
+    ttpa(tmp_path, *product)
+    assert len(built(tmp_path)) == 31
+    assert rows(tmp_path) == first
+    assert not list((tmp_path / "store").glob("*.lock"))
+
+
+def test_until_stops_early_and_the_waves_are_reused(tmp_path: Path) -> None:
+    ttpa(tmp_path, "until=warmup")
+    assert built(tmp_path) == ["data", "warmup"]
+    ttpa(tmp_path, "until=explore")
+    assert built(tmp_path)[2:] == ["explore"]
+    ttpa(tmp_path, "until=align")
+    assert built(tmp_path)[3:] == ["align"]
+    ttpa(tmp_path)
+    assert built(tmp_path)[4:] == ["evaluate", "evaluate"]
+
+
+def test_rounds_share_their_prefix(tmp_path: Path) -> None:
+    ttpa(tmp_path, "-m", "rounds=1,2")
+    assert Counter(built(tmp_path)) == {"data": 1, "warmup": 1, "explore": 2, "align": 2, "evaluate": 3}
+
+
+def test_controls_run_over_the_same_pairs_and_prompts(tmp_path: Path) -> None:
+    out = ttpa(tmp_path, "experiment=demo", "select=perplexity", "select.keep_fraction=0.5")
+    assert Counter(built(tmp_path)) == {"data": 1, "warmup": 1, "select": 1, "explore": 1, "align": 4, "evaluate": 5}
+    objectives = {row["choices"]["objective"] for row in rows(tmp_path).values()}
+    assert objectives == {"simpo", "dpo", "rft", "gold"}
+    assert "simpo - gold" in out and "unseen tool" in out
+    explored = [row for row in rows(tmp_path).values() if row["choices"]["objective"] == "simpo"][0]["explored"]
+    assert explored["explore1"]["samples"] == 6
+
+
+def test_execution_groups_do_not_rebuild_anything(tmp_path: Path) -> None:
+    ttpa(tmp_path)
+    count = len(built(tmp_path))
+    ttpa(tmp_path, "engine.rows=7", "trainer.execution.micro_tokens=64", "logger=csv", "trainer.execution.checkpoint_every_steps=1")
+    assert len(built(tmp_path)) == count
+
+
+def test_curriculum_rounds_and_an_early_start_without_warmup(tmp_path: Path) -> None:
+    ttpa(tmp_path, "warmup=curriculum", "warmup.replay=0.2")
+    ttpa(tmp_path, "warmup=none", "objective=gold")
+    assert len(rows(tmp_path)) == 2
+
+
+LONG = ("model.recipe.warmup.steps=120", "model.recipe.align.steps=60", "data.warmup_samples=3000", "data.explore_samples=48",
+        "data.test_per_band=24", "engine.rows=6", "trainer.execution.checkpoint_every_steps=5", "objective=dpo")  # fmt: skip
+
+# Stage -> the file that shows that it is half way.
+HALF_WAY = {"data": "warmup.jsonl.part", "warmup": "last.ckpt", "explore": "candidates.jsonl", "align": "last.ckpt",
+            "evaluate": "rows.jsonl"}  # fmt: skip
+
+
+def kill_in(folder: Path, stage: str) -> None:
+    """Runs the command and kills it with SIGKILL once the stage has left something behind."""
+    process = subprocess.Popen(command(*LONG), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    try:
+        while time.monotonic() < deadline and process.poll() is None:
+            if list((folder / "store").glob(f"{stage}-*.part/{HALF_WAY[stage]}")):
+                break
+            time.sleep(0.005)
+    finally:
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL, f"{stage} was over before it could be killed"
+    assert list((folder / "store").glob(f"{stage}-*.part")), f"nothing of {stage} was left by the kill"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    ttpa(folder, *LONG)
+    return folder
+
+
+def test_killed_in_every_stage_the_same_command_ends_with_the_same_row(tmp_path: Path, uninterrupted: Path) -> None:
+    for stage in ("data", "warmup", "evaluate", "explore", "align"):
+        kill_in(tmp_path, stage)
+    ttpa(tmp_path, *LONG)
+    assert rows(tmp_path) == rows(uninterrupted)
+    assert Counter(built(tmp_path)) == Counter(built(uninterrupted))
+    for pattern in ("explore-*/candidates.jsonl", "explore-*/pairs.jsonl", "evaluate-*/rows.jsonl", "data-*/warmup.jsonl"):
+        ours, theirs = sorted(tmp_path.glob(f"store/{pattern}")), sorted(uninterrupted.glob(f"store/{pattern}"))
+        assert [path.relative_to(tmp_path) for path in ours] == [path.relative_to(uninterrupted) for path in theirs]
+        for mine, other in zip(ours, theirs, strict=True):
+            assert mine.read_bytes() == other.read_bytes(), mine
+    leftovers = [path.name for path in (tmp_path / "store").iterdir() if path.suffix in (".lock", ".part")]
+    assert leftovers == []

@@ -1,0 +1,89 @@
+r"""Calls whose nested arguments a conversion of the published text split at commas.
+
+The damage: an argument that is a JSON container was cut at its first comma, what stood before the cut was quoted as if
+it were text, and the rest was left as it was.
+
+    published  [plan(details={"id": "P1", "drugs": ["A", "B"]}, season="Winter")]
+    damaged    [plan(details="{\"id\": \"P1\"", "drugs": ["A", "B"]}, season="Winter")]
+
+The repair goes by what the ordinary parser understood. It stopped on the rest, one ", " behind a quoted value whose
+text begins a container and does not end it. That text and the rest, up to the bracket that ends the container, must
+read as one JSON value, which replaces both; then the whole turn is parsed again. Nothing is guessed: no bracket, quote
+or comma is added, and any other fault leaves the turn unreadable.
+
+What this module does not do: mend the last argument of a call. There the conversion lost the rest altogether, as in
+`[f(x="[\"a\"")]`; such a value stays the text it is, here as in turns that parse without repair.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ttpa.records import ToolCall
+from ttpa.toolcall import ParseError, get_syntax
+from ttpa.toolcall.base import Malformed
+from ttpa.toolcall.scanning import Scanner
+from ttpa.toolcall.writing import write_value
+
+MAX_REPAIRS = 32
+"""Arguments mended in one turn at most: each costs two more readings of it."""
+MAX_CHARS = 50_000
+"""Longer turns are not mended."""
+
+_SYNTAX = get_syntax("python")
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"?|([\[{])|([\]}])', re.DOTALL)  # whole strings, so that theirs do not count
+
+
+def parse_split(text: str) -> tuple[ToolCall, ...] | None:
+    r"""The calls of a turn, after mending the split arguments at which the ordinary parser stops.
+
+    Args:
+        text: An assistant turn.
+
+    Returns:
+        The calls; None when something else is wrong with the turn too.
+
+    Example:
+        >>> parse_split(r'[f(a="{\"x\": 1", "y": [2, 3]}, b="c")]')
+        (ToolCall(name='f', arguments={'a': {'x': 1, 'y': [2, 3]}, 'b': 'c'}),)
+    """
+    mended: str | None = text if len(text) <= MAX_CHARS else None
+    for _ in range(MAX_REPAIRS + 1):
+        if mended is None:
+            break
+        parsed = _SYNTAX.parse(mended)
+        if not isinstance(parsed, ParseError):
+            return parsed
+        mended = _mend(mended, parsed)
+    return None
+
+
+def _mend(text: str, fault: ParseError) -> str | None:
+    """The text with the argument joined at which the parser stopped; None if that is no split argument."""
+    values = [span for span in _SYNTAX.spans(text) if span.kind == "value"]
+    start, end = (values[-1].start, values[-1].end) if values else (0, 0)
+    if not text.startswith(('"{', '"['), start) or not text.startswith(", ", end) or fault.position != end + 2:
+        return None
+    try:
+        head = Scanner(text[start:end]).string().text
+        owed, _ = _walk(head, 0, 0)
+        if not owed:
+            return None
+        left, stop = _walk(text, end, owed)
+        whole = Scanner(head + text[end:stop])
+        value = whole.value()
+    except Malformed:
+        return None
+    return None if left or not whole.at_end() else text[:start] + write_value(value) + text[stop:]
+
+
+def _walk(text: str, pos: int, depth: int) -> tuple[int, int]:
+    """Counts brackets up to where none is open: how many are open there (or at the end), and the position behind."""
+    for hit in _TOKEN.finditer(text, pos):
+        if hit.group(1):
+            depth += 1
+        elif hit.group(2):
+            depth -= 1
+            if not depth:
+                return 0, hit.end()
+    return depth, len(text)

@@ -1,0 +1,155 @@
+"""Rows as they are read: from JSON lines, a JSON list, either gzipped, Parquet, or a hub data set.
+
+A row that cannot be read is given with its problem, so that whoever reads can count it and go on.
+
+What this module does not do: know what a row means, or decide how many bad rows are too many (`ttpa.data.source`). The
+`datasets` and `pyarrow` packages are imported only when a hub id or a Parquet file is read.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from ttpa.errors import DataError
+
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
+CUT = "file cut or damaged"  # the kind of problem that hides an unknown number of rows
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_BROKEN_FILE = (OSError, EOFError, zlib.error)  # gzip raises any of the three on a file that was cut or damaged
+
+
+class BadRow(Exception):
+    """Why a row cannot be used: a `kind` to count by, and the detail that tells this row's story."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as read: where it stood, and its content or why there is none.
+
+    `line` counts from 1: the line of the file, the place in a JSON list, or the row of a table.
+    """
+
+    file: str
+    line: int
+    value: Mapping[str, Any] | None = None
+    problem: BadRow | None = None
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")  # Python would read NaN and Infinity; other readers of our files do not
+
+
+DECODER = json.JSONDecoder(parse_constant=_no_constant)  # strict JSON
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether `path` reads as "organisation/name" of a hub data set and not as a path of this machine.
+
+    What exists on disk is a path, and so is a missing name below an existing folder or with a data file's suffix.
+    """
+    local = Path(path).expanduser()
+    return bool(_HUB_ID.fullmatch(path)) and not (local.exists() or local.parent.is_dir() or path.endswith(SUFFIXES))
+
+
+def data_files(path: Path) -> list[Path]:
+    """The file itself, or the data files directly in the folder, sorted by name."""
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES) and file.is_file())
+    return [path]
+
+
+def _value_row(file: str, number: int, value: Any) -> Row:
+    if isinstance(value, Mapping):
+        return Row(file, number, value)
+    return Row(file, number, problem=BadRow("not an object", f"a {type(value).__name__} where a row is expected"))
+
+
+def _stream_rows(name: str, stream: BinaryIO | gzip.GzipFile) -> Iterator[Row]:
+    number = 0
+    try:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")  # the byte-order mark some editors write
+                if name.endswith((".json", ".json.gz")) and line.lstrip().startswith(b"["):
+                    yield from _list_rows(name, (line + stream.read()).decode("utf-8"))
+                    return
+            try:
+                yield _value_row(name, number, DECODER.decode(line.decode("utf-8")))
+            except (ValueError, RecursionError) as error:
+                yield Row(name, number, problem=BadRow("not JSON", str(error)))
+    except (*_BROKEN_FILE, UnicodeDecodeError) as error:
+        yield Row(name, number + 1, problem=BadRow(CUT, str(error)))
+
+
+def _list_rows(name: str, text: str) -> Iterator[Row]:
+    """Elements of one JSON list; those before a break are still given."""
+    at, number, gap = text.index("[") + 1, 0, re.compile(r"[\s,]*")
+    while True:
+        at = gap.match(text, at).end()  # type: ignore[union-attr]  # matches the empty string too
+        if text.startswith("]", at):
+            return
+        number += 1
+        try:
+            value, at = DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            yield Row(name, number, problem=BadRow(CUT, f"the JSON list breaks here ({error})"))
+            return
+        yield _value_row(name, number, value)
+
+
+def _file_rows(path: Path) -> Iterator[Row]:
+    name = path.name
+    if name.endswith(".parquet"):
+        import pyarrow.parquet as parquet
+
+        try:
+            rows = (row for batch in parquet.ParquetFile(path).iter_batches() for row in batch.to_pylist())
+            yield from (_value_row(name, number, row) for number, row in enumerate(rows, 1))
+        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+            yield Row(name, 1, problem=BadRow(CUT, str(error)))
+        return
+    opener = gzip.open if name.endswith(".gz") else open
+    with opener(path, "rb") as stream:
+        yield from _stream_rows(name, stream)
+
+
+def _hub_rows(hub_id: str) -> Iterator[Row]:
+    from datasets import load_dataset
+
+    try:
+        splits = load_dataset(hub_id)
+    except Exception as error:  # the library lets errors of its back ends through: network, permissions, formats
+        raise DataError(
+            f"data.path={hub_id}: no such file or folder, nor loadable from the hub ({error}). Check the id and"
+            " the network; a gated set (Salesforce/xlam-function-calling-60k is one) needs its terms accepted on its"
+            " hub page and a login with `hf auth login`. Or download its file and set data.path to it."
+        ) from error
+    for split in sorted(splits):
+        for number, row in enumerate(splits[split], 1):
+            yield _value_row(f"{hub_id}/{split}", number, row)
+
+
+def read_rows(path: str) -> Iterator[Row]:
+    """Rows of a file, of all data files directly in a folder (sorted), or of a hub data set "organisation/name".
+
+    Files are JSON lines, one JSON list (`.json`), either of them gzipped, or Parquet. A row that cannot be read is
+    given with its problem, so that the caller can count it. A hub data set that cannot be loaded raises DataError.
+    """
+    if is_hub_id(path):
+        yield from _hub_rows(path)
+    else:
+        for file in data_files(Path(path).expanduser()):
+            yield from _file_rows(file)
