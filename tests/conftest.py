@@ -11,17 +11,37 @@ from ttpa.records import Message, Sample, ToolCall, ToolSpec
 if TYPE_CHECKING:
     from ttpa.policy.policy import Policy
 
-WEATHER = ToolSpec(name="get_weather", description="Weather of a city.", parameters={
-    "type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}, "required": ["city"]})
-ROOM = ToolSpec(name="book_room", description="Books a hotel room.", parameters={
-    "type": "object", "properties": {"hotel": {"type": "string"}, "nights": {"type": "integer"}},
-    "required": ["hotel", "nights"]})
+WEATHER = ToolSpec(
+    name="get_weather",
+    description="Weather of a city.",
+    parameters={
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+        "required": ["city"],
+    },
+)
+ROOM = ToolSpec(
+    name="book_room",
+    description="Books a hotel room.",
+    parameters={
+        "type": "object",
+        "properties": {"hotel": {"type": "string"}, "nights": {"type": "integer"}},
+        "required": ["hotel", "nights"],
+    },
+)
 
 
 def _sample(number: int, question: str, calls: tuple[ToolCall, ...], band: str, text: str | None = None) -> Sample:
-    return Sample(id=f"toy-{number}", dialogue_id=f"dialogue-{number // 2}", source="toy", band=band,
-                  tools=(WEATHER, ROOM), messages=(Message(role="user", content=question),), target=calls,
-                  target_text=text)
+    return Sample(
+        id=f"toy-{number}",
+        dialogue_id=f"dialogue-{number // 2}",
+        source="toy",
+        band=band,
+        tools=(WEATHER, ROOM),
+        messages=(Message(role="user", content=question),),
+        target=calls,
+        target_text=text,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ LAUNCH = (
 )
 TINY = (
     "data.warmup_samples=50", "data.explore_samples=4", "data.test_per_band=2", "data.test_unseen=1",
-    "data.validation_per_band=1", "warmup.steps=1", "model.hidden=16", "model.heads=2", "model.layers=1", "logger=none",
+    "data.validation_per_band=1", "warmup=none", "model.hidden=16", "model.heads=2", "model.layers=1", "logger=none",
 )  # fmt: skip
 
 
@@ -37,7 +37,8 @@ class Answer:
 
 
 def ttpa(folder: Path, *words: str) -> Answer:
-    done = subprocess.run([sys.executable, "-c", LAUNCH, *words], cwd=folder, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", LAUNCH, *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     return Answer(done.returncode, done.stdout, done.stderr, (folder / "imported").read_text())
 
 
@@ -45,56 +46,72 @@ MISTAKES = {
     "unknown option": (["objective=foo"], ["objective/foo", "dpo", "gold", "rft", "simpo"]),
     "unknown group": (["sampling=tps"], ["sampling"]),
     "unknown key": (["sampler.topk=3"], ["sampler.topk", "not in struct"]),
-    "text for a whole number": (["objective.batch_size=abc"], ["objective.batch_size=abc", "a whole number", "conf/objective/"]),
+    "text for a whole number": (["objective.batch_size=abc"], ["objective.batch_size=abc", "a whole number", "conf/"]),
     "fraction for a whole number": (["sampler.n=2.5"], ["sampler.n=2.5", "a whole number", "conf/sampler/"]),
     "text for a number": (["data.noise.share=high"], ["data.noise.share=high", "a number", "0.16", "conf/data/"]),
     "number for text": (["data.generator=3"], ["data.generator=3", "text", "simulator", "conf/data/"]),
     "number for a mapping": (["data.warmup_mix=3"], ["data.warmup_mix=3", "a mapping", "conf/data/"]),
     "number for yes or no": (["scorer=ast", "scorer.partial=1"], ["scorer.partial=1", "true or false", "conf/scorer/"]),
-    "type of a control": (["experiment=demo", "controls.dpo.batch_size=abc"], ["controls.dpo.batch_size=abc", "a whole number"]),
+    "type of a control": (["experiment=demo", "controls.dpo.batch_size=abc"],
+                          ["controls.dpo.batch_size=abc", "a whole number"]),
     "too small": (["sampler.n=0"], ["sampler.n=0", "at least 1"]),
     "too large": (["select=perplexity", "select.keep_fraction=3"], ["select.keep_fraction=3", "(0, 1]", "Use 0.1"]),
     "not a number": (["data.noise.probability=nan"], ["data.noise.probability=nan", "[0, 1]"]),
     "missing file": (["data=toolace", "data.path=/does/not/exist.json"],
                      ["data.path=/does/not/exist.json", "no such file", "Set data.path to"]),
-    "one answer to contrast": (["objective=dpo", "sampler.n=1"], ["objective=dpo", "sampler.n=1", "Use sampler.n=5 or pairs="]),
+    "one answer to contrast": (["objective=dpo", "sampler.n=1"],
+                               ["objective=dpo", "sampler.n=1", "Use sampler.n=5 or pairs="]),
     "rounds on the same targets": (["objective=gold", "rounds=2"], ["objective=gold", "rounds=2", "Use rounds=1"]),
     "control that cannot work": (["experiment=demo", "rounds=2"], ["gold", "rounds=2", "Use rounds=1"]),
     "unknown stage": (["until=foo"], ["until=foo", "warmup, explore or align"]),
     "no rounds": (["rounds=0"], ["rounds=0", "at least 1"]),
-    "added key": (["+sampler.topk=3"], ["+sampler.topk=3", "cannot be added", "--cfg job"]),
-    "forced key": (["++sampler.topk=3"], ["++sampler.topk=3", "cannot be added", "--cfg job"]),
+    "added key of no class": (["+sampler.topk=3"], ["'topk': 3", "unexpected keyword", "conf/sampler/"]),
+    "added key of nobody": (["+topk=3"], ["topk=3", "read by nothing", "--cfg job"]),
+    "added trainer option": (["+trainer.lightning.max_steps=3"], ["trainer.lightning.max_steps=3", "steps"]),
     "removed key": (["~sampler.n"], ["sampler", "'n'", "conf/sampler/"]),
     "no model": (["model=hf", "model.name="], ["model.name=", "is empty", "model.name=Qwen/"]),
     "unknown syntax": (["model.syntax=foo"], ["syntax=foo", "hermes, json, python"]),
+    "null for a count": (["rounds=null"], ["rounds=None", "a whole number"]),
+    "number for a mapping of options": (["controls=3"], ["controls=3", "conf/"]),
+    "no store": (["paths.store=null"], ["paths.store=None", "a folder"]),
     "not an override": (["objective"], ["objective", "EQUAL"]),
 }  # fmt: skip
+ANSWERED_BY_HYDRA = ("unknown option", "unknown group", "unknown key", "not an override")
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_named_with_place_and_remedy_before_any_work(mistake: str, tmp_path: Path) -> None:
     overrides, said = MISTAKES[mistake]
     answer = ttpa(tmp_path, *overrides)
-    assert answer.status in (1, 2)
+    if mistake in ANSWERED_BY_HYDRA:
+        assert answer.status == 1
+    else:
+        assert answer.status == 2
+        assert re.fullmatch(r"ttpa: error: [^\n]+\.\n", answer.err)
     for words in said:
         assert words in answer.err
-    assert "Traceback" not in answer.err + answer.out
-    assert answer.imported == ""
-    assert not list(tmp_path.rglob("*.jsonl"))
-    assert not list(tmp_path.glob("store/*"))
-
-
-@pytest.mark.parametrize("mistake", ["text for a whole number", "too small", "missing file", "unknown stage", "added key"])
-def test_a_mistake_of_ours_to_explain_takes_one_line_and_exits_with_status_2(mistake: str, tmp_path: Path) -> None:
-    answer = ttpa(tmp_path, *MISTAKES[mistake][0])
-    assert answer.status == 2
+    assert "Traceback" not in answer.err
     assert answer.out == ""
-    assert re.fullmatch(r"ttpa: error: [^\n]+\.\n", answer.err)
+    assert answer.imported == ""
+    assert not list(tmp_path.glob("store/*"))
+    assert {path.name for path in tmp_path.iterdir()} <= {"imported", "runs", "store"}
 
 
-def test_a_mistake_leaves_no_store_behind(tmp_path: Path) -> None:
-    ttpa(tmp_path, "sampler.n=0")
-    assert {path.name for path in tmp_path.iterdir()} <= {"imported", "runs"}
+@pytest.mark.parametrize("override", ["seed=abc", "controls.dpo.batch_size=abc"])
+def test_the_place_that_a_message_names_exists(override: str, tmp_path: Path) -> None:
+    (place,) = re.findall(r"See (conf/\S*[\w/])", ttpa(tmp_path, "experiment=demo", override).err)
+    assert (Path(__file__).resolve().parents[1] / place).exists()
+
+
+def test_the_advice_for_an_unknown_key_leads_to_an_answer(tmp_path: Path) -> None:
+    """Hydra's advice is to add the key with +; whoever follows it learns that the option has no such value."""
+    assert "+sampler.topk=3" in ttpa(tmp_path, "sampler.topk=3").err
+    assert "unexpected keyword argument 'topk'" in ttpa(tmp_path, "+sampler.topk=3").err
+
+
+@pytest.mark.xfail(strict=True, reason="types of keys given with ++ are not looked at")
+def test_the_type_of_a_forced_key_is_checked_too(tmp_path: Path) -> None:
+    assert "sampler.n=2.5: must be a whole number" in ttpa(tmp_path, "++sampler.n=2.5", "until=foo").err
 
 
 def test_the_configuration_is_shown_without_heavy_imports(tmp_path: Path) -> None:
@@ -134,6 +151,6 @@ def test_a_sweep_runs_the_good_cells_and_says_that_one_failed(tmp_path: Path) ->
     answer = ttpa(tmp_path, "-m", "sampler.n=0,6", "until=warmup", *TINY)
     assert answer.status != 0
     assert "sampler.n=0: must be at least 1" in answer.err + answer.out
-    assert {path.name.split("-")[0] for path in tmp_path.glob("store/*/done.json") for path in [path.parent]} == {"data", "warmup"}
+    assert {path.parent.name.split("-")[0] for path in tmp_path.glob("store/*/done.json")} == {"data", "warmup"}
     runs = [yaml.safe_load(path.read_text()) for path in tmp_path.glob("runs/*/.hydra/config.yaml")]
     assert sorted(run["sampler"]["n"] for run in runs) == [0, 6]

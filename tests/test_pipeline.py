@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -12,6 +13,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import open_dict
+
+from ttpa import config, pipeline
+from ttpa.view import make_view
 
 SMALL = (
     "data.warmup_samples=80", "data.explore_samples=12", "data.test_per_band=4", "data.test_unseen=2",
@@ -30,6 +36,26 @@ def ttpa(folder: Path, *overrides: str) -> str:
     done = subprocess.run(command(*overrides), cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
+
+
+def run_here(*overrides: str) -> str:
+    """The same without the command line: one process, the current folder. Returns what a person would read."""
+    with initialize_config_module("ttpa.conf", version_base="1.3"):
+        cfg = compose("config", overrides=[*SMALL, *overrides], return_hydra_config=True)
+    with open_dict(cfg):
+        cfg.choices = {group: name for group, name in cfg.hydra.runtime.choices.items() if group in config.IDENTITY}
+        del cfg.hydra
+    shown = io.StringIO()
+    with make_view(shown) as view:
+        outcome = pipeline.run(cfg, view)
+    view.summary(outcome, "run folder")
+    return shown.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def built(folder: Path) -> list[str]:
@@ -64,47 +90,57 @@ def test_a_product_shares_warmup_and_exploration_and_a_second_run_builds_nothing
     assert not list((tmp_path / "store").glob("*.lock"))
 
 
-def test_until_stops_early_and_the_waves_are_reused(tmp_path: Path) -> None:
-    ttpa(tmp_path, "until=warmup")
-    assert built(tmp_path) == ["data", "warmup"]
-    ttpa(tmp_path, "until=explore")
-    assert built(tmp_path)[2:] == ["explore"]
-    ttpa(tmp_path, "until=align")
-    assert built(tmp_path)[3:] == ["align"]
-    ttpa(tmp_path)
-    assert built(tmp_path)[4:] == ["evaluate", "evaluate"]
+def test_until_stops_early_and_the_waves_are_reused(folder: Path) -> None:
+    run_here("until=warmup")
+    assert built(folder) == ["data", "warmup"]
+    run_here("until=explore")
+    assert built(folder)[2:] == ["explore"]
+    run_here("until=align")
+    assert built(folder)[3:] == ["align"]
+    run_here()
+    assert built(folder)[4:] == ["evaluate", "evaluate"]
 
 
-def test_rounds_share_their_prefix(tmp_path: Path) -> None:
-    ttpa(tmp_path, "-m", "rounds=1,2")
-    assert Counter(built(tmp_path)) == {"data": 1, "warmup": 1, "explore": 2, "align": 2, "evaluate": 3}
+def test_rounds_share_their_prefix(folder: Path) -> None:
+    for rounds in (1, 2):
+        run_here(f"rounds={rounds}")
+    assert Counter(built(folder)) == {"data": 1, "warmup": 1, "explore": 2, "align": 2, "evaluate": 3}
 
 
-def test_controls_run_over_the_same_pairs_and_prompts(tmp_path: Path) -> None:
-    out = ttpa(tmp_path, "experiment=demo", "select=perplexity", "select.keep_fraction=0.5")
-    assert Counter(built(tmp_path)) == {"data": 1, "warmup": 1, "select": 1, "explore": 1, "align": 4, "evaluate": 5}
-    objectives = {row["choices"]["objective"] for row in rows(tmp_path).values()}
+def test_controls_run_over_the_same_pairs_and_prompts(folder: Path) -> None:
+    out = run_here("experiment=demo", "select=perplexity", "select.keep_fraction=0.5")
+    assert Counter(built(folder)) == {"data": 1, "warmup": 1, "select": 1, "explore": 1, "align": 4, "evaluate": 5}
+    objectives = {row["choices"]["objective"] for row in rows(folder).values()}
     assert objectives == {"simpo", "dpo", "rft", "gold"}
     assert "simpo - gold" in out and "unseen tool" in out
-    explored = [row for row in rows(tmp_path).values() if row["choices"]["objective"] == "simpo"][0]["explored"]
+    explored = next(row for row in rows(folder).values() if row["choices"]["objective"] == "simpo")["explored"]
     assert explored["explore1"]["samples"] == 6
 
 
-def test_execution_groups_do_not_rebuild_anything(tmp_path: Path) -> None:
-    ttpa(tmp_path)
-    count = len(built(tmp_path))
-    ttpa(tmp_path, "engine.rows=7", "trainer.execution.micro_tokens=64", "logger=csv", "trainer.execution.checkpoint_every_steps=1")
-    assert len(built(tmp_path)) == count
+def test_execution_groups_do_not_rebuild_anything(folder: Path) -> None:
+    run_here()
+    count = len(built(folder))
+    ttpa(
+        folder,
+        "engine.rows=7",
+        "trainer.execution.micro_tokens=64",
+        "logger=csv",
+        "trainer.execution.checkpoint_every_steps=1",
+    )
+    assert len(built(folder)) == count
 
 
-def test_curriculum_rounds_and_an_early_start_without_warmup(tmp_path: Path) -> None:
-    ttpa(tmp_path, "warmup=curriculum", "warmup.replay=0.2")
-    ttpa(tmp_path, "warmup=none", "objective=gold")
-    assert len(rows(tmp_path)) == 2
+def test_curriculum_rounds_and_an_early_start_without_warmup(folder: Path) -> None:
+    run_here("warmup=curriculum", "warmup.replay=0.2")
+    run_here("warmup=none", "objective=gold")
+    assert len(rows(folder)) == 2
 
 
-LONG = ("model.recipe.warmup.steps=120", "model.recipe.align.steps=60", "data.warmup_samples=3000", "data.explore_samples=48",
-        "data.test_per_band=24", "engine.rows=6", "trainer.execution.checkpoint_every_steps=5", "objective=dpo")  # fmt: skip
+LONG = (
+    "model.recipe.warmup.steps=120", "model.recipe.align.steps=60", "data.warmup_samples=3000",
+    "data.explore_samples=48", "data.test_per_band=24", "engine.rows=6", "objective=dpo",
+    "trainer.execution.checkpoint_every_steps=5",
+)  # fmt: skip
 
 # Stage -> the file that shows that it is half way.
 HALF_WAY = {"data": "warmup.jsonl.part", "warmup": "last.ckpt", "explore": "candidates.jsonl", "align": "last.ckpt",
@@ -141,7 +177,12 @@ def test_killed_in_every_stage_the_same_command_ends_with_the_same_row(tmp_path:
     ttpa(tmp_path, *LONG)
     assert rows(tmp_path) == rows(uninterrupted)
     assert Counter(built(tmp_path)) == Counter(built(uninterrupted))
-    for pattern in ("explore-*/candidates.jsonl", "explore-*/pairs.jsonl", "evaluate-*/rows.jsonl", "data-*/warmup.jsonl"):
+    for pattern in (
+        "explore-*/candidates.jsonl",
+        "explore-*/pairs.jsonl",
+        "evaluate-*/rows.jsonl",
+        "data-*/warmup.jsonl",
+    ):
         ours, theirs = sorted(tmp_path.glob(f"store/{pattern}")), sorted(uninterrupted.glob(f"store/{pattern}"))
         assert [path.relative_to(tmp_path) for path in ours] == [path.relative_to(uninterrupted) for path in theirs]
         for mine, other in zip(ours, theirs, strict=True):

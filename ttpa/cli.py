@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ttpa import config
-from ttpa.errors import ConfigError, TtpaError
+from ttpa.errors import TtpaError
 
 log = logging.getLogger("ttpa")
 
@@ -38,8 +38,6 @@ def _check_overrides(cfg: DictConfig) -> None:
             chosen.append(override)
         elif not override.startswith("+"):
             keys.append(key)
-        else:
-            raise ConfigError(f"{override}: keys cannot be added on the command line. `ttpa --cfg job` lists those there are.")
     if keys:
         config.check_types(cfg, hydra.compose("config", overrides=chosen), keys)
 

@@ -1,12 +1,13 @@
 """From a composed configuration to instantiated parts: the only place that calls `hydra.utils.instantiate`.
 
-Two kinds of groups. *Identity* groups decide the numbers and enter fingerprints; *execution* groups decide where and how
-fast and never do. `model.recipe` holds the numbers that suit a model's size (steps, learning rates); options of other
-groups refer to it, so it enters a fingerprint through them and not through the model.
+Two kinds of groups. *Identity* groups decide the numbers and enter fingerprints; *execution* groups decide where and
+how fast and never do. `model.recipe` holds the numbers that suit a model's size (steps, learning rates); options of
+other groups refer to it, so it enters a fingerprint through them and not through the model.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,15 @@ from ttpa.errors import ConfigError, TtpaError
 from ttpa.store import fingerprint
 
 IDENTITY = ("data", "model", "warmup", "select", "sampler", "scorer", "pairs", "objective", "eval")
+SCALARS = ("name", "seed", "rounds", "until", "controls", "choices", "stage")
 EXECUTION = ("trainer", "engine", "logger", "paths")
 ALLOWED_TARGETS = ("ttpa.", "torch.", "pytorch_lightning.")
 
 
 # What these Trainer options would change belongs to an identity group, or to the training loop itself.
 NOT_EXECUTION = (
-    "precision", "max_steps", "max_epochs", "max_time", "gradient_clip_val", "accumulate_grad_batches", "callbacks", "logger",
-    "limit_train_batches", "default_root_dir", "overfit_batches", "fast_dev_run",
+    "precision", "max_steps", "max_epochs", "max_time", "gradient_clip_val", "accumulate_grad_batches", "callbacks",
+    "logger", "limit_train_batches", "default_root_dir", "overfit_batches", "fast_dev_run",
 )  # fmt: skip
 
 
@@ -44,9 +46,10 @@ def identity(cfg: DictConfig, *groups: str) -> dict[str, Any]:
 
 def run_id(cfg: DictConfig) -> str:
     """Twelve hex digits that name a run: everything that decides its numbers, and how far it goes."""
-    whole = identity(cfg, *IDENTITY)
-    whole["controls"] = OmegaConf.to_container(cfg.controls, resolve=True)
-    return fingerprint("run", 1, {**whole, "name": cfg.name, "seed": cfg.seed, "rounds": cfg.rounds, "until": cfg.until}, {})
+    whole = identity(cfg, *IDENTITY, "controls")
+    return fingerprint(
+        "run", 1, {**whole, "name": cfg.name, "seed": cfg.seed, "rounds": cfg.rounds, "until": cfg.until}, {}
+    )
 
 
 def _targets(node: Any) -> Iterable[str]:
@@ -67,12 +70,16 @@ def instantiate(cfg: DictConfig, group: str, **extra: Any) -> Any:
         ConfigError: a value the class refuses (names group and reason), or a class outside `ALLOWED_TARGETS`.
     """
     node = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(node, dict)
+    assert isinstance(node, dict) and all(isinstance(key, str) for key in node)
     node.pop("recipe", None)
     for target in _targets(node):
         if not target.startswith(ALLOWED_TARGETS):
-            raise ConfigError.at(f"{group}._target_", target, f"only {', '.join(ALLOWED_TARGETS)}* may be instantiated",
-                                 "Put your class in a package of ttpa, or extend ttpa.config.ALLOWED_TARGETS")
+            raise ConfigError.at(
+                f"{group}._target_",
+                target,
+                f"only {', '.join(ALLOWED_TARGETS)}* may be instantiated",
+                "Put your class in a package of ttpa, or extend ttpa.config.ALLOWED_TARGETS",
+            )
     try:
         # Live objects are passed to a partial: Hydra would try to merge them into the configuration.
         made = hydra.utils.instantiate({**node, "_partial_": True} if extra else node, _convert_="all")
@@ -84,11 +91,13 @@ def instantiate(cfg: DictConfig, group: str, **extra: Any) -> Any:
         if isinstance(cause, TtpaError):
             raise cause from None
         reason = str(cause or error).splitlines()[0]
-        raise ConfigError(f"{group}: {node.get('_target_')} cannot be made from {_plain(node)}: {reason}. "
-                          f"See conf/{group}/ for the options and their types.") from None
+        raise ConfigError(
+            f"{group}: {node.get('_target_')} cannot be made from {_plain(node)}: {reason}. "
+            f"See conf/{group}/ for the options and their types."
+        ) from None
 
 
-def _plain(node: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(node: Mapping[Any, Any]) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key != "_target_"}
 
 
@@ -107,6 +116,14 @@ def _same_kind(default: Any, value: Any) -> bool:
     return _kind(default) == _kind(value)
 
 
+def place(key: str) -> str:
+    """Where the default of a dotted key stands, below the repository's root."""
+    group = key.split(".")[0]
+    if group == "controls":
+        return "conf/objective/"
+    return f"conf/{group}/" if group in (*IDENTITY, *EXECUTION) else "conf/config.yaml"
+
+
 def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> None:
     """Compares the type of every overridden value with the one in the option file, which is the only schema there is.
 
@@ -122,11 +139,40 @@ def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> No
         try:
             before, after = OmegaConf.select(default, key), OmegaConf.select(cfg, key)
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{key}: {str(error).splitlines()[0]}. See conf/{key.split('.')[0]}/.") from None
+            raise ConfigError(f"{key}: {str(error).splitlines()[0]}. See {place(key)}.") from None
         if not _same_kind(before, after):
             shown = f"{before!r:.60}" if not OmegaConf.is_config(before) else _kind(before)
-            raise ConfigError.at(key, after, f"must be {_kind(before)} (the default is {shown}), not {_kind(after)}",
-                                 f"See conf/{key.split('.')[0]}/ for what it means")
+            raise ConfigError.at(
+                key,
+                after,
+                f"must be {_kind(before)} (the default is {shown}), not {_kind(after)}",
+                f"See {place(key)} for what it means",
+            )
+
+
+def check_scalars(cfg: DictConfig) -> None:
+    """Checks what no class checks: the keys that exist whatever options are chosen.
+
+    Raises:
+        ConfigError: the first one that cannot work; names it.
+    """
+    for key in cfg:
+        if key not in (*IDENTITY, *EXECUTION, *SCALARS):
+            raise ConfigError.at(str(key), cfg[key], "is read by nothing", "`ttpa --cfg job` lists the keys there are")
+    if not isinstance(cfg.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", cfg.name):
+        raise ConfigError.at("name", cfg.name, "names files and folders", "Use letters, digits, '.', '_' and '-'")
+    for key in ("seed", "rounds"):
+        if type(cfg[key]) is not int:
+            raise ConfigError.at(key, cfg[key], "must be a whole number", f"For example {key}=1")
+    if cfg.rounds < 1:
+        raise ConfigError.at("rounds", cfg.rounds, "must be at least 1", "Use until=warmup to stop after the warm-up")
+    if cfg.until not in (None, "warmup", "explore", "align"):
+        raise ConfigError.at("until", cfg.until, "unknown stage", "Use warmup, explore or align; null runs to the end")
+    if not isinstance(cfg.controls, DictConfig):
+        raise ConfigError.at("controls", cfg.controls, "must map names to objectives", "See conf/experiment/demo.yaml")
+    for key in ("store", "results", "runs"):
+        if not isinstance(cfg.paths[key], str) or not cfg.paths[key]:
+            raise ConfigError.at(f"paths.{key}", cfg.paths[key], "must be a folder", "See conf/paths/default.yaml")
 
 
 def check_trainer(options: DictConfig) -> None:
@@ -137,8 +183,12 @@ def check_trainer(options: DictConfig) -> None:
     """
     for key in NOT_EXECUTION:
         if key in options:
-            raise ConfigError.at(f"trainer.lightning.{key}", options[key], "decides numbers or is set by the training loop",
-                                 "Use model.dtype, the steps and batch size of warmup or objective, or the logger group")
+            raise ConfigError.at(
+                f"trainer.lightning.{key}",
+                options[key],
+                "decides numbers or is set by the training loop",
+                "Use model.dtype, the steps and batch size of warmup or objective, or the logger group",
+            )
 
 
 def stage_logger(cfg: DictConfig, workdir: Path, run: str) -> Any:

@@ -1,14 +1,15 @@
 """The graph: one function that reads like the papers' algorithm, over content-addressed stages.
 
-Every run is `data -> warmup -> rounds of (select -> explore -> align) -> evaluate`. Which of these are computed and which
-are found in the store is decided by fingerprints alone. Controls (RFT, gold) are further objectives over the same
-stages. The table rows that a run leaves behind are written by `record`; nothing else is a source of numbers.
+Every run is `data -> warmup -> rounds of (select -> explore -> align) -> evaluate`. Which of these are computed and
+which are found in the store is decided by fingerprints alone. Controls (RFT, gold) are further objectives over the
+same stages. The table rows that a run leaves behind are written by `record`; nothing else is a source of numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,10 +35,11 @@ class View(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One objective's path through the graph: role -> stage, in order; `evaluation` is its last one."""
+    """One objective's path through the graph, role -> stage in order (`evaluation` last), and its configuration."""
 
     objective: str
     stages: Mapping[str, StageResult]
+    cfg: DictConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ def build_parts(cfg: DictConfig) -> stages.Parts:
     Raises:
         ConfigError: a value that a part refuses.
     """
+    config.check_scalars(cfg)
     make = config.instantiate
     parts = stages.Parts(
         data=make(cfg.data, "data"),
@@ -82,17 +85,17 @@ def check_compatible(parts: stages.Parts, cfg: DictConfig) -> None:
     Raises:
         ConfigError: the first problem found.
     """
-    if cfg.until not in (None, "warmup", "explore", "align"):
-        raise ConfigError.at("until", cfg.until, "unknown stage", "Use warmup, explore or align, or null to run to the end")
-    if cfg.rounds < 1:
-        raise ConfigError.at("rounds", cfg.rounds, "must be at least 1", "Use until=warmup to stop after the warm-up")
     loss = parts.objective.loss
     if loss.contrasts and parts.sampler.n < 2 and parts.pairs.gold_below == 0:
-        raise ConfigError(f"objective={cfg_choice(cfg, 'objective')} needs a chosen and a rejected answer, but sampler.n="
-                          f"{parts.sampler.n} draws one and pairs never take the target. Use sampler.n=5 or pairs=released.")
+        raise ConfigError(
+            f"objective={cfg_choice(cfg, 'objective')} needs a chosen and a rejected answer, but sampler.n="
+            f"{parts.sampler.n} draws one and pairs never take the target. Use sampler.n=5 or pairs=released."
+        )
     if loss.consumes == "sample" and cfg.rounds > 1:
-        raise ConfigError(f"objective={cfg_choice(cfg, 'objective')} learns from targets, which do not change between rounds="
-                          f"{cfg.rounds}. Use rounds=1, or objective=dpo, simpo or rft.")
+        raise ConfigError(
+            f"objective={cfg_choice(cfg, 'objective')} learns from targets, which do not change between rounds="
+            f"{cfg.rounds}. Use rounds=1, or objective=dpo, simpo or rft."
+        )
     config.check_trainer(cfg.trainer.lightning)
     parts.data.check()
 
@@ -109,21 +112,34 @@ class _Graph:
     store: Store
     view: View
 
-    def stage(self, label: str, name: str, inputs: Mapping[str, StageResult], settings: Mapping[str, Any],
-              build: Callable[[Path, stages.Progress], dict[str, Any]]) -> StageResult:
+    def stage(
+        self,
+        label: str,
+        name: str,
+        inputs: Mapping[str, StageResult],
+        settings: Mapping[str, Any],
+        build: Callable[[Path, stages.Progress], dict[str, Any]],
+    ) -> StageResult:
         """Finds or builds one stage and tells the view."""
 
         def work(workdir: Path) -> dict[str, Any]:
             self.view.begin(label)
             return build(workdir, lambda *news: self.view.progress(label, *news))
 
-        result = self.store.stage(name, version=stages.VERSIONS[name], config=settings, inputs=inputs, build=work, label=label)
+        result = self.store.stage(
+            name, version=stages.VERSIONS[name], config=settings, inputs=inputs, build=work, label=label
+        )
         self.view.end(label, result)
         return result
 
     def evaluate(self, label: str, policy: StageResult, data: StageResult) -> StageResult:
-        return self.stage(label, "evaluate", {"policy": policy, "data": data}, config.identity(self.cfg, "eval"),
-                          lambda out, tell: stages.build_evaluate(self.parts, policy.path / "policy", data.path, out, tell))
+        return self.stage(
+            label,
+            "evaluate",
+            {"policy": policy, "data": data},
+            config.identity(self.cfg, "eval"),
+            partial(stages.build_evaluate, self.parts, policy.path / "policy", data.path),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +156,15 @@ class _Labels:
 
     def path(self, parts: stages.Parts, until: str | None) -> list[str]:
         """Every label of the cell, in order."""
-        steps = [name for name, here in (("select", parts.select.needs_policy), ("explore", parts.objective.loss.consumes == "pair"),
-                                         ("align", True)) if here]
+        steps = [
+            name
+            for name, here in (
+                ("select", parts.select.needs_policy),
+                ("explore", parts.objective.loss.consumes == "pair"),
+                ("align", True),
+            )
+            if here
+        ]
         labels = [self.of(step, number) for number in range(1, self.rounds + 1) for step in steps]
         return labels[:-1] if until == "explore" else labels if until else [*labels, self.of("evaluate")]
 
@@ -161,9 +184,14 @@ def run(cfg: DictConfig, view: View) -> Outcome:
         shown += _Labels(name, cfg.rounds).path(one.parts, cfg.until)
     view.expect(list(dict.fromkeys(shown)))
 
-    data = graph.stage("data", "data", {}, config.identity(cfg, "data"), lambda out, _: stages.build_data(parts, out))
-    warmup = graph.stage("warm-up", "warmup", {"data": data}, config.identity(cfg, "model", "warmup", "seed"),
-                         lambda out, tell: stages.build_warmup(parts, data.path, out, tell))
+    data = graph.stage("data", "data", {}, config.identity(cfg, "data"), partial(stages.build_data, parts))
+    warmup = graph.stage(
+        "warm-up",
+        "warmup",
+        {"data": data},
+        config.identity(cfg, "model", "warmup", "seed"),
+        partial(stages.build_warmup, parts, data.path),
+    )
     shared = {"data": data, "warmup": warmup}
     if cfg.until == "warmup":
         return Outcome(shared, (), tuple(store.executions))
@@ -186,7 +214,9 @@ def _controls(graph: _Graph) -> dict[str, _Graph]:
         cfg.choices.objective = name
         parts = replace(graph.parts, objective=config.instantiate(objective, f"controls.{name}"))
         check_compatible(parts, cfg)
-        graphs[str(name)] = replace(graph, cfg=cfg, parts=parts)
+        # A control of the same name with other numbers must not take the run's own place.
+        key = f"{name} (control)" if name == cfg_choice(graph.cfg, "objective") else str(name)
+        graphs[key] = replace(graph, cfg=cfg, parts=parts)
     return graphs
 
 
@@ -198,28 +228,40 @@ def _cell(graph: _Graph, objective: str, data: StageResult, warmup: StageResult)
         start, inputs = policy.path / "policy", {"policy": policy, "data": data}
         select = explore = None
         if parts.select.needs_policy:
-            select = graph.stage(labels.of("select", number), "select", inputs, config.identity(cfg, "select"),
-                                 lambda out, tell, at=start: stages.build_select(parts, at, data.path, out, tell))
+            select = graph.stage(
+                labels.of("select", number),
+                "select",
+                inputs,
+                config.identity(cfg, "select"),
+                partial(stages.build_select, parts, start, data.path),
+            )
             done[f"select{number}"], inputs = select, {**inputs, "select": select}
         picked = select.path if select else None
         # A selection without a policy has no stage of its own: its settings enter the stages that apply it.
         chosen = {} if select else config.identity(cfg, "select")
         if parts.objective.loss.consumes == "pair":
             settings = {**config.identity(cfg, "sampler", "scorer", "pairs", "seed"), **chosen, "round": number}
-            explore = graph.stage(labels.of("explore", number), "explore", inputs, settings,
-                                  lambda out, tell, at=start, of=picked, r=number: stages.build_explore(
-                                      parts, at, data.path, of, r, out, tell))
+            explore = graph.stage(
+                labels.of("explore", number),
+                "explore",
+                inputs,
+                settings,
+                partial(stages.build_explore, parts, start, data.path, picked, number),
+            )
             done[f"explore{number}"], inputs, chosen = explore, {**inputs, "explore": explore}, {}
         if cfg.until == "explore" and number == cfg.rounds:
-            return Cell(objective, done)
-        found = explore.path if explore else None
-        policy = graph.stage(labels.of("align", number), "align", inputs, {**config.identity(cfg, "objective", "seed"), **chosen},
-                             lambda out, tell, at=start, of=picked, pairs=found: stages.build_align(
-                                 parts, at, data.path, of, pairs, out, tell))
+            return Cell(objective, done, cfg)
+        policy = graph.stage(
+            labels.of("align", number),
+            "align",
+            inputs,
+            {**config.identity(cfg, "objective", "seed"), **chosen},
+            partial(stages.build_align, parts, start, data.path, picked, explore.path if explore else None),
+        )
         done[f"align{number}"] = policy
     if cfg.until is None:
         done["evaluation"] = graph.evaluate(labels.of("evaluate"), policy, data)
-    return Cell(objective, done)
+    return Cell(objective, done, cfg)
 
 
 def record(cfg: DictConfig, outcome: Outcome) -> list[Path]:
@@ -233,9 +275,6 @@ def record(cfg: DictConfig, outcome: Outcome) -> list[Path]:
         if "evaluation" not in cell.stages:
             continue
         every = {**outcome.shared, **cell.stages}
-        own = cfg.objective if cell.objective == cfg_choice(cfg, "objective") else cfg.controls[cell.objective]
-        settings = cfg.copy()
-        settings.objective = own
         evaluation = cell.stages["evaluation"]
         key = fingerprint("row", ROW_VERSION, {"name": cfg.name}, {"evaluation": evaluation.fingerprint})
         row = {
@@ -244,14 +283,16 @@ def record(cfg: DictConfig, outcome: Outcome) -> list[Path]:
             "name": cfg.name,
             "seed": cfg.seed,
             "rounds": cfg.rounds,
-            "choices": {**{group: cfg_choice(cfg, group) for group in config.IDENTITY}, "objective": cell.objective},
-            "config": config.identity(settings, *config.IDENTITY),
+            "choices": {group: cfg_choice(cell.cfg, group) for group in config.IDENTITY},
+            "config": config.identity(cell.cfg, *config.IDENTITY),
             "stages": {role: f"{stage.name}-{stage.fingerprint}" for role, stage in every.items()},
             "versions": stages.VERSIONS,
             "baseline": outcome.shared["baseline"].metrics,
             "metrics": evaluation.metrics,
             "explored": {role: stage.metrics for role, stage in cell.stages.items() if role.startswith("explore")},
-            "cost": {role: {"seconds": stage.seconds, "tokens": stage.metrics.get("tokens")} for role, stage in every.items()},
+            "cost": {
+                role: {"seconds": stage.seconds, "tokens": stage.metrics.get("tokens")} for role, stage in every.items()
+            },
         }
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{cfg.name}-{key}.jsonl"

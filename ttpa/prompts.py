@@ -2,9 +2,10 @@
 
 One `Renderer` serves training, sampling and evaluation, so all of them see the same ids: a prompt, and an answer that
 ends with the end-of-turn token. The loss mask is not read from a template: an answer's ids are known by construction.
-Two templates: `chat` is the model's own, given the tools through `tools=` where it takes them and as JSON in the system
-message where it does not; `compact` is ours for the small model, one signature a line, without descriptions. Prompts are
-never truncated: a sample that is too long is left out by the caller and counted, because a cut prompt loses tools.
+Two templates: `chat` is the model's own, given the tools through `tools=` where it takes them and as JSON in the
+system message where it does not; `compact` is ours for the small model, one signature a line, without descriptions.
+Prompts are never truncated: a sample that is too long is left out by the caller and counted, because a cut prompt
+loses tools.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def signature(tool: ToolSpec) -> str:
     """One line for a tool: names, and types where they are not text.
 
     Example:
-        >>> signature(ToolSpec(name="f", parameters={"type": "object", "properties": {"a": {"type": "string"}, "n": {"type": "integer"}}}))
+        >>> properties = {"a": {"type": "string"}, "n": {"type": "integer"}}
+        >>> signature(ToolSpec(name="f", parameters={"type": "object", "properties": properties}))
         'f(a,n:int)'
     """
     parts = []
@@ -46,6 +48,12 @@ def compact_segments(sample: Sample, syntax: Syntax) -> list[tuple[str, str]]:
         text = syntax.print(message.calls) if message.calls else message.content
         segments.append((f"<{message.role}>", text + ("<eos>" if message.role == "assistant" else "")))
     return [*segments, ("<assistant>", "")]
+
+
+def _stands_in(name: str, prompt: str, said: Sequence[str]) -> bool:
+    """Whether a tool's name stands in the prompt beyond the places where the dialogue itself says it."""
+    spoken = sum(text.count(name) for text in said)
+    return prompt.count(name) > spoken or (dumps(name)[1:-1] != name and dumps(name)[1:-1] in prompt)
 
 
 @dataclass(kw_only=True)
@@ -70,8 +78,12 @@ class Renderer:
         if self.template not in ("chat", "compact"):
             raise ConfigError.at("model.template", self.template, "unknown template", "Use chat or compact")
         if self.template == "chat" and not self.tokenizer.chat_template:
-            raise ConfigError.at("model.template", "chat", f"the tokenizer of {self.tokenizer.name_or_path!r} has no chat "
-                                 "template", "Use an instruction-tuned model or model.template=compact")
+            raise ConfigError.at(
+                "model.template",
+                "chat",
+                f"the tokenizer of {self.tokenizer.name_or_path!r} has no chat template",
+                "Use an instruction-tuned model or model.template=compact",
+            )
         self.end_of_turn = self._end_of_turn()
         eos = self.tokenizer.eos_token_id
         self.stop_ids = tuple(dict.fromkeys([self.end_of_turn] + ([eos] if eos is not None else [])))
@@ -86,15 +98,22 @@ class Renderer:
         """The token that closes an assistant turn: the first special token that the template puts after the reply."""
         if self.template == "chat":
             marker = "ttpa-reply"
-            text = self._chat_text([Message(role="user", content="hi"), Message(role="assistant", content=marker)], (), False)
-            tail = self.tokenizer(text[text.rindex(marker) + len(marker):], add_special_tokens=False)["input_ids"]
-            special = set(self.tokenizer.all_special_ids)
+            text = self._chat_text(
+                [Message(role="user", content="hi"), Message(role="assistant", content=marker)], (), False
+            )
+            tail = self.tokenizer(text[text.rindex(marker) + len(marker) :], add_special_tokens=False)["input_ids"]
+            added = self.tokenizer.added_tokens_decoder.items()
+            special = {token for token, entry in added if entry.special} | set(self.tokenizer.all_special_ids)
             for token in tail:
                 if token in special:
                     return int(token)
         if self.tokenizer.eos_token_id is None:
-            raise ConfigError.at("model.name", self.tokenizer.name_or_path, "the tokenizer has no end-of-turn token",
-                                 "Use a tokenizer with an eos_token")
+            raise ConfigError.at(
+                "model.name",
+                self.tokenizer.name_or_path,
+                "the tokenizer has no end-of-turn token",
+                "Use a tokenizer with an eos_token",
+            )
         return int(self.tokenizer.eos_token_id)
 
     # --- prompts -------------------------------------------------------------------------------------------------
@@ -113,8 +132,14 @@ class Renderer:
     def _compact(self, samples: Sequence[Sample]) -> list[list[int]]:
         ids_of = self.tokenizer.convert_tokens_to_ids
         plans = [compact_segments(sample, self.syntax) for sample in samples]
-        pieces = list(dict.fromkeys(text.removesuffix("<eos>") if special == "<assistant>" else text
-                                    for plan in plans for special, text in plan if text))
+        pieces = list(
+            dict.fromkeys(
+                text.removesuffix("<eos>") if special == "<assistant>" else text
+                for plan in plans
+                for special, text in plan
+                if text
+            )
+        )
         encoded = dict(zip(pieces, self._encode(pieces), strict=True))
         prompts = []
         for plan in plans:
@@ -130,7 +155,11 @@ class Renderer:
         return prompts
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+        """Ids of plain text: what looks like a special token in it stays text."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
+        return [list(ids) for ids in encoded["input_ids"]]
 
     def _chat_text(self, messages: Sequence[Message], tools: Sequence[ToolSpec], open_answer: bool) -> str:
         uses_tools = "tools" in str(self.tokenizer.chat_template)
@@ -142,8 +171,11 @@ class Renderer:
                 rows[0] = {"role": "system", "content": f"{rows[0]['content']}\n\n{listing}"}
             else:
                 rows.insert(0, {"role": "system", "content": listing})
-        return str(self.tokenizer.apply_chat_template(rows, tools=specs if specs and uses_tools else None, tokenize=False,
-                                                      add_generation_prompt=open_answer))
+        return str(
+            self.tokenizer.apply_chat_template(
+                rows, tools=specs if specs and uses_tools else None, tokenize=False, add_generation_prompt=open_answer
+            )
+        )
 
     def _chat_message(self, message: Message) -> dict[str, Any]:
         # Calls in the history are printed in the syntax the model is taught to write, so that what it reads and what it
@@ -152,11 +184,22 @@ class Renderer:
         return {"role": message.role, "content": text}
 
     def _checked_chat_text(self, sample: Sample) -> str:
-        text = self._chat_text(sample.messages, sample.tools, True)
-        missing = [tool.name for tool in sample.tools if tool.name not in text and dumps(tool.name)[1:-1] not in text]
+        from jinja2 import TemplateError
+
+        try:
+            text = self._chat_text(sample.messages, sample.tools, True)
+        except TemplateError as error:
+            raise DataError(
+                f"sample {sample.id}: the chat template refuses the dialogue ({error}). Use another model, or "
+                "model.template=compact."
+            ) from None
+        said = [self._chat_message(message)["content"] for message in sample.messages]
+        missing = [tool.name for tool in sample.tools if not _stands_in(tool.name, text, said)]
         if missing:
-            raise DataError(f"sample {sample.id}: the chat template dropped the tools {missing}. "
-                            "Use a model whose template takes tools, or model.template=compact.")
+            raise DataError(
+                f"sample {sample.id}: the chat template dropped the tools {missing}. "
+                "Use a model whose template takes tools, or model.template=compact."
+            )
         return text
 
     # --- answers -------------------------------------------------------------------------------------------------
@@ -172,7 +215,10 @@ class Renderer:
     def gold(self, samples: Sequence[Sample]) -> list[Candidate]:
         """The targets as candidates (index -1)."""
         rows = zip(samples, self.answer_texts(samples), self.answers(samples), strict=True)
-        return [Candidate(sample_id=s.id, index=-1, text=text, token_ids=tuple(ids), calls=s.target) for s, text, ids in rows]
+        return [
+            Candidate(sample_id=s.id, index=-1, text=text, token_ids=tuple(ids), calls=s.target)
+            for s, text, ids in rows
+        ]
 
     def read(self, text: str) -> tuple[tuple[ToolCall, ...] | None, str | None]:
         """(calls, None), or (None, reason) when the text does not parse."""
@@ -184,5 +230,6 @@ class Renderer:
         stop = set(self.stop_ids)
         text = self.tokenizer.decode([token for token in token_ids if token not in stop], skip_special_tokens=False)
         calls, error = self.read(text)
-        return Candidate(sample_id=sample.id, index=index, text=text, token_ids=tuple(token_ids), calls=calls, error=error,
-                         **fields)
+        return Candidate(
+            sample_id=sample.id, index=index, text=text, token_ids=tuple(token_ids), calls=calls, error=error, **fields
+        )

@@ -1,8 +1,8 @@
 """The nouns of the project: frozen dataclasses with a JSON round trip. Standard library only.
 
-What these records do not do: validate a call against a schema (`ttpa.toolcall.schema`), render a prompt (`ttpa.prompts`)
-or score (`ttpa.scorers`). Tools travel as JSON *text* inside a row, so a columnar reader sees a string and can never pad
-one tool's schema with another tool's keys.
+What these records do not do: validate a call against a schema (`ttpa.toolcall.schema`), render a prompt
+(`ttpa.prompts`) or score (`ttpa.scorers`). Tools travel as JSON *text* inside a row, so a columnar reader sees a
+string and can never pad one tool's schema with another tool's keys.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ttpa.errors import DataError
 
 
 def dumps(value: Any) -> str:
-    """Compact JSON text; key order kept, non-ASCII kept, so text -> object -> text is the identity on its own output."""
+    """Compact JSON text, key order and non-ASCII kept: text -> object -> text is the identity on its own output."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -29,7 +29,8 @@ class ToolSpec:
     `parameters` is a JSON Schema of type object; read-only by convention (specs are shared between samples).
 
     Example:
-        >>> ToolSpec(name="get_weather", description="", parameters={"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}).required
+        >>> schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+        >>> ToolSpec(name="get_weather", parameters=schema).required
         ('city',)
     """
 
@@ -127,7 +128,8 @@ class Sample:
     `band` is easy, medium or hard; `tags` are free labels such as "unseen_tool".
 
     Example:
-        >>> Sample(id="a", tools=(), messages=(Message(role="user", content="hi"),), target=(), target_text="Hello", source="toy").kind
+        >>> messages = (Message(role="user", content="hi"),)
+        >>> Sample(id="a", tools=(), messages=messages, target=(), target_text="Hello", source="toy").kind
         'text'
     """
 
@@ -143,7 +145,7 @@ class Sample:
 
     @property
     def kind(self) -> str:
-        """"call" when the target is a list of calls, "text" when it is a reply without a call."""
+        """ "call" when the target is a list of calls, "text" when it is a reply without a call."""
         return "call" if self.target else "text"
 
     @property
@@ -267,8 +269,10 @@ class Pair:
     with the training forward. `provenance` says which rule made the pair.
 
     Example:
-        >>> good, bad = (Candidate(sample_id="a", index=i, text=t, token_ids=ids) for i, t, ids in ((0, "[f()]", (5, 6)), (1, "[g()]", (5, 7))))
-        >>> pair = Pair(sample_id="a", chosen=good, rejected=bad, chosen_score=Score(value=1.0, exact=True), rejected_score=Score(value=0.25, exact=False))
+        >>> good = Candidate(sample_id="a", index=0, text="[f()]", token_ids=(5, 6))
+        >>> bad = Candidate(sample_id="a", index=1, text="[g()]", token_ids=(5, 7))
+        >>> right, wrong = Score(value=1.0, exact=True), Score(value=0.25, exact=False)
+        >>> pair = Pair(sample_id="a", chosen=good, rejected=bad, chosen_score=right, rejected_score=wrong)
         >>> pair.margin, pair.branch
         (0.75, 1)
     """
@@ -332,7 +336,8 @@ class Group:
     """All candidates of one sample with their scores, in candidate order.
 
     Example:
-        >>> Group(sample_id="a", candidates=(Candidate(sample_id="a", index=0, text=""),), scores=(Score(value=0.0, exact=False),)).rewards
+        >>> answer, score = Candidate(sample_id="a", index=0, text=""), Score(value=0.0, exact=False)
+        >>> Group(sample_id="a", candidates=(answer,), scores=(score,)).rewards
         (0.0,)
     """
 
@@ -384,4 +389,6 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 yield json.loads(line)
             except ValueError as error:
-                raise DataError(f"{path}:{number}: not a JSON line ({error}). Remove the line or write the file again.") from None
+                raise DataError(
+                    f"{path}:{number}: not a JSON line ({error}). Remove the line or write the file again."
+                ) from None

@@ -60,7 +60,9 @@ class ScreenView:
         self.console = Console(file=stream, highlight=False, width=None if stream.isatty() else 120)
         self.title = title
         self.lines: dict[str, _Line] = {}
-        self.live = Live(console=self.console, refresh_per_second=4, get_renderable=self._graph) if stream.isatty() else None
+        self.live = (
+            Live(console=self.console, refresh_per_second=4, get_renderable=self._graph) if stream.isatty() else None
+        )
         self.printed = 0.0
 
     def __enter__(self) -> ScreenView:
@@ -68,7 +70,9 @@ class ScreenView:
             self.live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.live:
             self.live.stop()
 
@@ -109,8 +113,12 @@ class ScreenView:
             self.console.print(text, markup=False, soft_wrap=True)
 
     def _status(self, line: _Line) -> str:
-        parts = [f"{line.done}/{line.total}", f"{line.tokens_per_s:,.0f} tokens/s" if line.tokens_per_s else "",
-                 f"{line.left()} left" if line.left() else "", line.note]
+        parts = [
+            f"{line.done}/{line.total}",
+            f"{line.tokens_per_s:,.0f} tokens/s" if line.tokens_per_s else "",
+            f"{line.left()} left" if line.left() else "",
+            line.note,
+        ]
         return ", ".join(part for part in parts if part)
 
     def _graph(self) -> Table:
@@ -121,8 +129,12 @@ class ScreenView:
             running = line.state == "running"
             spent = clock(time.monotonic() - line.began if running else line.seconds) if line.state != "waiting" else ""
             colour = {"running": "yellow", "done": "green", "cached": "cyan"}.get(line.state, "")
-            table.add_row(line.label, f"[{colour}]{line.state}[/]" if colour else line.state, spent,
-                          self._status(line) if running else line.note)
+            table.add_row(
+                line.label,
+                f"[{colour}]{line.state}[/]" if colour else line.state,
+                spent,
+                self._status(line) if running else line.note,
+            )
         return table
 
     # --- the end -------------------------------------------------------------------------------------------------
@@ -135,7 +147,11 @@ class ScreenView:
                 self.console.print(table)
             for line in differences(outcome):
                 self.console.print(line, markup=False)
-        built = f"{len(outcome.built)} stages built ({', '.join(outcome.built)})" if outcome.built else "nothing built: all from the store"
+        built = (
+            f"{len(outcome.built)} stages built ({', '.join(outcome.built)})"
+            if outcome.built
+            else "nothing built: all from the store"
+        )
         self.console.print(f"\n{built}\nresolved configuration and log: {run_folder}", markup=False, soft_wrap=True)
 
 
@@ -148,8 +164,16 @@ def found(result: StageResult) -> str:
         return f", accuracy {metrics['accuracy']['value']:.3f}"
     if result.name == "data":
         parts = [f"{name} {count}" for name, count in metrics["samples"].items()]
-        rejected = f", {metrics['rows_rejected']} rows rejected (rejected.jsonl says why)" if metrics.get("rows_rejected") else ""
-        bands = "; bands of train " + ", ".join(f"{b} {n}" for b, n in metrics["bands"]["train"].items()) if "bands" in metrics else ""
+        rejected = (
+            f", {metrics['rows_rejected']} rows rejected (rejected.jsonl says why)"
+            if metrics.get("rows_rejected")
+            else ""
+        )
+        bands = (
+            "; bands of train " + ", ".join(f"{b} {n}" for b, n in metrics["bands"]["train"].items())
+            if "bands" in metrics
+            else ""
+        )
         return ": " + ", ".join(parts) + bands + rejected
     if metrics.get("too_long"):
         return f", {metrics['too_long']} samples too long, left out"
@@ -177,19 +201,31 @@ def share(entry: Mapping[str, Any] | None, *, interval: bool = False) -> str:
 def accuracy_table(outcome: Outcome) -> Table:
     """Exact-call accuracy by band and what each policy cost."""
     metrics = outcome.shared["baseline"].metrics
-    table = Table(title=f"Exact-call accuracy on the {metrics['split']} split ({metrics['accuracy']['n']} samples), 95 % interval",
-                  title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title=f"Exact-call accuracy, {metrics['split']} split ({metrics['accuracy']['n']} samples), 95 % interval",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
     for name in ("policy", "all", "easy", "medium", "hard", "unseen tool", "seconds", "tokens"):
         table.add_column(name, justify="left" if name in ("policy", "all") else "right", no_wrap=True)
     for name, (stage, evaluation) in policies(outcome).items():
         m = evaluation.metrics
         tokens = stage.metrics.get("tokens")
-        table.add_row(name, share(m["accuracy"], interval=True), *(share(m["bands"].get(b)) for b in ("easy", "medium", "hard")),
-                      share(m["unseen_tool"]), f"{stage.seconds:.0f}", f"{tokens:,}" if tokens else "-")
+        table.add_row(
+            name,
+            share(m["accuracy"], interval=True),
+            *(share(m["bands"].get(b)) for b in ("easy", "medium", "hard")),
+            share(m["unseen_tool"]),
+            f"{stage.seconds:.0f}",
+            f"{tokens:,}" if tokens else "-",
+        )
     for cell in outcome.cells[:1]:
         for role, stage in cell.stages.items():
             if role.startswith("explore"):
-                table.add_row("(exploration)", "", "", "", "", "", f"{stage.seconds:.0f}", f"{stage.metrics['tokens']:,}")
+                table.add_row(
+                    "(exploration)", "", "", "", "", "", f"{stage.seconds:.0f}", f"{stage.metrics['tokens']:,}"
+                )
     return table
 
 

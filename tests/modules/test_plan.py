@@ -52,9 +52,10 @@ def test_warmup_is_decided_by_its_seed() -> None:
 
 
 @settings(deadline=None, max_examples=50)
-@given(lengths=st.lists(st.integers(1, 200), min_size=1, max_size=60), budget=st.integers(1, 300),
-       seed=st.integers(0, 9))
-def test_warmup_keeps_the_token_budget_and_a_pass_uses_every_row_once(lengths: list[int], budget: int, seed: int) -> None:
+@given(
+    lengths=st.lists(st.integers(1, 200), min_size=1, max_size=60), budget=st.integers(1, 300), seed=st.integers(0, 9)
+)
+def test_warmup_keeps_the_token_budget_and_has_each_row_once_a_pass(lengths: list[int], budget: int, seed: int) -> None:
     """A row longer than the budget is a step of its own."""
     plan = plan_warmup(lengths, [""] * len(lengths), warmup(batch_tokens=budget), seed)
     assert uses(plan) == Counter(range(len(lengths)))
@@ -123,9 +124,10 @@ def test_replay_adds_earlier_rows_as_a_share_of_the_band() -> None:
     assert len([row for row in hard if bands[row] != "hard"]) == 5 and len(hard) == 25
 
 
-def test_replay_is_limited_to_what_came_before() -> None:
-    plan = plan_warmup([10] * 12, ["easy"] * 2 + ["hard"] * 10, warmup(order="bands", replay=1.0), 0)
-    assert uses(plan, plan.boundaries[0]) == Counter(range(12))
+def test_replay_draws_from_all_earlier_bands_and_no_more_than_there_is() -> None:
+    bands = [BANDS[i // 4] for i in range(12)]
+    plan = plan_warmup([10] * 12, bands, warmup(order="bands", replay=5.0), 0)
+    assert uses(plan, plan.boundaries[1]) == Counter(range(12))
 
 
 def test_steps_are_divided_by_the_tokens_of_the_bands() -> None:
@@ -136,7 +138,6 @@ def test_steps_are_divided_by_the_tokens_of_the_bands() -> None:
     assert plan.boundaries == (12, 16, 20)
 
 
-@pytest.mark.xfail(strict=True, reason="each band is rounded alone, so the shares need not add up to warmup.steps")
 @pytest.mark.parametrize("steps", [10, 11])
 def test_steps_of_the_bands_add_up_to_the_steps_asked_for(steps: int) -> None:
     """Equal thirds of 10 steps are 4 + 3 + 3, of 11 steps 4 + 4 + 3."""
@@ -162,8 +163,10 @@ def test_alignment_step_is_full_and_has_no_row_twice(count: int, size: int, step
         assert len(step) == len(set(step)) == min(size, count) and set(step) <= set(range(count))
 
 
-@pytest.mark.parametrize(("count", "size", "epochs", "steps"), [
-    (12, 4, 1.0, 3), (12, 4, 2.5, 8), (5, 3, 2.0, 4), (2, 8, 3.0, 3), (100, 64, 0.1, 1)])
+@pytest.mark.parametrize(
+    ("count", "size", "epochs", "steps"),
+    [(12, 4, 1.0, 3), (12, 4, 2.5, 8), (5, 3, 2.0, 4), (2, 8, 3.0, 3), (100, 64, 0.1, 1)],
+)
 def test_alignment_epochs_in_steps(count: int, size: int, epochs: float, steps: int) -> None:
     """ceil(rows * epochs / batch), batch no larger than the rows: 12 * 2.5 / 4 = 7.5 is 8 steps."""
     assert len(plan_alignment(count, alignment(batch_size=size, epochs=epochs), 0).steps) == steps
@@ -176,7 +179,6 @@ def test_alignment_pass_uses_every_row_once_where_the_batch_divides_it() -> None
     assert plan.steps[:3] != plan.steps[3:6]
 
 
-@pytest.mark.xfail(strict=True, reason="rows that wait from the old pass are left out of the new one: they lose a turn")
 @pytest.mark.parametrize(("count", "size"), [(5, 3), (10, 4), (7, 6), (100, 64)])
 def test_alignment_uses_rows_equally_often_where_the_batch_does_not_divide_them(count: int, size: int) -> None:
     """Over any number of steps, two rows differ by one use at most: a pass is over before a row comes again."""
@@ -194,7 +196,8 @@ def test_linear_schedule_worked_by_hand() -> None:
     """10 steps, 2 of them warm-up: 1/2, 1, then (8 - i) / 8 for i = 0 .. 7."""
     schedule = OptimizerSettings(name="adamw", lr=1.0, warmup_steps=2)
     assert [schedule.factor(step, [10]) for step in range(10)] == pytest.approx(
-        [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125])
+        [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
+    )
 
 
 def test_cosine_schedule_worked_by_hand() -> None:
@@ -234,40 +237,49 @@ def test_a_phase_shorter_than_its_warm_up_only_rises() -> None:
 # --- what a setting refuses --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("fields", "key"), [
-    ({"name": "adam"}, "optimizer.name"),
-    ({"schedule": "step"}, "optimizer.schedule"),
-    ({"lr": 0.0}, "optimizer.lr"),
-    ({"muon_lr": -1.0}, "optimizer.muon_lr"),
-    ({"clip": 0.0}, "optimizer.clip"),
-    ({"betas": [0.9, 1.0]}, "optimizer.betas"),
-    ({"betas": [0.9]}, "optimizer.betas"),
-])
+@pytest.mark.parametrize(
+    ("fields", "key"),
+    [
+        ({"name": "adam"}, "optimizer.name"),
+        ({"schedule": "step"}, "optimizer.schedule"),
+        ({"lr": 0.0}, "optimizer.lr"),
+        ({"muon_lr": -1.0}, "optimizer.muon_lr"),
+        ({"clip": 0.0}, "optimizer.clip"),
+        ({"betas": [0.9, 1.0]}, "optimizer.betas"),
+        ({"betas": [0.9]}, "optimizer.betas"),
+    ],
+)
 def test_optimizer_settings_name_the_key(fields: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match=f"^{key}="):
         OptimizerSettings(**{"name": "adamw", "lr": 1e-3, **fields})
 
 
-@pytest.mark.parametrize(("fields", "key"), [
-    ({"order": "random"}, "warmup.order"),
-    ({"batch_tokens": 0}, "warmup.batch_tokens"),
-    ({"replay": -0.1}, "warmup.replay"),
-    ({"prompt_weight": 1.5}, "warmup.replay, warmup.prompt_weight"),
-    ({"steps": 5}, "warmup.steps"),
-    ({"epochs": None}, "warmup.steps"),
-    ({"epochs": 0.0}, "warmup.epochs"),
-    ({"steps": -1, "epochs": None}, "warmup.steps"),
-])
+@pytest.mark.parametrize(
+    ("fields", "key"),
+    [
+        ({"order": "random"}, "warmup.order"),
+        ({"batch_tokens": 0}, "warmup.batch_tokens"),
+        ({"replay": -0.1}, "warmup.replay"),
+        ({"prompt_weight": 1.5}, "warmup.replay, warmup.prompt_weight"),
+        ({"steps": 5}, "warmup.steps"),
+        ({"epochs": None}, "warmup.steps"),
+        ({"epochs": 0.0}, "warmup.epochs"),
+        ({"steps": -1, "epochs": None}, "warmup.steps"),
+    ],
+)
 def test_warmup_settings_name_the_key(fields: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match=f"^{key}"):
         warmup(**fields)
 
 
-@pytest.mark.parametrize(("fields", "key"), [
-    ({"batch_size": 0}, "objective.batch_size"),
-    ({"steps": 5}, "objective.steps"),
-    ({"epochs": -1.0}, "objective.epochs"),
-])
+@pytest.mark.parametrize(
+    ("fields", "key"),
+    [
+        ({"batch_size": 0}, "objective.batch_size"),
+        ({"steps": 5}, "objective.steps"),
+        ({"epochs": -1.0}, "objective.epochs"),
+    ],
+)
 def test_alignment_settings_name_the_key(fields: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match=f"^{key}="):
         alignment(**fields)

@@ -1,4 +1,4 @@
-"""The training loop: what a step computes, that micro-batches and ranks do not change it, and that a cut run goes on."""
+"""The training loop: what a step computes, whatever the micro-batches and ranks; how a killed run goes on."""
 
 from __future__ import annotations
 
@@ -42,9 +42,19 @@ class FakePolicy:
 
 def small_policy(layers: int = 1) -> FakePolicy:
     torch.manual_seed(5)
-    config = Qwen2Config(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2,
-                         num_key_value_heads=1, intermediate_size=24, max_position_embeddings=64,
-                         tie_word_embeddings=True, pad_token_id=PAD, eos_token_id=1, bos_token_id=None)
+    config = Qwen2Config(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=24,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        pad_token_id=PAD,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
     model = Qwen2ForCausalLM(config)
     for weight in model.parameters():
         if weight.ndim == 2:
@@ -76,16 +86,18 @@ def references(policy: FakePolicy) -> list[tuple[float, float]]:
 
 
 def sft(plan: Plan, micro_tokens: int, settings: OptimizerSettings, layers: int = 1) -> tuple[SFTModule, PlanData]:
-    module = SFTModule(small_policy(layers), settings, plan.boundaries, CHOSEN, PROMPT_WEIGHT)  # type: ignore[arg-type]
+    policy: Any = small_policy(layers)
+    module = SFTModule(policy, settings, plan.boundaries, CHOSEN, PROMPT_WEIGHT)
     weights = [row_weight(row, PROMPT_WEIGHT) for row in CHOSEN]
     return module, PlanData(plan, [len(row) for row in CHOSEN], weights, micro_tokens)
 
 
-def preference(loss: DPO | SimPO, plan: Plan, micro_tokens: int,
-               settings: OptimizerSettings) -> tuple[PreferenceModule, PlanData]:
-    policy = small_policy()
+def preference(
+    loss: DPO | SimPO, plan: Plan, micro_tokens: int, settings: OptimizerSettings
+) -> tuple[PreferenceModule, PlanData]:
+    policy: Any = small_policy()
     known = references(policy) if loss.needs_reference else None
-    module = PreferenceModule(policy, settings, plan.boundaries, loss, CHOSEN, REJECTED, known)  # type: ignore[arg-type]
+    module = PreferenceModule(policy, settings, plan.boundaries, loss, CHOSEN, REJECTED, known)
     lengths = [len(c) + len(r) for c, r in zip(CHOSEN, REJECTED, strict=True)]
     return module, PlanData(plan, lengths, [len(row.answer) for row in CHOSEN], micro_tokens)
 
@@ -128,8 +140,14 @@ def on_cpu(*extra: pl.Callback) -> Callable[..., pl.Trainer]:
 def run_training(made: Made, folder: Path, *extra: pl.Callback, every: int = 1000) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     seen: list[tuple[int, int]] = []
-    metrics = train(*made, folder, trainer=on_cpu(*extra), logger=False, checkpoint_every=every,
-                    progress=lambda done, total, speed, note: seen.append((done, total)))
+    metrics = train(
+        *made,
+        folder,
+        trainer=on_cpu(*extra),
+        logger=False,
+        checkpoint_every=every,
+        progress=lambda done, total, speed, note: seen.append((done, total)),
+    )
     assert not seen or seen[-1] == (len(made[1].plan.steps), len(made[1].plan.steps))
     return metrics
 
@@ -167,7 +185,8 @@ def plain_preference(module: PolicyModule, rows: Sequence[int]) -> Tensor:
     assert isinstance(module, PreferenceModule)
     losses, nll = [], torch.zeros(())
     for i in rows:
-        chosen, rejected = (plain_logps(module.model, row)[-len(row.answer) :].sum() for row in (CHOSEN[i], REJECTED[i]))
+        both = (CHOSEN[i], REJECTED[i])
+        chosen, rejected = (plain_logps(module.model, row)[-len(row.answer) :].sum() for row in both)
         if module.references is not None:
             margin = 0.5 * (chosen - module.references[i][0] - rejected + module.references[i][1])
             losses.append(-0.9 * torch.log(torch.sigmoid(margin)) - 0.1 * torch.log(torch.sigmoid(-margin)))
@@ -211,8 +230,9 @@ def test_training_is_the_plain_loop(kind: str, tmp_path: Path) -> None:
     other, _ = KINDS[kind](plan, 40, settings)
     matrices = [p for name, p in other.model.named_parameters() if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in other.model.named_parameters() if p.ndim != 2 or "embed" in name]
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
-                                  betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], betas=(0.9, 0.95)
+    )
     loss, norms = torch.zeros(()), []
     for number, rows in enumerate(plan.steps):
         for group in optimizer.param_groups:
@@ -222,36 +242,44 @@ def test_training_is_the_plain_loop(kind: str, tmp_path: Path) -> None:
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(other.model.parameters(), 0.5)))
         optimizer.step()
-    assert furthest(weights_of(module), weights_of(other)) < 2e-6
+    assert furthest(weights_of(module), weights_of(other)) < 5e-6
     assert furthest(weights_of(module), weights_of(KINDS[kind](plan, 40, settings)[0])) > 1e-3
     assert max(norms) > 0.5, "clipping was not put to the test"
     assert metrics["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
     assert metrics["grad_norm"] == pytest.approx(norms[-1], rel=1e-3)
     assert metrics["lr"] == pytest.approx(1.5e-3)
-    assert metrics["steps"] == 3 and metrics["tokens"] == sum(data.lengths[row] for rows in plan.steps for row in rows)
+    assert metrics["steps"] == 3 and metrics["tokens"] == sum(data.costs[row] for rows in plan.steps for row in rows)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_micro_batch_size_does_not_change_three_steps(kind: str, tmp_path: Path) -> None:
     results = []
     for micro_tokens in (1, HUGE):
-        made = KINDS[kind](Plan(STEPS[:3], (3,)), micro_tokens, adamw())
+        made = KINDS[kind](Plan(STEPS[:3], (3,)), micro_tokens, adamw(lr=1e-3))
+        before = weights_of(made[0])
         assert len(made[1].step(STEPS[0], 0, 1).micros) == (5 if micro_tokens == 1 else 1)
         metrics = run_training(made, tmp_path / str(micro_tokens))
         results.append((weights_of(made[0]), metrics))
     (tiny, tiny_metrics), (huge, huge_metrics) = results
-    assert furthest(tiny, huge) < 1e-6
+    assert furthest(tiny, huge) < 1e-6 < 1e-3 < furthest(tiny, before)
     assert tiny_metrics["loss"] == pytest.approx(huge_metrics["loss"], rel=1e-5)
     assert tiny_metrics["tokens"] == huge_metrics["tokens"]
 
 
 def test_preference_metrics_do_not_depend_on_the_micro_batch_size(tmp_path: Path) -> None:
-    names = {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen",
-             "logps/rejected"}
+    names = {
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "rewards/accuracies",
+        "logps/chosen",
+        "logps/rejected",
+    }
     found = []
     for micro_tokens in (1, HUGE):
-        metrics = run_training(KINDS["dpo with anchor"](Plan(STEPS[:1], (1,)), micro_tokens, adamw()),
-                               tmp_path / str(micro_tokens))
+        metrics = run_training(
+            KINDS["dpo with anchor"](Plan(STEPS[:1], (1,)), micro_tokens, adamw()), tmp_path / str(micro_tokens)
+        )
         assert names | {"nll_loss"} <= metrics.keys()
         found.append({name: metrics[name] for name in names})
     assert found[0] == pytest.approx(found[1], rel=1e-4)
@@ -293,7 +321,7 @@ def test_gradients_of_the_ranks_add_up_to_that_of_one_rank(kind: str) -> None:
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("name", ["adamw", "muon_adamw"])
 def test_a_killed_run_continues_to_the_same_bits(name: str, every: int, tmp_path: Path) -> None:
-    """Killed after 4 of 5 steps, before the resume point of the fourth: goes on from step 3 (every 1) or 2 (every 2)."""
+    """Killed after 4 of 5 steps, before that one's resume point: goes on from step 3 (every 1) or 2 (every 2)."""
     settings, plan = adamw(name=name), Plan(STEPS, (5,))
     whole = sft(plan, 40, settings, layers=2)
     metrics = run_training(whole, tmp_path / "whole")
@@ -358,9 +386,14 @@ def test_a_run_killed_after_its_last_step_keeps_the_weights(tmp_path: Path) -> N
     assert metrics["steps"] == 3 and metrics["tokens"] == sum(len(CHOSEN[row]) for rows in plan.steps for row in rows)
 
 
-def test_resume_points_are_gone_when_training_is_done(tmp_path: Path) -> None:
-    run_training(sft(Plan(STEPS[:3], (3,)), 40, adamw()), tmp_path, every=1)
-    assert not list(tmp_path.iterdir())
+def test_the_last_resume_point_stays_until_the_caller_has_saved(tmp_path: Path) -> None:
+    """A second call in the folder, as after a kill while the policy was written, ends with the same weights."""
+    plan = Plan(STEPS[:3], (3,))
+    first, again = sft(plan, 40, adamw()), sft(plan, 40, adamw())
+    run_training(first, tmp_path, every=2)
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+    run_training(again, tmp_path, every=2)
+    assert furthest(weights_of(first[0]), weights_of(again[0])) == 0.0
 
 
 def test_resume_points_hold_trained_weights_only(tmp_path: Path) -> None:

@@ -42,7 +42,11 @@ def test_dpo_is_log_2_where_the_policy_is_the_reference() -> None:
         losses_B, metrics = dpo_losses(chosen, rejected, chosen, rejected, beta=beta, label_smoothing=smoothing)
         assert losses_B.tolist() == pytest.approx([math.log(2)] * PAIRS)
         assert {name: float(value) for name, value in metrics.items()} == {
-            "rewards/chosen": 0.0, "rewards/rejected": 0.0, "rewards/margins": 0.0, "rewards/accuracies": 0.0}
+            "rewards/chosen": 0.0,
+            "rewards/rejected": 0.0,
+            "rewards/margins": 0.0,
+            "rewards/accuracies": 0.0,
+        }
 
 
 def test_dpo_worked_by_hand() -> None:
@@ -56,7 +60,11 @@ def test_dpo_worked_by_hand() -> None:
     losses_B, metrics = dpo_losses(*logps, beta=0.5)
     assert losses_B.tolist() == pytest.approx([0.126928], abs=1e-6)
     assert {name: float(value) for name, value in metrics.items()} == {
-        "rewards/chosen": 1.0, "rewards/rejected": -1.0, "rewards/margins": 2.0, "rewards/accuracies": 1.0}
+        "rewards/chosen": 1.0,
+        "rewards/rejected": -1.0,
+        "rewards/margins": 2.0,
+        "rewards/accuracies": 1.0,
+    }
     smoothed_B, _ = dpo_losses(*logps, beta=0.5, label_smoothing=0.1)
     assert smoothed_B.tolist() == pytest.approx([0.326928], abs=1e-6)
 
@@ -74,7 +82,8 @@ def test_dpo_is_the_papers_equation(seed: int, smoothing: float) -> None:
     assert float(metrics["rewards/margins"]) == pytest.approx(sum(margins) / PAIRS, rel=1e-4, abs=1e-5)
     assert float(metrics["rewards/accuracies"]) == pytest.approx(sum(m > 0 for m in margins) / PAIRS)
     assert float(metrics["rewards/chosen"]) == pytest.approx(
-        sum(beta * (w - rw) for w, _, rw, _ in zip(*rows, strict=True)) / PAIRS, rel=1e-4, abs=1e-5)
+        sum(beta * (w - rw) for w, _, rw, _ in zip(*rows, strict=True)) / PAIRS, rel=1e-4, abs=1e-5
+    )
 
 
 def test_dpo_stays_finite_and_linear_far_from_the_reference() -> None:
@@ -98,8 +107,9 @@ def test_simpo_worked_by_hand() -> None:
     inputs = torch.tensor([-1.0]), torch.tensor([-4.0]), torch.tensor([5]), torch.tensor([10])
     losses_B, metrics = simpo_losses(*inputs, beta=2.5, gamma_beta_ratio=0.2)
     assert losses_B.tolist() == pytest.approx([math.log(2)], abs=1e-6)
-    assert {name: float(value) for name, value in metrics.items()} == pytest.approx({
-        "rewards/chosen": -0.5, "rewards/rejected": -1.0, "rewards/margins": 0.5, "rewards/accuracies": 1.0})
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
+        {"rewards/chosen": -0.5, "rewards/rejected": -1.0, "rewards/margins": 0.5, "rewards/accuracies": 1.0}
+    )
     assert simpo_losses(*inputs, beta=2.5, gamma_beta_ratio=0.0)[0].tolist() == pytest.approx([0.474077], abs=1e-6)
 
 
@@ -111,8 +121,9 @@ def test_simpo_is_the_papers_equation(seed: int) -> None:
     beta, ratio = 2.5, 0.4
     rows = zip(chosen, rejected, *lengths, strict=True)
     args = [beta / m * w - beta / n * lose - beta * ratio for w, lose, m, n in rows]
-    losses_B, metrics = simpo_losses(*tensors([chosen, rejected]), *map(torch.tensor, lengths), beta=beta,
-                                     gamma_beta_ratio=ratio)
+    losses_B, metrics = simpo_losses(
+        *tensors([chosen, rejected]), *map(torch.tensor, lengths), beta=beta, gamma_beta_ratio=ratio
+    )
     assert losses_B.tolist() == pytest.approx([-log_sigmoid(arg) for arg in args], rel=1e-5)
     assert float(metrics["rewards/accuracies"]) == pytest.approx(sum(arg + beta * ratio > 0 for arg in args) / PAIRS)
     assert float(metrics["rewards/margins"]) == pytest.approx(sum(args) / PAIRS + beta * ratio, rel=1e-4)
@@ -224,20 +235,27 @@ def test_settings_pass_their_values_on() -> None:
 def test_settings_say_what_they_need() -> None:
     """(learns from, contrasts answers, needs a reference policy)"""
     assert [(kind.consumes, kind.contrasts, kind.needs_reference) for kind in (DPO, SimPO, RFT, Gold)] == [
-        ("pair", True, True), ("pair", True, False), ("pair", False, False), ("sample", False, False)]
+        ("pair", True, True),
+        ("pair", True, False),
+        ("pair", False, False),
+        ("sample", False, False),
+    ]
 
 
-@pytest.mark.parametrize(("kind", "fields", "key"), [
-    (DPO, {"beta": 0.0}, "beta"),
-    (DPO, {"beta": -1.0}, "beta"),
-    (DPO, {"beta": math.nan}, "beta"),
-    (DPO, {"beta": 0.1, "label_smoothing": 0.5}, "label_smoothing"),
-    (DPO, {"beta": 0.1, "label_smoothing": -0.1}, "label_smoothing"),
-    (DPO, {"beta": 0.1, "sft_weight": -0.1}, "sft_weight"),
-    (SimPO, {"beta": 0.0, "gamma_beta_ratio": 0.2}, "beta"),
-    (SimPO, {"beta": 2.5, "gamma_beta_ratio": -0.2}, "gamma_beta_ratio"),
-    (SimPO, {"beta": 2.5, "gamma_beta_ratio": 0.2, "sft_weight": -1.0}, "sft_weight"),
-])
+@pytest.mark.parametrize(
+    ("kind", "fields", "key"),
+    [
+        (DPO, {"beta": 0.0}, "beta"),
+        (DPO, {"beta": -1.0}, "beta"),
+        (DPO, {"beta": math.nan}, "beta"),
+        (DPO, {"beta": 0.1, "label_smoothing": 0.5}, "label_smoothing"),
+        (DPO, {"beta": 0.1, "label_smoothing": -0.1}, "label_smoothing"),
+        (DPO, {"beta": 0.1, "sft_weight": -0.1}, "sft_weight"),
+        (SimPO, {"beta": 0.0, "gamma_beta_ratio": 0.2}, "beta"),
+        (SimPO, {"beta": 2.5, "gamma_beta_ratio": -0.2}, "gamma_beta_ratio"),
+        (SimPO, {"beta": 2.5, "gamma_beta_ratio": 0.2, "sft_weight": -1.0}, "sft_weight"),
+    ],
+)
 def test_a_value_out_of_range_names_its_key_and_value(kind: Any, fields: dict[str, float], key: str) -> None:
     with pytest.raises(ConfigError, match=rf"^objective\.loss\.{key}={fields[key]}: "):
         kind(**fields)

@@ -20,9 +20,18 @@ from ttpa.samplers.group import GroupSampler
 from ttpa.samplers.tps import TPS
 
 VOCAB, PAD, STOPS = 24, 0, (1, 2)
-SIZES = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-         "num_key_value_heads": 1, "intermediate_size": 24, "max_position_embeddings": 128, "pad_token_id": PAD,
-         "eos_token_id": list(STOPS), "bos_token_id": None}
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 24,
+    "max_position_embeddings": 128,
+    "pad_token_id": PAD,
+    "eos_token_id": list(STOPS),
+    "bos_token_id": None,
+}
 LENGTHS = (9, 3, 14, 3, 1, 7, 11, 5, 20, 3)
 ROOM = 16
 
@@ -105,7 +114,8 @@ def test_sampled_answers_depend_neither_on_the_batch_nor_on_the_order_of_prompts
             for one, two in zip(left, right, strict=True):
                 assert one.logps == pytest.approx(two.logps, abs=1e-4) and one.finish == two.finish
                 assert [(at, [token for token, _ in options]) for at, options in one.branches] == [
-                    (at, [token for token, _ in options]) for at, options in two.branches]
+                    (at, [token for token, _ in options]) for at, options in two.branches
+                ]
     order = list(range(len(prompts)))
     random.Random(1).shuffle(order)
     shuffled = engine(model, 6).generate([prompts[i] for i in order], [ids[i] for i in order], 3, chooser, 7)
@@ -135,11 +145,18 @@ def test_seed_sample_and_candidate_each_change_the_answers() -> None:
 def test_uniforms_depend_on_the_triple_alone() -> None:
     """Every part counts, the parts do not run together, and a longer draw starts with the shorter one."""
     draws = uniforms("seed", "a", 0, 1000)
-    assert draws.dtype == np.float64 and 0 <= draws.min() and draws.max() < 1
+    assert draws.dtype == np.float64 and draws.min() >= 0 and draws.max() < 1
     assert abs(draws.mean() - 0.5) < 0.05 and abs(draws.std() - 12**-0.5) < 0.03
     assert np.array_equal(draws[:10], uniforms("seed", "a", 0, 10))
-    others = [("other", "a", 0), ("seed", "b", 0), ("seed", "a", 1), ("see", "da", 0), ("seed", "", 0)]
-    assert len({uniforms(*triple, 1)[0] for triple in [("seed", "a", 0), *others]}) == 6
+    others = [
+        ("other", "a", 0),
+        ("seed", "b", 0),
+        ("seed", "a", 1),
+        ("see", "da", 0),
+        ("seed", "a", 10),
+        ("seed", "a1", 0),
+    ]
+    assert len({uniforms(*triple, 1)[0] for triple in [("seed", "a", 0), *others]}) == 7
 
 
 # --- every answer ------------------------------------------------------------------------------------------------
@@ -185,14 +202,14 @@ class Script:
 
 
 def test_scripted_answers_are_recorded_as_they_were_chosen() -> None:
-    """Tokens 5, 6, 7 and a stop, choices reported at the first and third; a stop as the last token that fits is a stop."""
+    """Tokens 5, 6, 7 and a stop, choices reported at the first and third; a stop that just fits is a stop."""
     model = random_model()
-    (answer,), = engine(model, room=9).generate([[3, 4]], ["a"], 1, Script((5, 6, 7, 2)), 0)
+    ((answer,),) = engine(model, room=9).generate([[3, 4]], ["a"], 1, Script((5, 6, 7, 2)), 0)
     assert answer.token_ids == [5, 6, 7, 2] and answer.finish == "stop"
     assert answer.branches == [(0, ((5, 0.5), (6, 0.25))), (2, ((7, 0.5), (8, 0.25)))]
-    (fits,), = engine(model, room=4).generate([[3, 4]], ["a"], 1, Script((5, 6, 7, 2)), 0)
+    ((fits,),) = engine(model, room=4).generate([[3, 4]], ["a"], 1, Script((5, 6, 7, 2)), 0)
     assert (fits.token_ids, fits.finish) == ([5, 6, 7, 2], "stop")
-    (cut,), = engine(model, room=3).generate([[3, 4]], ["a"], 1, Script((5, 6, 7, 2)), 0)
+    ((cut,),) = engine(model, room=3).generate([[3, 4]], ["a"], 1, Script((5, 6, 7, 2)), 0)
     assert (cut.token_ids, cut.finish) == ([5, 6, 7], "length")
 
 

@@ -1,8 +1,9 @@
-"""Log-probs of given answers against the full logits of the whole model, and the length buckets they are computed in."""
+"""Log-probs of given answers against the full logits of the whole model, and the buckets they are computed in."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
+    FalconH1Config,
+    FalconH1ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GraniteConfig,
@@ -25,8 +28,16 @@ from ttpa.policy.batching import bucket_by_tokens
 from ttpa.policy.logprobs import Row, answer_sums, token_logps
 
 VOCAB, PAD = 40, 0
-SIZES = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-         "num_key_value_heads": 1, "intermediate_size": 24, "max_position_embeddings": 64, "pad_token_id": PAD}
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 24,
+    "max_position_embeddings": 64,
+    "pad_token_id": PAD,
+}
 
 ROWS = (
     Row((3, 4, 5, 6, 7), (8, 9, 1)),
@@ -46,15 +57,44 @@ def llama() -> PreTrainedModel:
 
 def gemma2() -> PreTrainedModel:
     """Soft caps low enough to bend the logits; a window shorter than the longest row."""
-    return Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, sliding_window=4, final_logit_softcapping=0.5,
-                                          attn_logit_softcapping=1.0, attn_implementation="eager"))
+    return Gemma2ForCausalLM(
+        Gemma2Config(
+            **SIZES,
+            head_dim=8,
+            sliding_window=4,
+            final_logit_softcapping=0.5,
+            attn_logit_softcapping=1.0,
+            attn_implementation="eager",
+        )
+    )
 
 
 def granite() -> PreTrainedModel:
     return GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=4.0))
 
 
-ARCHITECTURES = [qwen2, llama, gemma2, granite]
+def falcon_h1() -> PreTrainedModel:
+    return FalconH1ForCausalLM(
+        FalconH1Config(
+            **SIZES,
+            lm_head_multiplier=0.1,
+            mamba_d_ssm=32,
+            mamba_n_heads=4,
+            mamba_d_head=8,
+            mamba_n_groups=1,
+            mamba_d_state=8,
+            mamba_chunk_size=8,
+        )
+    )
+
+
+ARCHITECTURES = [
+    qwen2,
+    llama,
+    gemma2,
+    granite,
+    falcon_h1,
+]
 
 
 def built(architecture: Callable[[], PreTrainedModel]) -> PreTrainedModel:
@@ -77,7 +117,7 @@ def full(model: PreTrainedModel, row: Row, with_prompt: bool) -> list[float]:
 
 @pytest.mark.parametrize("with_prompt", [False, True])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_token_logps_are_those_of_the_full_logits(architecture: Callable[[], PreTrainedModel], with_prompt: bool) -> None:
+def test_token_logps_are_those_of_full_logits(architecture: Callable[[], PreTrainedModel], with_prompt: bool) -> None:
     model = built(architecture)
     with torch.no_grad():
         found = token_logps(model, ROWS, pad_id=PAD, with_prompt=with_prompt)
@@ -176,7 +216,7 @@ def test_buckets_hold_every_row_once_within_the_budget(lengths: list[int], budge
     for batch in batches:
         assert batch and (len(batch) == 1 or max(lengths[row] for row in batch) * len(batch) <= budget)
     # No batch could have taken the first row of the next one.
-    for batch, after in zip(batches, batches[1:], strict=False):
+    for batch, after in pairwise(batches):
         assert lengths[after[0]] * (len(batch) + 1) > budget
 
 

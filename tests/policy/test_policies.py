@@ -39,10 +39,21 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     torch.manual_seed(3)
-    model = Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=128, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id))
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=128,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
     model.save_pretrained(folder)
     return folder
 
@@ -105,13 +116,17 @@ def test_tiny_model_does_not_depend_on_the_state_of_torchs_generator() -> None:
 
 
 def test_tiny_model_starts_from_the_recipe() -> None:
-    """Embeddings 0.02, matrices 1 / sqrt(fan in), those that write to the residual stream half of it; biases 0, norms 1."""
+    """Embeddings 0.02, matrices 1 / sqrt(fan in), half of it into the residual stream; biases 0, norms 1."""
     model = TinyModel(hidden=128, layers=1, heads=2, feed_forward=256, vocab=300, max_tokens=64).create(TEXTS, 0).model
     weights = dict(model.named_parameters())
     layer = "model.layers.0."
-    for name, std in ((f"{layer}self_attn.q_proj.weight", 128**-0.5), (f"{layer}mlp.gate_proj.weight", 128**-0.5),
-                      (f"{layer}self_attn.o_proj.weight", 0.5 * 128**-0.5),
-                      (f"{layer}mlp.down_proj.weight", 0.5 * 256**-0.5), ("model.embed_tokens.weight", 0.02)):
+    for name, std in (
+        (f"{layer}self_attn.q_proj.weight", 128**-0.5),
+        (f"{layer}mlp.gate_proj.weight", 128**-0.5),
+        (f"{layer}self_attn.o_proj.weight", 0.5 * 128**-0.5),
+        (f"{layer}mlp.down_proj.weight", 0.5 * 256**-0.5),
+        ("model.embed_tokens.weight", 0.02),
+    ):
         assert float(weights[name].detach().std()) == pytest.approx(std, rel=0.03), name
     assert not weights[f"{layer}self_attn.q_proj.bias"].any() and (weights["model.norm.weight"] == 1).all()
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
@@ -125,7 +140,8 @@ def test_tiny_model_round_trip(tmp_path: Path, tiny_policy: Policy, toy_samples:
     assert torch.equal(logits(back.model), logits(tiny_policy.model))
     assert back.renderer.prompts(toy_samples) == tiny_policy.renderer.prompts(toy_samples)
     assert back.renderer.answers(toy_samples) == tiny_policy.renderer.answers(toy_samples)
-    assert (back.renderer.stop_ids, back.renderer.pad_id) == (tiny_policy.renderer.stop_ids, tiny_policy.renderer.pad_id)
+    assert back.renderer.stop_ids == tiny_policy.renderer.stop_ids
+    assert back.renderer.pad_id == tiny_policy.renderer.pad_id
 
 
 def test_a_policy_can_be_saved_where_one_was(tmp_path: Path) -> None:
@@ -173,8 +189,10 @@ def test_a_policy_without_training_saves_no_weights(base: Path, tmp_path: Path) 
     assert torch.equal(logits(load_policy(tmp_path).model), logits(policy.model))
 
 
-@pytest.mark.parametrize("lora", [Lora(r=2, alpha=4), Lora(r=2, alpha=4, dora=True),
-                                  Lora(r=3, alpha=3, target_modules=["q_proj", "down_proj"])])
+@pytest.mark.parametrize(
+    "lora",
+    [Lora(r=2, alpha=4), Lora(r=2, alpha=4, dora=True), Lora(r=3, alpha=3, target_modules=["q_proj", "down_proj"])],
+)
 def test_an_adapter_is_saved_alone_and_merged_on_loading(base: Path, tmp_path: Path, lora: Lora) -> None:
     policy = spec(base, lora).create((), 0)
     start = logits(policy.model)
@@ -204,7 +222,7 @@ def test_a_fresh_adapter_is_decided_by_its_seed(base: Path) -> None:
 
 
 def test_a_second_stage_trains_a_fresh_adapter_on_the_merged_first(base: Path, tmp_path: Path) -> None:
-    """Adapter off is the policy the stage started from, which is its reference model; PEFT loads both folders as they are."""
+    """Adapter off is the policy the stage started from, its reference model; PEFT loads both folders as they are."""
     first = spec(base, Lora(r=2, alpha=4)).create((), 0)
     first.start_training(1)
     shake(first, 0)
@@ -245,11 +263,13 @@ def test_log_probs_see_the_adapter(base: Path) -> None:
         assert furthest(token_logps(policy.model, [row], pad_id=0).logps_N, found) > 0.01
 
 
-@pytest.mark.parametrize("name", [
-    "adamw",
-    pytest.param("muon_adamw", marks=pytest.mark.xfail(
-        strict=True, raises=ValueError, reason="an adapter is matrices only: AdamW refuses its empty list")),
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adamw",
+        "muon_adamw",
+    ],
+)
 def test_an_adapter_can_be_optimised(base: Path, name: str) -> None:
     policy = spec(base, Lora(r=2)).create((), 0)
     policy.start_training(1)
@@ -265,7 +285,7 @@ def test_an_adapter_can_be_optimised(base: Path, name: str) -> None:
 
 def test_a_name_that_is_no_model_is_an_error_with_a_remedy(base: Path, tmp_path: Path) -> None:
     for name in (tmp_path / "nothing", tmp_path):  # no such folder; a folder without a model
-        with pytest.raises(ConfigError, match=r"^model\.name=.*cannot be loaded .* Give a folder that holds a transformers"):
+        with pytest.raises(ConfigError, match=r"^model\.name=.*cannot be loaded .* Give a folder that holds a"):
             spec(base, None, name=str(name)).create((), 0)
 
 
@@ -283,12 +303,23 @@ def test_a_model_without_a_chat_template_is_refused_as_chat(tmp_path: Path) -> N
     assert furthest(logits(spec(tmp_path, None, template="compact").create((), 0).model), logits(policy.model)) < 1e-6
 
 
-@pytest.mark.parametrize("make", [
-    lambda: TINY,
-    lambda: HFModel(name="a/b", max_tokens=32),
-    lambda: HFModel(name="a/b", max_tokens=32, lora=Lora(r=3, target_modules=["q_proj"], dora=True), revision="main",
-                    quantization="nf4", dtype="float16", template="compact", syntax="python_compact"),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TINY,
+        lambda: HFModel(name="a/b", max_tokens=32),
+        lambda: HFModel(
+            name="a/b",
+            max_tokens=32,
+            lora=Lora(r=3, target_modules=["q_proj"], dora=True),
+            revision="main",
+            quantization="nf4",
+            dtype="float16",
+            template="compact",
+            syntax="python_compact",
+        ),
+    ],
+)
 def test_spec_round_trip_through_json(make: Callable[[], TinyModel | HFModel]) -> None:
     assert spec_from_json(json.loads(json.dumps(make().to_json()))) == make()
 
@@ -297,19 +328,22 @@ TINY_FIELDS = {"hidden": 16, "layers": 1, "heads": 2, "feed_forward": 24, "vocab
 HF_FIELDS = {"name": "a/b", "max_tokens": 64}
 
 
-@pytest.mark.parametrize(("kind", "fields", "key"), [
-    (TinyModel, {**TINY_FIELDS, "heads": 3}, "model.heads"),
-    (TinyModel, {**TINY_FIELDS, "heads": 16}, "model.heads"),  # heads of one number each: odd
-    (TinyModel, {**TINY_FIELDS, "vocab": 200}, "model.vocab"),
-    (TinyModel, {**TINY_FIELDS, "template": "chat"}, "model.template"),
-    (TinyModel, {**TINY_FIELDS, "dtype": "int8"}, "model.dtype"),
-    (TinyModel, {**TINY_FIELDS, "max_tokens": 8}, "model.max_tokens"),
-    (HFModel, {**HF_FIELDS, "name": ""}, "model.name"),
-    (HFModel, {**HF_FIELDS, "template": "raw"}, "model.template"),
-    (HFModel, {**HF_FIELDS, "quantization": "int8"}, "model.quantization"),
-    (HFModel, {**HF_FIELDS, "quantization": "nf4"}, "model.quantization"),
-    (Lora, {"r": 0}, "model.lora.r"),
-])
+@pytest.mark.parametrize(
+    ("kind", "fields", "key"),
+    [
+        (TinyModel, {**TINY_FIELDS, "heads": 3}, "model.heads"),
+        (TinyModel, {**TINY_FIELDS, "heads": 16}, "model.heads"),  # heads of one number each: odd
+        (TinyModel, {**TINY_FIELDS, "vocab": 200}, "model.vocab"),
+        (TinyModel, {**TINY_FIELDS, "template": "chat"}, "model.template"),
+        (TinyModel, {**TINY_FIELDS, "dtype": "int8"}, "model.dtype"),
+        (TinyModel, {**TINY_FIELDS, "max_tokens": 8}, "model.max_tokens"),
+        (HFModel, {**HF_FIELDS, "name": ""}, "model.name"),
+        (HFModel, {**HF_FIELDS, "template": "raw"}, "model.template"),
+        (HFModel, {**HF_FIELDS, "quantization": "int8"}, "model.quantization"),
+        (HFModel, {**HF_FIELDS, "quantization": "nf4"}, "model.quantization"),
+        (Lora, {"r": 0}, "model.lora.r"),
+    ],
+)
 def test_a_setting_out_of_range_names_its_key(kind: Any, fields: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match=f"^{key}="):
         kind(**fields)

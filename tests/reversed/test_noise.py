@@ -36,7 +36,7 @@ def spoil(family: str, key: str, arguments: dict[str, Any], probability: float =
     return dict(spoil_call(call, {("f", key): family}, probability, random.Random(0), Counter()).arguments)
 
 
-# ---- what is touched --------------------------------------------------------------------------------------------------
+# ---- what is touched ------------------------------------------------------------------------------------------------
 
 
 def test_only_targets_and_tags_of_the_warmup_split_are_touched() -> None:
@@ -123,7 +123,7 @@ def test_bad_sites_are_the_worlds_and_not_the_seeds() -> None:
     assert noise.sites(WORLD, 0) != noise.sites(WORLD, 1)
 
 
-# ---- proportions ------------------------------------------------------------------------------------------------------
+# ---- proportions ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,8 @@ def test_scope_kind_marks_a_kind_wherever_it_occurs() -> None:
 
 def test_scope_site_marks_some_sites_of_a_kind() -> None:
     bad = Noise(share=0.5).sites(WORLD, 0)
-    by_kind = {kind: [site in bad for site in WORLD.sites if site[1] == kind] for kind in {key for _, key in WORLD.sites}}
+    kinds = {kind for _, kind in WORLD.sites}
+    by_kind = {kind: [site in bad for site in WORLD.sites if site[1] == kind] for kind in kinds}
     assert any(any(marks) and not all(marks) for marks in by_kind.values())
 
 
@@ -180,7 +181,8 @@ def test_a_site_has_a_family_that_can_show_there() -> None:
         can = {
             "wrong_name": True, "truncated": kind.name in ("title", "note", "tags", "ids"),
             "neighbour_value": kind.type == "string", "number_as_text": kind.type in ("integer", "number"),
-            "default_value": kind.default is not None, "date_order": kind.name == "date", "dropped": site not in required,
+            "default_value": kind.default is not None, "date_order": kind.name == "date",
+            "dropped": site not in required,
         }  # fmt: skip
         assert can[family], f"{site}: {family}"
 
@@ -191,7 +193,7 @@ def test_weights_choose_the_families() -> None:
     assert set(default_weights()) == set(FAMILIES)
 
 
-# ---- the families -----------------------------------------------------------------------------------------------------
+# ---- the families ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,18 @@ from dataclasses import replace
 import pytest
 
 from ttpa.data.reversed.simulator import draw_value
-from ttpa.data.reversed.world import KIND_OF, KINDS, NOUNS, VERBS, ExecutionError, Tool, execute, make_tool, make_world, split_of
+from ttpa.data.reversed.world import (
+    KIND_OF,
+    KINDS,
+    NOUNS,
+    VERBS,
+    ExecutionError,
+    Tool,
+    execute,
+    make_tool,
+    make_world,
+    split_of,
+)
 from ttpa.records import ToolCall, ToolSpec
 from ttpa.toolcall.schema import check_call, type_ok
 

@@ -53,7 +53,7 @@ CASES = [(1.0, 1.0), (0.5, 1.0), (2.0, 1.0), (1.0, 0.7), (1.0, 0.39), (0.5, 0.9)
 
 @pytest.mark.parametrize(("temperature", "top_p"), CASES)
 def test_draws_follow_the_distribution_that_is_stated(temperature: float, top_p: float) -> None:
-    """Chi-square over 4000 draws with at most 5 degrees of freedom is over 20.5 once in a thousand seeds; this is fixed."""
+    """4000 draws, at most 5 degrees of freedom: chi-square is over 20.5 for one seed in a thousand; this is fixed."""
     uniform = torch.rand(4000, generator=torch.Generator().manual_seed(5), dtype=torch.float64).tolist()
     counts = Counter(choose(group(temperature=temperature, top_p=top_p), logps(*[SCRIPT] * 4000), uniform))
     expected = shares(temperature, top_p)
@@ -70,8 +70,10 @@ def test_shares_are_met_to_one_draw_on_an_even_grid(temperature: float, top_p: f
         assert abs(counts[token] - 1000 * share) <= 1.01
 
 
-@pytest.mark.parametrize(("top_p", "nucleus"), [(0.01, {1}), (0.39, {1}), (0.41, {1, 3}), (0.64, {1, 3}), (0.66, {1, 3, 4}),
-                                                (0.81, {0, 1, 3, 4})])
+@pytest.mark.parametrize(
+    ("top_p", "nucleus"),
+    [(0.01, {1}), (0.39, {1}), (0.41, {1, 3}), (0.64, {1, 3}), (0.66, {1, 3, 4}), (0.81, {0, 1, 3, 4})],
+)
 def test_nucleus_is_the_smallest_set_that_reaches_top_p(top_p: float, nucleus: set[int]) -> None:
     """Masses in order: 0.4, 0.65, 0.8, 0.9, 0.95, 1."""
     uniform = [0.0, *grid(500), math.nextafter(1, 0)]
@@ -79,7 +81,7 @@ def test_nucleus_is_the_smallest_set_that_reaches_top_p(top_p: float, nucleus: s
 
 
 def test_a_mass_equal_to_top_p_reaches_it() -> None:
-    """1/2 + 1/4 is 3/4: the third token is not needed. Logits, because log 1/2 is not exact: 0, -log 2, -log 4, -log 4."""
+    """top_p set to the mass of the best two tokens, to the bit: the third is not needed; to the next number: it is."""
     rows = torch.tensor([[0.0, -1.0, -2.0, -2.0]]).repeat(100, 1)
     masses = torch.softmax(rows[0].double(), -1).cumsum(-1).tolist()
     assert set(choose(group(top_p=masses[1]), rows, grid(100))) == {0, 1}
@@ -94,8 +96,13 @@ def test_top_p_of_1_keeps_every_token_that_has_probability() -> None:
     assert set(picked) == {0, 1, 3} and picked[-1] == picked[-2] == 1
 
 
+def test_a_number_on_a_border_belongs_to_the_later_token() -> None:
+    """Shares are half-open intervals: of two tokens of 1/2 the first has [0, 1/2)."""
+    assert choose(group(), torch.zeros(2, 2), [math.nextafter(0.5, 0), 0.5]) == [0, 1]
+
+
 def test_never_outside_the_nucleus_on_a_large_vocabulary() -> None:
-    """Over random distributions and the ends of the unit interval, the tokens before a pick have less mass than top_p."""
+    """Random distributions, draws up to the end of the unit interval: before a pick lies less mass than top_p."""
     rows = torch.log_softmax(4 * torch.randn(300, 2000, generator=torch.Generator().manual_seed(1)), -1)
     uniform = [math.nextafter(1, 0)] * 150 + grid(150)
     for top_p in (0.1, 0.5, 0.9, 0.99):
@@ -117,11 +124,19 @@ def test_rows_do_not_see_each_other() -> None:
     assert together == [choose(sampler, rows[at : at + 1], [grid(20)[at]])[0] for at in range(20)]
 
 
-@pytest.mark.parametrize(("fields", "key"), [
-    ({"n": 0}, "n"), ({"max_new_tokens": 0}, "max_new_tokens"), ({"temperature": 0.0}, "temperature"),
-    ({"temperature": -1.0}, "temperature"), ({"temperature": math.nan}, "temperature"), ({"top_p": 0.0}, "top_p"),
-    ({"top_p": 1.01}, "top_p"), ({"top_p": math.nan}, "top_p"),
-])
+@pytest.mark.parametrize(
+    ("fields", "key"),
+    [
+        ({"n": 0}, "n"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.01}, "top_p"),
+        ({"top_p": math.nan}, "top_p"),
+    ],
+)
 def test_a_value_out_of_range_names_its_key_and_value(fields: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match=rf"^sampler\.{key}={fields[key]}: "):
         group(**fields)

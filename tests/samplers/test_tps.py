@@ -45,19 +45,22 @@ def chi_square(counts: dict[int, int], expected: dict[int, float]) -> float:
     return sum((counts.get(token, 0) - mean) ** 2 / mean for token, mean in expected.items())
 
 
-@pytest.mark.parametrize(("k", "delta", "tokens"), [
-    (5, 0.0, {1}),
-    (5, 0.14, {1}),
-    (5, 0.16, {1, 3}),  # gap 0.15
-    (5, 0.26, {1, 3, 4}),  # gap 0.25
-    (5, 0.31, {1, 3, 4, 0}),  # gap 0.3
-    (6, 0.36, {0, 1, 2, 3, 4, 5}),  # gap 0.35, twice
-    (6, 1.0, {0, 1, 2, 3, 4, 5}),
-    (3, 1.0, {1, 3, 4}),  # k ends the set before delta does
-    (2, 0.26, {1, 3}),
-    (1, 1.0, {1}),
-    (50, 1.0, {0, 1, 2, 3, 4, 5}),  # k larger than the vocabulary
-])
+@pytest.mark.parametrize(
+    ("k", "delta", "tokens"),
+    [
+        (5, 0.0, {1}),
+        (5, 0.14, {1}),
+        (5, 0.16, {1, 3}),  # gap 0.15
+        (5, 0.26, {1, 3, 4}),  # gap 0.25
+        (5, 0.31, {1, 3, 4, 0}),  # gap 0.3
+        (6, 0.36, {0, 1, 2, 3, 4, 5}),  # gap 0.35, twice
+        (6, 1.0, {0, 1, 2, 3, 4, 5}),
+        (3, 1.0, {1, 3, 4}),  # k ends the set before delta does
+        (2, 0.26, {1, 3}),
+        (1, 1.0, {1}),
+        (50, 1.0, {0, 1, 2, 3, 4, 5}),  # k larger than the vocabulary
+    ],
+)
 @pytest.mark.parametrize("draw", ["uniform", "renormalised"])
 def test_candidates_are_the_top_k_within_delta_of_the_best(k: int, delta: float, tokens: set[int], draw: str) -> None:
     sampler = tps(k=k, delta=delta, draw=draw)
@@ -68,7 +71,7 @@ def test_candidates_are_the_top_k_within_delta_of_the_best(k: int, delta: float,
 
 
 def test_a_gap_equal_to_delta_is_within_it() -> None:
-    """Binary fractions, so that gaps are exact: 1/2 - 1/4 = 1/4 and 1/2 - 1/8 = 3/8; the next number below is not enough."""
+    """Binary fractions, so gaps are exact: 1/2 - 1/4 = 1/4, 1/2 - 1/8 = 3/8; the next number below is too little."""
     probs = torch.tensor([[0.5, 0.25, 0.125]], dtype=torch.float64)
     assert candidate_mask(probs, 0.25).tolist() == [[True, True, False]]
     assert candidate_mask(probs, math.nextafter(0.25, 0)).tolist() == [[True, False, False]]
@@ -104,15 +107,18 @@ def test_k_of_1_is_greedy(draw: str) -> None:
     assert picked == rows.argmax(-1).tolist() and options == [None] * 40
 
 
-@pytest.mark.parametrize(("draw", "shares"), [
-    ("uniform", {1: 1 / 3, 3: 1 / 3, 4: 1 / 3}),
-    ("renormalised", {1: 0.5, 3: 0.3125, 4: 0.1875}),
-])
+@pytest.mark.parametrize(
+    ("draw", "shares"),
+    [
+        ("uniform", {1: 1 / 3, 3: 1 / 3, 4: 1 / 3}),
+        ("renormalised", {1: 0.5, 3: 0.3125, 4: 0.1875}),
+    ],
+)
 def test_draws_follow_the_distribution_that_is_stated(draw: str, shares: dict[int, float]) -> None:
     """Candidates 0.4, 0.25 and 0.15 of mass 0.8: a third each, or 1/2, 5/16 and 3/16.
 
-    Chi-square over 4000 draws with 2 degrees of freedom is over 13.8 once in a thousand seeds; this one is fixed. The other
-    rule's shares would give more than 100.
+    4000 draws, 2 degrees of freedom: chi-square is over 13.8 for one seed in a thousand; this one is fixed. The
+    shares of the other rule would give more than 100.
     """
     uniform = torch.rand(4000, generator=torch.Generator().manual_seed(11), dtype=torch.float64).tolist()
     picked, _ = choose(tps(delta=0.26, draw=draw), logps(*[SCRIPT] * 4000), uniform)
@@ -136,6 +142,12 @@ def test_ends_of_the_unit_interval_stay_among_the_candidates() -> None:
         assert picked == [1, 4]
 
 
+def test_a_number_on_a_border_belongs_to_the_later_candidate() -> None:
+    """Shares are half-open intervals: of two equal candidates the first has [0, 1/2)."""
+    picked, _ = choose(tps(k=2, delta=0.2), logps(*[SCRIPT] * 2), [math.nextafter(0.5, 0), 0.5])
+    assert picked == [1, 3]
+
+
 def test_options_report_tokens_and_the_policys_own_probabilities() -> None:
     """Best first, rounded to six digits, not renormalised; None where there was one candidate only."""
     for draw in ("uniform", "renormalised"):
@@ -151,10 +163,18 @@ def test_rows_do_not_see_each_other() -> None:
     assert together == ([picked[0] for picked, _ in alone], [options[0] for _, options in alone])
 
 
-@pytest.mark.parametrize(("fields", "key"), [
-    ({"n": 0}, "n"), ({"max_new_tokens": 0}, "max_new_tokens"), ({"k": 0}, "k"), ({"delta": -0.1}, "delta"),
-    ({"delta": 1.1}, "delta"), ({"delta": math.nan}, "delta"), ({"draw": "normal"}, "draw"),
-])
+@pytest.mark.parametrize(
+    ("fields", "key"),
+    [
+        ({"n": 0}, "n"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"k": 0}, "k"),
+        ({"delta": -0.1}, "delta"),
+        ({"delta": 1.1}, "delta"),
+        ({"delta": math.nan}, "delta"),
+        ({"draw": "normal"}, "draw"),
+    ],
+)
 def test_a_value_out_of_range_names_its_key_and_value(fields: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match=rf"^sampler\.{key}={fields[key]}: "):
         tps(**fields)

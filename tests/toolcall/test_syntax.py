@@ -194,8 +194,10 @@ PRINTED = {
 
 @pytest.mark.parametrize("syntax", NAMES)
 def test_printed_text(syntax: str) -> None:
-    assert get_syntax(syntax).print(calls(("f", {"a": {"k": [1, True, None]}, "b": "\u00e9\n"}),
-    ("g", {}))) == PRINTED[syntax]
+    assert (
+        get_syntax(syntax).print(calls(("f", {"a": {"k": [1, True, None]}, "b": "\u00e9\n"}), ("g", {})))
+        == PRINTED[syntax]
+    )
     assert get_syntax(syntax).print(()) == ("[]" if syntax in ("json", "python", "python_compact") else "")
 
 

@@ -1,9 +1,10 @@
-"""`eval=heldout`: exact-call accuracy on a data source's own held-out split, by band and for unseen tools, in six errors.
+"""`eval=heldout`: exact-call accuracy on a data source's own held-out split, by band and for unseen tools, in six
+errors.
 
-Greedy decoding with the training renderer. An answer is right when its calls equal the target's (order free), or, for a
-target without a call, when it makes none. Accuracy is the share of right answers over the samples whose tools were seen in
-training; samples tagged `unseen_tool` are reported apart. Intervals are 95 % bootstrap intervals that resample dialogues.
-This module turns rows into numbers; decoding is the evaluate stage's business.
+Greedy decoding with the training renderer. An answer is right when its calls equal the target's (order free), or, for
+a target without a call, when it makes none. Accuracy is the share of right answers over the samples whose tools were
+seen in training; samples tagged `unseen_tool` are reported apart. Intervals are 95 % bootstrap intervals that
+resample dialogues. This module turns rows into numbers; decoding is the evaluate stage's business.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ttpa.errors import ConfigError
@@ -41,10 +43,16 @@ class Heldout:
 
     def __post_init__(self) -> None:
         if self.split not in ("test", "validation"):
-            raise ConfigError.at("eval.split", self.split, "unknown split", "Use test, or validation to choose settings")
+            raise ConfigError.at(
+                "eval.split", self.split, "unknown split", "Use test, or validation to choose settings"
+            )
         if self.max_new_tokens < 1 or (self.limit is not None and self.limit < 1):
-            raise ConfigError.at("eval.max_new_tokens, eval.limit", (self.max_new_tokens, self.limit), "must be at least 1",
-                                 "eval.limit=null evaluates everything")
+            raise ConfigError.at(
+                "eval.max_new_tokens, eval.limit",
+                (self.max_new_tokens, self.limit),
+                "must be at least 1",
+                "eval.limit=null evaluates everything",
+            )
 
 
 def judge(sample: Sample, candidate: Candidate) -> dict[str, Any]:
@@ -72,6 +80,10 @@ def _share(rows: Sequence[Mapping[str, Any]], holds: Callable[[Mapping[str, Any]
     return {"value": plain[0], "low": plain[1], "high": plain[2], "n": len(rows)}
 
 
+def _shows(label: str, row: Mapping[str, Any]) -> bool:
+    return label in row["errors"]
+
+
 def _accuracy(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return _share(rows, lambda row: bool(row["exact"]))
 
@@ -81,7 +93,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `accuracy` (all samples with seen tools), `bands` (each band), `unseen_tool` (None without such samples): each
-        `{value, low, high, n}` with None where there is nothing to tell a value or an interval from; `errors`: label -> the same for the share of answers that show it.
+        `{value, low, high, n}` with None where there is nothing to tell a value or an interval from; `errors`: label
+        -> the same for the share of answers that show it.
     """
     seen = [row for row in rows if "unseen_tool" not in row["tags"]]
     unseen = [row for row in rows if "unseen_tool" in row["tags"]]
@@ -90,5 +103,5 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "accuracy": _accuracy(seen),
         "bands": {band: _accuracy([row for row in seen if row["band"] == band]) for band in bands},
         "unseen_tool": _accuracy(unseen) if unseen else None,
-        "errors": {label: _share(seen, lambda row, label=label: label in row["errors"]) for label in LABELS},
+        "errors": {label: _share(seen, partial(_shows, label)) for label in LABELS},
     }

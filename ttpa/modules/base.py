@@ -1,9 +1,10 @@
 """The training loop that every objective shares: micro-batches, exact normalisation, clipping, schedule, metrics.
 
-A batch here is one whole optimiser step. It is cut into micro-batches of at most `micro_tokens` padded tokens, and every
-micro-batch's loss is a *sum* divided by the weight of the whole step over all ranks, so that neither the micro-batch size
-nor the number of devices changes the step (the mistake of averaging micro-batch means is transformers issue 34191).
-Manual optimisation, because Lightning's accumulation divides by the number of micro-batches.
+A batch here is one whole optimiser step. It is cut into micro-batches of at most `micro_tokens` padded tokens, and
+every micro-batch's loss is a *sum* divided by the weight of the whole step over all ranks, so that neither the
+micro-batch size nor the number of devices changes the step (the mistake of averaging micro-batch means is
+transformers issue 34191). Manual optimisation, because Lightning's accumulation divides by the number of
+micro-batches.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Step:
 
 
 class StepStream(IterableDataset[Step]):
-    """The steps of a plan from `start` on. An iterable without a length, so a resumed run continues where it stopped."""
+    """The steps of a plan from `start` on. It has no length, so a resumed run continues where it stopped."""
 
     def __init__(self, steps: Sequence[Step], start: int) -> None:
         self.steps, self.start = steps, start
@@ -55,23 +56,32 @@ class PlanData(pl.LightningDataModule):
 
     Args:
         plan: Which rows make up which step.
-        lengths: Tokens a forward of each row costs.
+        costs: Places a row takes in a padded batch.
         weights: What each row adds to the step's weight.
         micro_tokens: Padded tokens of one micro-batch.
+        tokens: Real tokens of each row; the costs where a row is one sequence.
     """
 
-    def __init__(self, plan: Plan, lengths: Sequence[int], weights: Sequence[float], micro_tokens: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        costs: Sequence[int],
+        weights: Sequence[float],
+        micro_tokens: int,
+        tokens: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
-        self.plan, self.lengths, self.weights, self.micro_tokens = plan, lengths, weights, micro_tokens
+        self.plan, self.costs, self.weights, self.micro_tokens = plan, costs, weights, micro_tokens
+        self.tokens = costs if tokens is None else tokens
 
     def step(self, rows: Sequence[int], rank: int, world: int) -> Step:
         """The share of a step that belongs to one rank. Every rank gets the same number of micro-batches."""
         shares = [list(rows[start::world]) for start in range(world)]
-        cut = [bucket_by_tokens(share, self.lengths, self.micro_tokens) for share in shares]
+        cut = [bucket_by_tokens(share, self.costs, self.micro_tokens) for share in shares]
         most = max(len(micros) for micros in cut)
         micros = cut[rank] + [[]] * (most - len(cut[rank]))
         weight = sum(self.weights[row] for row in rows)
-        tokens = sum(self.lengths[row] for row in shares[rank])
+        tokens = sum(self.tokens[row] for row in shares[rank])
         return Step(tuple(map(tuple, micros)), weight, len(rows), tokens)
 
     def train_dataloader(self) -> DataLoader[Step]:
@@ -100,14 +110,17 @@ class PolicyModule(pl.LightningModule):
         self.policy, self.settings, self.boundaries = policy, settings, tuple(boundaries)
         self.model = policy.model
         self.tokens_seen = 0
+        self.last_metrics: dict[str, float] = {}
 
     @abstractmethod
     def micro_loss(self, rows: Sequence[int], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """This micro-batch's share of the step's loss, and metrics averaged over its rows."""
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.model.named_parameters(), self.settings)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.settings.factor(step, self.boundaries))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.settings.factor(step, self.boundaries)
+        )
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def training_step(self, step: Step, batch_idx: int) -> None:
@@ -126,7 +139,9 @@ class PolicyModule(pl.LightningModule):
             total += loss.detach()
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + value * len(rows)
-        norm = torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.settings.clip)
+        norm = torch.nn.utils.clip_grad_norm_(
+            [p for p in self.model.parameters() if p.requires_grad], self.settings.clip
+        )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         rate = optimizer.param_groups[0]["lr"]
@@ -134,14 +149,17 @@ class PolicyModule(pl.LightningModule):
         self.tokens_seen += step.tokens
         rows_here = max(1, sum(map(len, step.micros)))
         speed = step.tokens / max(1e-9, time.perf_counter() - began)
-        self.log_dict({"loss": total, "grad_norm": norm, "lr": rate, "tokens_per_s": speed,
-                       **{name: value / rows_here for name, value in sums.items()}})
+        means = {name: value / rows_here for name, value in sums.items()}
+        measured = {"loss": total, "grad_norm": norm, "lr": rate, **means}
+        if self.trainer.global_step == self.boundaries[-1]:
+            self.last_metrics = {name: float(value) for name, value in measured.items()}
+        self.log_dict({**measured, "tokens_per_s": speed})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Frozen weights are the base model's: they are loaded from where they came from, not from the resume point.
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
-        checkpoint["tokens_seen"] = self.tokens_seen
+        checkpoint["tokens_seen"], checkpoint["last_metrics"] = self.tokens_seen, self.last_metrics
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.tokens_seen = checkpoint["tokens_seen"]
+        self.tokens_seen, self.last_metrics = checkpoint["tokens_seen"], checkpoint["last_metrics"]

@@ -19,7 +19,9 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def __init__(self, muon: torch.optim.Optimizer, adamw: torch.optim.Optimizer) -> None:
         self.parts = (muon, adamw)
-        super().__init__([{"params": p} for part in self.parts for group in part.param_groups for p in group["params"]], {})
+        super().__init__(
+            [{"params": p} for part in self.parts for group in part.param_groups for p in group["params"]], {}
+        )
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -52,6 +54,8 @@ def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], settings: Optimiz
     betas = (settings.betas[0], settings.betas[1])
     if settings.name == "muon_adamw":
         muon = torch.optim.Muon(matrices, lr=settings.muon_lr, momentum=0.95, weight_decay=settings.weight_decay)
+        if not rest:  # an adapter is matrices only
+            return muon
         return MuonAdamW(muon, torch.optim.AdamW(rest, lr=settings.lr, betas=betas, weight_decay=0.0))
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=betas)

@@ -25,7 +25,9 @@ class Plan:
     boundaries: tuple[int, ...]
 
 
-def _bucketed_epoch(rows: Sequence[int], lengths: Sequence[int], budget: int, rng: random.Random) -> list[tuple[int, ...]]:
+def _bucketed_epoch(
+    rows: Sequence[int], lengths: Sequence[int], budget: int, rng: random.Random
+) -> list[tuple[int, ...]]:
     """One pass over `rows` in batches of at most `budget` padded tokens, in random order of batches."""
     mixed = list(rows)
     rng.shuffle(mixed)
@@ -34,8 +36,14 @@ def _bucketed_epoch(rows: Sequence[int], lengths: Sequence[int], budget: int, rn
     return [tuple(batch) for batch in batches]
 
 
-def _passes(rows: Sequence[int], lengths: Sequence[int], budget: int, steps: int | None, epochs: float | None,
-            rng: random.Random) -> list[tuple[int, ...]]:
+def _passes(
+    rows: Sequence[int],
+    lengths: Sequence[int],
+    budget: int,
+    steps: int | None,
+    epochs: float | None,
+    rng: random.Random,
+) -> list[tuple[int, ...]]:
     plan = _bucketed_epoch(rows, lengths, budget, rng)
     wanted = steps if steps is not None else max(1, math.ceil(len(plan) * (epochs or 0)))
     while len(plan) < wanted:
@@ -57,8 +65,10 @@ def plan_warmup(lengths: Sequence[int], bands: Sequence[str], settings: Warmup, 
     if settings.order == "shuffled":
         steps = _passes(everything, lengths, settings.batch_tokens, settings.steps, settings.epochs, rng)
         return Plan(tuple(steps), (len(steps),))
-    groups = {band: [i for i in everything if (bands[i] if bands[i] in BAND_ORDER else "hard") == band] for band in BAND_ORDER}
-    total = sum(lengths)
+    groups = {
+        band: [i for i in everything if (bands[i] if bands[i] in BAND_ORDER else "hard") == band] for band in BAND_ORDER
+    }
+    total, seen = sum(lengths), 0
     plan: list[tuple[int, ...]] = []
     boundaries: list[int] = []
     earlier: list[int] = []
@@ -67,8 +77,8 @@ def plan_warmup(lengths: Sequence[int], bands: Sequence[str], settings: Warmup, 
         if not rows:
             continue
         replayed = rng.sample(earlier, min(len(earlier), round(settings.replay * len(rows))))
-        share = sum(lengths[i] for i in rows) / total
-        steps_here = None if settings.steps is None else max(1, round(settings.steps * share))
+        seen += sum(lengths[i] for i in rows)
+        steps_here = None if settings.steps is None else max(1, round(settings.steps * seen / total) - len(plan))
         plan += _passes([*rows, *replayed], lengths, settings.batch_tokens, steps_here, settings.epochs, rng)
         boundaries.append(len(plan))
         earlier += rows
@@ -81,14 +91,16 @@ def plan_alignment(count: int, settings: Alignment, seed: int) -> Plan:
     size = min(settings.batch_size, count)
     wanted = settings.steps if settings.steps is not None else max(1, math.ceil(count * (settings.epochs or 0) / size))
     queue: list[int] = []
-    steps = []
+    steps: list[tuple[int, ...]] = []
     while len(steps) < wanted:
         if len(queue) < size:
             fresh = list(range(count))
             rng.shuffle(fresh)
-            # A row is not drawn twice into one step: those already waiting go first, then the new pass without them.
+            # A row is not drawn twice into one step: what fills the step leaves out those that already wait in it.
             waiting = set(queue)
-            queue += [row for row in fresh if row not in waiting]
+            first = [row for row in fresh if row not in waiting][: size - len(queue)]
+            used = set(first)
+            queue += first + [row for row in fresh if row not in used]
         steps.append(tuple(queue[:size]))
         queue = queue[size:]
     return Plan(tuple(steps), (len(steps),))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +25,16 @@ class PreferenceModule(PolicyModule):
         references: Summed reference log-probs (chosen, rejected) of each pair, or None for reference-free losses.
     """
 
-    def __init__(self, policy: Policy, settings: OptimizerSettings, boundaries: Sequence[int], loss: DPO | SimPO,
-                 chosen: Sequence[Row], rejected: Sequence[Row], references: Sequence[tuple[float, float]] | None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        settings: OptimizerSettings,
+        boundaries: Sequence[int],
+        loss: DPO | SimPO,
+        chosen: Sequence[Row],
+        rejected: Sequence[Row],
+        references: Sequence[tuple[float, float]] | None,
+    ) -> None:
         super().__init__(policy, settings, boundaries)
         self.loss, self.chosen, self.rejected, self.references = loss, chosen, rejected, references
 
@@ -34,11 +43,13 @@ class PreferenceModule(PolicyModule):
         sums = token_logps(self.model, both, pad_id=self.policy.renderer.pad_id).sums()
         chosen_B, rejected_B = sums[: len(rows)], sums[len(rows) :]
         lengths = torch.tensor([len(row.answer) for row in both], device=sums.device)
-        reference = (None, None)
+        reference: tuple[Any, Any] = (None, None)
         if self.references is not None:
             pairs = torch.tensor([self.references[i] for i in rows], device=sums.device, dtype=torch.float32)
             reference = (pairs[:, 0], pairs[:, 1])
-        losses_B, metrics = self.loss.losses(chosen_B, rejected_B, lengths[: len(rows)], lengths[len(rows) :], *reference)
+        losses_B, metrics = self.loss.losses(
+            chosen_B, rejected_B, lengths[: len(rows)], lengths[len(rows) :], *reference
+        )
         nll = -chosen_B.float().sum()
         metrics["nll_loss"] = (nll / lengths[: len(rows)].sum()).detach()
         metrics["logps/chosen"], metrics["logps/rejected"] = chosen_B.detach().mean(), rejected_B.detach().mean()

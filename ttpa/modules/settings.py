@@ -22,7 +22,7 @@ class OptimizerSettings:
         weight_decay: Decoupled, on matrices only.
         schedule: "linear", "cosine" or "constant" after the warm-up.
         warmup_steps: Linear rise from zero.
-        final_fraction: Share of the peak that is left at the last step.
+        final_fraction: Share of the peak that the schedule would reach one step after the last.
         clip: Largest gradient norm.
 
     Raises:
@@ -43,12 +43,18 @@ class OptimizerSettings:
         if self.name not in ("adamw", "muon_adamw"):
             raise ConfigError.at("optimizer.name", self.name, "unknown optimiser", "Use adamw or muon_adamw")
         if self.schedule not in ("linear", "cosine", "constant"):
-            raise ConfigError.at("optimizer.schedule", self.schedule, "unknown schedule", "Use linear, cosine or constant")
+            raise ConfigError.at(
+                "optimizer.schedule", self.schedule, "unknown schedule", "Use linear, cosine or constant"
+            )
         for key in ("lr", "muon_lr", "clip"):
             if not getattr(self, key) > 0:
-                raise ConfigError.at(f"optimizer.{key}", getattr(self, key), "must be positive", "See conf/model for defaults")
+                raise ConfigError.at(
+                    f"optimizer.{key}", getattr(self, key), "must be positive", "See conf/model for defaults"
+                )
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError.at("optimizer.betas", list(self.betas), "must be two numbers in [0, 1)", "For example [0.9, 0.95]")
+            raise ConfigError.at(
+                "optimizer.betas", list(self.betas), "must be two numbers in [0, 1)", "For example [0.9, 0.95]"
+            )
 
     def factor(self, step: int, boundaries: Sequence[int]) -> float:
         """Share of the peak learning rate at a step. Each phase ending at a boundary has a schedule of its own.
@@ -78,8 +84,12 @@ class OptimizerSettings:
 
 def _check_length(where: str, steps: int | None, epochs: float | None) -> None:
     if (steps is None) == (epochs is None):
-        raise ConfigError.at(f"{where}.steps", steps, f"exactly one of steps and {where}.epochs={epochs} must be given",
-                             f"Set the other to null, for example {where}.steps=100 {where}.epochs=null")
+        raise ConfigError.at(
+            f"{where}.steps",
+            steps,
+            f"exactly one of steps and {where}.epochs={epochs} must be given",
+            f"Set the other to null, for example {where}.steps=100 {where}.epochs=null",
+        )
     for key, value in (("steps", steps), ("epochs", epochs)):
         if value is not None and not value > 0:
             raise ConfigError.at(f"{where}.{key}", value, "must be positive", "Use warmup=none to skip the warm-up")
@@ -90,7 +100,7 @@ class Warmup:
     """Supervised fine-tuning on demonstrations.
 
     Args:
-        order: "shuffled", or "bands": easy, then medium, then hard, one learning-rate schedule each (iTool, 2501.09766).
+        order: "shuffled", or "bands": easy, then medium, then hard, one learning-rate schedule each (iTool).
         replay: With bands: samples of earlier bands mixed into a later one, as a share of that band's samples.
         steps, epochs: Length, exactly one of them. With bands, steps are divided by the bands' tokens.
         batch_tokens: Padded tokens an optimiser step.
@@ -114,10 +124,16 @@ class Warmup:
             raise ConfigError.at("warmup.order", self.order, "unknown order", "Use shuffled or bands")
         _check_length("warmup", self.steps, self.epochs)
         if self.batch_tokens < 1:
-            raise ConfigError.at("warmup.batch_tokens", self.batch_tokens, "must be positive", "It counts padded tokens")
+            raise ConfigError.at(
+                "warmup.batch_tokens", self.batch_tokens, "must be positive", "It counts padded tokens"
+            )
         if self.replay < 0 or not 0 <= self.prompt_weight <= 1:
-            raise ConfigError.at("warmup.replay, warmup.prompt_weight", (self.replay, self.prompt_weight),
-                                 "replay must not be negative and prompt_weight must be in [0, 1]", "0 switches either off")
+            raise ConfigError.at(
+                "warmup.replay, warmup.prompt_weight",
+                (self.replay, self.prompt_weight),
+                "replay must not be negative and prompt_weight must be in [0, 1]",
+                "0 switches either off",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,4 +187,6 @@ class Execution:
     def __post_init__(self) -> None:
         for key, least in (("threads", 0), ("micro_tokens", 1), ("checkpoint_every_steps", 1)):
             if getattr(self, key) < least:
-                raise ConfigError.at(f"trainer.execution.{key}", getattr(self, key), f"must be at least {least}", "See conf/trainer")
+                raise ConfigError.at(
+                    f"trainer.execution.{key}", getattr(self, key), f"must be at least {least}", "See conf/trainer"
+                )

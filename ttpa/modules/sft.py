@@ -22,14 +22,24 @@ class SFTModule(PolicyModule):
         prompt_weight: 0 leaves the prompt out of the loss and out of the LM head.
     """
 
-    def __init__(self, policy: Policy, settings: OptimizerSettings, boundaries: Sequence[int], rows: Sequence[Row],
-                 prompt_weight: float) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        settings: OptimizerSettings,
+        boundaries: Sequence[int],
+        rows: Sequence[Row],
+        prompt_weight: float,
+    ) -> None:
         super().__init__(policy, settings, boundaries)
         self.rows, self.prompt_weight = rows, prompt_weight
 
     def micro_loss(self, rows: Sequence[int], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        found = token_logps(self.model, [self.rows[i] for i in rows], pad_id=self.policy.renderer.pad_id,
-                            with_prompt=self.prompt_weight > 0)
+        found = token_logps(
+            self.model,
+            [self.rows[i] for i in rows],
+            pad_id=self.policy.renderer.pad_id,
+            with_prompt=self.prompt_weight > 0,
+        )
         weights_N = found.is_answer_N.float()
         if self.prompt_weight > 0:
             weights_N = weights_N + self.prompt_weight * (~found.is_answer_N).float()

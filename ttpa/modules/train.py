@@ -18,6 +18,7 @@ from ttpa.modules.base import PlanData, PolicyModule
 Progress = Callable[[int, int, float, str], None]
 """(steps done, steps in all, tokens per second, note)."""
 
+
 class _Reporter(pl.Callback):
     """Tells the view how far the stage is, a few times a second."""
 
@@ -40,8 +41,23 @@ class _Reporter(pl.Callback):
         self.progress(trainer.global_step, self.total, speed, "" if loss is None else f"loss {float(loss):.3f}")
 
 
-def train(module: PolicyModule, data: PlanData, workdir: Path, *, trainer: Callable[..., pl.Trainer], logger: Any,
-          checkpoint_every: int, progress: Progress) -> dict[str, Any]:
+def close(logger: Any) -> None:
+    """Ends a run that is kept open by its library (W&B): the next stage of this process must not log into it."""
+    finish = getattr(logger.experiment, "finish", None) if logger else None
+    if finish is not None:
+        finish()
+
+
+def train(
+    module: PolicyModule,
+    data: PlanData,
+    workdir: Path,
+    *,
+    trainer: Callable[..., pl.Trainer],
+    logger: Any,
+    checkpoint_every: int,
+    progress: Progress,
+) -> dict[str, Any]:
     """Trains to the end of the plan; a second call in the same folder continues from `last.ckpt`.
 
     Args:
@@ -53,20 +69,34 @@ def train(module: PolicyModule, data: PlanData, workdir: Path, *, trainer: Calla
         progress: Told about every few steps.
 
     Returns:
-        Final metrics as plain numbers, with `steps` and `tokens`.
+        Final metrics as plain numbers, with `steps` and `tokens`. The resume point stays: the caller removes it when it
+        has saved what it wants.
     """
     total = len(data.plan.steps)
     # Lightning's advice about workers, cards and loggers is for other loops than this one.
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
-    keeper = ModelCheckpoint(dirpath=workdir, save_last=True, save_top_k=0, every_n_train_steps=checkpoint_every,
-                             enable_version_counter=False, save_on_train_epoch_end=False)
-    runner = trainer(max_steps=total, max_epochs=-1, logger=logger, callbacks=[keeper, _Reporter(progress, total)],
-                     enable_progress_bar=False, enable_model_summary=False)
+    keeper = ModelCheckpoint(
+        dirpath=workdir,
+        save_last=True,
+        save_top_k=0,
+        every_n_train_steps=checkpoint_every,
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
+    runner = trainer(
+        max_steps=total,
+        max_epochs=-1,
+        logger=logger,
+        callbacks=[keeper, _Reporter(progress, total)],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     last = workdir / "last.ckpt"
     if total == 0:
         raise DataError(f"{workdir}: the training plan has no steps. Give more data, or a longer plan.")
-    runner.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=False)
-    metrics = {name: float(value) for name, value in runner.callback_metrics.items() if name != "tokens_per_s"}
-    last.unlink(missing_ok=True)
-    return {"steps": total, "tokens": module.tokens_seen, **metrics}
+    try:
+        runner.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=False)
+    finally:
+        close(logger)
+    return {"steps": total, "tokens": module.tokens_seen, **module.last_metrics}

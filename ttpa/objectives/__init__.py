@@ -1,7 +1,7 @@
 """What is minimised: frozen hyper-parameters around the pure functions of `ttpa.objectives.functional`.
 
-`consumes` says what an objective learns from: "pair" needs the explore stage, "sample" learns from targets. None of these
-classes ever sees a model. Importing this package imports no torch.
+`consumes` says what an objective learns from: "pair" needs the explore stage, "sample" learns from targets. None of
+these classes ever sees a model. Importing this package imports no torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def _check_weight(sft_weight: float) -> None:
     if sft_weight < 0:
-        raise ConfigError.at("objective.loss.sft_weight", sft_weight, "must not be negative", "0 switches the anchor off")
+        raise ConfigError.at(
+            "objective.loss.sft_weight", sft_weight, "must not be negative", "0 switches the anchor off"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,16 +46,26 @@ class DPO:
         if not self.beta > 0:
             raise ConfigError.at("objective.loss.beta", self.beta, "must be positive", "The DPO paper uses 0.1")
         if not 0 <= self.label_smoothing < 0.5:
-            raise ConfigError.at("objective.loss.label_smoothing", self.label_smoothing, "must be in [0, 0.5)", "0 is DPO")
+            raise ConfigError.at(
+                "objective.loss.label_smoothing", self.label_smoothing, "must be in [0, 0.5)", "0 is DPO"
+            )
         _check_weight(self.sft_weight)
 
-    def losses(self, chosen_B: Tensor, rejected_B: Tensor, chosen_lengths_B: Tensor, rejected_lengths_B: Tensor,
-               ref_chosen_B: Tensor, ref_rejected_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(
+        self,
+        chosen_B: Tensor,
+        rejected_B: Tensor,
+        chosen_lengths_B: Tensor,
+        rejected_lengths_B: Tensor,
+        ref_chosen_B: Tensor,
+        ref_rejected_B: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of each pair (B,) and metrics, without the anchor."""
         from ttpa.objectives import functional
 
-        return functional.dpo_losses(chosen_B, rejected_B, ref_chosen_B, ref_rejected_B, beta=self.beta,
-                                     label_smoothing=self.label_smoothing)
+        return functional.dpo_losses(
+            chosen_B, rejected_B, ref_chosen_B, ref_rejected_B, beta=self.beta, label_smoothing=self.label_smoothing
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,17 +92,34 @@ class SimPO:
         if not self.beta > 0:
             raise ConfigError.at("objective.loss.beta", self.beta, "must be positive", "The SimPO paper uses 2.0 to 10")
         if self.gamma_beta_ratio < 0:
-            raise ConfigError.at("objective.loss.gamma_beta_ratio", self.gamma_beta_ratio, "must not be negative",
-                                 "It is gamma divided by beta; iTool's 2.5 / 0.5 is 0.2")
+            raise ConfigError.at(
+                "objective.loss.gamma_beta_ratio",
+                self.gamma_beta_ratio,
+                "must not be negative",
+                "It is gamma divided by beta; iTool's 2.5 / 0.5 is 0.2",
+            )
         _check_weight(self.sft_weight)
 
-    def losses(self, chosen_B: Tensor, rejected_B: Tensor, chosen_lengths_B: Tensor, rejected_lengths_B: Tensor,
-               ref_chosen_B: Tensor | None, ref_rejected_B: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(
+        self,
+        chosen_B: Tensor,
+        rejected_B: Tensor,
+        chosen_lengths_B: Tensor,
+        rejected_lengths_B: Tensor,
+        ref_chosen_B: Tensor | None,
+        ref_rejected_B: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of each pair (B,) and metrics, without the anchor."""
         from ttpa.objectives import functional
 
-        return functional.simpo_losses(chosen_B, rejected_B, chosen_lengths_B, rejected_lengths_B, beta=self.beta,
-                                       gamma_beta_ratio=self.gamma_beta_ratio)
+        return functional.simpo_losses(
+            chosen_B,
+            rejected_B,
+            chosen_lengths_B,
+            rejected_lengths_B,
+            beta=self.beta,
+            gamma_beta_ratio=self.gamma_beta_ratio,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,11 +23,13 @@ from ttpa.policy.policy import Policy
 class Chooser(Protocol):
     """Picks one token a row.
 
-    Called with float32 log-probs (R, V) and one uniform number in [0, 1) a row (R,), float64; returns token ids (R,) and
-    for each row the options it chose among as [(token id, probability), ...], or None where there was no choice.
+    Called with float32 log-probs (R, V) and one uniform number in [0, 1) a row (R,), float64; returns token ids (R,)
+    and for each row the options it chose among as [(token id, probability), ...], or None where there was no choice.
     """
 
-    def __call__(self, logps_RV: Tensor, uniform_R: Tensor) -> tuple[Tensor, list[list[tuple[int, float]] | None] | None]: ...
+    def __call__(
+        self, logps_RV: Tensor, uniform_R: Tensor
+    ) -> tuple[Tensor, list[list[tuple[int, float]] | None] | None]: ...
 
 
 @dataclass(slots=True)
@@ -66,8 +68,9 @@ class HFEngine:
     max_new_tokens: int
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[Sequence[int]], ids: Sequence[str], n: int, chooser: Chooser,
-                 seed: object) -> list[list[Generated]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], ids: Sequence[str], n: int, chooser: Chooser, seed: object
+    ) -> list[list[Generated]]:
         """`n` answers to each prompt.
 
         Args:
@@ -89,25 +92,41 @@ class HFEngine:
         return answers
 
     def _prefill(self, batch: Sequence[Sequence[int]], n: int) -> tuple[DynamicCache, Tensor, Tensor]:
-        """Runs the prompts once; returns the cache for n rows a prompt, the attention mask (R, T) and next logits (R, V)."""
+        """Runs the prompts once: the cache for n rows a prompt, the attention mask (R, T), the next logits (R, V)."""
         device = self.policy.model.device
         width = max(len(ids) for ids in batch)
         pad = self.policy.renderer.pad_id
         ids_BT = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in batch], device=device)
         mask_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=device)
         positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
-        out = self.policy.model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, use_cache=True,
-                                past_key_values=DynamicCache(config=self.policy.model.config), logits_to_keep=1)
+        out = self.policy.model(
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            position_ids=positions_BT,
+            use_cache=True,
+            past_key_values=DynamicCache(config=self.policy.model.config),
+            logits_to_keep=1,
+        )
         cache = out.past_key_values
         if n > 1:
             cache.batch_repeat_interleave(n)
         return cache, mask_BT.repeat_interleave(n, 0), out.logits[:, -1].repeat_interleave(n, 0)
 
-    def _decode(self, chosen: Sequence[int], prompts: Sequence[Sequence[int]], ids: Sequence[str], n: int, chooser: Chooser,
-                seed: object, answers: list[list[Generated]]) -> None:
+    def _decode(
+        self,
+        chosen: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        ids: Sequence[str],
+        n: int,
+        chooser: Chooser,
+        seed: object,
+        answers: list[list[Generated]],
+    ) -> None:
         device = self.policy.model.device
         rows = [answers[i][c] for i in chosen for c in range(n)]
-        draws = torch.from_numpy(np.stack([uniforms(seed, ids[i], c, self.max_new_tokens) for i in chosen for c in range(n)]))
+        draws = torch.from_numpy(
+            np.stack([uniforms(seed, ids[i], c, self.max_new_tokens) for i in chosen for c in range(n)])
+        )
         draws = draws.to(device)
         stop = set(self.policy.renderer.stop_ids)
         cache, mask_RT, logits_RV = self._prefill([prompts[i] for i in chosen], n)
@@ -135,5 +154,10 @@ class HFEngine:
                 alive, mask_RT, tokens_R = alive[kept], mask_RT[kept], tokens_R[kept]
             mask_RT = torch.cat([mask_RT, mask_RT.new_ones(len(alive), 1)], 1)
             positions = (mask_RT.sum(-1) - 1)[:, None]
-            logits_RV = self.policy.model(input_ids=tokens_R[:, None], attention_mask=mask_RT, position_ids=positions,
-                                          past_key_values=cache, use_cache=True).logits[:, -1]
+            logits_RV = self.policy.model(
+                input_ids=tokens_R[:, None],
+                attention_mask=mask_RT,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).logits[:, -1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,22 +47,34 @@ class TokenLogps:
         return zeros.index_add(0, self.row_N[self.is_answer_N], self.logps_N[self.is_answer_N])
 
 
-def _decoder_and_head(model: torch.nn.Module) -> tuple[torch.nn.Module, torch.nn.Module, object]:
-    """The transformer without its head, the head, and the configuration. Adapters are injected layers: they stay active."""
+def _decoder_and_head(model: Any) -> tuple[torch.nn.Module, torch.nn.Module, object]:
+    """The transformer without its head, the head, the configuration. Adapters are injected layers: they stay active."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return getattr(base, base.base_model_prefix), base.get_output_embeddings(), base.config
 
 
 def head_logits(head: torch.nn.Module, config: object, hidden_NH: Tensor) -> Tensor:
-    """Float32 logits (N, V), with the scaling and soft cap of the architectures that have them (Gemma, Cohere, Granite)."""
+    """Float32 logits (N, V), with the scalings of Cohere, Granite, Falcon-H1 and Gemma where the config has them."""
     logits = head(hidden_NH).float()
     if scale := getattr(config, "logit_scale", None):
         logits = logits * scale
     if scaling := getattr(config, "logits_scaling", None):
         logits = logits / scaling
+    if multiplier := getattr(config, "lm_head_multiplier", None):
+        logits = logits * multiplier
     if cap := getattr(config, "final_logit_softcapping", None):
         logits = torch.tanh(logits / cap) * cap
     return logits
+
+
+@torch.no_grad()
+def head_agrees(model: Any) -> bool:
+    """Whether `head_logits` gives the model's own logits, on four tokens: an unknown scaling would be silent."""
+    decoder, head, config = _decoder_and_head(model)
+    ids_BT = torch.arange(4, device=next(model.parameters()).device)[None] + 1
+    own_TV = model(input_ids=ids_BT, use_cache=False).logits[0].float()
+    hidden_TH = decoder(input_ids=ids_BT, use_cache=False).last_hidden_state[0]
+    return bool(torch.allclose(head_logits(head, config, hidden_TH), own_TV, rtol=1e-2, atol=1e-2))
 
 
 def token_logps(model: torch.nn.Module, rows: Sequence[Row], *, pad_id: int, with_prompt: bool = False) -> TokenLogps:
@@ -98,7 +111,7 @@ def token_logps(model: torch.nn.Module, rows: Sequence[Row], *, pad_id: int, wit
 
 @torch.no_grad()
 def answer_sums(model: torch.nn.Module, rows: Sequence[Row], *, pad_id: int, budget: int) -> list[float]:
-    """Summed answer log-prob of each row, with the training forward, in length-bucketed batches of `budget` padded tokens."""
+    """Summed answer log-prob of each row with the training forward, in batches of `budget` padded tokens."""
     training = model.training
     model.eval()
     sums = [0.0] * len(rows)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from ttpa.errors import ConfigError, DataError
+from ttpa.policy.logprobs import head_agrees
 from ttpa.policy.specs import HFModel, TinyModel, spec_from_json
 from ttpa.policy.tokenizer import train_tokenizer
 from ttpa.prompts import Renderer
@@ -24,6 +26,8 @@ from ttpa.records import dumps
 from ttpa.toolcall import get_syntax
 
 transformers_logging.disable_progress_bar()
+# Notices to the library's own developers, repeated at every load.
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 @dataclass(kw_only=True)
@@ -59,7 +63,9 @@ class Policy:
 
         torch.manual_seed(seed)
         targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-        config = LoraConfig(task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, target_modules=targets, use_dora=lora.dora)
+        config = LoraConfig(
+            task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, target_modules=targets, use_dora=lora.dora
+        )
         if isinstance(self.spec, HFModel) and self.spec.quantization:
             self.model = prepare_model_for_kbit_training(self.model)
         self.model = get_peft_model(self.model, config)
@@ -99,10 +105,20 @@ def create_tiny(spec: TinyModel, texts: Iterable[str], seed: int) -> Policy:
 
     tokenizer = train_tokenizer(texts, spec.vocab)
     config = Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=spec.hidden, num_hidden_layers=spec.layers, num_attention_heads=spec.heads,
-        num_key_value_heads=spec.heads, intermediate_size=spec.feed_forward, max_position_embeddings=spec.max_tokens,
-        tie_word_embeddings=True, use_sliding_window=False, attn_implementation="sdpa",
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None, dtype=spec.dtype,
+        vocab_size=len(tokenizer),
+        hidden_size=spec.hidden,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads,
+        num_key_value_heads=spec.heads,
+        intermediate_size=spec.feed_forward,
+        max_position_embeddings=spec.max_tokens,
+        tie_word_embeddings=True,
+        use_sliding_window=False,
+        attn_implementation="sdpa",
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        dtype=spec.dtype,
     )
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(config)
@@ -126,19 +142,32 @@ def load_base(spec: HFModel, adapters: Sequence[Path]) -> Policy:
         from transformers import BitsAndBytesConfig
 
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=_dtype(spec.dtype),
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=_dtype(spec.dtype),
             bnb_4bit_quant_storage=_dtype(spec.dtype),
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(spec.name, revision=spec.revision)
         model = AutoModelForCausalLM.from_pretrained(spec.name, **options)
     except (OSError, ValueError) as error:
-        raise ConfigError.at("model.name", spec.name, f"cannot be loaded ({str(error).splitlines()[0]})",
-                             "Give a folder that holds a transformers model, or a hub id while online") from error
+        raise ConfigError.at(
+            "model.name",
+            spec.name,
+            f"cannot be loaded ({str(error).splitlines()[0]})",
+            "Give a folder that holds a transformers model, or a hub id while online",
+        ) from error
     for folder in adapters:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    if not head_agrees(model):
+        raise ConfigError.at(
+            "model.name",
+            spec.name,
+            f"the architecture {type(model).__name__} changes its logits in a way that is not known here",
+            "Extend ttpa.policy.logprobs.head_logits",
+        )
     return Policy(spec=spec, model=model, tokenizer=tokenizer, adapters=tuple(adapters))
 
 

@@ -1,9 +1,10 @@
 """Which model a run starts from, and how a policy is kept on disk. Importing this module imports no torch.
 
-A policy folder holds `policy.json` and either `model/` (full weights, `save_pretrained`) or `adapter-0/`, `adapter-1/` ...
-(PEFT folders, one per training stage, to be merged onto the base in that order). Adapter folders load in PEFT as they
-are. A stage trains a fresh adapter on the merged earlier ones, so "adapter off" is exactly the policy the stage started
-from, which makes it the reference model without a second copy. Full and adapter training share every other line.
+A policy folder holds `policy.json` and either `model/` (full weights, `save_pretrained`) or `adapter-0/`,
+`adapter-1/` ... (PEFT folders, one per training stage, to be merged onto the base in that order). Adapter folders
+load in PEFT as they are. A stage trains a fresh adapter on the merged earlier ones, so "adapter off" is exactly the
+policy the stage started from, which makes it the reference model without a second copy. Full and adapter training
+share every other line.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def _check_common(dtype: str, syntax: str, max_tokens: int) -> None:
         raise ConfigError.at("model.dtype", dtype, "unknown dtype", f"Use one of {', '.join(DTYPES)}")
     get_syntax(syntax)
     if max_tokens < 16:
-        raise ConfigError.at("model.max_tokens", max_tokens, "must be at least 16", "It counts prompt and answer together")
+        raise ConfigError.at(
+            "model.max_tokens", max_tokens, "must be at least 16", "It counts prompt and answer together"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +49,9 @@ class Lora:
 
     def __post_init__(self) -> None:
         if self.r < 1:
-            raise ConfigError.at("model.lora.r", self.r, "must be at least 1", "Set model.lora=null to train all weights")
+            raise ConfigError.at(
+                "model.lora.r", self.r, "must be at least 1", "Set model.lora=null to train all weights"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +81,16 @@ class TinyModel:
     def __post_init__(self) -> None:
         _check_common(self.dtype, self.syntax, self.max_tokens)
         if self.hidden % self.heads or (self.hidden // self.heads) % 2:
-            raise ConfigError.at("model.heads", self.heads, f"must divide model.hidden={self.hidden} into even head sizes",
-                                 "For example hidden 128 with heads 8")
+            raise ConfigError.at(
+                "model.heads",
+                self.heads,
+                f"must divide model.hidden={self.hidden} into even head sizes",
+                "For example hidden 128 with heads 8",
+            )
         if self.vocab < 300:
-            raise ConfigError.at("model.vocab", self.vocab, "must hold 256 bytes and the special tokens", "Use at least 300")
+            raise ConfigError.at(
+                "model.vocab", self.vocab, "must hold 256 bytes and the special tokens", "Use at least 300"
+            )
         if self.template != "compact":
             raise ConfigError.at("model.template", self.template, "the small model has no chat template", "Use compact")
 
@@ -121,15 +132,23 @@ class HFModel:
     def __post_init__(self) -> None:
         _check_common(self.dtype, self.syntax, self.max_tokens)
         if not self.name:
-            raise ConfigError.at("model.name", self.name, "is empty", "Give a hub id or a folder, for example "
-                                 "model.name=Qwen/Qwen2.5-0.5B-Instruct")
+            raise ConfigError.at(
+                "model.name",
+                self.name,
+                "is empty",
+                "Give a hub id or a folder, for example model.name=Qwen/Qwen2.5-0.5B-Instruct",
+            )
         if self.template not in ("chat", "compact"):
             raise ConfigError.at("model.template", self.template, "unknown template", "Use chat or compact")
         if self.quantization not in (None, "nf4"):
             raise ConfigError.at("model.quantization", self.quantization, "unknown", "Use nf4 or null")
         if self.quantization and self.lora is None:
-            raise ConfigError.at("model.quantization", self.quantization, "4-bit weights cannot be trained themselves",
-                                 "Add model.lora, or set model.quantization=null")
+            raise ConfigError.at(
+                "model.quantization",
+                self.quantization,
+                "4-bit weights cannot be trained themselves",
+                "Add model.lora, or set model.quantization=null",
+            )
 
     def create(self, texts: Iterable[str], seed: int) -> Policy:
         """The pretrained policy; `texts` and `seed` are not used."""

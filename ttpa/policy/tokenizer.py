@@ -1,7 +1,7 @@
 """The small model's tokenizer: byte-level BPE trained on the rendered warm-up demonstrations.
 
-The pre-tokeniser keeps capitalised words, digits and `_word` parts apart from a leading space, so that a name or a value
-has the same tokens in the prompt and in the answer and an answer is a plain copy of token ids.
+The pre-tokeniser keeps capitalised words, digits and `_word` parts apart from a leading space, so that a name or a
+value has the same tokens in the prompt and in the answer and an answer is a plain copy of token ids.
 """
 
 from __future__ import annotations
@@ -28,14 +28,22 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PRE_SPLIT), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRE_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(COMPACT_TOKENS), initial_alphabet=alphabet,
-                                  show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=list(COMPACT_TOKENS), initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", split_special_tokens=True,
-                                   clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )

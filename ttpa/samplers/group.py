@@ -1,4 +1,4 @@
-"""`sampler=group`: n independent samples, by temperature and nucleus (1904.09751). The baseline of every other sampler."""
+"""`sampler=group`: n independent samples, by temperature and nucleus (1904.09751): the baseline of all others."""
 
 from __future__ import annotations
 
@@ -34,11 +34,15 @@ class GroupSampler:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ConfigError.at("sampler.max_new_tokens", self.max_new_tokens, "must be at least 1", "Use what an answer needs")
+            raise ConfigError.at(
+                "sampler.max_new_tokens", self.max_new_tokens, "must be at least 1", "Use what an answer needs"
+            )
         if self.n < 1:
             raise ConfigError.at("sampler.n", self.n, "must be at least 1", "Pairs need at least 2")
         if not self.temperature > 0:
-            raise ConfigError.at("sampler.temperature", self.temperature, "must be positive", "1.0 samples from the policy")
+            raise ConfigError.at(
+                "sampler.temperature", self.temperature, "must be positive", "1.0 samples from the policy"
+            )
         if not 0 < self.top_p <= 1:
             raise ConfigError.at("sampler.top_p", self.top_p, "must be in (0, 1]", "1.0 keeps every token")
 
@@ -47,7 +51,9 @@ class GroupSampler:
         import torch
 
         def choose(logps_RV: Tensor, uniform_R: Tensor) -> tuple[Tensor, None]:
-            probs_RV, order_RV = torch.softmax(logps_RV.double() / self.temperature, -1).sort(stable=True, dim=-1, descending=True)
+            probs_RV, order_RV = torch.softmax(logps_RV.double() / self.temperature, -1).sort(
+                stable=True, dim=-1, descending=True
+            )
             mass_RV = probs_RV.cumsum(-1)
             # A token is kept while the mass before it is below top_p, so at least one always is.
             probs_RV = probs_RV.masked_fill(mass_RV - probs_RV >= self.top_p, 0.0)

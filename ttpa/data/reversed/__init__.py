@@ -1,1 +1,1 @@
-"""Reversed construction (TTPA): calls first, then the answer, then the question. `generator=simulator` needs no model."""
+"""Reversed construction (TTPA): calls first, then the question. `generator=simulator` needs no model."""

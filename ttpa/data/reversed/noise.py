@@ -28,8 +28,15 @@ def default_weights() -> dict[str, float]:
 
     Set so that the defects that show are about 60 % values, 25 % names and 15 % dropped parameters.
     """
-    return {"wrong_name": 0.10, "truncated": 0.5, "neighbour_value": 0.3, "number_as_text": 0.3, "default_value": 0.15,
-            "date_order": 0.2, "dropped": 0.08}
+    return {
+        "wrong_name": 0.10,
+        "truncated": 0.5,
+        "neighbour_value": 0.3,
+        "number_as_text": 0.3,
+        "default_value": 0.15,
+        "date_order": 0.2,
+        "dropped": 0.08,
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +66,9 @@ class Noise:
             raise ConfigError.at("data.noise.scope", self.scope, "unknown scope", "Use site or kind")
         unknown = set(self.weights) - set(FAMILIES)
         if unknown:
-            raise ConfigError.at("data.noise.weights", sorted(unknown), "unknown defect family",
-                                 f"Families: {', '.join(FAMILIES)}")
+            raise ConfigError.at(
+                "data.noise.weights", sorted(unknown), "unknown defect family", f"Families: {', '.join(FAMILIES)}"
+            )
 
     def sites(self, world: World, world_seed: int) -> dict[tuple[str, str], str]:
         """Bad site -> its defect family. The share of bad sites is exact up to rounding."""
@@ -105,8 +113,9 @@ def _spoil_value(family: str, value: Any, key: str, arguments: Mapping[str, Any]
     return f"{day}-{month}-{year}"
 
 
-def spoil_call(call: ToolCall, bad: Mapping[tuple[str, str], str], probability: float, rng: random.Random,
-               counts: Counter[str]) -> ToolCall:
+def spoil_call(
+    call: ToolCall, bad: Mapping[tuple[str, str], str], probability: float, rng: random.Random, counts: Counter[str]
+) -> ToolCall:
     """The call as annotated; `counts` is told which families showed."""
     arguments: dict[str, Any] = {}
     for key, value in call.arguments.items():
@@ -125,9 +134,10 @@ def spoil_call(call: ToolCall, bad: Mapping[tuple[str, str], str], probability: 
     return replace(call, arguments=arguments)
 
 
-def annotate(sample: Sample, bad: Mapping[tuple[str, str], str], probability: float, seed: object,
-             counts: Counter[str]) -> Sample:
-    """The sample with the target that the careless annotator wrote; depends on (seed, sample id) and the sites alone."""
+def annotate(
+    sample: Sample, bad: Mapping[tuple[str, str], str], probability: float, seed: object, counts: Counter[str]
+) -> Sample:
+    """The sample with the target a careless annotator wrote; depends on (seed, sample id) and the sites alone."""
     rng = random.Random(f"noise:{seed}:{sample.id}")
     target = tuple(spoil_call(call, bad, probability, rng, counts) for call in sample.target)
     if target == sample.target:

@@ -1,9 +1,11 @@
-"""The simulator generator: TTPA's reversed construction (2505.20016, section "Reversed Dataset Construction") without a model.
+"""The simulator generator: TTPA's reversed construction (2505.20016, section "Reversed Dataset Construction") without
+a model.
 
 The paper lets a language model play the roles; here each is a few lines of code over the embedded world, in the same
-order: a scenario (which tools are on offer), the tool calls, which are executed, and last the question, which is written
-from calls that are known to work and so can always be answered by them. Tool names never stand in the question as such:
-`book_room` is asked for as "book room". The paper's written final answer is left out: nothing here reads it.
+order: a scenario (which tools are on offer), the tool calls, which are executed, and last the question, which is
+written from calls that are known to work and so can always be answered by them. Tool names never stand in the
+question as such: `book_room` is asked for as "book room". The paper's written final answer is left out: nothing here
+reads it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from ttpa.data.reversed.world import KIND_OF, Kind, Tool, World, execute, split_
 from ttpa.records import Message, Sample, ToolCall
 
 BANDS = {"easy": 1, "medium": 2, "hard": 3}
-"""Band -> number of calls. Every prompt offers 2 to 4 tools, so the paper's tool-count thresholds would not separate."""
+"""Band -> number of calls. Every prompt offers 2 to 4 tools: the paper's tool-count thresholds would not separate."""
 
 OPTIONAL_MENTIONED = 0.6
 DISTRACTOR_RELATED = 0.7

@@ -61,18 +61,28 @@ class Reversed:
             if getattr(self, key) < 1:
                 raise ConfigError.at(f"data.{key}", getattr(self, key), "must be at least 1", "Give a positive number")
         if self.train_tools < 4:
-            raise ConfigError.at("data.train_tools", self.train_tools, "a prompt offers up to 4 tools", "Use at least 4")
+            raise ConfigError.at(
+                "data.train_tools", self.train_tools, "a prompt offers up to 4 tools", "Use at least 4"
+            )
         most = len(VERBS) * len(NOUNS)
         if self.train_tools + self.unseen_tools > most:
-            raise ConfigError.at("data.train_tools", self.train_tools, f"more than {most} tools with data.unseen_tools="
-                                 f"{self.unseen_tools}", f"Keep the sum at or below {most}")
+            raise ConfigError.at(
+                "data.train_tools",
+                self.train_tools,
+                f"more than {most} tools with data.unseen_tools={self.unseen_tools}",
+                f"Keep the sum at or below {most}",
+            )
         if self.test_unseen and self.unseen_tools < 1:
             raise ConfigError.at("data.test_unseen", self.test_unseen, "needs unseen tools", "Set data.unseen_tools")
         for key in ("warmup_mix", "explore_mix"):
             mix = getattr(self, key)
-            if set(mix) != set(BANDS) or abs(sum(mix.values()) - 1) > 1e-6:
-                raise ConfigError.at(f"data.{key}", dict(mix), "must name easy, medium, hard and sum to 1",
-                                     "For example {easy: 0.5, medium: 0.3, hard: 0.2}")
+            if set(mix) != set(BANDS) or not min(mix.values()) >= 0 or not abs(sum(mix.values()) - 1) < 1e-6:
+                raise ConfigError.at(
+                    f"data.{key}",
+                    dict(mix),
+                    "must be shares of easy, medium and hard that sum to 1",
+                    "For example {easy: 0.5, medium: 0.3, hard: 0.2}",
+                )
 
     def check(self) -> None:
         """Nothing to look for on disk."""
@@ -86,14 +96,20 @@ class Reversed:
         world = self.world()
         if split in ("warmup", "explore"):
             size, mix = (
-                (self.warmup_samples, self.warmup_mix) if split == "warmup" else (self.explore_samples, self.explore_mix)
+                (self.warmup_samples, self.warmup_mix)
+                if split == "warmup"
+                else (self.explore_samples, self.explore_mix)
             )
             bad = self.noise.sites(world, self.world_seed)
             for number in range(size):
                 seed = f"{split}{self.seed}"
-                sample = draw_sample(world, seed=seed, split="train", number=number, band=band_at(seed, number, dict(mix)))
+                sample = draw_sample(
+                    world, seed=seed, split="train", number=number, band=band_at(seed, number, dict(mix))
+                )
                 if split == "warmup":
-                    sample = annotate(sample, bad, self.noise.probability, self.seed, counts if counts is not None else Counter())
+                    sample = annotate(
+                        sample, bad, self.noise.probability, self.seed, counts if counts is not None else Counter()
+                    )
                 yield sample
             return
         per_band = self.validation_per_band if split == "validation" else self.test_per_band
@@ -102,7 +118,9 @@ class Reversed:
                 yield draw_sample(world, seed=f"world{self.world_seed}", split=split, number=number, band=band)
         if split == "test":
             for number in range(self.test_unseen):
-                yield draw_sample(world, seed=f"world{self.world_seed}", split=split, number=number, band="easy", unseen=True)
+                yield draw_sample(
+                    world, seed=f"world{self.world_seed}", split=split, number=number, band="easy", unseen=True
+                )
 
     def build(self, out: Path) -> dict[str, Any]:
         """Writes the splits below `out` and returns counts; the same arguments write the same bytes."""
@@ -113,7 +131,7 @@ class Reversed:
         digest = hashlib.sha256()
         for name in names:
             digest.update((out / f"{name}.jsonl").read_bytes())
-        changed = counts.pop("changed")
+        changed = counts.pop("changed", 0)
         return {
             "samples": sizes,
             "content_sha256": digest.hexdigest(),

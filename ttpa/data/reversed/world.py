@@ -19,10 +19,25 @@ from ttpa.records import ToolCall, ToolSpec
 from ttpa.toolcall.schema import check_call
 
 VERBS = ("book", "find", "send", "check", "cancel", "update", "rate", "share")
-NOUNS = ("room", "flight", "parcel", "ticket", "song", "meal", "report", "invoice", "course", "photo", "garden", "meeting")
+NOUNS = (
+    "room",
+    "flight",
+    "parcel",
+    "ticket",
+    "song",
+    "meal",
+    "report",
+    "invoice",
+    "course",
+    "photo",
+    "garden",
+    "meeting",
+)
 MODES = ("fast", "slow", "normal", "eco", "quiet")
 COLOURS = ("red", "blue", "green", "black", "white", "amber", "violet", "teal")
-SYLLABLES = tuple(c + v for c in ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z") for v in "aeiou")
+SYLLABLES = tuple(
+    c + v for c in ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z") for v in "aeiou"
+)
 
 
 def stable_unit(*parts: object) -> float:
@@ -103,20 +118,66 @@ KINDS = (
     Kind(name="code", synonym="key", type="string", draw=_code, say=lambda v: f"code {v}"),
     Kind(name="date", synonym="day", type="string", draw=_date, say=lambda v: f"on {v}"),
     Kind(name="time", synonym="hour", type="string", draw=_clock, say=lambda v: f"at {v}", splittable=False),
-    Kind(name="count", synonym="number", type="integer", draw=lambda r: r.randint(2, 60), say=lambda v: f"{v} times",
-         splittable=False, default=1),
-    Kind(name="amount", synonym="sum", type="integer", draw=lambda r: r.randint(100, 999), say=lambda v: f"worth {v}",
-         default=100),
-    Kind(name="price", synonym="cost", type="number", draw=lambda r: round(r.randint(1, 99) + r.randint(1, 99) / 100, 2),
-         say=lambda v: f"under {v}", default=1.0),
-    Kind(name="urgent", synonym="priority", type="boolean", draw=lambda r: r.random() < 0.5,
-         say=lambda v: "urgent" if v else "not urgent", splittable=False, default=True),
-    Kind(name="mode", synonym="style", type="string", draw=lambda r: r.choice(MODES), say=lambda v: f"{v} mode",
-         splittable=False, default="normal"),
-    Kind(name="tags", synonym="labels", type="array", items="string", draw=lambda r: _several(r, lambda q: q.choice(COLOURS)),
-         say=lambda v: "tagged " + " and ".join(v), splittable=False),
-    Kind(name="ids", synonym="items", type="array", items="integer",
-         draw=lambda r: _several(r, lambda q: q.randint(10, 999)), say=lambda v: "ids " + " and ".join(map(str, v))),
+    Kind(
+        name="count",
+        synonym="number",
+        type="integer",
+        draw=lambda r: r.randint(2, 60),
+        say=lambda v: f"{v} times",
+        splittable=False,
+        default=1,
+    ),
+    Kind(
+        name="amount",
+        synonym="sum",
+        type="integer",
+        draw=lambda r: r.randint(100, 999),
+        say=lambda v: f"worth {v}",
+        default=100,
+    ),
+    Kind(
+        name="price",
+        synonym="cost",
+        type="number",
+        draw=lambda r: round(r.randint(1, 99) + r.randint(1, 99) / 100, 2),
+        say=lambda v: f"under {v}",
+        default=1.0,
+    ),
+    Kind(
+        name="urgent",
+        synonym="priority",
+        type="boolean",
+        draw=lambda r: r.random() < 0.5,
+        say=lambda v: "urgent" if v else "not urgent",
+        splittable=False,
+        default=True,
+    ),
+    Kind(
+        name="mode",
+        synonym="style",
+        type="string",
+        draw=lambda r: r.choice(MODES),
+        say=lambda v: f"{v} mode",
+        splittable=False,
+        default="normal",
+    ),
+    Kind(
+        name="tags",
+        synonym="labels",
+        type="array",
+        items="string",
+        draw=lambda r: _several(r, lambda q: q.choice(COLOURS)),
+        say=lambda v: "tagged " + " and ".join(v),
+        splittable=False,
+    ),
+    Kind(
+        name="ids",
+        synonym="items",
+        type="array",
+        items="integer",
+        draw=lambda r: _several(r, lambda q: q.randint(10, 999)),
+        say=lambda v: "ids " + " and ".join(map(str, v)),
+    ),
 )
 KIND_OF = {kind.name: kind for kind in KINDS}
 
@@ -131,7 +192,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The tools of one world. `unseen` tools appear in test prompts only, neither as target nor as distractor before."""
+    """The tools of one world. `unseen` tools appear in test prompts only, neither as target nor as distractor."""
 
     tools: tuple[Tool, ...]
     unseen: tuple[Tool, ...]

@@ -1,0 +1,23 @@
+"""The six stages: data, warmup, select, explore, align, evaluate. Each is a function that fills a working directory.
+
+A stage reads finished folders, writes into its working directory and can be killed at any moment: training continues
+from `last.ckpt`, row files from their last whole line. Nothing here knows the order of stages (`ttpa.pipeline`) or
+where they are kept (`ttpa.store`). Heavy imports are inside the functions, so that a run served from the store starts
+at once.
+"""
+
+from ttpa.stages.decoding import build_evaluate, build_explore, build_select
+from ttpa.stages.parts import VERSIONS, Parts, Progress, build_data
+from ttpa.stages.training import build_align, build_warmup
+
+__all__ = [
+    "VERSIONS",
+    "Parts",
+    "Progress",
+    "build_align",
+    "build_data",
+    "build_evaluate",
+    "build_explore",
+    "build_select",
+    "build_warmup",
+]

@@ -1,0 +1,99 @@
+"""What every stage works with: the instantiated parts of a run, and the samples that fit the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ttpa.errors import DataError
+from ttpa.evals.heldout import Heldout
+from ttpa.modules.settings import Alignment, Execution, NoWarmup, Warmup
+from ttpa.pairs import PairRule
+from ttpa.policy.specs import HFModel, TinyModel
+from ttpa.records import Sample, read_jsonl
+from ttpa.samplers.group import GroupSampler
+from ttpa.samplers.tps import TPS
+from ttpa.scorers import Scorer
+from ttpa.selection import SelectAll, SelectPerplexity
+
+if TYPE_CHECKING:
+    from ttpa.policy.logprobs import Row
+    from ttpa.policy.policy import Policy
+
+Progress = Callable[[int, int, float, str], None]
+
+VERSIONS = {"data": 1, "warmup": 1, "select": 1, "explore": 1, "align": 1, "evaluate": 1}
+"""Bump a stage's number in the commit that changes what its result means; older results are then built again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Everything a run is made of, instantiated and checked; see conf/."""
+
+    data: Any
+    model: TinyModel | HFModel
+    warmup: Warmup | NoWarmup
+    select: SelectAll | SelectPerplexity
+    sampler: GroupSampler | TPS
+    scorer: Scorer
+    pairs: PairRule
+    objective: Alignment
+    evaluation: Heldout
+    seed: int
+    execution: Execution
+    engine: Callable[..., Any]
+    trainer: Callable[..., Any]
+    logger: Callable[[Path, str], Any]
+
+
+def read_split(data: Path, name: str) -> list[Sample]:
+    """The samples of a split of a finished data stage."""
+    file = json.loads((data / "splits.json").read_text(encoding="utf-8"))[name]
+    return [Sample.from_json(row) for row in read_jsonl(data / file)]
+
+
+def set_threads(parts: Parts) -> None:
+    """CPU threads of torch, as configured."""
+    import torch
+
+    if parts.execution.threads:
+        torch.set_num_threads(parts.execution.threads)
+
+
+def fitting(
+    policy: Policy, samples: Sequence[Sample], reserve: int | None, where: str
+) -> tuple[list[Sample], list[Row], int]:
+    """Samples short enough for the model, with prompt and target ids, and how many were left out.
+
+    A prompt is never cut: it would lose tools. `reserve` is room kept for an answer; None means the target itself.
+    """
+    from ttpa.policy.logprobs import Row
+
+    rows = [Row(p, a) for p, a in zip(policy.renderer.prompts(samples), policy.renderer.answers(samples), strict=True)]
+    fits = [len(row.prompt) + (len(row.answer) if reserve is None else reserve) <= policy.max_tokens for row in rows]
+    kept = [sample for sample, fit in zip(samples, fits, strict=True) if fit]
+    if not kept:
+        shortest = min((len(row.prompt) for row in rows), default=0)
+        raise DataError(
+            f"{where}: none of {len(samples)} samples fits model.max_tokens={policy.max_tokens} (shortest prompt: "
+            f"{shortest} tokens). Raise model.max_tokens."
+        )
+    return kept, [row for row, fit in zip(rows, fits, strict=True) if fit], len(samples) - len(kept)
+
+
+def build_data(parts: Parts, workdir: Path, progress: Progress) -> dict[str, Any]:
+    """Reads or makes the samples and writes the splits."""
+    metrics: dict[str, Any] = parts.data.build(workdir)
+    return metrics
+
+
+def selected_samples(parts: Parts, data: Path, select: Path | None) -> list[Sample]:
+    """The exploration prompts: by the select stage where there is one, else by a selection that needs no policy."""
+    samples = read_split(data, "explore")
+    if select is None:
+        return parts.select.select(samples, None)
+    kept = {row["id"] for row in read_jsonl(select / "selected.jsonl") if row["selected"]}
+    return [sample for sample in samples if sample.id in kept]

@@ -1,0 +1,179 @@
+"""The stages that train: warm-up and align."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ttpa.errors import DataError
+from ttpa.modules.settings import NoWarmup
+from ttpa.objectives import DPO, RFT, Gold, SimPO
+from ttpa.policy.specs import HFModel, TinyModel, load_policy
+from ttpa.records import Pair, Sample, read_jsonl, write_jsonl
+from ttpa.stages.parts import Parts, Progress, fitting, read_split, selected_samples, set_threads
+
+if TYPE_CHECKING:
+    from ttpa.policy.logprobs import Row
+    from ttpa.policy.policy import Policy
+
+TOKENIZER_TEXTS = 3000
+"""Demonstrations that the small model's tokenizer is trained on."""
+
+
+def build_warmup(parts: Parts, data: Path, workdir: Path, progress: Progress) -> dict[str, Any]:
+    """The starting policy, fine-tuned on the demonstrations unless `warmup=none`."""
+    set_threads(parts)
+    demonstrations = read_split(data, "warmup")
+    policy = parts.model.create(_tokenizer_texts(parts.model, demonstrations[:TOKENIZER_TEXTS]), parts.seed)
+    if isinstance(parts.warmup, NoWarmup):
+        policy.save(workdir / "policy")
+        return {"steps": 0, "tokens": 0, "parameters": policy.model.num_parameters()}
+    from ttpa.modules.plan import plan_warmup
+
+    samples, rows, too_long = fitting(policy, demonstrations, None, "warm-up")
+    plan = plan_warmup([len(row) for row in rows], [sample.band for sample in samples], parts.warmup, parts.seed)
+    metrics = _fit_sft(parts, policy, rows, plan, parts.warmup.optimizer, parts.warmup.prompt_weight, workdir, progress)
+    return {"samples": len(samples), "too_long": too_long, "parameters": policy.model.num_parameters(), **metrics}
+
+
+def _tokenizer_texts(model: TinyModel | HFModel, samples: Sequence[Sample]) -> Iterator[str]:
+    from ttpa.prompts import compact_segments
+    from ttpa.toolcall import get_syntax
+
+    syntax = get_syntax(model.syntax)
+    for sample in samples:
+        yield from (text for _, text in compact_segments(sample, syntax))
+        yield syntax.print(sample.target) if sample.target else sample.target_text or ""
+
+
+def _fit_sft(
+    parts: Parts,
+    policy: Policy,
+    rows: Sequence[Row],
+    plan: Any,
+    optimizer: Any,
+    prompt_weight: float,
+    workdir: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    from ttpa.modules.base import PlanData
+    from ttpa.modules.sft import SFTModule, row_weight
+
+    policy.start_training(parts.seed)
+    module = SFTModule(policy, optimizer, plan.boundaries, rows, prompt_weight)
+    weights = [row_weight(row, prompt_weight) for row in rows]
+    return _fit(
+        parts,
+        module,
+        PlanData(plan, [len(row) for row in rows], weights, parts.execution.micro_tokens),
+        workdir,
+        progress,
+    )
+
+
+def _fit(parts: Parts, module: Any, data: Any, workdir: Path, progress: Progress) -> dict[str, Any]:
+    from ttpa.modules.train import train
+
+    metrics = train(
+        module,
+        data,
+        workdir,
+        trainer=parts.trainer,
+        logger=parts.logger(workdir, workdir.name.removesuffix(".part")),
+        checkpoint_every=parts.execution.checkpoint_every_steps,
+        progress=progress,
+    )
+    module.policy.model = module.model
+    module.policy.save(workdir / "policy")
+    (workdir / "last.ckpt").unlink(missing_ok=True)
+    return metrics
+
+
+def build_align(
+    parts: Parts,
+    policy_dir: Path,
+    data: Path,
+    select: Path | None,
+    explore: Path | None,
+    workdir: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The policy after the objective: preference pairs, their chosen answers (RFT), or the targets (gold)."""
+    from ttpa.modules.plan import plan_alignment
+    from ttpa.policy.logprobs import Row
+
+    set_threads(parts)
+    policy = load_policy(policy_dir)
+    settings, loss = parts.objective, parts.objective.loss
+    if isinstance(loss, Gold):
+        samples, rows, too_long = fitting(policy, selected_samples(parts, data, select), None, "align")
+        plan = plan_alignment(len(rows), settings, parts.seed)
+        return {
+            "answers": len(samples),
+            "too_long": too_long,
+            **_fit_sft(parts, policy, rows, plan, settings.optimizer, 0.0, workdir, progress),
+        }
+    assert explore is not None
+    pairs = [Pair.from_json(row) for row in read_jsonl(explore / "pairs.jsonl")]
+    if not pairs:
+        raise DataError(
+            f"{explore / 'pairs.jsonl'}: exploration gave no pairs, so there is nothing to align on. Use "
+            "pairs=released (the target stands in where no candidate is right), more candidates or a longer warm-up."
+        )
+    by_id = {sample.id: sample for sample in read_split(data, "explore")}
+    prompts = dict(zip(by_id, policy.renderer.prompts(list(by_id.values())), strict=True))
+    if isinstance(loss, RFT):
+        answers = {(pair.sample_id, pair.chosen.token_ids): None for pair in pairs}
+        rows = [Row(prompts[sample_id], ids) for sample_id, ids in answers]
+        plan = plan_alignment(len(rows), settings, parts.seed)
+        return {"answers": len(rows), **_fit_sft(parts, policy, rows, plan, settings.optimizer, 0.0, workdir, progress)}
+    return _align_pairs(parts, policy, pairs, prompts, loss, workdir, progress)
+
+
+def _align_pairs(
+    parts: Parts,
+    policy: Policy,
+    pairs: list[Pair],
+    prompts: dict[str, list[int]],
+    loss: DPO | SimPO,
+    workdir: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    from ttpa.modules.base import PlanData
+    from ttpa.modules.plan import plan_alignment
+    from ttpa.modules.preference import PreferenceModule
+    from ttpa.policy.logprobs import Row
+
+    chosen = [Row(prompts[pair.sample_id], pair.chosen.token_ids) for pair in pairs]
+    rejected = [Row(prompts[pair.sample_id], pair.rejected.token_ids) for pair in pairs]
+    references = _references(parts, policy, chosen, rejected, workdir) if loss.needs_reference else None
+    policy.start_training(parts.seed)
+    plan = plan_alignment(len(pairs), parts.objective, parts.seed)
+    module = PreferenceModule(policy, parts.objective.optimizer, plan.boundaries, loss, chosen, rejected, references)
+    both = list(zip(chosen, rejected, strict=True))
+    data = PlanData(
+        plan,
+        [2 * max(len(c), len(r)) for c, r in both],
+        [len(c.answer) for c, _ in both],
+        parts.execution.micro_tokens,
+        tokens=[len(c) + len(r) for c, r in both],
+    )
+    return {"pairs": len(pairs), **_fit(parts, module, data, workdir, progress)}
+
+
+def _references(
+    parts: Parts, policy: Policy, chosen: Sequence[Row], rejected: Sequence[Row], workdir: Path
+) -> list[tuple[float, float]]:
+    """Summed log-probs of each pair under the policy the stage starts from; computed once, kept on disk."""
+    from ttpa.policy.logprobs import answer_sums
+
+    file = workdir / "reference_logps.jsonl"
+    if not file.exists():
+        sums = answer_sums(
+            policy.model, [*chosen, *rejected], pad_id=policy.renderer.pad_id, budget=parts.execution.micro_tokens
+        )
+        write_jsonl(
+            file, ({"chosen": c, "rejected": r} for c, r in zip(sums[: len(chosen)], sums[len(chosen) :], strict=True))
+        )
+    return [(row["chosen"], row["rejected"]) for row in read_jsonl(file)]
