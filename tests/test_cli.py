@@ -109,7 +109,6 @@ def test_the_advice_for_an_unknown_key_leads_to_an_answer(tmp_path: Path) -> Non
     assert "unexpected keyword argument 'topk'" in ttpa(tmp_path, "+sampler.topk=3").err
 
 
-@pytest.mark.xfail(strict=True, reason="types of keys given with ++ are not looked at")
 def test_the_type_of_a_forced_key_is_checked_too(tmp_path: Path) -> None:
     assert "sampler.n=2.5: must be a whole number" in ttpa(tmp_path, "++sampler.n=2.5", "until=foo").err
 

@@ -207,7 +207,6 @@ def test_scalars_that_cannot_work_are_refused_by_name(override: str) -> None:
         pipeline.build_parts(composed(override))
 
 
-@pytest.mark.xfail(strict=True, reason="accepted, or an AttributeError")
 @pytest.mark.parametrize(
     "override", ["objective.loss=null", "objective.loss.sft_weight=nan", "objective.loss.gamma_beta_ratio=nan"]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -38,10 +40,10 @@ def ttpa(folder: Path, *overrides: str) -> str:
     return done.stdout
 
 
-def run_here(*overrides: str) -> str:
+def run_here(*overrides: str, base: Sequence[str] = SMALL) -> str:
     """The same without the command line: one process, the current folder. Returns what a person would read."""
     with initialize_config_module("ttpa.conf", version_base="1.3"):
-        cfg = compose("config", overrides=[*SMALL, *overrides], return_hydra_config=True)
+        cfg = compose("config", overrides=[*base, *overrides], return_hydra_config=True)
     with open_dict(cfg):
         cfg.choices = {group: name for group, name in cfg.hydra.runtime.choices.items() if group in config.IDENTITY}
         del cfg.hydra
@@ -189,3 +191,38 @@ def test_killed_in_every_stage_the_same_command_ends_with_the_same_row(tmp_path:
             assert mine.read_bytes() == other.read_bytes(), mine
     leftovers = [path.name for path in (tmp_path / "store").iterdir() if path.suffix in (".lock", ".part")]
     assert leftovers == []
+
+
+def test_an_edited_file_is_other_data_and_a_moved_one_is_not(folder: Path) -> None:
+    source = Path(__file__).parent / "data" / "xlam.jsonl.gz"
+    lines = gzip.decompress(source.read_bytes()).splitlines(keepends=True)
+    first, second = folder / "a" / "rows.jsonl", folder / "b" / "rows.jsonl"
+    for path in (first, second):
+        path.parent.mkdir()
+        path.write_bytes(b"".join(lines[:40]))
+    options = ("data=xlam", "until=warmup")
+    flat = [word for word in SMALL if not word.startswith(("data.", "pairs"))]
+    run_here(*options, f"data.path={first}", base=flat)
+    run_here(*options, f"data.path={second}", base=flat)
+    assert built(folder) == ["data", "warmup"]
+    second.write_bytes(b"".join(lines[:41]))
+    run_here(*options, f"data.path={second}", base=flat)
+    assert built(folder) == ["data", "warmup"] * 2
+
+
+@pytest.mark.parametrize("source", ["toolace", "xlam"])
+@pytest.mark.parametrize("sampler", ["group", "tps"])
+def test_real_rows_go_through_the_whole_graph(folder: Path, source: str, sampler: str) -> None:
+    """Read or rejected with a reason, rendered, trained on, sampled, scored, paired, aligned and evaluated."""
+    name = {"toolace": "toolace_dialogues", "xlam": "xlam"}[source]
+    path = Path(__file__).parent / "data" / f"{name}.jsonl.gz"
+    flat = [word for word in SMALL if not word.startswith("data.")]
+    fractions = ("data.test_fraction=0.2", "select.limit=4", "eval.limit=4", "objective=dpo")
+    run_here(f"data={source}", f"data.path={path}", f"sampler={sampler}", *fractions, base=flat)
+    assert built(folder) == ["data", "warmup", "evaluate", "explore", "align", "evaluate"]
+    (row,) = rows(folder).values()
+    assert row["metrics"]["accuracy"]["n"] > 0 and row["explored"]["explore1"]["pairs"] > 0
+    counts = json.loads(next(folder.glob("store/data-*/metrics.json")).read_text())
+    read = len(gzip.decompress(path.read_bytes()).splitlines())
+    rejected = next(folder.glob("store/data-*/rejected.jsonl")).read_text().splitlines()
+    assert counts["rows_read"] == read and len(rejected) == counts["rows_rejected"] <= 0.02 * read

@@ -36,7 +36,7 @@ def _check_overrides(cfg: DictConfig) -> None:
         key = override.lstrip("+~").split("=")[0]
         if key.split("@")[0] in groups or override.startswith("~"):
             chosen.append(override)
-        elif not override.startswith("+"):
+        elif not override.startswith("+") or override.startswith("++"):
             keys.append(key)
     if keys:
         config.check_types(cfg, hydra.compose("config", overrides=chosen), keys)

@@ -140,6 +140,7 @@ def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> No
             before, after = OmegaConf.select(default, key), OmegaConf.select(cfg, key)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{key}: {str(error).splitlines()[0]}. See {place(key)}.") from None
+        # None: nothing to compare with, because null is allowed there or the key is new (the class will judge it).
         if not _same_kind(before, after):
             shown = f"{before!r:.60}" if not OmegaConf.is_config(before) else _kind(before)
             raise ConfigError.at(

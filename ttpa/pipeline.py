@@ -176,20 +176,25 @@ def run(cfg: DictConfig, view: View) -> Outcome:
         ConfigError, DataError, StageLocked: see the stages.
     """
     parts = build_parts(cfg)
+    checked = _controls(cfg, parts)
     store = Store(Path(cfg.paths.store), wait=cfg.paths.wait_for_locks, on_wait=view.note)
-    graph = _Graph(cfg=cfg, parts=parts, store=store, view=view)
-    graphs = {cfg_choice(cfg, "objective"): graph} | _controls(graph)
+    graphs = {name: _Graph(cfg=own, parts=made, store=store, view=view) for name, (own, made) in checked.items()}
+    graph = graphs[cfg_choice(cfg, "objective")]
     shown = ["data", "warm-up"] + ([] if cfg.until else ["evaluate warm-up"])
     for name, one in graphs.items() if cfg.until != "warmup" else ():
         shown += _Labels(name, cfg.rounds).path(one.parts, cfg.until)
     view.expect(list(dict.fromkeys(shown)))
 
-    data = graph.stage("data", "data", {}, config.identity(cfg, "data"), partial(stages.build_data, parts))
+    source, start = config.identity(cfg, "data"), config.identity(cfg, "model", "warmup", "seed")
+    # What lies on disk decides the numbers too, and no setting says it.
+    source["data"] |= parts.data.identity()
+    start["model"] |= parts.model.identity()
+    data = graph.stage("data", "data", {}, source, partial(stages.build_data, parts))
     warmup = graph.stage(
         "warm-up",
         "warmup",
         {"data": data},
-        config.identity(cfg, "model", "warmup", "seed"),
+        start,
         partial(stages.build_warmup, parts, data.path),
     )
     shared = {"data": data, "warmup": warmup}
@@ -203,21 +208,20 @@ def run(cfg: DictConfig, view: View) -> Outcome:
     return outcome
 
 
-def _controls(graph: _Graph) -> dict[str, _Graph]:
-    """The same graph with each control's objective. A control equal to the run's own objective is not run twice."""
-    graphs = {}
-    for name, objective in graph.cfg.controls.items():
-        if objective == graph.cfg.objective:
+def _controls(cfg: DictConfig, parts: stages.Parts) -> dict[str, tuple[DictConfig, stages.Parts]]:
+    """Name -> configuration and parts: the run's own objective, then each control that differs from it."""
+    found = {cfg_choice(cfg, "objective"): (cfg, parts)}
+    for name, objective in cfg.controls.items():
+        if objective == cfg.objective:
             continue
-        cfg = graph.cfg.copy()
-        cfg.objective = objective
-        cfg.choices.objective = name
-        parts = replace(graph.parts, objective=config.instantiate(objective, f"controls.{name}"))
-        check_compatible(parts, cfg)
+        own = cfg.copy()
+        own.objective = objective
+        own.choices.objective = name
+        made = replace(parts, objective=config.instantiate(objective, f"controls.{name}"))
+        check_compatible(made, own)
         # A control of the same name with other numbers must not take the run's own place.
-        key = f"{name} (control)" if name == cfg_choice(graph.cfg, "objective") else str(name)
-        graphs[key] = replace(graph, cfg=cfg, parts=parts)
-    return graphs
+        found[f"{name} (control)" if name in found else str(name)] = (own, made)
+    return found
 
 
 def _cell(graph: _Graph, objective: str, data: StageResult, warmup: StageResult) -> Cell:

@@ -9,6 +9,7 @@ What this module does not do: know what a row means, or decide how many bad rows
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import re
 import zlib
@@ -67,6 +68,12 @@ def data_files(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES) and file.is_file())
     return [path]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _value_row(file: str, number: int, value: Any) -> Row:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ttpa.data.bands import BANDS, PAPER, Bands
-from ttpa.data.rows import CUT, SUFFIXES, BadRow, Row, data_files, is_hub_id, read_rows
+from ttpa.data.rows import CUT, SUFFIXES, BadRow, Row, data_files, file_digest, is_hub_id, read_rows
 from ttpa.errors import ConfigError, DataError
 from ttpa.records import Sample, ToolSpec, dumps, write_jsonl
 
@@ -38,6 +38,9 @@ class DataSource(Protocol):
         Raises:
             ConfigError: it cannot; names the key, its value and the remedy.
         """
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the samples beyond the settings, as keys that replace settings of the same name."""
 
     def build(self, out: Path) -> dict[str, Any]:
         """Writes the splits below `out` (an existing, empty folder) and returns counts as plain JSON values.
@@ -186,6 +189,13 @@ class FileSource(ABC):
         if problem:
             remedy = "Set data.path to a downloaded file or folder, or to a hub id such as Team-ACE/ToolACE"
             raise ConfigError.at("data.path", self.path, problem, remedy)
+
+    def identity(self) -> dict[str, Any]:
+        """The content of local files instead of their path: an edited file is other data, a moved one is not."""
+        if is_hub_id(self.path):
+            return {}
+        files = data_files(Path(self.path).expanduser())
+        return {"path": [[file.name, file_digest(file)] for file in files]}
 
     def build(self, out: Path) -> dict[str, Any]:
         """See `DataSource.build`. Also writes `rejected.jsonl`: file, line, reason and, where there is one, the row.

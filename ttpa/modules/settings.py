@@ -51,6 +51,9 @@ class OptimizerSettings:
                 raise ConfigError.at(
                     f"optimizer.{key}", getattr(self, key), "must be positive", "See conf/model for defaults"
                 )
+        for key in ("weight_decay", "warmup_steps", "final_fraction"):
+            if not getattr(self, key) >= 0:
+                raise ConfigError.at(f"optimizer.{key}", getattr(self, key), "must not be negative", "Use 0")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError.at(
                 "optimizer.betas", list(self.betas), "must be two numbers in [0, 1)", "For example [0.9, 0.95]"
@@ -127,7 +130,7 @@ class Warmup:
             raise ConfigError.at(
                 "warmup.batch_tokens", self.batch_tokens, "must be positive", "It counts padded tokens"
             )
-        if self.replay < 0 or not 0 <= self.prompt_weight <= 1:
+        if not self.replay >= 0 or not 0 <= self.prompt_weight <= 1:
             raise ConfigError.at(
                 "warmup.replay, warmup.prompt_weight",
                 (self.replay, self.prompt_weight),
@@ -162,6 +165,10 @@ class Alignment:
     epochs: float | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.loss, DPO | SimPO | RFT | Gold):
+            raise ConfigError.at(
+                "objective.loss", self.loss, "is no objective", "Use objective=dpo, simpo, rft or gold"
+            )
         _check_length("objective", self.steps, self.epochs)
         if self.batch_size < 1:
             raise ConfigError.at("objective.batch_size", self.batch_size, "must be positive", "The DPO paper uses 64")

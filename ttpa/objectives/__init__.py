@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _check_weight(sft_weight: float) -> None:
-    if sft_weight < 0:
+    if not sft_weight >= 0:
         raise ConfigError.at(
             "objective.loss.sft_weight", sft_weight, "must not be negative", "0 switches the anchor off"
         )
@@ -91,7 +91,7 @@ class SimPO:
     def __post_init__(self) -> None:
         if not self.beta > 0:
             raise ConfigError.at("objective.loss.beta", self.beta, "must be positive", "The SimPO paper uses 2.0 to 10")
-        if self.gamma_beta_ratio < 0:
+        if not self.gamma_beta_ratio >= 0:
             raise ConfigError.at(
                 "objective.loss.gamma_beta_ratio",
                 self.gamma_beta_ratio,

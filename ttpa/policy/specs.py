@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttpa.errors import ConfigError
-from ttpa.toolcall import get_syntax
+from ttpa.toolcall import SYNTAXES
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ttpa.policy.policy import Policy
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -27,7 +26,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 def _check_common(dtype: str, syntax: str, max_tokens: int) -> None:
     if dtype not in DTYPES:
         raise ConfigError.at("model.dtype", dtype, "unknown dtype", f"Use one of {', '.join(DTYPES)}")
-    get_syntax(syntax)
+    if syntax not in SYNTAXES:
+        raise ConfigError.at("model.syntax", syntax, "no such call syntax", f"Use one of {', '.join(SYNTAXES)}")
     if max_tokens < 16:
         raise ConfigError.at(
             "model.max_tokens", max_tokens, "must be at least 16", "It counts prompt and answer together"
@@ -94,6 +94,10 @@ class TinyModel:
         if self.template != "compact":
             raise ConfigError.at("model.template", self.template, "the small model has no chat template", "Use compact")
 
+    def identity(self) -> dict[str, Any]:
+        """What a fingerprint needs to know beyond the settings: nothing."""
+        return {}
+
     def create(self, texts: Iterable[str], seed: int) -> Policy:
         """A fresh policy. `texts` train the tokenizer; `seed` draws the weights."""
         from ttpa.policy.policy import create_tiny
@@ -149,6 +153,15 @@ class HFModel:
                 "4-bit weights cannot be trained themselves",
                 "Add model.lora, or set model.quantization=null",
             )
+
+    def identity(self) -> dict[str, Any]:
+        """What a fingerprint needs to know beyond the settings: the files of a local folder, their sizes and ages."""
+        folder = Path(self.name)
+        if not folder.is_dir():
+            return {}
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in files]
+        return {"files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]}
 
     def create(self, texts: Iterable[str], seed: int) -> Policy:
         """The pretrained policy; `texts` and `seed` are not used."""

@@ -87,6 +87,10 @@ class Reversed:
     def check(self) -> None:
         """Nothing to look for on disk."""
 
+    def identity(self) -> dict[str, Any]:
+        """What a fingerprint needs to know beyond the settings: nothing."""
+        return {}
+
     def world(self) -> World:
         """The tools of this configuration."""
         return make_world(world_seed=self.world_seed, train_tools=self.train_tools, unseen_tools=self.unseen_tools)
