@@ -13,12 +13,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import open_dict
 
 from ttpa import config, pipeline
+from ttpa.records import Sample
 from ttpa.view import make_view
 
 SMALL = (
@@ -226,3 +228,41 @@ def test_real_rows_go_through_the_whole_graph(folder: Path, source: str, sampler
     read = len(gzip.decompress(path.read_bytes()).splitlines())
     rejected = next(folder.glob("store/data-*/rejected.jsonl")).read_text().splitlines()
     assert counts["rows_read"] == read and len(rejected) == counts["rows_rejected"] <= 0.02 * read
+
+
+def test_every_tool_name_is_in_the_token_ids_of_every_stage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each stage feeds its model is written down at the model's door and searched for the tools of its samples."""
+    from ttpa.prompts import Renderer
+    from ttpa.stages import decoding, training
+
+    seen: list[tuple[str, str, bool]] = []
+    stage = ""
+    render = Renderer.prompts
+
+    def watched(self: Renderer, samples: Sequence[Sample]) -> list[list[int]]:
+        prompts = render(self, samples)
+        for sample, ids in zip(samples, prompts, strict=True):
+            text = self.tokenizer.decode(ids)
+            seen.extend((stage, tool.name, tool.name in text) for tool in sample.tools)
+        return prompts
+
+    monkeypatch.setattr(Renderer, "prompts", watched)
+    for module, names in ((training, ("build_warmup", "build_align")),
+                          (decoding, ("build_select", "build_explore", "build_evaluate"))):  # fmt: skip
+        for name in names:
+            build = getattr(module, name)
+
+            def named(*args: Any, build: Any = build, name: str = name) -> Any:
+                nonlocal stage
+                stage = name
+                return build(*args)
+
+            monkeypatch.setattr(pipeline.stages, name, named)
+    path = Path(__file__).parent / "data" / "toolace_dialogues.jsonl.gz"
+    flat = [word for word in SMALL if not word.startswith("data.")]
+    run_here("data=toolace", f"data.path={path}", "data.test_fraction=0.2", "select=perplexity", "objective=simpo",
+             base=flat)  # fmt: skip
+    assert {name for name, _, _ in seen} == {
+        "build_warmup", "build_select", "build_explore", "build_align", "build_evaluate",
+    }  # fmt: skip
+    assert [tool for _, tool, found in seen if not found] == []

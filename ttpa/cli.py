@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -54,17 +55,19 @@ def _main(cfg: DictConfig) -> None:
     try:
         _check_overrides(cfg)
         _prepare(cfg)
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
         from ttpa import pipeline
         from ttpa.view import make_view
 
         with make_view(sys.stdout, str(cfg.name)) as view:
             outcome = pipeline.run(cfg, view)
-        view.summary(outcome, HydraConfig.get().runtime.output_dir)
+        view.summary(outcome, str(folder))
     except TtpaError as error:
-        if single:
-            print(f"ttpa: error: {error}", file=sys.stderr)
-            sys.exit(2)
         log.error("%s", error)
+        print(f"ttpa: error: {error}", file=sys.stderr)
+        if single:
+            sys.exit(2)
         raise
     except KeyboardInterrupt:
         print("ttpa: interrupted. The same command again continues from here.", file=sys.stderr)

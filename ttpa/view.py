@@ -6,6 +6,7 @@ without what plain fine-tuning on the same answers (rft) or on the targets (gold
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ from ttpa.evals.stats import paired_difference
 from ttpa.pipeline import Outcome, exact_by_id
 from ttpa.scorers.six_errors import LABELS
 from ttpa.store import StageResult
+
+log = logging.getLogger("ttpa")
 
 EVERY_S = 10.0
 """Seconds between progress lines where the screen cannot be redrawn."""
@@ -109,12 +112,13 @@ class ScreenView:
         self.console.print(message, markup=False)
 
     def _say(self, text: str) -> None:
+        log.info("%s", text)
         if not self.live:
             self.console.print(text, markup=False, soft_wrap=True)
 
     def _status(self, line: _Line) -> str:
         parts = [
-            f"{line.done}/{line.total}",
+            f"{line.done}/{line.total}" if line.total else "",
             f"{line.tokens_per_s:,.0f} tokens/s" if line.tokens_per_s else "",
             f"{line.left()} left" if line.left() else "",
             line.note,
@@ -169,11 +173,8 @@ def found(result: StageResult) -> str:
             if metrics.get("rows_rejected")
             else ""
         )
-        bands = (
-            "; bands of train " + ", ".join(f"{b} {n}" for b, n in metrics["bands"]["train"].items())
-            if "bands" in metrics
-            else ""
-        )
+        split, counts = next(iter(metrics["bands"].items()))
+        bands = f"; bands of {split} " + ", ".join(f"{band} {n}" for band, n in counts.items())
         return ": " + ", ".join(parts) + bands + rejected
     if metrics.get("too_long"):
         return f", {metrics['too_long']} samples too long, left out"

@@ -23,8 +23,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from ttpa.modules.optim import build_optimizer
 from ttpa.modules.plan import Plan
 from ttpa.modules.settings import OptimizerSettings
-from ttpa.policy.batching import bucket_by_tokens
+from ttpa.policy.batching import bucket_by_tokens, bundle
+from ttpa.policy.logprobs import token_logps
 from ttpa.policy.policy import Policy
+from ttpa.policy.tree_logprobs import Forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,9 @@ class PlanData(pl.LightningDataModule):
         weights: What each row adds to the step's weight.
         micro_tokens: Padded tokens of one micro-batch.
         tokens: Real tokens of each row; the costs where a row is one sequence.
+        units: Unit of each row. Rows of one unit stay in one micro-batch, because a token tree computes once what they
+            share, and all but the longest cost only their own tokens. None: nothing is shared.
+        own: Tokens of each row that no other row of its unit has.
     """
 
     def __init__(
@@ -69,19 +74,25 @@ class PlanData(pl.LightningDataModule):
         weights: Sequence[float],
         micro_tokens: int,
         tokens: Sequence[int] | None = None,
+        units: Sequence[int] | None = None,
+        own: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        self.units = range(len(costs)) if units is None else units
+        self.own = costs if own is None else own
         self.plan, self.costs, self.weights, self.micro_tokens = plan, costs, weights, micro_tokens
         self.tokens = costs if tokens is None else tokens
 
     def step(self, rows: Sequence[int], rank: int, world: int) -> Step:
         """The share of a step that belongs to one rank. Every rank gets the same number of micro-batches."""
-        shares = [list(rows[start::world]) for start in range(world)]
-        cut = [bucket_by_tokens(share, self.costs, self.micro_tokens) for share in shares]
+        bundles, costs = bundle(rows, self.units, self.costs, self.own)
+        shares = [range(start, len(bundles), world) for start in range(world)]
+        cut = [bucket_by_tokens(share, costs, self.micro_tokens) for share in shares]
         most = max(len(micros) for micros in cut)
-        micros = cut[rank] + [[]] * (most - len(cut[rank]))
+        micros = [[row for number in batch for row in bundles[number]] for batch in cut[rank]]
+        micros += [[]] * (most - len(micros))
         weight = sum(self.weights[row] for row in rows)
-        tokens = sum(self.tokens[row] for row in shares[rank])
+        tokens = sum(self.tokens[row] for micro in micros for row in micro)
         return Step(tuple(map(tuple, micros)), weight, len(rows), tokens)
 
     def train_dataloader(self) -> DataLoader[Step]:
@@ -101,10 +112,14 @@ class PolicyModule(pl.LightningModule):
         policy: The policy; its trainable weights are set before.
         settings: Optimiser and schedule.
         boundaries: Steps at which a learning-rate schedule ends.
+        forward: How token log-probs are computed: `token_logps` or `tree_token_logps`.
     """
 
-    def __init__(self, policy: Policy, settings: OptimizerSettings, boundaries: Sequence[int]) -> None:
+    def __init__(
+        self, policy: Policy, settings: OptimizerSettings, boundaries: Sequence[int], forward: Forward = token_logps
+    ) -> None:
         super().__init__()
+        self.token_logps = forward
         self.automatic_optimization = False
         self.strict_loading = False
         self.policy, self.settings, self.boundaries = policy, settings, tuple(boundaries)

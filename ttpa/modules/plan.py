@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ttpa.modules.settings import Alignment, Warmup
-from ttpa.policy.batching import bucket_by_tokens
+from ttpa.policy.batching import bucket_by_tokens, bundle
 
 BAND_ORDER = ("easy", "medium", "hard")
 
@@ -25,45 +25,59 @@ class Plan:
     boundaries: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Demonstrations:
+    """What a plan needs to know of each demonstration: tokens of the whole row, tokens of its answer, band, unit.
+
+    Rows of one unit (the turns of a dialogue) share prefixes and stay in one step, so that a token tree can share them.
+    """
+
+    lengths: Sequence[int]
+    answers: Sequence[int]
+    bands: Sequence[str]
+    units: Sequence[int]
+
+
 def _bucketed_epoch(
-    rows: Sequence[int], lengths: Sequence[int], budget: int, rng: random.Random
+    rows: Sequence[int], data: Demonstrations, budget: int, rng: random.Random
 ) -> list[tuple[int, ...]]:
     """One pass over `rows` in batches of at most `budget` padded tokens, in random order of batches."""
     mixed = list(rows)
     rng.shuffle(mixed)
-    batches = bucket_by_tokens(mixed, lengths, budget)
+    bundles, costs = bundle(mixed, data.units, data.lengths, data.answers)
+    batches = bucket_by_tokens(range(len(bundles)), costs, budget)
     rng.shuffle(batches)
-    return [tuple(batch) for batch in batches]
+    return [tuple(row for number in batch for row in bundles[number]) for batch in batches]
 
 
 def _passes(
     rows: Sequence[int],
-    lengths: Sequence[int],
+    data: Demonstrations,
     budget: int,
     steps: int | None,
     epochs: float | None,
     rng: random.Random,
 ) -> list[tuple[int, ...]]:
-    plan = _bucketed_epoch(rows, lengths, budget, rng)
+    plan = _bucketed_epoch(rows, data, budget, rng)
     wanted = steps if steps is not None else max(1, math.ceil(len(plan) * (epochs or 0)))
     while len(plan) < wanted:
-        plan += _bucketed_epoch(rows, lengths, budget, rng)
+        plan += _bucketed_epoch(rows, data, budget, rng)
     return plan[:wanted]
 
 
-def plan_warmup(lengths: Sequence[int], bands: Sequence[str], settings: Warmup, seed: int) -> Plan:
+def plan_warmup(data: Demonstrations, settings: Warmup, seed: int) -> Plan:
     """The steps of the warm-up.
 
     Args:
-        lengths: Tokens of each demonstration.
-        bands: Band of each demonstration; one without a known band is put with the hard ones.
+        data: The demonstrations; one without a known band is put with the hard ones.
         settings: See `Warmup`.
         seed: Order of rows and batches.
     """
     rng = random.Random(f"warmup:{seed}")
+    lengths, bands = data.lengths, data.bands
     everything = list(range(len(lengths)))
     if settings.order == "shuffled":
-        steps = _passes(everything, lengths, settings.batch_tokens, settings.steps, settings.epochs, rng)
+        steps = _passes(everything, data, settings.batch_tokens, settings.steps, settings.epochs, rng)
         return Plan(tuple(steps), (len(steps),))
     groups = {
         band: [i for i in everything if (bands[i] if bands[i] in BAND_ORDER else "hard") == band] for band in BAND_ORDER
@@ -79,7 +93,7 @@ def plan_warmup(lengths: Sequence[int], bands: Sequence[str], settings: Warmup, 
         replayed = rng.sample(earlier, min(len(earlier), round(settings.replay * len(rows))))
         seen += sum(lengths[i] for i in rows)
         steps_here = None if settings.steps is None else max(1, round(settings.steps * seen / total) - len(plan))
-        plan += _passes([*rows, *replayed], lengths, settings.batch_tokens, steps_here, settings.epochs, rng)
+        plan += _passes([*rows, *replayed], data, settings.batch_tokens, steps_here, settings.epochs, rng)
         boundaries.append(len(plan))
         earlier += rows
     return Plan(tuple(plan), tuple(boundaries))

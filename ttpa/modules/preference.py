@@ -1,4 +1,4 @@
-"""Preference learning from pairs: DPO and SimPO with an optional NLL anchor on the chosen answers."""
+"""Preference learning from pairs: any contrasting objective, with an optional NLL anchor on the chosen answers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from torch import Tensor
 
 from ttpa.modules.base import PolicyModule, Step
 from ttpa.modules.settings import OptimizerSettings
-from ttpa.objectives import DPO, SimPO
+from ttpa.objectives import PreferenceLoss
 from ttpa.policy.logprobs import Row, token_logps
 from ttpa.policy.policy import Policy
+from ttpa.policy.tree_logprobs import Forward
 
 
 class PreferenceModule(PolicyModule):
     """Pairs through the policy, chosen and rejected in one forward.
 
     Args:
-        policy, settings, boundaries: See `PolicyModule`.
+        policy, settings, boundaries, forward: See `PolicyModule`.
         loss: The objective.
         chosen, rejected: Sequences of each pair; a step refers to pairs by number.
         references: Summed reference log-probs (chosen, rejected) of each pair, or None for reference-free losses.
@@ -30,17 +31,18 @@ class PreferenceModule(PolicyModule):
         policy: Policy,
         settings: OptimizerSettings,
         boundaries: Sequence[int],
-        loss: DPO | SimPO,
+        loss: PreferenceLoss,
         chosen: Sequence[Row],
         rejected: Sequence[Row],
         references: Sequence[tuple[float, float]] | None,
+        forward: Forward = token_logps,
     ) -> None:
-        super().__init__(policy, settings, boundaries)
+        super().__init__(policy, settings, boundaries, forward)
         self.loss, self.chosen, self.rejected, self.references = loss, chosen, rejected, references
 
     def micro_loss(self, rows: Sequence[int], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         both = [self.chosen[i] for i in rows] + [self.rejected[i] for i in rows]
-        sums = token_logps(self.model, both, pad_id=self.policy.renderer.pad_id).sums()
+        sums = self.token_logps(self.model, both, pad_id=self.policy.renderer.pad_id).sums()
         chosen_B, rejected_B = sums[: len(rows)], sums[len(rows) :]
         lengths = torch.tensor([len(row.answer) for row in both], device=sums.device)
         reference: tuple[Any, Any] = (None, None)

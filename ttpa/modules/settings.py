@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ttpa.errors import ConfigError
-from ttpa.objectives import DPO, RFT, Gold, SimPO
+from ttpa.objectives import RFT, Gold, PreferenceLoss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,14 +158,14 @@ class Alignment:
         ConfigError: a value out of range.
     """
 
-    loss: DPO | SimPO | RFT | Gold
+    loss: PreferenceLoss | RFT | Gold
     batch_size: int
     optimizer: OptimizerSettings
     steps: int | None = None
     epochs: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.loss, DPO | SimPO | RFT | Gold):
+        if not isinstance(self.loss, PreferenceLoss | RFT | Gold):
             raise ConfigError.at(
                 "objective.loss", self.loss, "is no objective", "Use objective=dpo, simpo, rft or gold"
             )
@@ -179,6 +179,7 @@ class Execution:
     """How fast, never what: limits that do not change a number beyond float rounding.
 
     Args:
+        forward: "tree" computes what sequences share once (`ttpa.policy.tree_logprobs`); "padded" is the reference way.
         threads: CPU threads of torch; 0 leaves torch's choice.
         micro_tokens: Padded tokens of one forward in training; an optimiser step is cut into as many as it needs.
         checkpoint_every_steps: Optimiser steps between resume points.
@@ -187,11 +188,14 @@ class Execution:
         ConfigError: a value out of range.
     """
 
+    forward: str
     threads: int
     micro_tokens: int
     checkpoint_every_steps: int
 
     def __post_init__(self) -> None:
+        if self.forward not in ("tree", "padded"):
+            raise ConfigError.at("trainer.execution.forward", self.forward, "unknown way", "Use tree or padded")
         for key, least in (("threads", 0), ("micro_tokens", 1), ("checkpoint_every_steps", 1)):
             if getattr(self, key) < least:
                 raise ConfigError.at(

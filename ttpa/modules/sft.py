@@ -11,13 +11,14 @@ from ttpa.modules.settings import OptimizerSettings
 from ttpa.objectives.functional import weighted_nll
 from ttpa.policy.logprobs import Row, token_logps
 from ttpa.policy.policy import Policy
+from ttpa.policy.tree_logprobs import Forward
 
 
 class SFTModule(PolicyModule):
     """Weighted token NLL: answer tokens weigh 1, prompt tokens `prompt_weight`.
 
     Args:
-        policy, settings, boundaries: See `PolicyModule`.
+        policy, settings, boundaries, forward: See `PolicyModule`.
         rows: All demonstrations; a step refers to them by number.
         prompt_weight: 0 leaves the prompt out of the loss and out of the LM head.
     """
@@ -29,12 +30,13 @@ class SFTModule(PolicyModule):
         boundaries: Sequence[int],
         rows: Sequence[Row],
         prompt_weight: float,
+        forward: Forward = token_logps,
     ) -> None:
-        super().__init__(policy, settings, boundaries)
+        super().__init__(policy, settings, boundaries, forward)
         self.rows, self.prompt_weight = rows, prompt_weight
 
     def micro_loss(self, rows: Sequence[int], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        found = token_logps(
+        found = self.token_logps(
             self.model,
             [self.rows[i] for i in rows],
             pad_id=self.policy.renderer.pad_id,

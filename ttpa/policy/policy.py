@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from ttpa.errors import ConfigError, DataError
-from ttpa.policy.logprobs import head_agrees
+from ttpa.policy.head import head_agrees
 from ttpa.policy.specs import HFModel, TinyModel, spec_from_json
 from ttpa.policy.tokenizer import train_tokenizer
 from ttpa.prompts import Renderer

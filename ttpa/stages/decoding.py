@@ -21,18 +21,19 @@ if TYPE_CHECKING:
 
 def build_select(parts: Parts, policy_dir: Path, data: Path, workdir: Path, progress: Progress) -> dict[str, Any]:
     """The ids of the samples worth exploring, by the perplexity of their targets under the policy."""
-    from ttpa.policy.logprobs import answer_sums
+    from ttpa.policy.tree_logprobs import answer_sums, choose_forward
 
     set_threads(parts)
     policy = load_policy(policy_dir)
     samples, rows, too_long = fitting(policy, read_split(data, "explore"), None, "select")
-    size = 256
+    forward, size = choose_forward(policy.model, parts.execution.forward), 256
     nlls: dict[str, tuple[float, int]] = {}
     for start in range(0, len(rows), size):
+        groups = [[row] for row in rows[start : start + size]]
         sums = answer_sums(
-            policy.model, rows[start : start + size], pad_id=policy.renderer.pad_id, budget=parts.execution.micro_tokens
+            forward, policy.model, groups, pad_id=policy.renderer.pad_id, budget=parts.execution.micro_tokens
         )
-        for offset, value in enumerate(sums):
+        for offset, (value,) in enumerate(sums):
             nlls[samples[start + offset].id] = (-value, len(rows[start + offset].answer))
         progress(min(start + size, len(rows)), len(rows), 0.0, "")
     chosen = parts.select.select(samples, nlls)

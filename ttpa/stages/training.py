@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttpa.errors import DataError
 from ttpa.modules.settings import NoWarmup
-from ttpa.objectives import DPO, RFT, Gold, SimPO
+from ttpa.objectives import RFT, Gold, PreferenceLoss
 from ttpa.policy.specs import HFModel, TinyModel, load_policy
 from ttpa.records import Pair, Sample, read_jsonl, write_jsonl
 from ttpa.stages.parts import Parts, Progress, fitting, read_split, selected_samples, set_threads
@@ -16,6 +17,7 @@ from ttpa.stages.parts import Parts, Progress, fitting, read_split, selected_sam
 if TYPE_CHECKING:
     from ttpa.policy.logprobs import Row
     from ttpa.policy.policy import Policy
+    from ttpa.policy.tree_logprobs import Forward
 
 TOKENIZER_TEXTS = 3000
 """Demonstrations that the small model's tokenizer is trained on."""
@@ -29,11 +31,19 @@ def build_warmup(parts: Parts, data: Path, workdir: Path, progress: Progress) ->
     if isinstance(parts.warmup, NoWarmup):
         policy.save(workdir / "policy")
         return {"steps": 0, "tokens": 0, "parameters": policy.model.num_parameters()}
-    from ttpa.modules.plan import plan_warmup
+    from ttpa.modules.plan import Demonstrations, plan_warmup
 
     samples, rows, too_long = fitting(policy, demonstrations, None, "warm-up")
-    plan = plan_warmup([len(row) for row in rows], [sample.band for sample in samples], parts.warmup, parts.seed)
-    metrics = _fit_sft(parts, policy, rows, plan, parts.warmup.optimizer, parts.warmup.prompt_weight, workdir, progress)
+    numbers: dict[str, int] = {}
+    found = Demonstrations(
+        lengths=[len(row) for row in rows],
+        answers=[len(row.answer) for row in rows],
+        bands=[sample.band for sample in samples],
+        units=[numbers.setdefault(sample.cluster, len(numbers)) for sample in samples],
+    )
+    plan = plan_warmup(found, parts.warmup, parts.seed)
+    fit = partial(_fit_sft, parts, policy, rows, plan, parts.warmup.optimizer, parts.warmup.prompt_weight, found.units)
+    metrics = fit(workdir, progress)
     return {"samples": len(samples), "too_long": too_long, "parameters": policy.model.num_parameters(), **metrics}
 
 
@@ -54,22 +64,26 @@ def _fit_sft(
     plan: Any,
     optimizer: Any,
     prompt_weight: float,
+    units: Sequence[int] | None,
     workdir: Path,
     progress: Progress,
 ) -> dict[str, Any]:
     from ttpa.modules.base import PlanData
     from ttpa.modules.sft import SFTModule, row_weight
+    from ttpa.policy.tree_logprobs import choose_forward, tree_token_logps
 
+    forward = choose_forward(policy.model, parts.execution.forward)
     policy.start_training(parts.seed)
-    module = SFTModule(policy, optimizer, plan.boundaries, rows, prompt_weight)
-    weights = [row_weight(row, prompt_weight) for row in rows]
-    return _fit(
-        parts,
-        module,
-        PlanData(plan, [len(row) for row in rows], weights, parts.execution.micro_tokens),
-        workdir,
-        progress,
+    module = SFTModule(policy, optimizer, plan.boundaries, rows, prompt_weight, forward)
+    data = PlanData(
+        plan,
+        [len(row) for row in rows],
+        [row_weight(row, prompt_weight) for row in rows],
+        parts.execution.micro_tokens,
+        units=units if forward is tree_token_logps else None,
+        own=[len(row.answer) for row in rows],
     )
+    return _fit(parts, module, data, workdir, progress)
 
 
 def _fit(parts: Parts, module: Any, data: Any, workdir: Path, progress: Progress) -> dict[str, Any]:
@@ -112,7 +126,7 @@ def build_align(
         return {
             "answers": len(samples),
             "too_long": too_long,
-            **_fit_sft(parts, policy, rows, plan, settings.optimizer, 0.0, workdir, progress),
+            **_fit_sft(parts, policy, rows, plan, settings.optimizer, 0.0, None, workdir, progress),
         }
     assert explore is not None
     pairs = [Pair.from_json(row) for row in read_jsonl(explore / "pairs.jsonl")]
@@ -127,7 +141,10 @@ def build_align(
         answers = {(pair.sample_id, pair.chosen.token_ids): None for pair in pairs}
         rows = [Row(prompts[sample_id], ids) for sample_id, ids in answers]
         plan = plan_alignment(len(rows), settings, parts.seed)
-        return {"answers": len(rows), **_fit_sft(parts, policy, rows, plan, settings.optimizer, 0.0, workdir, progress)}
+        return {
+            "answers": len(rows),
+            **_fit_sft(parts, policy, rows, plan, settings.optimizer, 0.0, None, workdir, progress),
+        }
     return _align_pairs(parts, policy, pairs, prompts, loss, workdir, progress)
 
 
@@ -136,7 +153,7 @@ def _align_pairs(
     policy: Policy,
     pairs: list[Pair],
     prompts: dict[str, list[int]],
-    loss: DPO | SimPO,
+    loss: PreferenceLoss,
     workdir: Path,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -144,17 +161,22 @@ def _align_pairs(
     from ttpa.modules.plan import plan_alignment
     from ttpa.modules.preference import PreferenceModule
     from ttpa.policy.logprobs import Row
+    from ttpa.policy.tree_logprobs import choose_forward, tree_token_logps
 
     chosen = [Row(prompts[pair.sample_id], pair.chosen.token_ids) for pair in pairs]
     rejected = [Row(prompts[pair.sample_id], pair.rejected.token_ids) for pair in pairs]
-    references = _references(parts, policy, chosen, rejected, workdir) if loss.needs_reference else None
+    forward = choose_forward(policy.model, parts.execution.forward)
+    both = list(zip(chosen, rejected, strict=True))
+    references = _references(parts, policy, forward, both, workdir) if loss.needs_reference else None
     policy.start_training(parts.seed)
     plan = plan_alignment(len(pairs), parts.objective, parts.seed)
-    module = PreferenceModule(policy, parts.objective.optimizer, plan.boundaries, loss, chosen, rejected, references)
-    both = list(zip(chosen, rejected, strict=True))
+    module = PreferenceModule(
+        policy, parts.objective.optimizer, plan.boundaries, loss, chosen, rejected, references, forward
+    )
+    shares = forward is tree_token_logps
     data = PlanData(
         plan,
-        [2 * max(len(c), len(r)) for c, r in both],
+        [len(c) + len(r.answer) if shares else 2 * max(len(c), len(r)) for c, r in both],
         [len(c.answer) for c, _ in both],
         parts.execution.micro_tokens,
         tokens=[len(c) + len(r) for c, r in both],
@@ -163,17 +185,14 @@ def _align_pairs(
 
 
 def _references(
-    parts: Parts, policy: Policy, chosen: Sequence[Row], rejected: Sequence[Row], workdir: Path
+    parts: Parts, policy: Policy, forward: Forward, pairs: Sequence[tuple[Row, Row]], workdir: Path
 ) -> list[tuple[float, float]]:
     """Summed log-probs of each pair under the policy the stage starts from; computed once, kept on disk."""
-    from ttpa.policy.logprobs import answer_sums
+    from ttpa.policy.tree_logprobs import answer_sums
 
     file = workdir / "reference_logps.jsonl"
     if not file.exists():
-        sums = answer_sums(
-            policy.model, [*chosen, *rejected], pad_id=policy.renderer.pad_id, budget=parts.execution.micro_tokens
-        )
-        write_jsonl(
-            file, ({"chosen": c, "rejected": r} for c, r in zip(sums[: len(chosen)], sums[len(chosen) :], strict=True))
-        )
+        pad, budget = policy.renderer.pad_id, parts.execution.micro_tokens
+        sums = answer_sums(forward, policy.model, pairs, pad_id=pad, budget=budget)
+        write_jsonl(file, ({"chosen": chosen, "rejected": rejected} for chosen, rejected in sums))
     return [(row["chosen"], row["rejected"]) for row in read_jsonl(file)]

@@ -130,7 +130,14 @@ class Reversed:
         """Writes the splits below `out` and returns counts; the same arguments write the same bytes."""
         counts: Counter[str] = Counter()
         names = ("warmup", "explore", "validation", "test")
-        sizes = {name: write_jsonl(out / f"{name}.jsonl", self.samples(name, counts)) for name in names}
+        bands: dict[str, Counter[str]] = {name: Counter() for name in names}
+
+        def counted(name: str) -> Iterator[Sample]:
+            for sample in self.samples(name, counts):
+                bands[name][sample.band] += 1
+                yield sample
+
+        sizes = {name: write_jsonl(out / f"{name}.jsonl", counted(name)) for name in names}
         (out / "splits.json").write_text(dumps({name: f"{name}.jsonl" for name in names}), encoding="utf-8")
         digest = hashlib.sha256()
         for name in names:
@@ -138,6 +145,7 @@ class Reversed:
         changed = counts.pop("changed", 0)
         return {
             "samples": sizes,
+            "bands": {name: {band: found[band] for band in BANDS} for name, found in bands.items()},
             "content_sha256": digest.hexdigest(),
             "misannotated_share": round(changed / sizes["warmup"], 4),
             "defects": dict(sorted(counts.items())),

@@ -1,0 +1,157 @@
+"""GRPO and its relatives as pure functions: advantages of groups, and the clipped loss over token log-probs.
+
+B is the number of groups; G answers are in a group or, for the loss, in the batch; T is the number of token places of
+the longest answer. Log-ratios are cut at 20 nats, as in verl, so that one token cannot make a loss infinite.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ttpa.errors import ConfigError
+from ttpa.objectives.preference import Metrics, wide
+
+AGGREGATIONS = ("grpo", "bnpo", "dr_grpo", "dapo")
+SCALES = ("group", "batch", "none")
+MOST_NATS = 20.0
+
+
+def _moments(rewards: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased standard deviation of the known values along the last axis, 0 for want of values."""
+    count = known.sum(-1, keepdim=True)
+    mean = rewards.masked_fill(~known, 0).sum(-1, keepdim=True) / count.clamp(min=1)
+    squares = (rewards - mean).masked_fill(~known, 0).square().sum(-1, keepdim=True)
+    return mean, (squares / (count - 1).clamp(min=1)).sqrt()
+
+
+@torch.no_grad()
+def group_advantages(rewards: Tensor, *, scale: str, eps: float) -> tuple[Tensor, Metrics]:
+    """Advantages of answers over their group: `(r - mean) / (std + eps)` (GRPO, 2402.03300, Sec. 4.1.2).
+
+    The standard deviation is unbiased. A reward that is NaN or infinite is no reward: it is left out of mean and
+    deviation and its advantage is 0. So is every advantage in a group whose rewards are all equal, a group of one
+    among them: exactly 0, where subtracting a rounded mean would leave noise of the order of 1e-8 / eps.
+
+    Args:
+        rewards: Shape (B, G); row by row the answers to one prompt.
+        scale: "group" divides by the group's deviation, "batch" by that of all rewards (2508.08221), "none" by
+            nothing (Dr. GRPO, 2503.20783).
+        eps: Added to the deviation; 1e-4 in TRL, 1e-6 in verl.
+
+    Returns:
+        Advantages (B, G) and metrics: `reward` and `reward_std` over all rewards, `frac_reward_zero_std`, the share of
+        groups without any difference (in TRL with "batch": 1 if the batch has none, else 0).
+
+    Raises:
+        ConfigError: unknown scale.
+    """
+    if scale not in SCALES:
+        raise ConfigError.at("objective.loss.scale", scale, "unknown scale", f"Use {', '.join(SCALES)}")
+    rewards_BG = wide(rewards)
+    known_BG = rewards_BG.isfinite()
+    lowest_B1 = rewards_BG.masked_fill(~known_BG, torch.inf).amin(1, keepdim=True)
+    highest_B1 = rewards_BG.masked_fill(~known_BG, -torch.inf).amax(1, keepdim=True)
+    flat_B1 = highest_B1 <= lowest_B1
+    mean_B1, std_B1 = _moments(rewards_BG, known_BG)
+    _, batch_std_1 = _moments(rewards_BG.flatten(), known_BG.flatten())
+    advantages_BG = (rewards_BG - mean_B1).masked_fill(~known_BG | flat_B1, 0)
+    if scale == "group":
+        advantages_BG = advantages_BG / (std_B1 + eps)
+    elif scale == "batch":
+        advantages_BG = advantages_BG / (batch_std_1 + eps)
+    return advantages_BG, {
+        "reward": rewards_BG[known_BG].mean(),
+        "reward_std": batch_std_1[0],
+        "frac_reward_zero_std": flat_B1.float().mean(),
+    }
+
+
+def _log_ratio(over_GT: Tensor, under_GT: Tensor, mask_GT: Tensor) -> Tensor:
+    """Difference of log-probs, 0 outside the mask whatever stands there."""
+    return (over_GT - under_GT).masked_fill(~mask_GT, 0).clamp(-MOST_NATS, MOST_NATS)
+
+
+def _aggregate(
+    loss_GT: Tensor, mask_GT: Tensor, aggregation: str, max_length: int | None, total_tokens: float | None
+) -> Tensor:
+    """One number from token losses that are 0 outside the mask."""
+    if aggregation == "grpo":
+        return (loss_GT.sum(1) / mask_GT.sum(1).clamp(min=1)).mean()
+    if aggregation == "dr_grpo":
+        return loss_GT.sum() / (loss_GT.shape[0] * (max_length or loss_GT.shape[1]))
+    if aggregation == "dapo" and total_tokens is not None:
+        return loss_GT.sum() / max(total_tokens, 1)
+    return loss_GT.sum() / mask_GT.sum().clamp(min=1)
+
+
+def grpo_loss(
+    logps: Tensor,
+    old_logps: Tensor | None,
+    ref_logps: Tensor | None,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    beta: float,
+    aggregation: str,
+    max_length: int | None = None,
+    total_tokens: float | None = None,
+) -> tuple[Tensor, Metrics]:
+    """GRPO (2402.03300, Eq. 3 and 4) with the clipping range and the aggregations of its successors.
+
+    Of each token, with `w = exp(logp - old)`, `q = ref - logp` and the k3 estimate of the KL divergence:
+    `-min(w A, clip(w, 1 - clip_low, 1 + clip_high) A) + beta (exp(q) - q - 1)`. TRL 1.16 multiplies the second term by
+    `w` unless `use_bias_correction_kl` is off. The aggregation makes one number of them:
+    "grpo" the mean over answers of the mean over an answer's tokens (2402.03300), "bnpo" the mean over the tokens of
+    this call (TRL's name), "dr_grpo" the sum over tokens / (answers * max_length) (2503.20783), "dapo" the sum over
+    tokens / tokens of the whole optimiser step (2503.14476), which is "bnpo" where one call is a step.
+
+    Args:
+        logps: Log-probs of the answers' tokens under the policy, shape (G, T).
+        old_logps: The same under the policy that sampled; None stands for `logps` without gradient: w is 1.
+        ref_logps: The same under the reference policy; None only where beta is 0. With beta 0 it is only measured.
+        advantages: One for each answer, shape (G,).
+        mask: True or 1 for tokens the policy wrote, shape (G, T). Elsewhere (padding, results of tools) inputs may
+            hold anything, NaN too.
+        clip_low, clip_high: How far w may fall and rise before the gradient stops; equal in PPO and GRPO, 0.2 and
+            0.28 in DAPO.
+        beta: Weight of the KL term.
+        aggregation: See above.
+        max_length: Longest answer allowed, for "dr_grpo"; None is T.
+        total_tokens: Tokens of the step, for "dapo"; None is those of this call.
+
+    Returns:
+        Loss (scalar) and `clip_ratio/low_mean`, `clip_ratio/high_mean`, `clip_ratio/region_mean` (shares of the tokens
+        whose gradient the clipping stopped) and, with a reference, `kl`.
+
+    Raises:
+        ConfigError: unknown aggregation, or beta without reference log-probs.
+    """
+    if aggregation not in AGGREGATIONS:
+        raise ConfigError.at(
+            "objective.loss.aggregation", aggregation, "unknown aggregation", f"Use {', '.join(AGGREGATIONS)}"
+        )
+    if beta and ref_logps is None:
+        raise ConfigError.at("objective.loss.beta", beta, "needs log-probs of a reference policy", "Use 0 without one")
+    own_GT, mask_GT, advantages_G1 = wide(logps), mask.bool(), wide(advantages).detach()[:, None]
+    tokens = mask_GT.sum().clamp(min=1)
+    ratio_GT = _log_ratio(own_GT, own_GT.detach() if old_logps is None else wide(old_logps).detach(), mask_GT).exp()
+    clipped_GT = ratio_GT.clamp(1 - clip_low, 1 + clip_high)
+    loss_GT = -torch.min(ratio_GT * advantages_G1, clipped_GT * advantages_G1)
+    low_GT = (ratio_GT < 1 - clip_low) & (advantages_G1 < 0) & mask_GT
+    high_GT = (ratio_GT > 1 + clip_high) & (advantages_G1 > 0) & mask_GT
+    metrics = {
+        "clip_ratio/low_mean": low_GT.sum() / tokens,
+        "clip_ratio/high_mean": high_GT.sum() / tokens,
+        "clip_ratio/region_mean": (low_GT | high_GT).sum() / tokens,
+    }
+    if ref_logps is not None:
+        q_GT = _log_ratio(wide(ref_logps).detach(), own_GT, mask_GT)
+        kl_GT = torch.expm1(q_GT) - q_GT
+        metrics["kl"] = kl_GT.detach().sum() / tokens
+        if beta:
+            loss_GT = loss_GT + beta * kl_GT
+    loss_GT = loss_GT.masked_fill(~mask_GT, 0)
+    return _aggregate(loss_GT, mask_GT, aggregation, max_length, total_tokens), metrics

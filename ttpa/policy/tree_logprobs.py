@@ -1,0 +1,163 @@
+"""Log-probs of given answers over token trees: what sequences share is computed once.
+
+All sequences of a call are merged into one forest (`ttpa.tree`) and packed into one row without padding; the model runs
+once, the LM head only behind the nodes that have a token to predict. Results are those of `ttpa.policy.logprobs`,
+token for token, and so are the gradients. An architecture whose attention is not the plain causal one (sliding
+windows, linear attention) keeps the padded path and says so once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from ttpa.policy.batching import bucket_by_tokens
+from ttpa.policy.head import decoder_and_head, target_logps
+from ttpa.policy.logprobs import Row, TokenLogps, token_logps
+from ttpa.policy.tree_attention import NAME, Layout, laid_out, plan_blocks, tree_attention
+from ttpa.tree import TokenTree
+
+log = logging.getLogger("ttpa")
+
+AttentionInterface.register(NAME, tree_attention)
+# The mask is the layout's business: transformers makes none.
+AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+
+WORTH = 0.9
+"""Share of the padded tokens below which a tree is used: it gains nothing where rows share little and fit together."""
+
+Forward = Callable[..., TokenLogps]
+"""(model, rows, *, pad_id, with_prompt, temperature) -> TokenLogps: `token_logps` or `tree_token_logps`."""
+
+
+def flex_mask(tree: TokenTree, device: torch.device) -> Any:
+    """The ancestor rule as a FlexAttention block mask over one packed row."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    # The kernel reads whole blocks: what lies behind the last node closes at once and is seen by nobody.
+    end_N = torch.from_numpy(np.pad(tree.end, (0, -len(tree) % 128))).to(device)
+
+    def sees(batch: Any, head: Any, i: Any, j: Any) -> Any:
+        return (j <= i) & (i < end_N[j])
+
+    return create_block_mask(sees, None, None, len(tree), len(tree), device=str(device))
+
+
+def tree_token_logps(
+    model: Any,
+    rows: Sequence[Row],
+    *,
+    pad_id: int = 0,
+    with_prompt: bool = False,
+    temperature: float = 1.0,
+    worth: float = WORTH,
+) -> TokenLogps:
+    """Log-probs of every answer token given what stands before it, in one forward of the packed forest.
+
+    Args:
+        model: Causal LM, plain or PEFT-wrapped, whose attention `tree_problem` does not object to.
+        rows: Sequences; their prefixes are shared wherever they are equal.
+        pad_id: Used where the batch is not worth a tree.
+        with_prompt: Also select the prompt tokens (all but the first).
+        temperature: Divides the logits.
+        worth: Largest share of the padded tokens that a tree may have; 2.0 always uses the tree.
+
+    Returns:
+        Tokens in row order, then position order, as `token_logps` gives them.
+    """
+    decoder, _, config = decoder_and_head(model)
+    device = next(model.parameters()).device
+    tree = TokenTree.build([[*row.prompt, *row.answer] for row in rows])
+    if len(tree) > worth * len(rows) * max(map(len, rows)):
+        return token_logps(model, rows, pad_id=pad_id, with_prompt=with_prompt, temperature=temperature)
+    first = [max(1, 1 if with_prompt else len(row.prompt)) for row in rows]
+    nodes = [path[start:] for path, start in zip(tree.paths, first, strict=True)]
+    row_N = np.repeat(np.arange(len(rows)), [len(path) for path in nodes])
+    answer_N = np.concatenate(
+        [np.arange(s, s + len(path)) >= len(row.prompt) for row, path, s in zip(rows, nodes, first, strict=True)]
+    )
+    node_M, token_of_N = np.unique(np.concatenate(nodes), return_inverse=True)
+    parent_M = tree.parent[node_M]
+    order = np.argsort(parent_M, kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    parents, position_M = np.unique(parent_M[order], return_inverse=True)
+
+    def there(array: Any) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+    layout = Layout((), flex_mask(tree, device)) if device.type == "cuda" else Layout(tuple(plan_blocks(tree, 0)))
+    before = config._attn_implementation  # type: ignore[attr-defined]
+    config._attn_implementation = NAME  # type: ignore[attr-defined]
+    try:
+        with laid_out(layout):
+            out = decoder(input_ids=there(tree.token)[None], position_ids=there(tree.depth)[None], use_cache=False)
+    finally:
+        config._attn_implementation = before  # type: ignore[attr-defined]
+    hidden_NH = out.last_hidden_state[0, there(parents)]
+    tokens = there(tree.token[node_M[order]])
+    logps_M, _ = target_logps(model, hidden_NH, there(position_M), tokens, temperature=temperature)
+    logps_N = logps_M[there(place[token_of_N])]
+    return TokenLogps(logps_N, there(row_N), there(answer_N), len(rows))
+
+
+def tree_problem(model: Any) -> str | None:
+    """Why a model cannot be run over trees, or None: by its configuration, then by both paths on a few tokens."""
+    config = decoder_and_head(model)[2]
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - {"full_attention"}:
+        return f"its layers are {', '.join(sorted(kinds))}"
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        return "it attends in a sliding window"
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not getattr(base, "_supports_attention_backend", False):
+        return "its attention function cannot be replaced"
+    rows = [Row((1, 2, 3), (4, 5)), Row((1, 2, 3), (6,)), Row((2,), (3, 1))]
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        ours, theirs = tree_token_logps(model, rows, worth=2.0).logps_N, token_logps(model, rows, pad_id=0).logps_N
+    model.train(training)
+    if not torch.allclose(ours, theirs, rtol=2e-2, atol=2e-2):
+        return "its log-probs over a tree differ from the padded ones"
+    return None
+
+
+@torch.no_grad()
+def answer_sums(
+    forward: Forward, model: torch.nn.Module, groups: Sequence[Sequence[Row]], *, pad_id: int, budget: int
+) -> list[list[float]]:
+    """Summed answer log-prob of each row with the training forward.
+
+    Args:
+        forward: `tree_token_logps` or `token_logps`.
+        model: Causal LM.
+        groups: Rows; those of one group share a prompt and stay in one batch.
+        pad_id: Fills padded batches.
+        budget: Tokens of a batch, groups of similar length together.
+    """
+    training = model.training
+    model.eval()
+    sums: list[list[float]] = [[] for _ in groups]
+    for batch in bucket_by_tokens(range(len(groups)), [sum(map(len, group)) for group in groups], budget):
+        values = forward(model, [row for number in batch for row in groups[number]], pad_id=pad_id).sums().tolist()
+        for number in batch:
+            sums[number], values = values[: len(groups[number])], values[len(groups[number]) :]
+    model.train(training)
+    return sums
+
+
+def choose_forward(model: Any, wanted: str) -> Forward:
+    """`tree_token_logps`, or `token_logps` where that is wanted or the model leaves no choice (said in the log)."""
+    if wanted == "tree":
+        problem = tree_problem(model)
+        if problem is None:
+            return tree_token_logps
+        log.warning("%s: %s; training uses padded batches", type(model).__name__, problem)
+    return token_logps
