@@ -124,7 +124,11 @@ def test_the_configuration_is_shown_without_heavy_imports(tmp_path: Path) -> Non
 def test_help_is_shown_without_heavy_imports(tmp_path: Path) -> None:
     answer = ttpa(tmp_path, "--help")
     assert (answer.status, answer.err, answer.imported) == (0, "", "")
-    for words in ("ttpa -m objective=dpo,simpo", "the same command again resumes", "objective: dpo, gold, rft, simpo"):
+    for words in (
+        "ttpa -m objective=dpo,simpo",
+        "the same command again resumes",
+        "objective: dpo, gold, hinge, ipo, orpo, rft, robust, simpo",
+    ):
         assert words in answer.out
     assert [path.name for path in tmp_path.iterdir()] == ["imported"]
 

@@ -94,7 +94,7 @@ def check_compatible(parts: stages.Parts, cfg: DictConfig) -> None:
     if loss.consumes == "sample" and cfg.rounds > 1:
         raise ConfigError(
             f"objective={cfg_choice(cfg, 'objective')} learns from targets, which do not change between rounds="
-            f"{cfg.rounds}. Use rounds=1, or objective=dpo, simpo or rft."
+            f"{cfg.rounds}. Use rounds=1, or objective=dpo or another that learns from pairs."
         )
     config.check_trainer(cfg.trainer.lightning)
     parts.data.check()

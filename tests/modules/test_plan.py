@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ttpa.errors import ConfigError
-from ttpa.modules.plan import Plan, plan_alignment, plan_warmup
+from ttpa.modules.plan import Demonstrations, Plan, plan_alignment
+from ttpa.modules.plan import plan_warmup as plan_demonstrations
 from ttpa.modules.settings import Alignment, Execution, OptimizerSettings, Warmup
 from ttpa.objectives import DPO
 
@@ -26,6 +28,12 @@ def warmup(**fields: Any) -> Warmup:
 
 def alignment(**fields: Any) -> Alignment:
     return Alignment(**{"loss": DPO(beta=0.1), "batch_size": 4, "optimizer": ADAMW, "epochs": 1.0, **fields})
+
+
+def plan_warmup(lengths: Sequence[int], bands: Sequence[str], how: Warmup, seed: int) -> Plan:
+    """Of rows that share nothing: each is a unit of its own."""
+    found = Demonstrations(lengths, [min(3, length) for length in lengths], bands, range(len(lengths)))
+    return plan_demonstrations(found, how, seed)
 
 
 def lengths_of(count: int, seed: int = 0) -> list[int]:
@@ -143,6 +151,58 @@ def test_steps_of_the_bands_add_up_to_the_steps_asked_for(steps: int) -> None:
     """Equal thirds of 10 steps are 4 + 3 + 3, of 11 steps 4 + 4 + 3."""
     plan = plan_warmup([10] * 30, [BANDS[i % 3] for i in range(30)], warmup(order="bands", steps=steps, epochs=None), 0)
     assert len(plan.steps) == steps
+
+
+@st.composite
+def dialogues(draw: st.DrawFn) -> Demonstrations:
+    """Rows of a few units, in any order; an answer is at most the whole row."""
+    units = draw(st.lists(st.integers(0, 6), min_size=1, max_size=30))
+    lengths = [draw(st.integers(1, 60)) for _ in units]
+    answers = [draw(st.integers(0, length)) for length in lengths]
+    return Demonstrations(lengths, answers, [draw(st.sampled_from(BANDS)) for _ in units], units)
+
+
+def shared_cost(rows: Sequence[int], data: Demonstrations) -> int:
+    """Tokens of one unit's rows when the longest is whole and the others add their answers."""
+    longest = max(data.lengths[row] for row in rows)
+    return (
+        longest
+        + sum(data.answers[row] for row in rows)
+        - max(data.answers[row] for row in rows if data.lengths[row] == longest)
+    )
+
+
+@settings(deadline=None, max_examples=100)
+@given(data=dialogues(), budget=st.integers(1, 300), seed=st.integers(0, 9))
+def test_turns_of_a_dialogue_stay_in_one_step(data: Demonstrations, budget: int, seed: int) -> None:
+    """Every row once, no unit in two steps; a step of several units keeps the budget by what they cost together."""
+    plan = plan_demonstrations(data, warmup(batch_tokens=budget), seed)
+    assert uses(plan) == Counter(range(len(data.units)))
+    homes = [{data.units[row] for row in step} for step in plan.steps]
+    assert sum(map(len, homes)) == len(set(data.units))
+    for step, home in zip(plan.steps, homes, strict=True):
+        # Of equally long rows any may count as the longest, so what one unit costs is known up to their answers.
+        costs = [shared_cost([row for row in step if data.units[row] == unit], data) for unit in home]
+        assert len(home) == 1 or max(costs) * len(home) <= budget
+
+
+def test_with_bands_a_dialogue_is_together_within_each_band() -> None:
+    """Units of 6 rows, of which 4 are easy and 2 hard."""
+    bands, units = ["easy", "easy", "hard"] * 20, [row // 6 for row in range(60)]
+    data = Demonstrations([20] * 60, [3] * 60, bands, units)
+    plan = plan_demonstrations(data, warmup(order="bands", batch_tokens=90), 4)
+    (easy, hard), start = plan.boundaries, 0
+    for end, count in ((easy, 4), (hard, 2)):
+        homes = [Counter(units[row] for row in step) for step in plan.steps[start:end]]
+        assert all(set(home.values()) == {count} for home in homes) and sum(map(len, homes)) == 10
+        start = end
+
+
+def test_shared_history_is_not_counted_twice() -> None:
+    """Four turns of 70, 80, 90 and 100 tokens with answers of 5 cost 100 + 3 * 5: two dialogues fit in 230."""
+    data = Demonstrations([70, 80, 90, 100] * 2, [5] * 8, [""] * 8, [0] * 4 + [1] * 4)
+    assert len(plan_demonstrations(data, warmup(batch_tokens=230), 0).steps) == 1
+    assert len(plan_demonstrations(data, warmup(batch_tokens=229), 0).steps) == 2
 
 
 # --- alignment ---------------------------------------------------------------------------------------------------
@@ -288,4 +348,11 @@ def test_alignment_settings_name_the_key(fields: dict[str, Any], key: str) -> No
 @pytest.mark.parametrize("key", ["threads", "micro_tokens", "checkpoint_every_steps"])
 def test_execution_settings_name_the_key(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"^trainer\.execution\.{key}=-1: "):
-        Execution(**{"threads": 1, "micro_tokens": 100, "checkpoint_every_steps": 5, key: -1})
+        Execution(**{"forward": "tree", "threads": 1, "micro_tokens": 100, "checkpoint_every_steps": 5, key: -1})
+
+
+def test_execution_knows_two_ways_forward() -> None:
+    for way in ("tree", "padded"):
+        assert Execution(forward=way, threads=1, micro_tokens=100, checkpoint_every_steps=5).forward == way
+    with pytest.raises(ConfigError, match=r"^trainer\.execution\.forward='?flat'?: unknown way"):
+        Execution(forward="flat", threads=1, micro_tokens=100, checkpoint_every_steps=5)

@@ -18,13 +18,14 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ttpa.errors import DataError
 from ttpa.modules.base import PlanData, PolicyModule
-from ttpa.modules.plan import Plan, plan_warmup
+from ttpa.modules.plan import Demonstrations, Plan, plan_warmup
 from ttpa.modules.preference import PreferenceModule
 from ttpa.modules.settings import OptimizerSettings, Warmup
 from ttpa.modules.sft import SFTModule, row_weight
 from ttpa.modules.train import train
 from ttpa.objectives import DPO, SimPO
-from ttpa.policy.logprobs import Row, answer_sums
+from ttpa.policy.logprobs import Row, token_logps
+from ttpa.policy.tree_logprobs import answer_sums
 
 VOCAB, PAD = 50, 0
 PROMPT_WEIGHT = 0.3
@@ -81,8 +82,9 @@ def adamw(**fields: Any) -> OptimizerSettings:
 
 def references(policy: FakePolicy) -> list[tuple[float, float]]:
     """Not the policy's own, so that DPO does not start from equal log-ratios."""
-    chosen, rejected = (answer_sums(policy.model, rows, pad_id=PAD, budget=HUGE) for rows in (CHOSEN, REJECTED))
-    return [(c + 0.5, r - 0.25 * i) for i, (c, r) in enumerate(zip(chosen, rejected, strict=True))]
+    pairs = list(zip(CHOSEN, REJECTED, strict=True))
+    sums = answer_sums(token_logps, policy.model, pairs, pad_id=PAD, budget=HUGE)
+    return [(c + 0.5, r - 0.25 * i) for i, (c, r) in enumerate(sums)]
 
 
 def sft(plan: Plan, micro_tokens: int, settings: OptimizerSettings, layers: int = 1) -> tuple[SFTModule, PlanData]:
@@ -340,7 +342,8 @@ def test_a_killed_curriculum_continues_in_its_phase(name: str, tmp_path: Path) -
     """Killed in the second of three bands, then in the third: three runs in one folder end where one run ends."""
     bands = ["easy"] * 4 + ["medium"] * 5 + ["hard"] * 3
     warmup = Warmup(order="bands", batch_tokens=40, epochs=2.0, replay=0.5, optimizer=adamw(name=name, warmup_steps=1))
-    plan = plan_warmup([len(row) for row in CHOSEN], bands, warmup, 0)
+    lengths, answers = [len(row) for row in CHOSEN], [len(row.answer) for row in CHOSEN]
+    plan = plan_warmup(Demonstrations(lengths, answers, bands, range(len(CHOSEN))), warmup, 0)
     first, second, last = plan.boundaries
     assert first + 1 < second and second + 2 < last
     whole = sft(plan, 20, warmup.optimizer)

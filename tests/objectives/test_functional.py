@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from ttpa.errors import ConfigError
-from ttpa.objectives import DPO, RFT, Gold, SimPO
-from ttpa.objectives.functional import dpo_loss, dpo_losses, simpo_loss, simpo_losses, weighted_nll
+from ttpa.objectives import DPO, IPO, ORPO, RFT, Gold, Hinge, PreferenceLoss, RobustDPO, SimPO
+from ttpa.objectives.functional import (
+    dpo_loss,
+    dpo_losses,
+    hinge_losses,
+    ipo_losses,
+    orpo_loss,
+    orpo_losses,
+    robust_dpo_losses,
+    simpo_loss,
+    simpo_losses,
+    weighted_nll,
+)
 
 PAIRS = 9
 
@@ -93,6 +104,132 @@ def test_dpo_stays_finite_and_linear_far_from_the_reference() -> None:
     losses_B.sum().backward()
     assert losses_B.item() == pytest.approx(2000)
     assert chosen.grad is not None and chosen.grad.item() == pytest.approx(-1)
+
+
+# --- other losses against a reference ----------------------------------------------------------------------------
+
+
+def by_hand() -> list[Tensor]:
+    """Policy -3 / -9, reference -5 / -7: log-ratios 2 and -2, D = 4."""
+    return tensors([[-3.0], [-9.0], [-5.0], [-7.0]])
+
+
+def test_robust_dpo_worked_by_hand() -> None:
+    """beta D = 2, e = 0.1: (0.9 * 0.126928 - 0.1 * 2.126928) / 0.8 = (0.114235 - 0.212693) / 0.8 = -0.123072."""
+    losses_B, metrics = robust_dpo_losses(*by_hand(), beta=0.5, label_smoothing=0.1)
+    assert losses_B.tolist() == pytest.approx([-0.123072], abs=1e-6)
+    assert {name: float(value) for name, value in metrics.items()} == {
+        "rewards/chosen": 1.0,
+        "rewards/rejected": -1.0,
+        "rewards/margins": 2.0,
+        "rewards/accuracies": 1.0,
+    }
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.4])
+def test_robust_dpo_is_dpo_on_average_over_flips(share: float) -> None:
+    """Flipping each pair with probability e gives (1-e) L(w, l) + e L(l, w), which is DPO's loss of (w, l)."""
+    chosen, rejected, ref_chosen, ref_rejected = tensors(drawn(4))
+    settings = {"beta": 0.3, "label_smoothing": share}
+    kept_B, _ = robust_dpo_losses(chosen, rejected, ref_chosen, ref_rejected, **settings)
+    flipped_B, _ = robust_dpo_losses(rejected, chosen, ref_rejected, ref_chosen, **settings)
+    expected_B, _ = dpo_losses(chosen, rejected, ref_chosen, ref_rejected, beta=0.3)
+    assert ((1 - share) * kept_B + share * flipped_B).tolist() == pytest.approx(expected_B.tolist())
+
+
+def test_hinge_worked_by_hand() -> None:
+    """D = 4: relu(1 - 0.125 * 4) = 0.5; 0.25 * 4 = 1 reaches the margin exactly; beyond it loss and slope are 0."""
+    assert hinge_losses(*by_hand(), beta=0.125)[0].tolist() == [0.5]
+    assert hinge_losses(*by_hand(), beta=0.25)[0].tolist() == [0.0]
+    chosen, *others = by_hand()
+    chosen.requires_grad_()
+    losses_B, metrics = hinge_losses(chosen, *others, beta=0.5)
+    losses_B.sum().backward()
+    assert losses_B.tolist() == [0.0] and chosen.grad is not None and chosen.grad.tolist() == [0.0]
+    assert float(metrics["rewards/margins"]) == 2.0
+    swapped = [by_hand()[index] for index in (1, 0, 3, 2)]
+    assert hinge_losses(*swapped, beta=0.5)[0].tolist() == [3.0]
+
+
+def test_ipo_worked_by_hand() -> None:
+    """beta 0.5 aims at 1 / (2 * 0.5) = 1. As printed (4 - 1)^2 = 9; over 2 and 4 tokens (2/2 + 2/4 - 1)^2 = 0.25."""
+    lengths = torch.tensor([2]), torch.tensor([4])
+    printed_B, printed = ipo_losses(*by_hand(), *lengths, beta=0.5, length_normalised=False)
+    losses_B, metrics = ipo_losses(*by_hand(), *lengths, beta=0.5)
+    assert (printed_B.tolist(), losses_B.tolist()) == ([9.0], [0.25])
+    assert {name: float(value) for name, value in metrics.items()} == {
+        "rewards/chosen": 1.0,
+        "rewards/rejected": -1.0,
+        "rewards/margins": 2.0,
+        "rewards/accuracies": 1.0,
+    }
+    assert printed == metrics
+
+
+def test_ipo_forms_are_one_for_answers_of_one_token_and_least_at_the_margin() -> None:
+    rows, one = tensors(drawn(6)), torch.ones(PAIRS)
+    normalised_B, _ = ipo_losses(*rows, one, one, beta=0.2)
+    printed_B, _ = ipo_losses(*rows, one, one, beta=0.2, length_normalised=False)
+    assert torch.equal(normalised_B, printed_B)
+    _, rejected, ref_chosen, ref_rejected = rows
+    at_margin = rejected - ref_rejected + ref_chosen + 1 / (2 * 0.2)
+    least_B, _ = ipo_losses(at_margin, rejected, ref_chosen, ref_rejected, one, one, beta=0.2)
+    assert least_B.tolist() == pytest.approx([0.0] * PAIRS, abs=1e-20)
+
+
+# --- ORPO --------------------------------------------------------------------------------------------------------
+
+
+def test_orpo_worked_by_hand() -> None:
+    """Token probabilities 0.5 (2 tokens) and 0.2 (3 tokens): odds 1 and 0.25, log odds ratio log 4.
+
+    -log sigma(log 4) = log(1 + 1/4) = 0.223144, times beta 0.5 is 0.111572. The NLL adds log 2 = 0.693147 a token.
+    """
+    lengths = torch.tensor([2]), torch.tensor([3])
+    inputs = tensors([[2 * math.log(0.5)], [3 * math.log(0.2)]])
+    losses_B, metrics = orpo_losses(*inputs, *lengths, beta=0.5)
+    assert losses_B.tolist() == pytest.approx([0.111572], abs=1e-6)
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
+        {
+            "rewards/chosen": 0.5 * math.log(0.5),
+            "rewards/rejected": 0.5 * math.log(0.2),
+            "rewards/margins": 0.5 * math.log(2.5),
+            "rewards/accuracies": 1.0,
+            "log_odds_ratio": -0.2231436,
+            "log_odds_chosen": math.log(4),
+        }
+    )
+    loss, anchored = orpo_loss(*inputs, *lengths, beta=0.5)
+    assert float(loss) == pytest.approx(0.111572 + 0.693147, abs=1e-6)
+    assert float(anchored["nll_loss"]) == pytest.approx(math.log(2))
+    assert float(orpo_loss(*inputs, *lengths, beta=0.5, sft_weight=0.0)[0]) == pytest.approx(0.111572, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_orpo_is_the_papers_equation(seed: int) -> None:
+    chosen, rejected, *_ = drawn(seed)
+    rng = random.Random(seed)
+    lengths = [[rng.randrange(1, 40) for _ in range(PAIRS)] for _ in range(2)]
+
+    def odds(logp: float, length: int) -> float:
+        p = math.exp(logp / length)
+        return p / (1 - p)
+
+    ratios = [odds(w, m) / odds(r, n) for w, r, m, n in zip(chosen, rejected, *lengths, strict=True)]
+    losses_B, _ = orpo_losses(*tensors([chosen, rejected]), *map(torch.tensor, lengths), beta=0.7)
+    assert losses_B.tolist() == pytest.approx([-0.7 * log_sigmoid(math.log(ratio)) for ratio in ratios], rel=1e-6)
+
+
+def test_orpo_of_certain_and_of_impossible_answers_is_finite() -> None:
+    """Log-probs 0, of answers certain to rounding, have infinite odds; -1000 has odds too small for any exponent."""
+    points = [torch.tensor(row, requires_grad=True) for row in ([0.0, -2.0, 0.0, -1000.0], [-2.0, 0.0, 0.0, -3.0])]
+    one = torch.ones(4)
+    losses_B, _ = orpo_losses(*points, one, one, beta=1.0)
+    losses_B.sum().backward()
+    assert losses_B.isfinite().all() and all(point.grad is not None and point.grad.isfinite().all() for point in points)
+    assert losses_B[0] < 1e-6 and losses_B[1] > 10 and losses_B[2].item() == pytest.approx(math.log(2))
+    certain_and_rejected = points[1].grad[1].item()
+    assert certain_and_rejected > 1e3
 
 
 # --- SimPO -------------------------------------------------------------------------------------------------------
@@ -186,11 +323,31 @@ def simpo_at(values: Tensor) -> Tensor:
     return simpo_loss(values[:2], values[2:], *lengths, beta=2.0, gamma_beta_ratio=0.3, sft_weight=0.2)[0]
 
 
+def robust_at(values: Tensor) -> Tensor:
+    reference = torch.tensor([-2.0, -3.0])
+    return robust_dpo_losses(values[:2], values[2:], reference, reference - 1, beta=0.7, label_smoothing=0.2)[0].mean()
+
+
+def hinge_at(values: Tensor) -> Tensor:
+    reference = torch.tensor([-2.0, -3.0])
+    return hinge_losses(values[:2], values[2:], reference, reference - 1, beta=0.7)[0].mean()
+
+
+def ipo_at(values: Tensor) -> Tensor:
+    reference, lengths = torch.tensor([-2.0, -3.0]), (torch.tensor([2, 5]), torch.tensor([3, 4]))
+    return ipo_losses(values[:2], values[2:], reference, reference - 1, *lengths, beta=0.7)[0].mean()
+
+
+def orpo_at(values: Tensor) -> Tensor:
+    lengths = torch.tensor([2, 5]), torch.tensor([3, 4])
+    return orpo_loss(values[:2], values[2:], *lengths, beta=0.6, sft_weight=0.2)[0]
+
+
 def nll_at(values: Tensor) -> Tensor:
     return weighted_nll(values, torch.tensor([1.0, 0.3, 0.0, 2.0]))
 
 
-@pytest.mark.parametrize("loss", [dpo_at, simpo_at, nll_at])
+@pytest.mark.parametrize("loss", [dpo_at, robust_at, hinge_at, ipo_at, simpo_at, orpo_at, nll_at])
 def test_gradient_agrees_with_central_differences(loss: Any) -> None:
     point = torch.tensor([-1.5, -4.0, -2.5, -3.0], requires_grad=True)
     loss(point).backward()
@@ -209,7 +366,9 @@ def test_metrics_carry_no_gradient() -> None:
     one = torch.tensor([1])
     _, dpo = dpo_losses(values, values - 1, values.detach(), values.detach(), beta=1.0)
     _, simpo = simpo_loss(values, values - 1, one, one, beta=1.0, gamma_beta_ratio=0.0, sft_weight=1.0)
-    assert not any(value.requires_grad for value in [*dpo.values(), *simpo.values()])
+    _, ipo = ipo_losses(values, values - 1, values.detach(), values.detach(), one, one, beta=1.0)
+    _, orpo = orpo_loss(values, values - 1, one, one, beta=1.0)
+    assert not any(value.requires_grad for found in (dpo, simpo, ipo, orpo) for value in found.values())
 
 
 def test_a_tie_is_not_counted_as_right() -> None:
@@ -230,16 +389,38 @@ def test_settings_pass_their_values_on() -> None:
     answers = rows[0], rows[1], lengths, lengths + 1
     simpo_B, _ = simpo.losses(*answers, None, None)
     assert torch.equal(simpo_B, simpo_losses(*answers, beta=2.0, gamma_beta_ratio=0.3)[0])
+    orpo_B, _ = ORPO(beta=0.3, sft_weight=9.0).losses(*answers, None, None)
+    assert torch.equal(orpo_B, orpo_losses(*answers, beta=0.3)[0])
+
+    given = *answers, rows[2], rows[3]
+    robust_B, _ = RobustDPO(beta=0.2, label_smoothing=0.1, sft_weight=9.0).losses(*given)
+    assert torch.equal(robust_B, robust_dpo_losses(*rows, beta=0.2, label_smoothing=0.1)[0])
+    hinge_B, _ = Hinge(beta=0.02, sft_weight=9.0).losses(*given)
+    assert torch.equal(hinge_B, hinge_losses(*rows, beta=0.02)[0]) and hinge_B.max() > 0
+    for normalised in (True, False):
+        ipo_B, _ = IPO(beta=0.2, length_normalised=normalised, sft_weight=9.0).losses(*given)
+        expected_B, _ = ipo_losses(*rows, lengths, lengths + 1, beta=0.2, length_normalised=normalised)
+        assert torch.equal(ipo_B, expected_B)
 
 
 def test_settings_say_what_they_need() -> None:
     """(learns from, contrasts answers, needs a reference policy)"""
-    assert [(kind.consumes, kind.contrasts, kind.needs_reference) for kind in (DPO, SimPO, RFT, Gold)] == [
+    kinds = (DPO, RobustDPO, Hinge, IPO, SimPO, ORPO, RFT, Gold)
+    assert [(kind.consumes, kind.contrasts, kind.needs_reference) for kind in kinds] == [
         ("pair", True, True),
+        ("pair", True, True),
+        ("pair", True, True),
+        ("pair", True, True),
+        ("pair", True, False),
         ("pair", True, False),
         ("pair", False, False),
         ("sample", False, False),
     ]
+    assert set(get_args(PreferenceLoss)) == {kind for kind in kinds if kind.contrasts}
+
+
+def test_orpo_has_its_nll_unless_told_otherwise() -> None:
+    assert (ORPO(beta=0.1).sft_weight, DPO(beta=0.1).sft_weight) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -254,6 +435,15 @@ def test_settings_say_what_they_need() -> None:
         (SimPO, {"beta": 0.0, "gamma_beta_ratio": 0.2}, "beta"),
         (SimPO, {"beta": 2.5, "gamma_beta_ratio": -0.2}, "gamma_beta_ratio"),
         (SimPO, {"beta": 2.5, "gamma_beta_ratio": 0.2, "sft_weight": -1.0}, "sft_weight"),
+        (RobustDPO, {"beta": 0.0, "label_smoothing": 0.1}, "beta"),
+        (RobustDPO, {"beta": 0.1, "label_smoothing": 0.5}, "label_smoothing"),
+        (RobustDPO, {"beta": 0.1, "label_smoothing": 0.1, "sft_weight": -1.0}, "sft_weight"),
+        (Hinge, {"beta": math.nan}, "beta"),
+        (Hinge, {"beta": 0.1, "sft_weight": -1.0}, "sft_weight"),
+        (IPO, {"beta": -0.1}, "beta"),
+        (IPO, {"beta": 0.1, "sft_weight": -1.0}, "sft_weight"),
+        (ORPO, {"beta": 0.0}, "beta"),
+        (ORPO, {"beta": 0.1, "sft_weight": -1.0}, "sft_weight"),
     ],
 )
 def test_a_value_out_of_range_names_its_key_and_value(kind: Any, fields: dict[str, float], key: str) -> None:

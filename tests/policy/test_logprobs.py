@@ -24,8 +24,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from ttpa.policy.batching import bucket_by_tokens
-from ttpa.policy.logprobs import Row, answer_sums, token_logps
+from ttpa.policy.batching import bucket_by_tokens, bundle
+from ttpa.policy.logprobs import Row, token_logps
+from ttpa.policy.tree_logprobs import answer_sums
 
 VOCAB, PAD = 40, 0
 SIZES = {
@@ -174,6 +175,21 @@ def test_an_empty_answer_selects_nothing_and_sums_to_zero() -> None:
     assert prompt.sums().tolist() == [0.0]
 
 
+@torch.no_grad()
+def test_padded_answers_stand_in_rows_with_a_mask() -> None:
+    """Rows of 3, 7, 0, 1 and 4 answer tokens, prompt tokens left out."""
+    model, rows = built(llama), [*ROWS[:2], Row((3, 4), ()), *ROWS[2:]]
+    for with_prompt in (False, True):
+        found = token_logps(model, rows, pad_id=PAD, with_prompt=with_prompt)
+        logps_BT, mask_BT = found.padded()
+        assert logps_BT.shape == mask_BT.shape == (5, 7) and mask_BT.sum(1).tolist() == [3, 7, 0, 1, 4]
+        for number, row in enumerate(rows):
+            size = len(row.answer)
+            assert mask_BT[number].tolist() == [True] * size + [False] * (7 - size)
+            assert logps_BT[number].tolist() == pytest.approx([*full(model, row, False), *[0.0] * (7 - size)], abs=1e-5)
+        assert found.computed == 5 * 10
+
+
 def test_gradient_reaches_every_weight() -> None:
     model = built(llama)
     token_logps(model, ROWS, pad_id=PAD).logps_N.sum().backward()
@@ -185,19 +201,20 @@ def test_answer_sums_come_in_row_order_whatever_the_budget(budget: int) -> None:
     model = built(llama)
     model.train()
     rows = [*ROWS, Row((3, 4), ()), *ROWS[::-1]]
-    found = answer_sums(model, rows, pad_id=PAD, budget=budget)
-    assert found == pytest.approx([sum(full(model, row, False)) for row in rows], abs=1e-4)
+    found = answer_sums(token_logps, model, [[row] for row in rows], pad_id=PAD, budget=budget)
+    assert all(len(sums) == 1 for sums in found)
+    assert [sums[0] for sums in found] == pytest.approx([sum(full(model, row, False)) for row in rows], abs=1e-4)
     assert model.training and all(p.grad is None for p in model.parameters())
     model.eval()
-    answer_sums(model, ROWS, pad_id=PAD, budget=budget)
+    answer_sums(token_logps, model, [ROWS], pad_id=PAD, budget=budget)
     assert not model.training
 
 
 def test_answer_sums_switch_dropout_off() -> None:
     torch.manual_seed(2)
     model = LlamaForCausalLM(LlamaConfig(**SIZES, attention_dropout=0.5)).train()
-    first = answer_sums(model, ROWS, pad_id=PAD, budget=1000)
-    assert first == answer_sums(model, ROWS, pad_id=PAD, budget=1000)
+    (first,) = answer_sums(token_logps, model, [ROWS], pad_id=PAD, budget=1000)
+    assert [first] == answer_sums(token_logps, model, [ROWS], pad_id=PAD, budget=1000)
     with torch.no_grad():
         assert token_logps(model, ROWS, pad_id=PAD).sums().tolist() != pytest.approx(first, abs=1e-6)
 
@@ -229,3 +246,25 @@ def test_only_the_rows_asked_for_are_bucketed() -> None:
     assert bucket_by_tokens([1, 3], [100, 9, 100, 4], 17) == [[3], [1]]
     assert bucket_by_tokens([1, 3], [100, 9, 100, 4], 18) == [[3, 1]]
     assert bucket_by_tokens([], [1, 2], 10) == []
+
+
+# --- bundles -----------------------------------------------------------------------------------------------------
+
+
+def test_bundles_worked_by_hand() -> None:
+    """Unit 7 has rows of 10, 30 and 20 tokens, own 1, 2 and 4: 30 + 1 + 4. Unit 8 is one row of 15."""
+    lengths, own, units = [10, 15, 30, 20], [1, 9, 2, 4], [7, 8, 7, 7]
+    assert bundle([0, 1, 2, 3], units, lengths, own) == ([[0, 2, 3], [1]], [35, 15])
+    assert bundle([3, 1], units, lengths, own) == ([[3], [1]], [20, 15])
+    assert bundle([], units, lengths, own) == ([], [])
+
+
+@settings(deadline=None)
+@given(units=st.lists(st.integers(0, 5), max_size=20), data=st.data())
+def test_bundles_are_the_units_in_order_of_their_first_rows(units: list[int], data: st.DataObject) -> None:
+    rows = data.draw(st.permutations(range(len(units)))) if units else []
+    bundles, costs = bundle(rows, units, [5] * len(units), [2] * len(units))
+    assert bundles == [
+        [row for row in rows if units[row] == unit] for unit in dict.fromkeys(units[row] for row in rows)
+    ]
+    assert costs == [5 + 2 * (len(group) - 1) for group in bundles]

@@ -24,9 +24,10 @@ from ttpa.modules.optim import build_optimizer
 from ttpa.modules.plan import Plan
 from ttpa.modules.settings import OptimizerSettings
 from ttpa.policy.batching import bucket_by_tokens, bundle
-from ttpa.policy.logprobs import token_logps
+from ttpa.policy.logprobs import Row, TokenLogps, token_logps
 from ttpa.policy.policy import Policy
 from ttpa.policy.tree_logprobs import Forward
+from ttpa.tree import pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,8 @@ class PlanData(pl.LightningDataModule):
         micro_tokens: Padded tokens of one micro-batch.
         tokens: Real tokens of each row; the costs where a row is one sequence.
         units: Unit of each row. Rows of one unit stay in one micro-batch, because a token tree computes once what they
-            share, and all but the longest cost only their own tokens. None: nothing is shared.
+            share, and all but the longest cost only their own tokens; bundles are packed, best fit first. None: rows
+            are padded side by side.
         own: Tokens of each row that no other row of its unit has.
     """
 
@@ -78,6 +80,7 @@ class PlanData(pl.LightningDataModule):
         own: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        self.trees = units is not None
         self.units = range(len(costs)) if units is None else units
         self.own = costs if own is None else own
         self.plan, self.costs, self.weights, self.micro_tokens = plan, costs, weights, micro_tokens
@@ -87,7 +90,13 @@ class PlanData(pl.LightningDataModule):
         """The share of a step that belongs to one rank. Every rank gets the same number of micro-batches."""
         bundles, costs = bundle(rows, self.units, self.costs, self.own)
         shares = [range(start, len(bundles), world) for start in range(world)]
-        cut = [bucket_by_tokens(share, costs, self.micro_tokens) for share in shares]
+        if self.trees:
+            cut = [
+                [[share[k] for k in row] for row in pack([costs[i] for i in share], self.micro_tokens)]
+                for share in shares
+            ]
+        else:
+            cut = [bucket_by_tokens(share, costs, self.micro_tokens) for share in shares]
         most = max(len(micros) for micros in cut)
         micros = [[row for number in batch for row in bundles[number]] for batch in cut[rank]]
         micros += [[]] * (most - len(micros))
@@ -125,11 +134,18 @@ class PolicyModule(pl.LightningModule):
         self.policy, self.settings, self.boundaries = policy, settings, tuple(boundaries)
         self.model = policy.model
         self.tokens_seen = 0
+        self.tokens_computed = 0
         self.last_metrics: dict[str, float] = {}
 
     @abstractmethod
     def micro_loss(self, rows: Sequence[int], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """This micro-batch's share of the step's loss, and metrics averaged over its rows."""
+
+    def logps_of(self, rows: Sequence[Row], *, with_prompt: bool = False) -> TokenLogps:
+        """Token log-probs of sequences, counted."""
+        found = self.token_logps(self.model, rows, pad_id=self.policy.renderer.pad_id, with_prompt=with_prompt)
+        self.tokens_computed += found.computed
+        return found
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.model.named_parameters(), self.settings)
@@ -174,7 +190,7 @@ class PolicyModule(pl.LightningModule):
         # Frozen weights are the base model's: they are loaded from where they came from, not from the resume point.
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
-        checkpoint["tokens_seen"], checkpoint["last_metrics"] = self.tokens_seen, self.last_metrics
+        checkpoint["progress"] = (self.tokens_seen, self.tokens_computed, self.last_metrics)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.tokens_seen, self.last_metrics = checkpoint["tokens_seen"], checkpoint["last_metrics"]
+        self.tokens_seen, self.tokens_computed, self.last_metrics = checkpoint["progress"]

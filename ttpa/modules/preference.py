@@ -42,7 +42,7 @@ class PreferenceModule(PolicyModule):
 
     def micro_loss(self, rows: Sequence[int], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         both = [self.chosen[i] for i in rows] + [self.rejected[i] for i in rows]
-        sums = self.token_logps(self.model, both, pad_id=self.policy.renderer.pad_id).sums()
+        sums = self.logps_of(both).sums()
         chosen_B, rejected_B = sums[: len(rows)], sums[len(rows) :]
         lengths = torch.tensor([len(row.answer) for row in both], device=sums.device)
         reference: tuple[Any, Any] = (None, None)

@@ -166,9 +166,7 @@ class Alignment:
 
     def __post_init__(self) -> None:
         if not isinstance(self.loss, PreferenceLoss | RFT | Gold):
-            raise ConfigError.at(
-                "objective.loss", self.loss, "is no objective", "Use objective=dpo, simpo, rft or gold"
-            )
+            raise ConfigError.at("objective.loss", self.loss, "is no objective", "Use an option of conf/objective/")
         _check_length("objective", self.steps, self.epochs)
         if self.batch_size < 1:
             raise ConfigError.at("objective.batch_size", self.batch_size, "must be positive", "The DPO paper uses 64")

@@ -36,12 +36,7 @@ class SFTModule(PolicyModule):
         self.rows, self.prompt_weight = rows, prompt_weight
 
     def micro_loss(self, rows: Sequence[int], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        found = self.token_logps(
-            self.model,
-            [self.rows[i] for i in rows],
-            pad_id=self.policy.renderer.pad_id,
-            with_prompt=self.prompt_weight > 0,
-        )
+        found = self.logps_of([self.rows[i] for i in rows], with_prompt=self.prompt_weight > 0)
         weights_N = found.is_answer_N.float()
         if self.prompt_weight > 0:
             weights_N = weights_N + self.prompt_weight * (~found.is_answer_N).float()

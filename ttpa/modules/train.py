@@ -99,4 +99,10 @@ def train(
         runner.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=False)
     finally:
         close(logger)
-    return {"steps": total, "tokens": module.tokens_seen, **module.last_metrics}
+    # Tokens of all sequences, and those the model was run on: what shared prefixes saved, or padding cost.
+    return {
+        "steps": total,
+        "tokens": module.tokens_seen,
+        "tokens_computed": module.tokens_computed,
+        **module.last_metrics,
+    }

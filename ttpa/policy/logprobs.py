@@ -33,13 +33,25 @@ class Row:
 class TokenLogps:
     """Natural-log probabilities of selected tokens, flat over rows.
 
-    `row_N` is the row of each token, `is_answer_N` tells answer tokens from prompt tokens.
+    `row_N` is the row of each token, `is_answer_N` tells answer tokens from prompt tokens, `computed` counts the tokens
+    the model was run on (padding included, shared ones once).
     """
 
     logps_N: Tensor
     row_N: Tensor
     is_answer_N: Tensor
     rows: int
+    computed: int
+
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """Answer log-probs by row and their mask, both (B, T), T the longest answer; zero where there is no token."""
+        row_N, logps_N = self.row_N[self.is_answer_N], self.logps_N[self.is_answer_N]
+        counts_B = torch.bincount(row_N, minlength=self.rows)
+        starts_B = counts_B.cumsum(0) - counts_B
+        at_N = torch.arange(len(row_N), device=row_N.device) - starts_B[row_N]
+        shape = (self.rows, int(counts_B.max()) if self.rows else 0)
+        mask_BT = torch.zeros(shape, dtype=torch.bool, device=row_N.device).index_put((row_N, at_N), row_N >= 0)
+        return logps_N.new_zeros(shape).index_put((row_N, at_N), logps_N), mask_BT
 
     def sums(self) -> Tensor:
         """Summed log-prob of each row's answer, shape (B,)."""
@@ -79,4 +91,4 @@ def token_logps(
     row_N, at_N = (index.to(device) for index in where)
     hidden_NH, position_N = hidden_BTH[row_N, at_N - 1], torch.arange(len(row_N), device=device)
     logps_N, _ = target_logps(model, hidden_NH, position_N, ids_BT[row_N, at_N], temperature=temperature)
-    return TokenLogps(logps_N, row_N, answer_BT[where].to(device), len(rows))
+    return TokenLogps(logps_N, row_N, answer_BT[where].to(device), len(rows), ids_BT.numel())

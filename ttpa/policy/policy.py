@@ -166,7 +166,7 @@ def load_base(spec: HFModel, adapters: Sequence[Path]) -> Policy:
             "model.name",
             spec.name,
             f"the architecture {type(model).__name__} changes its logits in a way that is not known here",
-            "Extend ttpa.policy.logprobs.head_logits",
+            "Extend ttpa.policy.head.head_logits",
         )
     return Policy(spec=spec, model=model, tokenizer=tokenizer, adapters=tuple(adapters))
 

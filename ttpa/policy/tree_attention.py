@@ -63,6 +63,8 @@ def plan_blocks(tree: TokenTree, offset: int) -> list[Block]:
         tree: The tree.
         offset: Place of its first node in the row.
     """
+    if not len(tree):
+        return []
     starts, stops = _runs(tree)
     stop_of = dict(zip(starts.tolist(), stops.tolist(), strict=True))
     blocks: list[Block] = []
@@ -88,8 +90,7 @@ def plan_blocks(tree: TokenTree, offset: int) -> list[Block]:
                 visit(run_stop, end, np.concatenate([above, np.arange(at, run_stop)]))
             at = end
 
-    if len(tree):
-        visit(0, len(tree), np.empty(0, np.int64))
+    visit(0, len(tree), np.empty(0, np.int64))
     return blocks
 
 
@@ -132,7 +133,7 @@ def laid_out(layout: Layout) -> Iterator[None]:
         _LAYOUT.reset(token)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=16)
 def _lower_right(queries: int, keys: int) -> Tensor:
     """Causal mask of queries that are the last of the keys, (queries, keys)."""
     return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)

@@ -80,7 +80,7 @@ def _fit_sft(
         [len(row) for row in rows],
         [row_weight(row, prompt_weight) for row in rows],
         parts.execution.micro_tokens,
-        units=units if forward is tree_token_logps else None,
+        units=(units or range(len(rows))) if forward is tree_token_logps else None,
         own=[len(row.answer) for row in rows],
     )
     return _fit(parts, module, data, workdir, progress)
@@ -180,6 +180,7 @@ def _align_pairs(
         [len(c.answer) for c, _ in both],
         parts.execution.micro_tokens,
         tokens=[len(c) + len(r) for c, r in both],
+        units=range(len(both)) if shares else None,
     )
     return {"pairs": len(pairs), **_fit(parts, module, data, workdir, progress)}
 

@@ -1,0 +1,672 @@
+"""Log-probs over token trees equal the padded ones, token for token and gradient for gradient."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_mask
+from transformers import (
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from ttpa.policy import head, tree_attention
+from ttpa.policy.head import decoder_and_head, target_logps
+from ttpa.policy.logprobs import Row, TokenLogps, token_logps
+from ttpa.policy.tree_attention import Block, plan_blocks
+from ttpa.policy.tree_logprobs import WORTH, answer_sums, choose_forward, flex_mask, tree_problem, tree_token_logps
+from ttpa.tree import TokenTree
+from ttpa.tree.forest import ancestor_mask
+
+VOCAB, PAD = 64, 0
+ALWAYS = 2.0
+"""A value of `worth` that takes the tree whatever the batch."""
+HUGE = 10**12
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 128,
+    "pad_token_id": PAD,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+}
+
+ARCHITECTURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "qwen2 tied": (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True}),
+    "qwen2 untied": (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": False}),
+    "llama": (LlamaForCausalLM, LlamaConfig, {}),
+    "gemma": (GemmaForCausalLM, GemmaConfig, {"head_dim": 8}),
+    "phi": (PhiForCausalLM, PhiConfig, {}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 8}),
+}
+
+
+def fresh(name: str, **fields: Any) -> PreTrainedModel:
+    model_class, config_class, own = ARCHITECTURES[name]
+    return drawn(model_class, config_class, **own, **fields)
+
+
+def drawn(model_class: Any, config_class: Any, **fields: Any) -> PreTrainedModel:
+    """Weights large enough for attention to look somewhere; biases and norms off their neutral values."""
+    torch.manual_seed(2)
+    model: PreTrainedModel = model_class(config_class(**{**SIZES, **fields}))
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=0.2)
+        else:
+            weight.data += 0.1 * torch.randn_like(weight)
+    return model.eval()
+
+
+@cache
+def model_of(name: str) -> PreTrainedModel:
+    return fresh(name)
+
+
+def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Of every trained weight; zero where none arrived."""
+    found = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            found[name] = torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def passed(forward: Callable[..., TokenLogps], model: Any, rows: Sequence[Row], **options: Any) -> Any:
+    """Log-probs, and the gradients of their mean with weights that tell tokens apart."""
+    found = forward(model, rows, pad_id=PAD, **options)
+    weights_N = 1 + 0.5 * torch.cos(torch.arange(len(found.logps_N)).float())
+    (found.logps_N * weights_N).sum().div(max(1, len(weights_N))).backward()
+    return found, gradients(model)
+
+
+def furthest(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def differences(model: Any, rows: Sequence[Row], **options: Any) -> tuple[float, float]:
+    """Largest difference of a log-prob and of a gradient between the tree and the padded path."""
+    ours, our_gradients = passed(tree_token_logps, model, rows, worth=ALWAYS, **options)
+    theirs, their_gradients = passed(token_logps, model, rows, **options)
+    assert ours.logps_N.dtype == theirs.logps_N.dtype == torch.float32
+    assert torch.equal(ours.row_N, theirs.row_N) and torch.equal(ours.is_answer_N, theirs.is_answer_N)
+    assert ours.rows == theirs.rows == len(rows)
+    apart = (ours.logps_N - theirs.logps_N).detach().abs()
+    return float(apart.max()) if len(apart) else 0.0, furthest(our_gradients, their_gradients)
+
+
+# --- rows that share ---------------------------------------------------------------------------------------------
+
+
+def ids(least: int, most: int, tokens: int = VOCAB - 1) -> st.SearchStrategy[list[int]]:
+    return st.lists(st.integers(1, tokens), min_size=least, max_size=most)
+
+
+@st.composite
+def groups(draw: st.DrawFn) -> list[Row]:
+    """One prompt, perhaps of one token, and answers over two tokens: empty, equal, and prefixes of each other."""
+    prompt = draw(ids(1, 12))
+    return [Row(prompt, answer) for answer in draw(st.lists(ids(0, 5, 2), min_size=1, max_size=5))]
+
+
+@st.composite
+def dialogues(draw: st.DrawFn) -> list[Row]:
+    """Each turn's prompt is the last one's with its answer and a question; candidates may hang on any turn."""
+    prompt, rows = draw(ids(1, 6)), []
+    for _ in range(draw(st.integers(2, 5))):
+        answer = draw(ids(1, 3))
+        rows += [Row(prompt, other) for other in (answer, *draw(st.lists(ids(0, 3), max_size=2)))]
+        prompt = [*prompt, *answer, *draw(ids(0, 3))]
+    return rows
+
+
+unrelated = st.lists(st.builds(Row, ids(1, 6), ids(0, 4)), min_size=1, max_size=4)
+mixed = st.lists(st.one_of(groups(), dialogues(), unrelated), min_size=1, max_size=3).map(
+    lambda parts: [row for part in parts for row in part]
+)
+
+SHARED = (3, 4, 5, 6, 7, 8, 9)
+HARD = [
+    Row(SHARED, (10, 11, 12)),
+    Row(SHARED, (10, 11)),  # a prefix of the one above
+    Row(SHARED, (10, 13, 1)),
+    Row(SHARED, ()),
+    Row(SHARED, (10, 11, 12)),  # once more
+    Row((*SHARED, 10, 11, 12, 20), (21, 22)),  # the next turn
+    Row(SHARED[:2], (5, 6, 1)),  # its answer runs along the prompt of the others
+    Row((30,), (31, 1)),
+    Row((30,), (31,)),
+    Row((40, 41), ()),
+]
+
+
+def long_rows(seed: int = 0) -> list[Row]:
+    """A dialogue of four turns of 60 tokens, three candidates each, beside a group of answers to another prompt."""
+    rng = random.Random(seed)
+
+    def some(count: int) -> list[int]:
+        return [rng.randrange(1, VOCAB) for _ in range(count)]
+
+    prompt, rows = some(10), []
+    for _ in range(4):
+        answers = [some(rng.randrange(3, 9)) for _ in range(3)]
+        rows += [Row(prompt, answer) for answer in answers]
+        prompt = [*prompt, *answers[0], *some(10)]
+    other = some(40)
+    return [*rows, *(Row(other, some(6)) for _ in range(4))]
+
+
+# --- exactness ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=mixed,
+    with_prompt=st.booleans(),
+    temperature=st.sampled_from([1.0, 0.7, 2.0]),
+    call_cost=st.sampled_from([0, 10, 300, tree_attention.CALL_COST]),
+)
+@example(rows=HARD, with_prompt=False, temperature=1.0, call_cost=0)
+@example(rows=HARD, with_prompt=True, temperature=0.7, call_cost=HUGE)
+@example(rows=[Row((5,), ())], with_prompt=True, temperature=1.0, call_cost=0)
+def test_log_probs_and_gradients_are_the_padded_ones(
+    name: str, rows: list[Row], with_prompt: bool, temperature: float, call_cost: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tree_attention, "CALL_COST", call_cost)
+        logps, grads = differences(model_of(name), rows, with_prompt=with_prompt, temperature=temperature)
+    assert logps < 1e-5 and grads < 1e-5
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_long_dialogues_are_exact_too(name: str) -> None:
+    """Every weight has a gradient that the comparison could miss."""
+    logps, grads = differences(model_of(name), long_rows(), with_prompt=True)
+    assert logps < 1e-5 and grads < 1e-5
+    _, found = passed(tree_token_logps, model_of(name), long_rows())
+    assert [
+        weight for weight, grad in found.items() if not grad.abs().max() > 1e-4 and "k_proj.bias" not in weight
+    ] == []
+
+
+@pytest.mark.parametrize("name", ["qwen2 tied", "llama"])
+def test_every_kind_of_attention_call_is_exact(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masked or causal; behind nothing, behind a contiguous path, and behind a path with side branches left out."""
+    monkeypatch.setattr(tree_attention, "CALL_COST", 300)
+    rows = long_rows()
+    blocks = plan_blocks(TokenTree.build([[*row.prompt, *row.answer] for row in rows]), 0)
+    kinds = {(type(block.keys).__name__, block.mask is None) for block in blocks}
+    assert kinds >= {("NoneType", True), ("slice", True), ("slice", False), ("Tensor", True), ("Tensor", False)}
+    logps, grads = differences(model_of(name), rows)
+    assert logps < 1e-5 and grads < 1e-5
+
+
+def test_the_rows_above_would_show_a_wrong_mask() -> None:
+    """A plain causal mask over the packed row, where answers see each other, is far off."""
+    plain = lambda tree, offset: [Block(offset, offset + len(tree), None, None)]  # noqa: E731
+    for rows in (HARD, long_rows()):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ttpa.policy.tree_logprobs.plan_blocks", plain)
+            logps, grads = differences(model_of("llama"), rows)
+        assert logps > 0.1 and grads > 1e-3
+
+
+@pytest.mark.parametrize("name", ["qwen2 tied", "llama"])
+def test_order_of_the_rows_does_not_matter(name: str) -> None:
+    model, rows = model_of(name), [*HARD, *long_rows()]
+    found, _ = passed(tree_token_logps, model, rows, worth=ALWAYS)
+    sums = found.sums().tolist()
+    order = list(range(len(rows)))
+    for seed in range(3):
+        random.Random(seed).shuffle(order)
+        mixed_up = tree_token_logps(model, [rows[k] for k in order], worth=ALWAYS)
+        assert mixed_up.sums().tolist() == pytest.approx([sums[k] for k in order], abs=1e-5)
+    mean = sum(tree_token_logps(model, [row], worth=ALWAYS).logps_N.sum() for row in rows)
+    assert float(mean.detach()) == pytest.approx(sum(sums), abs=1e-3)
+
+
+def test_equal_rows_get_equal_log_probs_and_a_gradient_each() -> None:
+    model, row = model_of("llama"), HARD[0]
+    _, once = passed(lambda *given, **options: tree_token_logps(*given, worth=ALWAYS, **options), model, [row])
+    found = tree_token_logps(model, [row] * 3, worth=ALWAYS)
+    assert torch.equal(found.logps_N[:3], found.logps_N[3:6]) and found.row_N.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    weights_N = 1 + 0.5 * torch.cos(torch.arange(3).float())
+    (found.logps_N * weights_N.repeat(3)).sum().div(3).backward()
+    assert furthest(gradients(model), {name: 3 * grad for name, grad in once.items()}) < 1e-5
+
+
+def test_an_answer_without_a_prompt_has_nothing_before_its_first_token() -> None:
+    """As in the padded path, that token has no log-prob."""
+    rows = [Row((), (5, 6)), Row((), (5, 7, 8)), Row((5,), (6,))]
+    logps, grads = differences(model_of("llama"), rows)
+    assert logps < 1e-5 and grads < 1e-5
+    assert tree_token_logps(model_of("llama"), rows, worth=ALWAYS).row_N.tolist() == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj", "down_proj"], ["q_proj", "lm_head"]])
+@pytest.mark.parametrize("name", ["qwen2 untied", "llama"])
+def test_adapters_get_the_padded_gradients(name: str, targets: list[str]) -> None:
+    """An adapter on the head runs within the tiles. With it off, the log-probs are those of the base model."""
+    from peft import LoraConfig, get_peft_model
+
+    base = fresh(name)
+    before = tree_token_logps(base, HARD, worth=ALWAYS).logps_N.detach()
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=targets, init_lora_weights=False)
+    model = get_peft_model(base, config).eval()
+    for rows in (HARD, long_rows()):
+        logps, grads = differences(model, rows)
+        assert logps < 1e-5 and grads < 1e-5
+    _, found = passed(tree_token_logps, model, long_rows())
+    assert found and all("lora" in weight and grad.abs().max() > 1e-4 for weight, grad in found.items())
+    assert any("lm_head" in weight for weight in found) == ("lm_head" in targets)
+    with_adapter = tree_token_logps(model, HARD, worth=ALWAYS).logps_N
+    with model.disable_adapter():
+        without = tree_token_logps(model, HARD, worth=ALWAYS).logps_N
+    assert torch.equal(without, before) and float((with_adapter - without).detach().abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("name", ["qwen2 tied", "llama", "gemma"])
+def test_bfloat16_agrees_as_far_as_it_goes(name: str) -> None:
+    """Log-probs within 0.1 of the padded ones, and no further from float32 than twice what padded bfloat16 is."""
+    rows, wide, narrow = [*HARD, *long_rows()], model_of(name), fresh(name).to(torch.bfloat16)
+    true, _ = passed(token_logps, wide, rows)
+    ours, our_gradients = passed(tree_token_logps, narrow, rows, worth=ALWAYS)
+    theirs, their_gradients = passed(token_logps, narrow, rows)
+    assert ours.logps_N.dtype == torch.float32
+    assert float((ours.logps_N - theirs.logps_N).detach().abs().max()) < 0.1
+    off, padded_off = ((found.logps_N - true.logps_N).detach().norm() for found in (ours, theirs))
+    assert off < 2 * padded_off
+    left, right = (
+        torch.cat([grad.flatten().float() for grad in found.values()]) for found in (our_gradients, their_gradients)
+    )
+    assert float((left - right).norm() / right.norm()) < 0.05
+
+
+# --- the head in tiles -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def saved_sizes() -> Iterator[list[int]]:
+    """Number of elements of every tensor that is kept for the backward pass."""
+    sizes: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield sizes
+
+
+@pytest.mark.parametrize("forward", [tree_token_logps, token_logps])
+@pytest.mark.parametrize("name", ["qwen2 tied", "phi", "gemma"])
+def test_tiles_give_the_same_without_keeping_the_logits(
+    name: str, forward: Callable[..., TokenLogps], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head never sees more than 5 positions at a time, in the backward pass neither."""
+    vocab, rows = 1000, long_rows()
+    model = fresh(name, vocab_size=vocab)
+    whole, whole_gradients = passed(forward, model, rows)
+    seen: list[int] = []
+    hook = decoder_and_head(model)[1].register_forward_hook(lambda _, given, out: seen.append(given[0].shape[0]))
+    with saved_sizes() as untiled:
+        forward(model, rows, pad_id=PAD)
+    positions = seen.pop()
+    assert not seen and max(untiled) >= positions * vocab, "the bound below would hold for any code"
+    monkeypatch.setattr(head, "TILE_ELEMENTS", 5 * vocab + 1)
+    with saved_sizes() as tiled:
+        found = forward(model, rows, pad_id=PAD)
+    again, again_gradients = passed(forward, model, rows)
+    hook.remove()
+    assert max(tiled) < positions * vocab
+    assert max(seen) == 5 and len(seen) == 3 * -(-positions // 5), "two forwards and a backward"
+    assert torch.allclose(found.logps_N, whole.logps_N, atol=1e-6) and torch.equal(found.logps_N, again.logps_N)
+    assert furthest(again_gradients, whole_gradients) < 1e-6
+
+
+def test_the_head_runs_once_where_answers_branch() -> None:
+    """Positions with something to predict: 3 of the group (behind the prompt, 7, 7 8), whatever the number of rows."""
+    model, seen = model_of("llama"), []
+    hook = decoder_and_head(model)[1].register_forward_hook(lambda _, given, out: seen.append(given[0].shape[0]))
+    answers = [(7, 8, 9), (7, 8, 10), (7, 8), (7, 11), (12,), (), (7, 8, 9)]
+    tree_token_logps(model, [Row((3, 4, 5, 6), answer) for answer in answers], worth=ALWAYS)
+    hook.remove()
+    assert seen == [3]
+
+
+@pytest.mark.parametrize("tile", [1, 3, 7, 100])
+def test_target_log_probs_and_entropies_are_those_of_the_formula(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """log softmax(z / t) at the target; -sum p log p at every position, even one with no or many targets."""
+    monkeypatch.setattr(head, "TILE_ELEMENTS", tile * VOCAB)
+    model = model_of("phi")
+    hidden_NH = torch.randn(8, SIZES["hidden_size"], generator=torch.Generator().manual_seed(0)).requires_grad_()
+    position_M = torch.tensor([0, 0, 0, 2, 3, 3, 6, 6, 6, 6])
+    token_M = torch.tensor([5, 5, 9, 1, 0, 63, 2, 3, 4, 5])
+    logps_M, entropy_N = target_logps(model, hidden_NH, position_M, token_M, temperature=0.7, entropy=True)
+    plain_NV = torch.log_softmax(model.lm_head(hidden_NH) / 0.7, -1)
+    assert torch.allclose(logps_M, plain_NV[position_M, token_M], atol=1e-6)
+    assert entropy_N is not None and not entropy_N.requires_grad and logps_M.requires_grad
+    assert torch.allclose(entropy_N, -(plain_NV.exp() * plain_NV).sum(-1), atol=1e-6)
+    assert target_logps(model, hidden_NH, position_M, token_M)[1] is None
+    logps_M.sum().backward()
+    found, hidden_NH.grad = hidden_NH.grad, None
+    plain_NV[position_M, token_M].sum().backward()
+    assert torch.allclose(found, hidden_NH.grad, atol=1e-6)
+    model.zero_grad()
+
+
+# --- which way a batch goes --------------------------------------------------------------------------------------
+
+
+def test_a_batch_that_shares_little_takes_the_padded_path() -> None:
+    """Rows of 10 and 9 tokens without a common one: 19 nodes of 20 padded tokens. With 2 shared of 20, 18 nodes."""
+    model = model_of("llama")
+    apart = [Row(range(1, 10), (10,)), Row(range(20, 28), (28,))]
+    assert tree_token_logps(model, apart).computed == 20
+    assert tree_token_logps(model, apart, worth=0.95).computed == 19
+    together = [Row(range(1, 10), (10,)), Row((1, 2, *range(20, 27)), (28,))]
+    assert WORTH == 0.9 and tree_token_logps(model, together).computed == 18
+    assert tree_token_logps(model, together, worth=0.89).computed == 20
+    options: dict[str, Any] = {"with_prompt": True, "temperature": 0.7, "pad_id": PAD}
+    assert torch.equal(tree_token_logps(model, apart, **options).logps_N, token_logps(model, apart, **options).logps_N)
+
+
+def test_tokens_computed_are_the_nodes_of_the_tree() -> None:
+    """Prompt 7, answers 3 + (10 13 1: 2 more) + 0, next turn 3 more: 15 nodes; padded 5 rows of 13."""
+    rows = [HARD[k] for k in (0, 1, 2, 3, 5)]
+    assert tree_token_logps(model_of("llama"), rows).computed == 15
+    assert token_logps(model_of("llama"), rows, pad_id=PAD).computed == 65
+
+
+def mistral(**fields: Any) -> PreTrainedModel:
+    return drawn(MistralForCausalLM, MistralConfig, **fields)
+
+
+def gemma2() -> PreTrainedModel:
+    return drawn(Gemma2ForCausalLM, Gemma2Config, head_dim=8)
+
+
+def windowed_qwen2() -> PreTrainedModel:
+    return fresh("qwen2 tied", use_sliding_window=True, sliding_window=4, max_window_layers=1)
+
+
+def falcon_h1() -> PreTrainedModel:
+    sizes = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8}
+    return drawn(FalconH1ForCausalLM, FalconH1Config, **sizes, mamba_chunk_size=8)
+
+
+def secretive() -> PreTrainedModel:
+    """A recurrence that no configuration speaks of: what stands before in the row is added up."""
+    model = fresh("llama")
+    model.model.embed_tokens.register_forward_hook(lambda _, given, out: out.cumsum(1))
+    return model
+
+
+UNFIT = [
+    (mistral, "it attends in a sliding window"),
+    (gemma2, "its layers are full_attention, sliding_attention"),
+    (windowed_qwen2, "its layers are full_attention, sliding_attention"),
+    (falcon_h1, "its layers are hybrid"),
+    (secretive, "its log-probs over a tree differ from the padded ones"),
+]
+
+
+@pytest.mark.parametrize(("build", "problem"), UNFIT)
+def test_an_architecture_that_cannot_take_trees_is_padded_and_says_so_once(
+    build: Callable[[], PreTrainedModel], problem: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build()
+    assert tree_problem(model) == problem
+    with caplog.at_level(logging.INFO, logger="ttpa"):
+        assert choose_forward(model, "tree") is token_logps
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{type(model).__name__}: {problem}; training uses padded batches"
+    ]
+    assert caplog.records[0].levelno == logging.WARNING
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_architecture_that_can_takes_trees_unless_told_otherwise(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = model_of(name)
+    with caplog.at_level(logging.INFO, logger="ttpa"):
+        assert choose_forward(model, "tree") is tree_token_logps
+        assert choose_forward(model, "padded") is token_logps
+    assert not caplog.records
+
+
+def test_a_mistral_without_a_window_takes_trees() -> None:
+    model = mistral(sliding_window=None)
+    assert tree_problem(model) is None
+    logps, grads = differences(model, [*HARD, *long_rows()])
+    assert logps < 1e-5 and grads < 1e-5
+
+
+def test_an_adapted_model_is_asked_about_its_base() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
+    assert tree_problem(get_peft_model(fresh("llama"), config)) is None
+    assert tree_problem(get_peft_model(mistral(), config)) == "it attends in a sliding window"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_asking_leaves_the_model_as_it_was(training: bool) -> None:
+    model = fresh("llama").train(training)
+    implementation = model.config._attn_implementation
+    tree_problem(model)
+    assert model.training == training and all(part.training == training for part in model.modules())
+    assert model.config._attn_implementation == implementation and all(p.grad is None for p in model.parameters())
+
+
+def test_the_model_is_left_as_it_was_even_after_an_error() -> None:
+    """Afterwards it is the plain model again, for sampling as for the padded path."""
+    model = model_of("llama")
+    before = model(input_ids=torch.tensor([[1, 2, 3]])).logits
+    implementation = model.config._attn_implementation
+    tree_token_logps(model, HARD, worth=ALWAYS)
+    with pytest.raises(IndexError):
+        tree_token_logps(model, [Row((1, 2), (VOCAB + 7,)), Row((1, 2), (3,))], worth=ALWAYS)
+    assert model.config._attn_implementation == implementation
+    assert torch.equal(model(input_ids=torch.tensor([[1, 2, 3]])).logits, before)
+    with pytest.raises(AssertionError, match="laid_out"):
+        tree_attention.tree_attention(model, *[torch.zeros(1, 1, 1, 2)] * 3, None)
+
+
+# --- summed answers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("forward", [tree_token_logps, token_logps])
+@pytest.mark.parametrize("budget", [1, 60, HUGE])
+def test_answer_sums_of_groups_are_those_of_each_row_alone(forward: Any, budget: int) -> None:
+    """Groups of any size come back in order, with dropout off and the model's mode kept."""
+    model = fresh("llama").train()
+    rows = [*HARD, *long_rows()]
+    groups = [rows[:1], rows[1:7], rows[7:8], rows[8:20], [Row((1, 2), ())], rows[20:]]
+    found = answer_sums(forward, model, groups, pad_id=PAD, budget=budget)
+    assert model.training and all(p.grad is None for p in model.parameters())
+    with torch.no_grad():
+        for group, sums in zip(groups, found, strict=True):
+            expected = [float(token_logps(model, [row], pad_id=PAD).sums()[0]) for row in group]
+            assert sums == pytest.approx(expected, abs=1e-4)
+    assert answer_sums(forward, model, [], pad_id=PAD, budget=budget) == []
+
+
+def test_answer_sums_keep_a_group_in_one_batch() -> None:
+    """Pairs of 20 and 10 tokens, budget 40: the two short pairs share a batch, the long ones do not share one."""
+    batches: list[list[int]] = []
+
+    def recording(model: Any, rows: Sequence[Row], *, pad_id: int) -> TokenLogps:
+        batches.append([row.prompt[0] for row in rows])
+        return token_logps(model, rows, pad_id=pad_id)
+
+    groups = [[Row([k] + [9] * (size // 2 - 2), (a,)) for a in (5, 6)] for k, size in enumerate((22, 10, 22, 12), 1)]
+    answer_sums(recording, model_of("llama"), groups, pad_id=PAD, budget=40)
+    assert batches == [[2, 2, 4, 4], [1, 1], [3, 3]]
+
+
+# --- attention calls ---------------------------------------------------------------------------------------------
+
+
+def tree_of(sequences: Sequence[Sequence[int]]) -> TokenTree:
+    return TokenTree.build(sequences)
+
+
+def times_computed(blocks: Sequence[Block], nodes: int) -> Tensor:
+    """How often each (query, key) pair of the row is computed, (nodes, nodes)."""
+    times = torch.zeros(nodes, nodes, dtype=torch.long)
+    for block in blocks:
+        here, size = torch.arange(block.start, block.stop), block.stop - block.start
+        if block.keys is not None:
+            keys = torch.arange(nodes)[block.keys]
+            assert len(keys) and keys.tolist() == sorted(set(keys.tolist()))
+            times[here[:, None], keys[None, :]] += 1
+        inside = torch.ones(size, size, dtype=torch.bool).tril() if block.mask is None else block.mask
+        times[block.start : block.stop, block.start : block.stop] += inside.long()
+    return times
+
+
+sequence_sets = st.lists(st.lists(st.integers(0, 2), max_size=10), min_size=1, max_size=10).filter(any)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    sequences=sequence_sets,
+    call_cost=st.sampled_from([0, 3, 20, tree_attention.CALL_COST, HUGE]),
+    offset=st.integers(0, 4),
+)
+def test_attention_calls_compute_every_allowed_pair_once_and_no_other(
+    sequences: list[list[int]], call_cost: int, offset: int
+) -> None:
+    tree = tree_of(sequences)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tree_attention, "CALL_COST", call_cost)
+        blocks = plan_blocks(tree, offset)
+    edges = [offset, *(block.stop for block in blocks)]
+    assert [block.start for block in blocks] == edges[:-1] and edges[-1] == offset + len(tree), "in row order, no gaps"
+    expected = torch.zeros(offset + len(tree), offset + len(tree), dtype=torch.long)
+    expected[offset:, offset:] = ancestor_mask(torch.from_numpy(tree.end)[None])[0, 0].long()
+    assert torch.equal(times_computed(blocks, offset + len(tree)), expected)
+
+
+def test_calls_follow_their_price() -> None:
+    """A prompt of 50 and four answers of 20: dear calls make one masked block, free ones five causal ones."""
+    tree = tree_of([[*range(100, 150), *range(20 * k, 20 * k + 20)] for k in range(4)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tree_attention, "CALL_COST", HUGE)
+        (block,) = plan_blocks(tree, 0)
+        assert (block.start, block.stop, block.keys) == (0, 130, None) and block.mask is not None
+        patch.setattr(tree_attention, "CALL_COST", 0)
+        blocks = plan_blocks(tree, 7)
+    assert [(block.start, block.stop) for block in blocks] == [(7, 57), (57, 77), (77, 97), (97, 117), (117, 137)]
+    assert [block.keys for block in blocks] == [None] + [slice(7, 57)] * 4
+    assert all(block.mask is None for block in blocks)
+
+
+def test_a_single_sequence_is_one_causal_call() -> None:
+    assert plan_blocks(tree_of([range(30)]), 2) == [Block(2, 32, None, None)]
+    assert plan_blocks(tree_of([range(30), range(12)]), 0) == [Block(0, 30, None, None)]
+
+
+# --- the block mask ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("size", [1, 5, 40, 127, 300])
+def test_the_block_mask_is_the_ancestor_rule(size: int, seed: int) -> None:
+    """Pair by pair; and its blocks of 128 are those with a pair in them, whole ones where all pairs are."""
+    rng = random.Random(seed)
+    trunk = [rng.randrange(9) for _ in range(size)]
+    cuts = [rng.randrange(size) for _ in range(6)]
+    tree = tree_of([trunk, *([*trunk[:cut], *(rng.randrange(9) for _ in range(rng.randrange(20)))] for cut in cuts)])
+    built, nodes = flex_mask(tree, torch.device("cpu")), len(tree)
+    allowed = ancestor_mask(torch.from_numpy(tree.end)[None])[0, 0]
+    assert torch.equal(create_mask(built.mask_mod, 1, 1, nodes, nodes, device="cpu")[0, 0], allowed)
+    edges = [*range(0, nodes, 128), nodes]
+    present = [
+        [int(allowed[top:bottom, left:right].any()) for left, right in pairwise(edges)]
+        for top, bottom in pairwise(edges)
+    ]
+    assert built.to_dense()[0, 0].tolist() == present
+
+
+def test_whole_kernel_blocks_can_be_read_past_the_last_node() -> None:
+    """The kernel asks for pairs up to the next multiple of 128: no node sees what is not there."""
+    tree = tree_of([range(100), [*range(50), *range(200, 240)]])
+    built = flex_mask(tree, torch.device("cpu"))
+    padded = create_mask(built.mask_mod, 1, 1, 256, 256, device="cpu")[0, 0]
+    assert not padded[: len(tree), len(tree) :].any() and len(tree) == 140
+
+
+def test_paths_hold_the_running_sum_of_log_probs() -> None:
+    """A row's log-prob is that of its prompt's other rows along the shared part: sums over prefixes agree."""
+    model, answer = model_of("qwen2 tied"), (7, 8, 9, 10)
+    rows = [Row((3, 4), answer[:size]) for size in range(5)]
+    with torch.no_grad():
+        found = tree_token_logps(model, rows, worth=ALWAYS)
+    whole = found.logps_N[found.row_N == 4].tolist()
+    assert found.sums().tolist() == pytest.approx([0.0, *accumulate(whole)], abs=1e-6)
+    assert np.bincount(found.row_N.numpy(), minlength=5).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_does_not_change_the_gradients(reentrant: bool) -> None:
+    model = fresh("qwen2 tied").train()
+    _, expected = passed(token_logps, model, long_rows())
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    _, found = passed(tree_token_logps, model, long_rows(), worth=ALWAYS)
+    assert furthest(found, expected) < 1e-5
+
+
+def test_the_probe_notices_answers_that_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def plain(tree: TokenTree, offset: int) -> list[Block]:
+        return [Block(offset, offset + len(tree), None, None)]
+
+    monkeypatch.setattr("ttpa.policy.tree_logprobs.plan_blocks", plain)
+    assert tree_problem(model_of("llama")) == "its log-probs over a tree differ from the padded ones"
+
+
+def test_an_empty_tree_needs_no_attention() -> None:
+    assert plan_blocks(TokenTree.build([[]]), 0) == []
+
+
+def test_a_model_that_drops_attention_weights_keeps_the_padded_path() -> None:
+    model = fresh("llama")
+    model.config.attention_dropout = 0.1
+    assert tree_problem(model) == "it drops attention weights in training"
