@@ -38,7 +38,7 @@ from transformers import (
 )
 
 from ttpa.policy import head, tree_attention
-from ttpa.policy.head import decoder_and_head, target_logps
+from ttpa.policy.head import target_logps
 from ttpa.policy.logprobs import Row, TokenLogps, token_logps
 from ttpa.policy.tree_attention import Block, plan_blocks
 from ttpa.policy.tree_logprobs import WORTH, answer_sums, choose_forward, flex_mask, tree_problem, tree_token_logps
@@ -332,40 +332,63 @@ def saved_sizes() -> Iterator[list[int]]:
         yield sizes
 
 
+@contextmanager
+def watched_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
+    """(positions, tile) of every walk over the head's positions."""
+    walks: list[tuple[int, int]] = []
+    plain = head._tiles
+
+    def watched(count: int, position_M: Tensor, tile: int) -> Iterator[tuple[int, slice]]:
+        walks.append((count, tile))
+        return plain(count, position_M, tile)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(head, "_tiles", watched)
+        yield walks
+
+
 @pytest.mark.parametrize("forward", [tree_token_logps, token_logps])
 @pytest.mark.parametrize("name", ["qwen2 tied", "phi", "gemma"])
 def test_tiles_give_the_same_without_keeping_the_logits(
     name: str, forward: Callable[..., TokenLogps], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The head never sees more than 5 positions at a time, in the backward pass neither."""
+    """Phi's head has a bias: it takes the checkpointed way, the others the backward pass that is written out."""
     vocab, rows = 1000, long_rows()
     model = fresh(name, vocab_size=vocab)
     whole, whole_gradients = passed(forward, model, rows)
-    seen: list[int] = []
-    hook = decoder_and_head(model)[1].register_forward_hook(lambda _, given, out: seen.append(given[0].shape[0]))
-    with saved_sizes() as untiled:
-        forward(model, rows, pad_id=PAD)
-    positions = seen.pop()
-    assert not seen and max(untiled) >= positions * vocab, "the bound below would hold for any code"
     monkeypatch.setattr(head, "TILE_ELEMENTS", 5 * vocab + 1)
-    with saved_sizes() as tiled:
+    with saved_sizes() as tiled, watched_tiles(monkeypatch) as walks:
         found = forward(model, rows, pad_id=PAD)
     again, again_gradients = passed(forward, model, rows)
-    hook.remove()
+    ((positions, tile),) = walks
+    assert tile == 5 and positions > 20
     assert max(tiled) < positions * vocab
-    assert max(seen) == 5 and len(seen) == 3 * -(-positions // 5), "two forwards and a backward"
     assert torch.allclose(found.logps_N, whole.logps_N, atol=1e-6) and torch.equal(found.logps_N, again.logps_N)
     assert furthest(again_gradients, whole_gradients) < 1e-6
 
 
-def test_the_head_runs_once_where_answers_branch() -> None:
+def test_a_plain_head_keeps_no_logits_however_small_they_are() -> None:
+    model, rows = fresh("qwen2 tied", vocab_size=4000), long_rows()
+    with saved_sizes() as sizes:
+        found = tree_token_logps(model, rows, pad_id=PAD, worth=ALWAYS)
+    assert max(sizes) < 4000 * len(found.logps_N) / 2
+
+
+def test_a_frozen_head_gives_the_same_gradients_below_it() -> None:
+    model, rows = fresh("llama"), long_rows()
+    _, expected = passed(token_logps, model, rows)
+    model.get_output_embeddings().weight.requires_grad_(False)
+    _, found = passed(tree_token_logps, model, rows, worth=ALWAYS)
+    assert found.keys() == expected.keys() - {"lm_head.weight"}
+    assert furthest(found, {name: expected[name] for name in found}) < 1e-5
+
+
+def test_the_head_runs_once_where_answers_branch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Positions with something to predict: 3 of the group (behind the prompt, 7, 7 8), whatever the number of rows."""
-    model, seen = model_of("llama"), []
-    hook = decoder_and_head(model)[1].register_forward_hook(lambda _, given, out: seen.append(given[0].shape[0]))
     answers = [(7, 8, 9), (7, 8, 10), (7, 8), (7, 11), (12,), (), (7, 8, 9)]
-    tree_token_logps(model, [Row((3, 4, 5, 6), answer) for answer in answers], worth=ALWAYS)
-    hook.remove()
-    assert seen == [3]
+    with watched_tiles(monkeypatch) as walks:
+        tree_token_logps(model_of("llama"), [Row((3, 4, 5, 6), answer) for answer in answers], worth=ALWAYS)
+    assert [count for count, _ in walks] == [3]
 
 
 @pytest.mark.parametrize("tile", [1, 3, 7, 100])

@@ -1,13 +1,15 @@
 """Log-probs over a large vocabulary without keeping the logits: the LM head in tiles of tokens.
 
-A tile's logits live only while the tile is computed; the backward pass computes them again (activation checkpointing of
-one tile), so nothing of size tokens x vocabulary is kept between forward and backward. Works through the head module
-itself, so with tied embeddings, LoRA on the head, half precision, and the logit scalings some architectures have.
+A tile's logits live only while the tile is computed and are computed again in the backward pass, so nothing of size
+tokens x vocabulary is kept in between. A plain linear head (nearly all are) takes a backward pass written out below,
+which walks over a tile's logits three times where autograd walks over them a dozen times. Any other head (LoRA on it, a
+bias, the logit scalings some architectures have) goes through its own module with each tile checkpointed.
 Shapes: N positions, M targets, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,7 +17,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 TILE_ELEMENTS = 1 << 22
-"""Logits held at a time: 16 MiB in float32. One tile is not checkpointed."""
+"""Logits held at a time: 16 MiB in float32."""
+
+SCALINGS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "final_logit_softcapping")
+"""Configuration keys of what an architecture does to its logits; see `head_logits`."""
 
 
 def decoder_and_head(model: Any) -> tuple[torch.nn.Module, torch.nn.Module, object]:
@@ -48,6 +53,63 @@ def head_agrees(model: Any) -> bool:
     return bool(torch.allclose(head_logits(head, config, hidden_TH), own_TV, rtol=1e-2, atol=1e-2))
 
 
+class _LinearHead(torch.autograd.Function):
+    """`target_logps` for logits that are hidden times weight, divided by the temperature."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, position_M: Tensor, token_M: Tensor, temperature: float
+    ) -> Tensor:
+        tile = max(1, TILE_ELEMENTS // len(weight_VH))
+        total_N = hidden_NH.new_empty(len(hidden_NH), dtype=torch.float32)
+        logps_M = hidden_NH.new_empty(len(position_M), dtype=torch.float32)
+        for start, here in _tiles(len(hidden_NH), position_M, tile):
+            logits = (hidden_NH[start : start + tile] @ weight_VH.T).float()
+            if temperature != 1.0:
+                logits /= temperature
+            total_N[start : start + tile] = logits.logsumexp(-1)
+            logps_M[here] = logits[position_M[here] - start, token_M[here]] - total_N[position_M[here]]
+        ctx.save_for_backward(hidden_NH, weight_VH, position_M, token_M, total_N)
+        ctx.temperature = temperature
+        return logps_M
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        """d log p(t) / d logits = onehot(t) - softmax; several targets at one position add up."""
+        grad_M = gradients[0] / ctx.temperature
+        hidden_NH, weight_VH, position_M, token_M, total_N = ctx.saved_tensors
+        tile = max(1, TILE_ELEMENTS // len(weight_VH))
+        of_hidden = torch.empty_like(hidden_NH) if ctx.needs_input_grad[0] else None
+        of_weight = torch.zeros_like(weight_VH) if ctx.needs_input_grad[1] else None
+        mass_N = torch.zeros_like(total_N).index_add_(0, position_M, grad_M)
+        for start, here in _tiles(len(hidden_NH), position_M, tile):
+            rows = slice(start, start + tile)
+            slope = (hidden_NH[rows] @ weight_VH.T).float()
+            if ctx.temperature != 1.0:
+                slope /= ctx.temperature
+            slope.sub_(total_N[rows, None]).exp_().mul_(-mass_N[rows, None])
+            slope.index_put_((position_M[here] - start, token_M[here]), grad_M[here], accumulate=True)
+            slope = slope.to(hidden_NH.dtype)
+            if of_hidden is not None:
+                of_hidden[rows] = slope @ weight_VH
+            if of_weight is not None:
+                of_weight.addmm_(slope.T, hidden_NH[rows])
+        return of_hidden, of_weight, None, None, None
+
+
+def _tiles(count: int, position_M: Tensor, tile: int) -> Iterator[tuple[int, slice]]:
+    """First position of each tile, and the targets that ask there (`position_M` is ascending)."""
+    edges = torch.searchsorted(position_M, torch.arange(0, count + tile, tile, device=position_M.device)).tolist()
+    for number, start in enumerate(range(0, count, tile)):
+        yield start, slice(edges[number], edges[number + 1])
+
+
+def _is_linear(head: Any, config: object) -> bool:
+    """Whether the logits are hidden times weight and nothing else."""
+    changed = any(getattr(config, name, None) for name in SCALINGS)
+    return type(head) is torch.nn.Linear and head.bias is None and not changed
+
+
 def target_logps(
     model: Any,
     hidden_NH: Tensor,
@@ -73,6 +135,8 @@ def target_logps(
         Float32 log-probs (M,), and entropies (N,) or None.
     """
     _, head, config = decoder_and_head(model)
+    if _is_linear(head, config) and not entropy:
+        return _LinearHead.apply(hidden_NH, head.weight, position_M, token_M, temperature), None
     tile = max(1, TILE_ELEMENTS // int(getattr(config, "vocab_size", 1)))
 
     def one(hidden: Tensor, position: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,15 +149,11 @@ def target_logps(
             surprise = total - (torch.exp(logits - total[:, None]) * logits).sum(-1)
         return logps, surprise
 
-    count = len(hidden_NH)
-    if count <= tile:
-        logps, surprise = one(hidden_NH, position_M, token_M)
-        return logps, surprise if entropy else None
-    edges = torch.searchsorted(position_M, torch.arange(0, count + tile, tile, device=position_M.device)).tolist()
     parts = []
-    for number, start in enumerate(range(0, count, tile)):
-        here = slice(edges[number], edges[number + 1])
+    for start, here in _tiles(len(hidden_NH), position_M, tile):
         arguments = (hidden_NH[start : start + tile], position_M[here] - start, token_M[here])
         parts.append(checkpoint(one, *arguments, use_reentrant=False) if torch.is_grad_enabled() else one(*arguments))
+    if not parts:
+        parts = [one(hidden_NH, position_M, token_M)]
     logps = torch.cat([part[0] for part in parts])
     return logps, torch.cat([part[1] for part in parts]) if entropy else None

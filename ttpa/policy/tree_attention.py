@@ -30,7 +30,7 @@ from ttpa.tree import TokenTree
 from ttpa.tree.tree import Ints
 
 NAME = "ttpa_tree"
-CALL_COST = 40_000
+CALL_COST = 10_000
 """What one more attention call costs, in query-key pairs: below it, subtrees are computed behind one mask."""
 
 
