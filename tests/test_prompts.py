@@ -258,7 +258,10 @@ def test_every_turn_of_a_published_dialogue_is_in_its_prompt(renderer: Renderer,
     for sample in published:
         text, at = shown(renderer, sample), 0
         for message in sample.messages:
-            at = text.index(renderer.syntax.print(message.calls) if message.calls else message.content, at)
+            said = renderer.syntax.print(message.calls) if message.calls else message.content
+            found = text.find(said, at)
+            assert found >= 0, (sample.id, said)
+            at = found + len(said)
 
 
 def test_any_text_survives(renderer: Renderer, toy_samples: Samples) -> None:

@@ -84,8 +84,8 @@ def test_folder_is_read_in_order_of_names(tmp_path: Path) -> None:
 
 
 def test_parquet(tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow
+    from pyarrow import parquet
 
     rows = [row(1), row(2)]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
@@ -96,7 +96,8 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 def test_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     asked: list[str] = []
 
     def load(name: str) -> Any:
@@ -115,7 +116,7 @@ def test_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_hub_failure_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
 
     def load(name: str) -> Any:
         raise ConnectionError("no route")
@@ -261,7 +262,8 @@ def test_schemas_survive_the_disk_and_a_columnar_reader(source: Any, name: str, 
     assert len({tuple(tool.parameters["properties"]) for text in texts for tool in tools_from_text(text)}) > 20
     assert [tools_to_text(Sample.from_json(entry).tools) for entry in rows] == texts
     assert [Sample.from_json(entry).to_json() for entry in rows] == rows
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     loaded = datasets.load_dataset(
         "json", data_files=str(tmp_path / "train.jsonl"), split="train", cache_dir=str(tmp_path / "cache")
     )
