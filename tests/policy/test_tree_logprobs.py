@@ -316,6 +316,52 @@ def test_bfloat16_agrees_as_far_as_it_goes(name: str) -> None:
     assert float((left - right).norm() / right.norm()) < 0.05
 
 
+# --- the last layer ----------------------------------------------------------------------------------------------
+
+LONG_PROMPT = [Row(tuple(range(2, 50)), answer) for answer in ((5, 6, 7), (5, 8), (9,), (5, 6, 1, 1))] + [
+    Row((*range(2, 50), 5, 6, 7, 30, 31, 32, 33, 34, 35, 36), (4, 1)),  # a later turn
+    Row((60, 61, 62, 63, 1, 2, 3, 4, 5, 6), (7, 8)),
+]
+"""Few nodes have something to predict: what nobody reads of the last layer is left out."""
+
+
+@pytest.mark.parametrize("call_cost", [0, 300, HUGE])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_last_layer_for_few_nodes_is_exact(name: str, call_cost: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree_attention, "CALL_COST", call_cost)
+    logps, grads = differences(model_of(name), LONG_PROMPT)
+    assert logps < 1e-5 and grads < 1e-5
+
+
+@pytest.mark.parametrize("name", ["qwen2 untied", "llama", "gemma"])
+def test_only_what_the_head_reads_runs_through_the_last_mlp(name: str) -> None:
+    """Nodes with an answer token behind them; the layers before and the keys of the last one see every node."""
+    model, seen = fresh(name), dict[str, int]()
+    layers = model.model.layers
+    parts = {"first": layers[0].mlp, "key": layers[-1].self_attn.k_proj, "inner": layers[-1].mlp.down_proj}
+    for label, part in parts.items():
+        part.register_forward_pre_hook(lambda _, given, label=label: seen.__setitem__(label, given[0].shape[1]))
+    tree = TokenTree.build([[*row.prompt, *row.answer] for row in LONG_PROMPT])
+    read = {
+        path[k - 1] for row, path in zip(LONG_PROMPT, tree.paths, strict=True) for k in range(len(row.prompt), len(row))
+    }
+    tree_token_logps(model, LONG_PROMPT, worth=ALWAYS)
+    assert seen == {"first": len(tree), "key": len(tree), "inner": len(read)}
+    tree_token_logps(model, LONG_PROMPT, worth=ALWAYS, with_prompt=True)
+    assert seen["inner"] == len(tree)
+
+
+def test_a_failed_forward_leaves_the_layers_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fresh("llama")
+    mlp = model.model.layers[-1].mlp
+    broken = mlp.register_forward_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
+    with pytest.raises(RuntimeError, match="broken"):
+        tree_token_logps(model, LONG_PROMPT, worth=ALWAYS)
+    broken.remove()
+    assert "forward" not in mlp.__dict__ and model.config._attn_implementation != tree_attention.NAME
+    assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
+
+
 # --- the head in tiles -------------------------------------------------------------------------------------------
 
 

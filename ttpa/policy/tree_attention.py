@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -39,13 +39,14 @@ class Block:
     """One attention call: nodes [start, stop) of a row look at `keys` (their common ancestors) and at themselves.
 
     `keys` is a slice where the ancestors are contiguous. `mask` (stop - start, stop - start) says who sees whom inside;
-    None means causal.
+    None means causal. The first `skip` nodes are keys only: nobody reads what they would look at.
     """
 
     start: int
     stop: int
     keys: slice | Tensor | None
     mask: Tensor | None
+    skip: int = 0
 
 
 def _runs(tree: TokenTree) -> tuple[Ints, Ints]:
@@ -104,6 +105,15 @@ def _split_cost(tree: TokenTree, stop_of: dict[int, int], first: int, last: int,
     return cost
 
 
+def thinned(blocks: Sequence[Block], wanted_T: Any) -> list[Block]:
+    """The blocks of a layer of which only the wanted nodes (booleans, T) are read, the nodes before them skipped."""
+    found = []
+    for block in blocks:
+        inside = np.flatnonzero(wanted_T[block.start : block.stop])
+        found.append(replace(block, skip=int(inside[0]) if len(inside) else block.stop - block.start))
+    return found
+
+
 def _keys(above: Ints, offset: int) -> slice | Tensor | None:
     if not len(above):
         return None
@@ -114,10 +124,15 @@ def _keys(above: Ints, offset: int) -> slice | Tensor | None:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the row in the forward pass is laid out: the blocks in row order, or a FlexAttention block mask."""
+    """How the row in the forward pass is laid out: the blocks in row order, or a FlexAttention block mask.
+
+    `last` are the blocks of the last layer, whose number is `last_layer`; None where it is computed as the others.
+    """
 
     blocks: Sequence[Block]
     flex: Any = None
+    last: Sequence[Block] | None = None
+    last_layer: int = -1
 
 
 _LAYOUT: ContextVar[Layout | None] = ContextVar("tree_layout", default=None)
@@ -131,6 +146,10 @@ def laid_out(layout: Layout) -> Iterator[None]:
         yield
     finally:
         _LAYOUT.reset(token)
+
+
+def layout_now() -> Layout | None:
+    return _LAYOUT.get()
 
 
 @lru_cache(maxsize=16)
@@ -157,7 +176,7 @@ def tree_attention(
     Returns:
         (1, T, H, D) and None.
     """
-    layout = _LAYOUT.get()
+    layout = layout_now()
     assert layout is not None, "a forward pass over trees needs `laid_out`"
     grouped = key.shape[1] != query.shape[1]
     if layout.flex is not None:
@@ -169,8 +188,13 @@ def tree_attention(
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     outs = []
-    for block in layout.blocks:
-        here = slice(block.start, block.stop)
+    thin = layout.last is not None and getattr(module, "layer_idx", None) == layout.last_layer
+    for block in (layout.last or ()) if thin else layout.blocks:
+        if block.skip:
+            outs.append(query.new_zeros(1, query.shape[1], block.skip, query.shape[3]))
+        if block.skip == block.stop - block.start:
+            continue
+        here, asking = slice(block.start, block.stop), slice(block.start + block.skip, block.stop)
         k, v, mask = key[:, :, here], value[:, :, here], block.mask
         size = block.stop - block.start
         if block.keys is not None:
@@ -178,8 +202,10 @@ def tree_attention(
             v = torch.cat([value[:, :, block.keys], v], 2)
             above = k.shape[2] - size
             mask = _lower_right(size, above + size) if mask is None else F.pad(mask, (above, 0), value=True)
+        if block.skip:
+            mask = (_lower_right(size, size) if mask is None else mask)[block.skip :]
         causal = mask is None and size > 1
         if mask is not None:
             mask = mask.to(query.device)
-        outs.append(F.scaled_dot_product_attention(query[:, :, here], k, v, mask, is_causal=causal, scale=scaling))
+        outs.append(F.scaled_dot_product_attention(query[:, :, asking], k, v, mask, is_causal=causal, scale=scaling))
     return torch.cat(outs, 2).transpose(1, 2).contiguous(), None

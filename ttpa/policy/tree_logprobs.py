@@ -10,26 +10,34 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from ttpa.policy.batching import bucket_by_tokens
 from ttpa.policy.head import decoder_and_head, target_logps
 from ttpa.policy.logprobs import Row, TokenLogps, token_logps
-from ttpa.policy.tree_attention import NAME, Layout, laid_out, plan_blocks, tree_attention
+from ttpa.policy.tree_attention import NAME, Layout, laid_out, layout_now, plan_blocks, thinned, tree_attention
 from ttpa.tree import TokenTree
+from ttpa.tree.tree import Ints
 
 log = logging.getLogger("ttpa")
 
 AttentionInterface.register(NAME, tree_attention)
 # The mask is the layout's business: transformers makes none.
 AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+
+BY_TOKEN = ("mlp", "self_attn.q_proj", "self_attn.o_proj")
+"""Parts of a layer that map each token by itself, by the names most architectures give them."""
+
+MOST_READ = 0.7
+"""Share of the nodes above which the last layer is computed whole."""
 
 WORTH = 0.9
 """Share of the padded tokens below which a tree is used: it gains nothing where rows share little and fit together."""
@@ -94,8 +102,9 @@ def tree_token_logps(
     def there(array: Any) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
-    layout = Layout((), flex_mask(tree, device)) if device.type == "cuda" else Layout(tuple(plan_blocks(tree, 0)))
-    with _over_trees(decoder, config, layout):
+    read = _read_by_head(decoder, parents, len(tree))
+    layout = _layout_of(tree, device, read, len(getattr(decoder, "layers", ())) - 1)
+    with _over_trees(decoder, config, layout, there(parents) if read is not None else None):
         out = decoder(input_ids=there(tree.token)[None], position_ids=there(tree.depth)[None], use_cache=False)
     hidden_NH = out.last_hidden_state[0, there(parents)]
     tokens = there(tree.token[node_M[order]])
@@ -104,16 +113,62 @@ def tree_token_logps(
     return TokenLogps(logps_N, there(row_N), there(answer_N), len(rows), len(tree))
 
 
+def _read_by_head(decoder: torch.nn.Module, parents: Ints, nodes: int) -> Any:
+    """Which nodes the head reads (booleans, by node); None where thinning the last layer saves nothing."""
+    if not hasattr(decoder, "layers") or len(parents) > MOST_READ * nodes:
+        return None
+    read = np.zeros(nodes, bool)
+    read[parents] = True
+    return read
+
+
+def _layout_of(tree: TokenTree, device: torch.device, read: Any, last_layer: int) -> Layout:
+    if device.type == "cuda":
+        return Layout((), flex_mask(tree, device))
+    blocks = tuple(plan_blocks(tree, 0))
+    return Layout(blocks, None, None if read is None else thinned(blocks, read), last_layer)
+
+
 @contextmanager
-def _over_trees(decoder: torch.nn.Module, config: Any, layout: Layout) -> Iterator[None]:
+def _only(layer: torch.nn.Module, nodes: Tensor) -> Iterator[None]:
+    """Within it, what a layer does token by token is done for some nodes of the row and is zero for the others.
+
+    In the last layer, only what the head reads matters of the others' queries and of their MLP; their keys and values
+    are still computed. A prompt is most of a row, so this is most of a layer.
+    """
+    parts = dict(layer.named_modules())
+    found = [parts[name] for name in BY_TOKEN if name in parts]
+    before = [part.__dict__.get("forward") for part in found]
+
+    def thin(whole: Callable[..., Tensor], hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        out = whole(hidden[:, nodes], *args, **kwargs)
+        return out.new_zeros(1, hidden.shape[1], out.shape[-1]).index_copy(1, nodes, out)
+
+    for part in found:
+        part.forward = partial(thin, part.forward)
+    try:
+        yield
+    finally:
+        for part, own in zip(found, before, strict=True):
+            if own is None:
+                del part.forward
+            else:
+                part.forward = own
+
+
+@contextmanager
+def _over_trees(decoder: Any, config: Any, layout: Layout, read: Tensor | None) -> Iterator[None]:
     """Within it, the model attends over the row; so do its layers when gradient checkpointing runs them again later."""
 
     @contextmanager
     def attending() -> Iterator[None]:
+        if layout_now() is layout:
+            yield
+            return
         before = config._attn_implementation
         config._attn_implementation = NAME
         try:
-            with laid_out(layout):
+            with laid_out(layout), nullcontext() if read is None else _only(decoder.layers[-1], read):
                 yield
         finally:
             config._attn_implementation = before
