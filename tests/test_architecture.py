@@ -19,9 +19,22 @@ ROOT = Path(__file__).resolve().parents[1]
 # Low to high; a module imports from its own layer or a lower one. A name is a file or a folder directly below ttpa/.
 LAYERS = (
     ("records", "errors"),
-    ("toolcall", "prompts", "tree"),
+    ("toolcall", "text_stream", "prompts", "tree"),
     ("policy", "objectives"),
-    ("data", "samplers", "scorers", "selection", "pairs", "store", "locks", "provenance", "shards", "modules", "evals"),
+    (
+        "data",
+        "samplers",
+        "scorers",
+        "selection",
+        "pairs",
+        "store",
+        "locks",
+        "provenance",
+        "executor",
+        "shards",
+        "modules",
+        "evals",
+    ),
     ("config", "stages", "pipeline"),
     ("view", "cli"),
 )

@@ -36,8 +36,18 @@ OVERLAID = [("experiment", name) for name in options("experiment")] + [("debug",
 IDENTITY_OPTIONS = [(group, option) for group in config.IDENTITY for option in options(group)]
 CELLS = [(*overlay, *chosen) for overlay in OVERLAID for chosen in IDENTITY_OPTIONS]
 
-# Each would train on the same targets again in rounds 2 and 3.
-REFUSED = {("experiment", "itool", "objective", "gold"): r"objective=gold .* rounds=3\. Use rounds=1, or objective="}
+BESIDE = {("pairs", "siblings"): ("sampler=mcts",)}
+"""What an option cannot do without."""
+NO_TREE = r"pairs=siblings takes pairs from a search tree, .* Use sampler=mcts, or pairs=verified"
+REFUSED = {
+    # It would train on the same targets again in rounds 2 and 3.
+    ("experiment", "itool", "objective", "gold"): r"objective=gold .* rounds=3\. Use rounds=1, or objective=",
+    ("experiment", "itool", "sampler", "group"): NO_TREE,
+    ("experiment", "itool", "sampler", "tps"): NO_TREE,
+    ("experiment", "demo", "pairs", "siblings"): NO_TREE,
+    ("experiment", "ttpa", "pairs", "siblings"): NO_TREE,
+    ("debug", "smoke", "pairs", "siblings"): NO_TREE,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -313,7 +323,7 @@ def test_every_value_of_an_identity_option_enters_a_stage_and_the_run_id(
     group: str, option: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The recipe of a model too: through the options that refer to it."""
-    cfg = composed(f"{group}={option}")
+    cfg = composed(f"{group}={option}", *BESIDE.get((group, option), ()))
     parts = pipeline.build_parts(cfg)
     monkeypatch.setattr(pipeline, "build_parts", lambda _: parts)  # the changed values need not make sense
     before, run_id = names(run(cfg)), config.run_id(cfg)
@@ -330,7 +340,8 @@ def test_every_value_of_an_identity_option_enters_a_stage_and_the_run_id(
 
 @pytest.mark.parametrize("group", [group for group in config.IDENTITY if len(options(group)) > 1])
 def test_options_of_an_identity_group_are_told_apart(group: str, run: Run) -> None:
-    made = [tuple(names(run(composed(f"{group}={option}"))).values()) for option in options(group)]
+    beside = ["sampler=mcts"] if group == "pairs" else []
+    made = [tuple(names(run(composed(f"{group}={option}", *beside))).values()) for option in options(group)]
     assert len(set(made)) == len(made)
 
 

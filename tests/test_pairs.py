@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ttpa.errors import ConfigError
-from ttpa.pairs import PairRule, make_pairs
+from ttpa.pairs import PairRule, make_pairs, pair_siblings
 from ttpa.records import Candidate, Pair, Sample, Score, ToolCall
 
 RELEASED = PairRule(
@@ -138,6 +138,7 @@ def test_margin_and_thinning() -> None:
         ("min_margin", -0.1),
         ("require_exact_chosen", 1),
         ("rejected", "some"),
+        ("between", "cousins"),
         ("max_pairs_per_sample", 0),
     ],
 )
@@ -221,3 +222,71 @@ def test_what_holds_for_every_rule(
         assert pair.chosen.calls and pair.margin >= margin
         assert not strict or pair.chosen_score.exact
         assert gold_below > 0 or pair.provenance["chosen"] == "candidate"
+
+
+# --- pairs of a search tree ------------------------------------------------------------------------------------------
+
+SIBLINGS = rule(between="siblings", gold_below=0.0)
+
+
+def of_tree(
+    scored: list[tuple[Candidate, Score]], *siblings: tuple[int, int], options: PairRule = SIBLINGS
+) -> list[tuple[int, int]]:
+    return indices(pair_siblings(SAMPLE, scored, [(left, right, {}) for left, right in siblings], options))
+
+
+def test_siblings_are_paired_as_the_search_found_them() -> None:
+    """In its order, whatever their scores; `gold_below` and `rejected` have no say."""
+    scored = [made(0, 1, 0.2), made(1, 2, 0.9), made(2, 0, 1.0, True), said(3, "no")]
+    found = [(1, 0), (2, 1), (0, 3), (0, 1)]
+    for options in (SIBLINGS, rule(between="siblings"), rule(between="siblings", rejected="nearest", gold_below=1.0)):
+        # The last has a margin below 0: by the search's values, which are of more than these two answers.
+        assert of_tree(scored, *found, options=options) == [(1, 0), (2, 1), (0, 3)]
+    assert of_tree(scored) == []
+
+
+def test_a_pair_of_siblings_keeps_its_scores_and_what_the_search_knows() -> None:
+    scored = [made(0, 1, 0.25), made(1, 0, 1.0, True)]
+    info = {"search": {"visits": [3, 1]}, "spans": {"chosen": 4, "rejected": 5}}
+    (pair,) = pair_siblings(SAMPLE, scored, [(1, 0, info)], SIBLINGS)
+    assert (pair.sample_id, pair.chosen, pair.chosen_score) == ("s", *scored[1])
+    assert (pair.rejected, pair.rejected_score, pair.margin) == (*scored[0], 0.75)
+    assert pair.provenance["search"] == info["search"] and pair.provenance["spans"] == info["spans"]
+    assert pair.provenance["chosen"] == "candidate" and pair.provenance["rule"]["between"] == "siblings"
+    assert Pair.from_json(json.loads(json.dumps(pair.to_json()))) == pair
+
+
+def test_siblings_that_say_the_same_or_whose_chosen_answer_cannot_win_give_no_pair() -> None:
+    brace = said(2, "{", 0.2, parsed=False)
+    scored = [made(0, 1, 0.5), made(1, 1.0, 0.5), brace, said(3, "no", 0.2), said(4, "no", 0.2), made(5, 2, 0.1)]
+    assert of_tree(scored, (0, 1), (2, 5), (3, 5), (3, 4)) == []
+    assert of_tree(scored, (0, 2), (0, 3), (0, 5)) == [(0, 2), (0, 3), (0, 5)]
+    text = replace(SAMPLE, target=(), target_text="hello")
+    assert indices(pair_siblings(text, scored, [(3, 5, {}), (3, 4, {}), (2, 3, {})], SIBLINGS)) == [(3, 5)]
+
+
+def test_siblings_found_at_several_nodes_are_one_pair() -> None:
+    """The first, with what was known there; the other way round is another pair."""
+    scored = [made(0, 1, 0.5), made(1, 2, 0.5)]
+    pairs = pair_siblings(SAMPLE, scored, [(0, 1, {"search": 1}), (1, 0, {}), (0, 1, {"search": 2})], SIBLINGS)
+    assert indices(pairs) == [(0, 1), (1, 0)] and pairs[0].provenance["search"] == 1
+
+
+def test_what_else_applies_to_siblings() -> None:
+    scored = [made(0, 0, 1.0, True), made(1, 1, 0.6), made(2, 2, 0.3), made(3, 0, 0.9, True), made(4, 3, 0.6)]
+    found = [(0, 1), (0, 2), (1, 2), (1, 4), (0, 4)]
+
+    def of(**changes: Any) -> list[tuple[int, int]]:
+        return of_tree(scored, *found, options=replace(SIBLINGS, **changes))
+
+    assert of() == found
+    assert of(min_margin=0.3) == [(0, 1), (0, 2), (1, 2), (0, 4)]
+    assert of(min_margin=0.5) == [(0, 2)]
+    assert of(max_pairs_per_sample=2) == found[:2]
+    assert of(max_pairs_per_sample=2, min_margin=0.35) == [(0, 1), (0, 2)]
+    assert of(require_exact_chosen=True) == [(0, 1), (0, 2), (0, 4)]
+    assert of_tree(scored, (0, 3), (3, 1), options=replace(SIBLINGS, require_exact_chosen=True)) == [(3, 1)]
+    words = [(said(0, "a")[0], Score(value=1, exact=True)), (said(1, "b")[0], Score(value=0.5, exact=True))]
+    text = replace(SAMPLE, target=(), target_text="a")
+    assert len(pair_siblings(text, words, [(0, 1, {})], SIBLINGS)) == 1
+    assert pair_siblings(text, words, [(0, 1, {})], replace(SIBLINGS, require_exact_chosen=True)) == []

@@ -14,7 +14,7 @@ from ttpa.data.toolace import ToolACE
 from ttpa.data.xlam import XLAM
 from ttpa.errors import ConfigError, DataError
 from ttpa.policy.tokenizer import train_tokenizer
-from ttpa.prompts import COMPACT_TOKENS, Renderer, compact_segments, signature
+from ttpa.prompts import COMPACT_TOKENS, JUDGE, Renderer, compact_segments, signature
 from ttpa.records import Message, Sample, ToolCall, ToolSpec, read_jsonl
 from ttpa.toolcall import SYNTAXES, get_syntax
 
@@ -411,3 +411,78 @@ def test_a_special_token_inside_an_answer_is_shown(compact: Renderer, toy_sample
     ran_on = compact.candidate(toy_samples[0], 0, [*ids[:-1], user, ids[-1]])
     assert ran_on.text == '[get_weather(city="Paris")]<user>'
     assert ran_on.calls is None
+
+
+def test_the_text_of_an_answer_is_what_its_tokens_add_one_by_one(renderer: Renderer, toy_samples: Samples) -> None:
+    """Whatever the characters; what ends a turn adds nothing, wherever it stands."""
+    target = (
+        ToolCall(name="get_weather", arguments={"city": UNICODE, "of": ["\u5929\u6c14", "\U0001f1e9\U0001f1ea"]}),
+    )
+    samples = [*toy_samples, replace(toy_samples[0], target=target)]
+    for ids, written in zip(renderer.answers(samples), renderer.answer_texts(samples), strict=True):
+        assert renderer.text(ids) == written
+        pieces = renderer.pieces(ids)
+        assert "".join(pieces) == written and len(pieces) == len(ids) and pieces[-1] == ""
+        stop = renderer.stop_ids[0]
+        for at in (0, 1, len(ids) // 2):
+            broken = [*ids[:at], stop, *ids[at:]]
+            assert (renderer.text(broken), renderer.pieces(broken)) == (written, [*pieces[:at], "", *pieces[at:]])
+    assert (renderer.text([]), renderer.pieces([])) == ("", [])
+
+
+def test_special_tokens_that_end_no_turn_are_part_of_the_text(compact: Renderer) -> None:
+    ids = compact.tokenizer.convert_tokens_to_ids(["<user>", "<eos>", "<tools>"])
+    assert compact.text(ids) == "<user><tools>" and compact.pieces(ids) == ["<user>", "", "<tools>"]
+
+
+# ---- self-evaluation ------------------------------------------------------------------------------------------------
+
+
+def test_a_policy_is_asked_to_grade_its_answer_in_the_dialogue_that_it_answered(
+    compact: Renderer, toy_samples: Samples
+) -> None:
+    """Written out: the answer as its own turn, then the question with the reference, then an open turn."""
+    ids = compact.judge_prompt(toy_samples[0], "[book_room()]")
+    assert str(compact.tokenizer.decode(ids, skip_special_tokens=False)) == (
+        "<tools>get_weather(city,days:int)\nbook_room(hotel,nights:int)<user>Weather in Paris?"
+        "<assistant>[book_room()]<eos><user>"
+        + JUDGE.format(answer="[book_room()]", target='[get_weather(city="Paris")]')
+        + "<assistant>"
+    )
+
+
+def test_a_prompt_for_grading_is_the_next_turn_of_the_dialogue(
+    renderer: Renderer, toy_samples: Samples, dialogue: Sample
+) -> None:
+    """Its beginning is the prompt and the answer as they were; the reference stands in the question alone."""
+    for sample in (*toy_samples, dialogue):
+        answer = renderer.answers(toy_samples[1:2])[0]
+        asked = renderer.judge_prompt(sample, renderer.text(answer))
+        begun = [*renderer.prompts([sample])[0], *answer]
+        assert asked[: len(begun)] == begun
+        question = str(renderer.tokenizer.decode(asked[len(begun) :], skip_special_tokens=False))
+        assert f"Reference: {renderer.answer_texts([sample])[0]}\nReply: {renderer.text(answer)}\n" in question
+        assert renderer.prompts([sample])[0][-1:] == asked[-1:]
+
+
+def test_any_answer_can_be_graded(renderer: Renderer, toy_samples: Samples) -> None:
+    """Braces, nothing at all, and what looks like a field of the question."""
+    for answer in ("", "{answer} {target} {0} {{", "[f({'a': 1})]", UNICODE):
+        asked = renderer.judge_prompt(toy_samples[0], answer)
+        assert f"Reply: {answer}\n" in str(renderer.tokenizer.decode(asked, skip_special_tokens=False))
+
+
+def test_a_template_that_drops_tools_is_noticed_when_grading_too(toy_samples: Samples) -> None:
+    """Reference and answer name the tools; that does not make up for it."""
+    with pytest.raises(DataError, match="dropped the tools"):
+        chat(DROPPING_TOOLS).judge_prompt(toy_samples[0], '[get_weather(city="Paris"), book_room()]')
+
+
+def test_letters_are_four_tokens_or_none(renderer: Renderer) -> None:
+    found = renderer.letters()
+    assert found is not None and [renderer.tokenizer.decode([token]) for token in found] == ["A", "B", "C", "D"]
+    from tokenizers import pre_tokenizers
+
+    spaced = chat_tokenizer(CHATML)
+    spaced.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
+    assert Renderer(tokenizer=spaced, template="chat", syntax=get_syntax("hermes")).letters() is None

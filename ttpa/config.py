@@ -22,7 +22,7 @@ from ttpa.store import fingerprint
 
 IDENTITY = ("data", "model", "warmup", "select", "sampler", "scorer", "pairs", "objective", "eval")
 SCALARS = ("name", "seed", "rounds", "until", "controls", "choices", "stage")
-EXECUTION = ("trainer", "engine", "logger", "paths")
+EXECUTION = ("trainer", "engine", "executor", "logger", "paths")
 ALLOWED_TARGETS = ("ttpa.", "torch.", "pytorch_lightning.")
 
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ttpa.errors import ConfigError
 from ttpa.records import Candidate, Pair, Sample, Score
@@ -40,6 +40,8 @@ class PairRule:
         rejected: "all"; "nearest", the best of the rejected ones (the first met, when several are); or "random", one of
             them drawn by `seed` and the sample's id.
         max_pairs_per_sample: keep at most this many, in candidate order; None keeps all.
+        between: "answers": any two candidates of a sample; "siblings": the pairs a tree search found at its nodes, as
+            they are (`gold_below` and `rejected` then have no say).
         seed: used by "random" only.
 
     Raises:
@@ -51,6 +53,7 @@ class PairRule:
     min_margin: float
     rejected: Literal["all", "nearest", "random"]
     max_pairs_per_sample: int | None
+    between: Literal["answers", "siblings"] = "answers"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -66,6 +69,9 @@ class PairRule:
         if self.rejected not in ("all", "nearest", "random"):
             remedy = "Use all for the release's rule"
             raise ConfigError.at("pairs.rejected", self.rejected, "must be all, nearest or random", remedy)
+        if self.between not in ("answers", "siblings"):
+            remedy = "siblings needs sampler=mcts"
+            raise ConfigError.at("pairs.between", self.between, "must be answers or siblings", remedy)
         cap = self.max_pairs_per_sample
         if cap is not None and (isinstance(cap, bool) or not isinstance(cap, int) or cap < 1):
             remedy = "Use null for no limit"
@@ -114,6 +120,47 @@ def make_pairs(sample: Sample, scored: Sequence[Scored], gold: Candidate, rule: 
         )
         for candidate, score in _thin(losers, rule, sample.id)
     ]
+
+
+def pair_siblings(
+    sample: Sample,
+    scored: Sequence[Scored],
+    siblings: Sequence[tuple[int, int, Mapping[str, Any]]],
+    rule: PairRule,
+) -> list[Pair]:
+    """Pairs of answers that part at a node of a search tree.
+
+    Args:
+        sample: the sample.
+        scored: its answers with their scores.
+        siblings: (number of the chosen answer, of the rejected one, what the search knows about them).
+        rule: `require_exact_chosen`, `min_margin` and `max_pairs_per_sample` apply.
+
+    Returns:
+        The pairs in the search's order; a chosen answer that does not parse, and answers that say the same, give none.
+    """
+    pairs: dict[tuple[int, int], Pair] = {}
+    for left, right, info in siblings:
+        (good, good_score), (bad, bad_score) = scored[left], scored[right]
+        if (
+            not _may_win(sample, good)
+            or _identical(good, bad)
+            or (rule.require_exact_chosen and (not good_score.exact or bad_score.exact))
+            or good_score.value - bad_score.value < rule.min_margin
+        ):
+            continue
+        pairs.setdefault(
+            (left, right),
+            Pair(
+                sample_id=sample.id,
+                chosen=good,
+                rejected=bad,
+                chosen_score=good_score,
+                rejected_score=bad_score,
+                provenance={"rule": asdict(rule), "chosen": "candidate", **info},
+            ),
+        )
+    return list(pairs.values())[: rule.max_pairs_per_sample]
 
 
 def _choose(

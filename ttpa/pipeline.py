@@ -71,7 +71,10 @@ def build_parts(cfg: DictConfig) -> stages.Parts:
         evaluation=make(cfg.eval, "eval"),
         seed=cfg.seed,
         execution=make(cfg.trainer.execution, "trainer"),
+        executor=make(cfg.executor, "executor"),
         engine=lambda **extra: make(cfg.engine, "engine", **extra),
+        engine_name=str(cfg.engine._target_).rsplit(".", 1)[-1],
+        wave_rows=cfg.engine.rows,
         trainer=lambda **extra: make(cfg.trainer.lightning, "trainer", **extra),
         logger=lambda workdir, run: config.stage_logger(cfg, workdir, run),
     )
@@ -96,6 +99,12 @@ def check_compatible(parts: stages.Parts, cfg: DictConfig) -> None:
             f"objective={cfg_choice(cfg, 'objective')} learns from targets, which do not change between rounds="
             f"{cfg.rounds}. Use rounds=1, or objective=dpo or another that learns from pairs."
         )
+    if parts.pairs.between == "siblings" and not parts.sampler.grows_trees:
+        raise ConfigError(
+            f"pairs={cfg_choice(cfg, 'pairs')} takes pairs from a search tree, but sampler="
+            f"{cfg_choice(cfg, 'sampler')} grows none. Use sampler=mcts, or pairs=verified."
+        )
+    parts.executor.check()
     config.check_trainer(cfg.trainer.lightning)
     parts.data.check()
 

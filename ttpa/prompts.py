@@ -11,17 +11,24 @@ loses tools.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ttpa.errors import ConfigError, DataError
 from ttpa.records import Candidate, Message, Sample, ToolCall, ToolSpec, dumps
+from ttpa.text_stream import TextStream
 from ttpa.toolcall import ParseError, Syntax
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 COMPACT_TOKENS = ("<pad>", "<eos>", "<tools>", "<system>", "<user>", "<assistant>", "<tool>")
+JUDGE = (
+    "Grade the reply above against the reference reply. Look at the function names, the number of arguments, their "
+    "names, their types and values, and whether both mean the same. A part of the reference is as good as the whole.\n"
+    "Reference: {target}\nReply: {answer}\nA: excellent. B: acceptable. C: fair. D: poor. Answer with one letter."
+)
+"""What the policy is asked when it judges its own answers; the criteria and grades are iTool's, the words are ours."""
 _TYPE_NAMES = {"integer": "int", "number": "float", "boolean": "bool", "array": "list", "object": "dict"}
 
 
@@ -220,6 +227,17 @@ class Renderer:
             for s, text, ids in rows
         ]
 
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Sampled tokens as text, without what ends the turn."""
+        stop = set(self.stop_ids)
+        kept = [token for token in token_ids if token not in stop]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """What each token adds to the text; what ends the turn adds nothing."""
+        stream, stop = TextStream(self.tokenizer), set(self.stop_ids)
+        return ["" if token in stop else stream.push(token) for token in token_ids]
+
     def read(self, text: str) -> tuple[tuple[ToolCall, ...] | None, str | None]:
         """(calls, None), or (None, reason) when the text does not parse."""
         parsed = self.syntax.parse(text)
@@ -227,9 +245,24 @@ class Renderer:
 
     def candidate(self, sample: Sample, index: int, token_ids: Sequence[int], **fields: Any) -> Candidate:
         """A sampled answer as a record. `fields` are passed on: logps, finish, branches."""
-        stop = set(self.stop_ids)
-        text = self.tokenizer.decode([token for token in token_ids if token not in stop], skip_special_tokens=False)
+        text = self.text(token_ids)
         calls, error = self.read(text)
         return Candidate(
             sample_id=sample.id, index=index, text=text, token_ids=tuple(token_ids), calls=calls, error=error, **fields
         )
+
+    # --- self-evaluation -----------------------------------------------------------------------------------------
+
+    def judge_prompt(self, sample: Sample, answer: str) -> list[int]:
+        """Prompt ids that ask the model to grade an answer with one letter, A (best) to D; see `letters`."""
+        question = JUDGE.format(answer=answer, target=self.answer_texts([sample])[0])
+        asked = (*sample.messages, Message(role="assistant", content=answer), Message(role="user", content=question))
+        return self.prompts([replace(sample, messages=asked, target=(), target_text="A")])[0]
+
+    def letters(self) -> tuple[int, int, int, int] | None:
+        """Token ids of A, B, C, D; None where one of them is no token of its own."""
+        found = self._encode(list("ABCD"))
+        if any(len(ids) != 1 for ids in found):
+            return None
+        a, b, c, d = (ids[0] for ids in found)
+        return a, b, c, d

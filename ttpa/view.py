@@ -162,10 +162,11 @@ class ScreenView:
 def found(result: StageResult) -> str:
     """The number of a stage that is worth a glance."""
     metrics = result.metrics
+    failed = f", {metrics['failed']} samples FAILED (errors.jsonl says why)" if metrics.get("failed") else ""
     if result.name == "explore":
-        return f", {metrics['pairs']} pairs from {metrics['samples']} samples"
+        return f", {metrics['pairs']} pairs from {metrics['samples']} samples{failed}"
     if result.name == "evaluate" and metrics["accuracy"]["value"] is not None:
-        return f", accuracy {metrics['accuracy']['value']:.3f}"
+        return f", accuracy {metrics['accuracy']['value']:.3f}{failed}"
     if result.name == "data":
         parts = [f"{name} {count}" for name, count in metrics["samples"].items()]
         rejected = (

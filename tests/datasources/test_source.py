@@ -191,6 +191,14 @@ def test_check_finds_missing_and_empty_paths(tmp_path: Path) -> None:
     source.check()
 
 
+def test_reading_uses_no_executor(tmp_path: Path) -> None:
+    source = XLAM(path=str(file_of(tmp_path, [row(1), row(2)])))
+    nobody: Any = None  # any use of it fails
+    metrics = source.build(tmp_path, nobody, nobody)
+    assert metrics == source.build(tmp_path)
+    assert metrics["rows_read"] == 2
+
+
 def test_importing_loads_neither_torch_nor_datasets() -> None:
     heavy = {"torch", "datasets", "pyarrow"}
     code = f"import sys, ttpa.data.toolace, ttpa.data.xlam; print({heavy} & set(sys.modules))"

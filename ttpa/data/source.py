@@ -14,7 +14,7 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -22,10 +22,20 @@ from typing import Any, Protocol, runtime_checkable
 from ttpa.data.bands import BANDS, PAPER, Bands
 from ttpa.data.rows import CUT, SUFFIXES, BadRow, Row, data_files, file_digest, is_hub_id, read_rows
 from ttpa.errors import ConfigError, DataError
+from ttpa.executor import Executor, LocalExecutor
 from ttpa.records import Sample, ToolSpec, dumps, write_jsonl
 
 SPLITS = {"warmup": "train.jsonl", "explore": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"}
 _HALF_PAIR = re.compile("[\ud800-\udfff]")  # half of a surrogate pair: valid in JSON escapes, but UTF-8 cannot write it
+
+Progress = Callable[[int, int], None]
+"""Told how many samples are behind, and of how many."""
+
+HERE = LocalExecutor()
+
+
+def silent(done: int, total: int) -> None:
+    """Progress that nobody watches."""
 
 
 @runtime_checkable
@@ -42,13 +52,18 @@ class DataSource(Protocol):
     def identity(self) -> dict[str, Any]:
         """What decides the samples beyond the settings, as keys that replace settings of the same name."""
 
-    def build(self, out: Path) -> dict[str, Any]:
-        """Writes the splits below `out` (an existing, empty folder) and returns counts as plain JSON values.
+    def build(self, out: Path, executor: Executor = HERE, progress: Progress = silent) -> dict[str, Any]:
+        """Writes the splits below `out` and returns counts as plain JSON values.
 
         The files are JSON lines of `Sample`; `splits.json` maps warmup, explore, validation and test to file names.
 
+        Args:
+            out: An existing folder, empty or with what a killed attempt of the same source left.
+            executor: Where samples are made, if that is more than reading; it changes no byte of what is written.
+            progress: Told about samples that are made.
+
         Raises:
-            DataError: the data cannot be read.
+            DataError: the data cannot be read or made.
         """
 
 
@@ -197,8 +212,10 @@ class FileSource(ABC):
         files = data_files(Path(self.path).expanduser())
         return {"path": [[file.name, file_digest(file)] for file in files]}
 
-    def build(self, out: Path) -> dict[str, Any]:
-        """See `DataSource.build`. Also writes `rejected.jsonl`: file, line, reason and, where there is one, the row.
+    def build(self, out: Path, executor: Executor = HERE, progress: Progress = silent) -> dict[str, Any]:
+        """See `DataSource.build`; reads in this process and reports no progress.
+
+        Also writes `rejected.jsonl`: file, line, reason and, where there is one, the row.
 
         Returns:
             rows_read, rows_duplicate (equal content, dropped), rows_without_call_turn (good, but gave no sample),

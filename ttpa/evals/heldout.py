@@ -70,6 +70,7 @@ def judge(sample: Sample, candidate: Candidate) -> dict[str, Any]:
         "exact": exact,
         "errors": list(six_errors(sample, calls)),
         "finish": candidate.finish,
+        "tokens": len(candidate.token_ids),
         "text": candidate.text,
     }
 

@@ -153,6 +153,8 @@ class Alignment:
         batch_size: Pairs (or answers) an optimiser step, over all devices.
         steps, epochs: Length, exactly one of them.
         optimizer: See `OptimizerSettings`.
+        over: Which tokens of a pair count: "answer", all of them; "span", from where the two answers part to where the
+            search cut the span (to the end without a search), as MCTS-DPO (2405.00451) does.
 
     Raises:
         ConfigError: a value out of range.
@@ -163,8 +165,11 @@ class Alignment:
     optimizer: OptimizerSettings
     steps: int | None = None
     epochs: float | None = None
+    over: str = "answer"
 
     def __post_init__(self) -> None:
+        if self.over not in ("answer", "span"):
+            raise ConfigError.at("objective.over", self.over, "unknown", "Use answer or span")
         if not isinstance(self.loss, PreferenceLoss | RFT | Gold):
             raise ConfigError.at("objective.loss", self.loss, "is no objective", "Use an option of conf/objective/")
         _check_length("objective", self.steps, self.epochs)

@@ -1,56 +1,41 @@
-"""The `hf` engine: batched decoding with a KV cache that is prefilled once per prompt and compacted as answers end.
+"""The `hf` engine: batched decoding with a transformers model in this process.
 
-First version: one wave at a time, eager attention masks of transformers, no static cache. Random numbers come from
-(seed, sample id, candidate) and are drawn before decoding starts, so a candidate's draws do not depend on its batch.
-Which token follows is a `Chooser`'s decision; samplers bring theirs (`ttpa.samplers`). Shapes: R rows, V vocabulary.
+A prompt is computed once however many answers continue it (`ttpa.policy.decode_attention`), prompts of similar length
+go together, rows leave the batch as their answers end. Prompts that are asked again with a prefix (a tree search does)
+are kept between calls. Answers depend on (seed, candidate, position) and the model alone: where rounding could decide,
+the row is computed once more by itself, so batch size and order change nothing in float32.
+
+An architecture with other than plain causal attention runs through transformers' own `generate`, with the same draws.
+Shapes: B prompts, P prompt tokens, V vocabulary, H hidden size.
 """
 
 from __future__ import annotations
 
-import hashlib
+import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from ttpa.policy.policy import Policy
+from ttpa.policy.decode_attention import Prompts, decoding, side_by_side
+from ttpa.policy.decode_batch import Batch, Plain, Slot
+from ttpa.policy.engine import Generated, Ids, Sampling, key_of
+from ttpa.policy.head import decoder_and_head, head_logits
+from ttpa.policy.logprobs import Row, token_logps
+from ttpa.policy.tree_logprobs import tree_problem, tree_token_logps
 
+if TYPE_CHECKING:
+    from ttpa.policy.policy import Policy
 
-class Chooser(Protocol):
-    """Picks one token a row.
+log = logging.getLogger("ttpa")
 
-    Called with float32 log-probs (R, V) and one uniform number in [0, 1) a row (R,), float64; returns token ids (R,)
-    and for each row the options it chose among as [(token id, probability), ...], or None where there was no choice.
-    """
-
-    def __call__(
-        self, logps_RV: Tensor, uniform_R: Tensor
-    ) -> tuple[Tensor, list[list[tuple[int, float]] | None] | None]: ...
-
-
-@dataclass(slots=True)
-class Generated:
-    """One decoded answer: ids with the stop token if it was reached, their log-probs, and where there was a choice."""
-
-    token_ids: list[int] = field(default_factory=list)
-    logps: list[float] = field(default_factory=list)
-    finish: str = "length"
-    branches: list[tuple[int, tuple[tuple[int, float], ...]]] = field(default_factory=list)
-
-
-def greedy(logps_RV: Tensor, uniform_R: Tensor) -> tuple[Tensor, None]:
-    """The most probable token; ties go to the lowest id."""
-    return logps_RV.argmax(-1), None
-
-
-def uniforms(seed: object, sample_id: str, candidate: int, count: int) -> np.ndarray:
-    """`count` numbers in [0, 1) that depend on (seed, sample id, candidate) alone; float64, shape (count,)."""
-    digest = hashlib.sha256(f"{seed}\x1f{sample_id}\x1f{candidate}".encode()).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "big"))).random(count)
+PREFILL_TOKENS = 8_192
+"""Padded prompt tokens of one forward."""
 
 
 @dataclass(kw_only=True)
@@ -59,105 +44,148 @@ class HFEngine:
 
     Args:
         policy: Model, tokenizer and stop tokens.
-        rows: Answers decoded side by side; memory grows with it, results do not depend on it beyond float rounding.
-        max_new_tokens: Longest answer, in tokens.
+        rows: Answers decoded side by side; memory grows with it, results do not depend on it.
+        kept_tokens: Prompt tokens whose keys and values are kept for the next call, for searches.
     """
 
     policy: Policy
     rows: int
-    max_new_tokens: int
+    kept_tokens: int = 65_536
+    counts: dict[str, int] = field(default_factory=lambda: {"prefilled": 0, "generated": 0})
+    _kept: OrderedDict[tuple[int, ...], Prompts] = field(default_factory=OrderedDict)
+    _plain: bool | None = None
 
-    @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[Sequence[int]], ids: Sequence[str], n: int, chooser: Chooser, seed: object
+        self, prompts: Sequence[Ids], n: int, sampling: Sampling, seeds: Sequence[str], prefixes: Sequence[Ids] = ()
     ) -> list[list[Generated]]:
-        """`n` answers to each prompt.
-
-        Args:
-            prompts: Token ids.
-            ids: The sample id of each prompt, for its random numbers.
-            n: Answers a prompt.
-            chooser: Picks tokens.
-            seed: Enters every random number.
-        """
-        model = self.policy.model
-        training = model.training
-        model.eval()
-        answers: list[list[Generated]] = [[Generated() for _ in range(n)] for _ in prompts]
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-        step = max(1, self.rows // n)
-        for start in range(0, len(order), step):
-            self._decode(order[start : start + step], prompts, ids, n, chooser, seed, answers)
-        model.train(training)
-        return answers
-
-    def _prefill(self, batch: Sequence[Sequence[int]], n: int) -> tuple[DynamicCache, Tensor, Tensor]:
-        """Runs the prompts once: the cache for n rows a prompt, the attention mask (R, T), the next logits (R, V)."""
-        device = self.policy.model.device
-        width = max(len(ids) for ids in batch)
-        pad = self.policy.renderer.pad_id
-        ids_BT = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in batch], device=device)
-        mask_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=device)
-        positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
-        out = self.policy.model(
-            input_ids=ids_BT,
-            attention_mask=mask_BT,
-            position_ids=positions_BT,
-            use_cache=True,
-            past_key_values=DynamicCache(config=self.policy.model.config),
-            logits_to_keep=1,
-        )
-        cache = out.past_key_values
-        if n > 1:
-            cache.batch_repeat_interleave(n)
-        return cache, mask_BT.repeat_interleave(n, 0), out.logits[:, -1].repeat_interleave(n, 0)
-
-    def _decode(
-        self,
-        chosen: Sequence[int],
-        prompts: Sequence[Sequence[int]],
-        ids: Sequence[str],
-        n: int,
-        chooser: Chooser,
-        seed: object,
-        answers: list[list[Generated]],
-    ) -> None:
-        device = self.policy.model.device
-        rows = [answers[i][c] for i in chosen for c in range(n)]
-        draws = torch.from_numpy(
-            np.stack([uniforms(seed, ids[i], c, self.max_new_tokens) for i in chosen for c in range(n)])
-        )
-        draws = draws.to(device)
-        stop = set(self.policy.renderer.stop_ids)
-        cache, mask_RT, logits_RV = self._prefill([prompts[i] for i in chosen], n)
-        alive = torch.arange(len(rows), device=device)
-        for step in range(self.max_new_tokens):
-            logps_RV = torch.log_softmax(logits_RV.float(), -1)
-            tokens_R, options = chooser(logps_RV, draws[alive, step])
-            picked = logps_RV.gather(-1, tokens_R[:, None])[:, 0].tolist()
-            keep: list[int] = []
-            for at, (row, token, logp) in enumerate(zip(alive.tolist(), tokens_R.tolist(), picked, strict=True)):
-                answer = rows[row]
-                answer.token_ids.append(token)
-                answer.logps.append(logp)
-                if options is not None and (here := options[at]) is not None:
-                    answer.branches.append((step, tuple(here)))
-                if token in stop:
-                    answer.finish = "stop"
+        """See `ttpa.policy.engine.Engine.generate`."""
+        rows = [
+            Slot(i, prefixes[i] if prefixes else (), key_of(seeds[i], c)) for i in range(len(prompts)) for c in range(n)
+        ]
+        with _Evaluating(self.policy.model):
+            for batch in self._batches(prompts, [row for row in rows if len(row.prefix) < sampling.max_new_tokens]):
+                if self._generates_plainly():
+                    Plain(self, prompts, batch, sampling).run()
                 else:
-                    keep.append(at)
-            if not keep or step + 1 == self.max_new_tokens:
-                return
-            if len(keep) < len(alive):
-                kept = torch.tensor(keep, device=device)
-                cache.batch_select_indices(kept)
-                alive, mask_RT, tokens_R = alive[kept], mask_RT[kept], tokens_R[kept]
-            mask_RT = torch.cat([mask_RT, mask_RT.new_ones(len(alive), 1)], 1)
-            positions = (mask_RT.sum(-1) - 1)[:, None]
-            logits_RV = self.policy.model(
-                input_ids=tokens_R[:, None],
-                attention_mask=mask_RT,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[:, -1]
+                    Batch(self, prompts, batch, sampling, bool(prefixes)).run()
+        self.counts["generated"] += sum(len(row.answer.token_ids) for row in rows)
+        return [[row.answer for row in rows[i * n : i * n + n]] for i in range(len(prompts))]
+
+    def next_logps(self, prompts: Sequence[Ids], tokens: Ids) -> list[list[float]]:
+        """See `ttpa.policy.engine.Engine.next_logps`."""
+        found: list[list[float]] = [[] for _ in prompts]
+        with _Evaluating(self.policy.model):
+            for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+                logps_V = torch.log_softmax(self.alone(prompts[i]), -1)
+                found[i] = [float(logps_V[token]) for token in tokens]
+                self.counts["prefilled"] += len(prompts[i])
+        return found
+
+    def answer_logps(self, prompt: Ids, answers: Sequence[Ids]) -> list[list[float]]:
+        """See `ttpa.policy.engine.Engine.answer_logps`; one forward of the tree that prompt and answers are."""
+        forward = token_logps if self._generates_plainly() else partial(tree_token_logps, worth=2.0)
+        with _Evaluating(self.policy.model):
+            rows = [Row(prompt, answer) for answer in answers]
+            flat = forward(self.policy.model, rows, pad_id=self.policy.renderer.pad_id).logps_N.tolist()
+        ends = list(accumulate(map(len, answers), initial=0))
+        return [flat[start:stop] for start, stop in pairwise(ends)]
+
+    def reset(self) -> None:
+        """Forgets kept prompts; the weights have changed."""
+        self._kept.clear()
+
+    def alone(self, ids: Ids) -> Tensor:
+        """Float32 logits (V,) behind a sequence, computed by itself: the same whatever else is asked."""
+        decoder, head, config = decoder_and_head(self.policy.model)
+        ids_1T = torch.tensor([list(ids)], device=self.policy.model.device)
+        hidden_H = decoder(input_ids=ids_1T, use_cache=False).last_hidden_state[0, -1:]
+        return head_logits(head, config, hidden_H)[0]
+
+    def _generates_plainly(self) -> bool:
+        if self._plain is None:
+            problem = tree_problem(self.policy.model)
+            self._plain = problem is not None
+            if problem is not None:
+                name = type(self.policy.model).__name__
+                log.warning("%s: %s; decoding uses transformers' generate, a prompt for each answer", name, problem)
+        return self._plain
+
+    def _batches(self, prompts: Sequence[Ids], rows: list[Slot]) -> list[list[Slot]]:
+        """Rows in batches of at most `rows`, all rows of a prompt together where they fit, similar lengths together."""
+        groups: dict[tuple[int, ...], list[Slot]] = {}
+        for row in rows:
+            groups.setdefault(tuple(prompts[row.prompt]), []).append(row)
+        batches: list[list[Slot]] = []
+        prompts_in, widest = 0, 0
+        for key in sorted(groups, key=lambda key: (len(key), key)):
+            for at in range(0, len(groups[key]), self.rows):
+                part = groups[key][at : at + self.rows]
+                # Every prompt of a batch has as many places as the one with the most rows.
+                if batches and max(widest, len(part)) * (prompts_in + 1) <= self.rows:
+                    batches[-1].extend(part)
+                    prompts_in, widest = prompts_in + 1, max(widest, len(part))
+                else:
+                    batches.append(part)
+                    prompts_in, widest = 1, len(part)
+        return batches
+
+    # --- prompts -------------------------------------------------------------------------------------------------
+
+    def read(self, prompts: Sequence[tuple[int, ...]], keep: bool) -> Prompts:
+        """The prompts, ascending in length, computed or found; `keep` remembers them."""
+        missing = [ids for ids in prompts if ids not in self._kept]
+        if not keep and len(missing) == len(prompts):
+            return side_by_side(self._forward(missing))
+        fresh: dict[tuple[int, ...], Prompts] = {}
+        at = 0
+        for part in self._forward(missing):
+            for number in range(len(part.length_B)):
+                fresh[missing[at]] = part.one(number)
+                at += 1
+        found = [fresh[ids] if ids in fresh else self._kept[ids] for ids in prompts]
+        if keep:
+            for ids, state in zip(prompts, found, strict=True):
+                self._kept[ids] = state
+                self._kept.move_to_end(ids)
+            while sum(map(len, self._kept)) > self.kept_tokens and len(self._kept) > 1:
+                self._kept.popitem(last=False)
+        return side_by_side(found)
+
+    def _forward(self, prompts: Sequence[tuple[int, ...]]) -> list[Prompts]:
+        """Computes prompts in batches of similar length."""
+        decoder, head, config = decoder_and_head(self.policy.model)
+        device, pad = self.policy.model.device, self.policy.renderer.pad_id
+        parts, at = [], 0
+        while at < len(prompts):
+            stop = at + 1
+            while stop < len(prompts) and (stop + 1 - at) * len(prompts[stop]) <= PREFILL_TOKENS:
+                stop += 1
+            batch = prompts[at:stop]
+            width = max(map(len, batch))
+            ids_BP = torch.tensor([[*ids, *[pad] * (width - len(ids))] for ids in batch], device=device)
+            state = Prompts(length_B=torch.tensor([len(ids) for ids in batch], device=device))
+            positions_BP = torch.arange(width, device=device).expand(len(batch), -1)
+            with decoding(config, state):
+                hidden = decoder(input_ids=ids_BP, position_ids=positions_BP, use_cache=False).last_hidden_state
+            last_BH = hidden[torch.arange(len(batch), device=device), state.length_B - 1]
+            state.logits_BV = head_logits(head, config, last_BH)
+            parts.append(state)
+            self.counts["prefilled"] += sum(map(len, batch))
+            at = stop
+        return parts
+
+
+class _Evaluating:
+    """Within it, the model is in evaluation mode and records no gradients."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model, self.mode = model, torch.inference_mode()
+
+    def __enter__(self) -> None:
+        self.training = self.model.training
+        self.model.eval()
+        self.mode.__enter__()
+
+    def __exit__(self, *problem: Any) -> None:
+        self.mode.__exit__(*problem)
+        self.model.train(self.training)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +36,32 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 class Policy:
     """Base model with its adapters, tokenizer and call syntax.
 
-    `adapters` are the PEFT folders already merged into `model`, oldest first.
+    `weights` is the model, or a function that loads it when `model` is first asked for: who only renders prompts, or
+    decodes with another engine, never pays for it. `adapters` are the PEFT folders merged into the model, oldest first;
+    `folder` is where the policy was loaded from.
     """
 
     spec: TinyModel | HFModel
-    model: PreTrainedModel
+    weights: PreTrainedModel | Callable[[], PreTrainedModel]
     tokenizer: PreTrainedTokenizerBase
     adapters: tuple[Path, ...] = ()
+    folder: Path | None = None
     renderer: Renderer = field(init=False)
 
     def __post_init__(self) -> None:
         syntax = get_syntax(self.spec.syntax)
         self.renderer = Renderer(tokenizer=self.tokenizer, template=self.spec.template, syntax=syntax)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The transformers model, loaded at the first use."""
+        if not isinstance(self.weights, torch.nn.Module):
+            self.weights = self.weights()
+        return self.weights
+
+    @model.setter
+    def model(self, model: PreTrainedModel) -> None:
+        self.weights = model
 
     @property
     def max_tokens(self) -> int:
@@ -128,15 +144,36 @@ def create_tiny(spec: TinyModel, texts: Iterable[str], seed: int) -> Policy:
         elif weight.ndim == 2:
             residual = name.endswith(("o_proj.weight", "down_proj.weight"))
             torch.nn.init.normal_(weight, std=(0.5 if residual else 1.0) / math.sqrt(weight.shape[1]))
-    return Policy(spec=spec, model=model.to(_dtype(spec.dtype)), tokenizer=tokenizer)
+    return Policy(spec=spec, weights=model.to(_dtype(spec.dtype)), tokenizer=tokenizer)
 
 
-def load_base(spec: HFModel, adapters: Sequence[Path]) -> Policy:
-    """Loads a pretrained model and merges `adapters` onto it in order.
+def load_base(spec: HFModel, adapters: Sequence[Path], folder: Path | None = None) -> Policy:
+    """The policy of a pretrained model with `adapters` merged onto it in order; the weights come later.
 
     Raises:
         ConfigError: the name is neither a folder nor a model that can be fetched.
     """
+    with _known(spec):
+        tokenizer = AutoTokenizer.from_pretrained(spec.name, revision=spec.revision)
+    weights = partial(_merged, spec, adapters)
+    return Policy(spec=spec, weights=weights, tokenizer=tokenizer, adapters=tuple(adapters), folder=folder)
+
+
+@contextmanager
+def _known(spec: HFModel) -> Iterator[None]:
+    """Turns what transformers raises for a model that is not there into a `ConfigError`."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ConfigError.at(
+            "model.name",
+            spec.name,
+            f"cannot be loaded ({str(error).splitlines()[0]})",
+            "Give a folder that holds a transformers model, or a hub id while online",
+        ) from error
+
+
+def _merged(spec: HFModel, adapters: Sequence[Path]) -> PreTrainedModel:
     options: dict[str, Any] = {"dtype": _dtype(spec.dtype), "revision": spec.revision}
     if spec.quantization:
         from transformers import BitsAndBytesConfig
@@ -147,16 +184,8 @@ def load_base(spec: HFModel, adapters: Sequence[Path]) -> Policy:
             bnb_4bit_compute_dtype=_dtype(spec.dtype),
             bnb_4bit_quant_storage=_dtype(spec.dtype),
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(spec.name, revision=spec.revision)
+    with _known(spec):
         model = AutoModelForCausalLM.from_pretrained(spec.name, **options)
-    except (OSError, ValueError) as error:
-        raise ConfigError.at(
-            "model.name",
-            spec.name,
-            f"cannot be loaded ({str(error).splitlines()[0]})",
-            "Give a folder that holds a transformers model, or a hub id while online",
-        ) from error
     for folder in adapters:
         from peft import PeftModel
 
@@ -168,11 +197,11 @@ def load_base(spec: HFModel, adapters: Sequence[Path]) -> Policy:
             f"the architecture {type(model).__name__} changes its logits in a way that is not known here",
             "Extend ttpa.policy.head.head_logits",
         )
-    return Policy(spec=spec, model=model, tokenizer=tokenizer, adapters=tuple(adapters))
+    return model
 
 
 def load(folder: Path) -> Policy:
-    """Loads what `Policy.save` wrote.
+    """The policy that `Policy.save` wrote; the weights come later.
 
     Raises:
         DataError: the folder holds no policy.
@@ -184,7 +213,7 @@ def load(folder: Path) -> Policy:
     spec = spec_from_json(row["spec"])
     if not row["full"]:
         assert isinstance(spec, HFModel)
-        return load_base(spec, [folder / name for name in row["adapters"]])
+        return load_base(spec, [folder / name for name in row["adapters"]], folder)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=_dtype(spec.dtype))
-    return Policy(spec=spec, model=model, tokenizer=tokenizer)
+    weights = partial(AutoModelForCausalLM.from_pretrained, folder / "model", dtype=_dtype(spec.dtype))
+    return Policy(spec=spec, weights=weights, tokenizer=tokenizer, folder=folder)

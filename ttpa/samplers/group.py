@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ttpa.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ttpa.policy.decode import Chooser
+from ttpa.policy.engine import Engine, Sampling
+from ttpa.samplers.base import Drawn, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,27 +37,33 @@ class GroupSampler:
             )
         if self.n < 1:
             raise ConfigError.at("sampler.n", self.n, "must be at least 1", "Pairs need at least 2")
-        if not self.temperature > 0:
+        if not 0 < self.temperature < math.inf:
             raise ConfigError.at(
                 "sampler.temperature", self.temperature, "must be positive", "1.0 samples from the policy"
             )
         if not 0 < self.top_p <= 1:
             raise ConfigError.at("sampler.top_p", self.top_p, "must be in (0, 1]", "1.0 keeps every token")
 
-    def chooser(self) -> Chooser:
-        """Inverse-CDF sampling over the vocabulary, most probable token first."""
-        import torch
+    grows_trees = False
 
-        def choose(logps_RV: Tensor, uniform_R: Tensor) -> tuple[Tensor, None]:
-            probs_RV, order_RV = torch.softmax(logps_RV.double() / self.temperature, -1).sort(
-                stable=True, dim=-1, descending=True
-            )
-            mass_RV = probs_RV.cumsum(-1)
-            # A token is kept while the mass before it is below top_p, so at least one always is.
-            probs_RV = probs_RV.masked_fill(mass_RV - probs_RV >= self.top_p, 0.0)
-            mass_RV = probs_RV.cumsum(-1)
-            target_R1 = uniform_R[:, None] * mass_RV[:, -1:]
-            at_R1 = torch.searchsorted(mass_RV, target_R1, right=True).clamp(max=mass_RV.shape[-1] - 1)
-            return order_RV.gather(-1, at_R1)[:, 0], None
+    @property
+    def wave_share(self) -> int:
+        """Rows of a wave that a sample takes."""
+        return self.n
 
-        return choose
+    def explore(self, engine: Engine, tasks: Sequence[Task], seed: str) -> list[Drawn]:
+        """n answers a task."""
+        return ordinary(
+            engine,
+            tasks,
+            self.n,
+            seed,
+            Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p),
+        )
+
+
+def ordinary(engine: Engine, tasks: Sequence[Task], n: int, seed: str, sampling: Sampling) -> list[Drawn]:
+    """n answers a task in one call of the engine."""
+    seeds = [f"{seed}\x1f{task.sample_id}" for task in tasks]
+    answers = engine.generate([task.prompt for task in tasks], n, sampling, seeds)
+    return [Drawn(answers=found) for found in answers]

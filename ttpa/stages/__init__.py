@@ -6,7 +6,8 @@ where they are kept (`ttpa.store`). Heavy imports are inside the functions, so t
 at once.
 """
 
-from ttpa.stages.decoding import build_evaluate, build_explore, build_select
+from ttpa.stages.decoding import build_evaluate, build_select
+from ttpa.stages.exploring import build_explore
 from ttpa.stages.parts import VERSIONS, Parts, Progress, build_data
 from ttpa.stages.training import build_align, build_warmup
 

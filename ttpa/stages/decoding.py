@@ -1,22 +1,25 @@
-"""The stages that read or sample from a fixed policy: select, explore, evaluate."""
+"""The stages that read or sample from a fixed policy: select and evaluate; explore is `ttpa.stages.exploring`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttpa.evals.heldout import judge, summarise
-from ttpa.pairs import make_pairs
+from ttpa.executor import Rows, Work
+from ttpa.policy.engine import Sampling
 from ttpa.policy.specs import load_policy
 from ttpa.records import Candidate, Sample, dumps, write_jsonl
 from ttpa.shards import Shard, run_waves
-from ttpa.stages.parts import Parts, Progress, fitting, read_split, selected_samples, set_threads
+from ttpa.stages.parts import Parts, Progress, fitting, read_split, set_threads
 
 if TYPE_CHECKING:
     from ttpa.policy.logprobs import Row
-    from ttpa.policy.policy import Policy
 
 
 def build_select(parts: Parts, policy_dir: Path, data: Path, workdir: Path, progress: Progress) -> dict[str, Any]:
@@ -45,143 +48,105 @@ def build_select(parts: Parts, policy_dir: Path, data: Path, workdir: Path, prog
     return {"samples": len(samples), "too_long": too_long, "selected": len(chosen)}
 
 
-def _decoded(
+@dataclass(frozen=True, slots=True)
+class Prompted:
+    """A sample with its prompt's token ids: what a wave holds."""
+
+    sample: Sample
+    prompt: tuple[int, ...]
+
+    @property
+    def id(self) -> str:
+        return self.sample.id
+
+
+def decoded(
     parts: Parts,
-    policy: Policy,
+    make_work: Callable[[], Work],
     samples: Sequence[Sample],
     rows: Sequence[Row],
     shard: Shard,
-    n: int,
-    chooser: Any,
-    seed: object,
-    max_new_tokens: int,
-    to_row: Callable[[Sample, list[Candidate]], dict[str, Any]],
+    wave_size: int,
+    tally: Callable[[Mapping[str, Any]], tuple[int, bool | None]],
     progress: Progress,
-) -> None:
-    """Decodes wave by wave, prompts of similar length together, and appends `to_row` of each sample to the shard."""
-    engine = parts.engine(policy=policy, max_new_tokens=max_new_tokens)
-    prompt_of = {sample.id: list(row.prompt) for sample, row in zip(samples, rows, strict=True)}
-    wave_size = max(1, engine.rows // n)
-    order = sorted(samples, key=lambda sample: (len(prompt_of[sample.id]), sample.id))
-    began, tokens, found = time.monotonic(), 0, 0
+) -> tuple[str, ...]:
+    """Has samples computed in waves, prompts of similar length together, and their rows appended to the shard.
 
-    def waves_of(items: Sequence[Sample]) -> list[Sequence[Sample]]:
-        return [items[start : start + wave_size] for start in range(0, len(items), wave_size)]
+    Args:
+        parts: The executor.
+        make_work: See `run_waves`; waves hold `Prompted`.
+        samples, rows: What to compute, and their tokens.
+        shard: Where rows go.
+        wave_size: Samples of a wave.
+        tally: Generated tokens of a row, and whether it gave a pair (None where none is wanted).
+        progress: Told samples and tokens a second, and the share that gave a pair.
 
-    def work(wave: Sequence[Sample]) -> list[dict[str, Any]]:
-        nonlocal tokens, found
-        drawn = engine.generate([prompt_of[s.id] for s in wave], [s.id for s in wave], n, chooser, seed)
-        made = []
-        for sample, answers in zip(wave, drawn, strict=True):
-            tokens += sum(len(answer.token_ids) for answer in answers)
-            candidates = [
-                policy.renderer.candidate(
-                    sample,
-                    index,
-                    answer.token_ids,
-                    logps=tuple(round(p, 6) for p in answer.logps),
-                    finish=answer.finish,
-                    branches=tuple(answer.branches),
-                )
-                for index, answer in enumerate(answers)
-            ]
-            made.append(to_row(sample, candidates))
-        return made
+    Returns:
+        The ids of samples that failed; `errors.jsonl` beside the shard says why.
+    """
+    items = [Prompted(sample, tuple(row.prompt)) for sample, row in zip(samples, rows, strict=True)]
+    order = sorted(items, key=lambda item: (len(item.prompt), item.id))
+    began, tokens, given = time.monotonic(), 0, list[bool | None]()
 
-    def on_wave(done: int, total: int) -> None:
-        progress(min(done * wave_size, len(order)), len(order), tokens / max(1e-9, time.monotonic() - began), "")
+    def waves_of(all_items: Sequence[Prompted]) -> list[Sequence[Prompted]]:
+        return [all_items[start : start + wave_size] for start in range(0, len(all_items), wave_size)]
 
-    run_waves(order, lambda sample: sample.id, waves_of, work, shard, on_wave)
+    def on_wave(done: int, total: int, found: Rows) -> None:
+        nonlocal tokens
+        for row in found:
+            more, good = tally(row)
+            tokens += more
+            given.append(good)
+        spent = max(1e-9, time.monotonic() - began)
+        note = f"{len(given) / spent:.1f} samples/s" if given else ""
+        if given and given[0] is not None:
+            note += f", {sum(map(bool, given)) / len(given):.0%} gave pairs"
+        progress(done, total, tokens / spent, note)
+
+    return run_waves(order, attrgetter("id"), waves_of, make_work, parts.executor, shard, on_wave).failed
 
 
-def build_explore(
-    parts: Parts,
-    policy_dir: Path,
-    data: Path,
-    select: Path | None,
-    round_number: int,
-    workdir: Path,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Candidates of the policy, scored and paired, one line a sample; `pairs.jsonl` at the end."""
+def _judging(parts: Parts, policy_dir: Path) -> Work:
+    """Greedy answers of a wave and whether they are right."""
     set_threads(parts)
     policy = load_policy(policy_dir)
-    samples, rows, too_long = fitting(
-        policy, selected_samples(parts, data, select), parts.sampler.max_new_tokens, "explore"
-    )
-    golds = {gold.sample_id: gold for gold in policy.renderer.gold(samples)}
-    shard = Shard(workdir / "candidates.jsonl")
+    engine = parts.engine(policy=policy)
+    sampling = Sampling(max_new_tokens=parts.evaluation.max_new_tokens, temperature=0.0)
 
-    def to_row(sample: Sample, candidates: list[Candidate]) -> dict[str, Any]:
-        scored = [(candidate, parts.scorer(sample, candidate)) for candidate in candidates]
-        pairs = make_pairs(sample, scored, golds[sample.id], parts.pairs)
-        return {
-            "id": sample.id,
-            "candidates": [candidate.to_json() for candidate in candidates],
-            "scores": [score.to_json() for _, score in scored],
-            "pairs": [pair.to_json() for pair in pairs],
-        }
+    def work(wave: Sequence[Prompted]) -> list[dict[str, Any]]:
+        answers = engine.generate([item.prompt for item in wave], 1, sampling, [item.id for item in wave])
+        return [
+            judge(item.sample, policy.renderer.candidate(item.sample, 0, one.token_ids, finish=one.finish))
+            for item, (one,) in zip(wave, answers, strict=True)
+        ]
 
-    _decoded(
-        parts,
-        policy,
-        samples,
-        rows,
-        shard,
-        parts.sampler.n,
-        parts.sampler.chooser(),
-        f"explore:{parts.seed}:{round_number}",
-        parts.sampler.max_new_tokens,
-        to_row,
-        progress,
-    )
-    return {**_collect_pairs(workdir, shard), "too_long": too_long}
-
-
-def _collect_pairs(workdir: Path, shard: Shard) -> dict[str, Any]:
-    """Writes `pairs.jsonl` in order of sample ids and counts what exploration found."""
-    rows = sorted(shard.rows(), key=lambda row: str(row["id"]))
-    write_jsonl(workdir / "pairs.jsonl", (pair for row in rows for pair in row["pairs"]))
-    count = max(1, len(rows))
-    right = [sum(score["exact"] for score in row["scores"]) for row in rows]
-    sizes = [len(row["scores"]) for row in rows]
-    return {
-        "samples": len(rows),
-        "candidates": sum(sizes),
-        "tokens": sum(len(c["token_ids"]) for row in rows for c in row["candidates"]),
-        "pairs": sum(len(row["pairs"]) for row in rows),
-        "pairable_share": round(sum(bool(row["pairs"]) for row in rows) / count, 4),
-        "any_right_share": round(sum(r > 0 for r in right) / count, 4),
-        "right_and_wrong_share": round(sum(0 < r < n for r, n in zip(right, sizes, strict=True)) / count, 4),
-        "mean_distinct": round(sum(len({c["text"] for c in row["candidates"]}) for row in rows) / count, 4),
-    }
+    return work
 
 
 def build_evaluate(parts: Parts, policy_dir: Path, data: Path, workdir: Path, progress: Progress) -> dict[str, Any]:
     """Greedy answers to the held-out split, one row a sample, and their summary."""
-    from ttpa.policy.decode import greedy
-
-    set_threads(parts)
     policy = load_policy(policy_dir)
     held_out = read_split(data, parts.evaluation.split)
     samples, rows, too_long = fitting(
         policy, held_out[: parts.evaluation.limit], parts.evaluation.max_new_tokens, "evaluate"
     )
     shard = Shard(workdir / "rows.jsonl")
-    _decoded(
+    failed = decoded(
         parts,
-        policy,
+        partial(_judging, parts, policy_dir),
         samples,
         rows,
         shard,
-        1,
-        greedy,
-        "evaluate",
-        parts.evaluation.max_new_tokens,
-        lambda sample, candidates: judge(sample, candidates[0]),
+        parts.wave_rows,
+        lambda row: (row["tokens"], None),
         progress,
     )
     found = {row["id"]: row for row in shard.rows()}
-    summary = summarise([found[sample.id] for sample in samples])
+    # An answer that could not be had is no answer.
+    lost = {
+        s.id: judge(s, Candidate(sample_id=s.id, index=0, text="", error="failed")) for s in samples if s.id in failed
+    }
+    summary = summarise([found.get(sample.id) or lost[sample.id] for sample in samples])
     (workdir / "summary.json").write_text(dumps(summary), encoding="utf-8")
-    return {**summary, "too_long": too_long, "split": parts.evaluation.split}
+    about = {"too_long": too_long, "failed": len(failed), "engine": parts.engine_name}
+    return {**summary, **about, "split": parts.evaluation.split}

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from ttpa.errors import DataError
 from ttpa.evals.heldout import Heldout
+from ttpa.executor import Executor
 from ttpa.modules.settings import Alignment, Execution, NoWarmup, Warmup
 from ttpa.pairs import PairRule
 from ttpa.policy.specs import HFModel, TinyModel
 from ttpa.records import Sample, read_jsonl
-from ttpa.samplers.group import GroupSampler
-from ttpa.samplers.tps import TPS
+from ttpa.samplers.base import Sampler
 from ttpa.scorers import Scorer
 from ttpa.selection import SelectAll, SelectPerplexity
 
@@ -25,26 +25,29 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, float, str], None]
 
-VERSIONS = {"data": 1, "warmup": 1, "select": 1, "explore": 1, "align": 1, "evaluate": 1}
+VERSIONS = {"data": 1, "warmup": 1, "select": 1, "explore": 2, "align": 1, "evaluate": 2}
 """Bump a stage's number in the commit that changes what its result means; older results are then built again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Everything a run is made of, instantiated and checked; see conf/."""
+    """Everything a run is made of, instantiated and checked; see conf/. `wave_rows` are the answers of a wave."""
 
     data: Any
     model: TinyModel | HFModel
     warmup: Warmup | NoWarmup
     select: SelectAll | SelectPerplexity
-    sampler: GroupSampler | TPS
+    sampler: Sampler
     scorer: Scorer
     pairs: PairRule
     objective: Alignment
     evaluation: Heldout
     seed: int
     execution: Execution
+    executor: Executor
     engine: Callable[..., Any]
+    engine_name: str
+    wave_rows: int
     trainer: Callable[..., Any]
     logger: Callable[[Path, str], Any]
 
@@ -86,7 +89,9 @@ def fitting(
 
 def build_data(parts: Parts, workdir: Path, progress: Progress) -> dict[str, Any]:
     """Reads or makes the samples and writes the splits."""
-    metrics: dict[str, Any] = parts.data.build(workdir)
+    metrics: dict[str, Any] = parts.data.build(
+        workdir, parts.executor, lambda done, total: progress(done, total, 0.0, "")
+    )
     return metrics
 
 

@@ -160,11 +160,12 @@ def _align_pairs(
     from ttpa.modules.base import PlanData
     from ttpa.modules.plan import plan_alignment
     from ttpa.modules.preference import PreferenceModule
-    from ttpa.policy.logprobs import Row
     from ttpa.policy.tree_logprobs import choose_forward, tree_token_logps
 
-    chosen = [Row(prompts[pair.sample_id], pair.chosen.token_ids) for pair in pairs]
-    rejected = [Row(prompts[pair.sample_id], pair.rejected.token_ids) for pair in pairs]
+    chosen, rejected = (
+        [_row(prompts[pair.sample_id], pair, side, parts.objective.over) for pair in pairs]
+        for side in ("chosen", "rejected")
+    )
     forward = choose_forward(policy.model, parts.execution.forward)
     both = list(zip(chosen, rejected, strict=True))
     references = _references(parts, policy, forward, both, workdir) if loss.needs_reference else None
@@ -183,6 +184,19 @@ def _align_pairs(
         units=range(len(both)) if shares else None,
     )
     return {"pairs": len(pairs), **_fit(parts, module, data, workdir, progress)}
+
+
+def _row(prompt: Sequence[int], pair: Pair, side: str, over: str) -> Row:
+    """One side of a pair: the whole answer, or only the span in which it parts from the other side."""
+    from ttpa.policy.logprobs import Row
+
+    ids: tuple[int, ...] = getattr(pair, side).token_ids
+    if over == "answer":
+        return Row(prompt, ids)
+    # Two answers of which one is the beginning of the other part behind its end: their last token tells them apart.
+    start = min(pair.branch, len(ids) - 1)
+    stop = pair.provenance.get("spans", {}).get(side, len(ids))
+    return Row((*prompt, *ids[:start]), ids[start : max(stop, start + 1)])
 
 
 def _references(

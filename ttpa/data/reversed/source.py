@@ -4,22 +4,48 @@ Writes four splits: `warmup` (demonstrations with the annotation defects of `ttp
 (fresh questions with right targets), `validation` and `test` (unseen text values; `test` also unseen tools). Tools,
 defect sites, validation and test questions depend on `world_seed` alone, so that runs of different seeds are judged on
 the same questions; warm-up and exploration questions are drawn anew for each `seed`.
+
+Samples are made in waves (`ttpa.shards.run_waves`), wherever the executor computes, and gathered in `drawn.jsonl`, from
+which a killed build goes on; the splits are written from it at the end, in their own order, and it is removed.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from ttpa.data.reversed.noise import Noise, annotate
 from ttpa.data.reversed.simulator import BANDS, band_at, draw_sample
 from ttpa.data.reversed.world import NOUNS, VERBS, World, make_world
-from ttpa.errors import ConfigError
-from ttpa.records import Sample, dumps, write_jsonl
+from ttpa.data.source import HERE, Progress, silent
+from ttpa.errors import ConfigError, DataError
+from ttpa.executor import Executor
+from ttpa.records import Sample, dumps
+from ttpa.shards import Shard, run_waves
+
+SPLITS = ("warmup", "explore", "validation", "test")
+WAVE = 500
+"""Samples of a wave: some tenths of a second of work. No result depends on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What a sample is drawn from, beside the settings of the source."""
+
+    split: str
+    number: int
+    band: str
+    unseen: bool = False
+
+    @property
+    def id(self) -> str:
+        return f"{self.split}-{self.band}{'-unseen' if self.unseen else ''}-{self.number}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,56 +123,94 @@ class Reversed:
 
     def samples(self, split: str, counts: Counter[str] | None = None) -> Iterator[Sample]:
         """Draws a split: warmup, explore, validation or test. `counts` collects what the defects did."""
-        world = self.world()
+        drawing = _Drawing(self)
+        for item in self.items(split):
+            sample, defects = drawing.sample(item)
+            if counts is not None:
+                counts.update(defects)
+            yield sample
+
+    def items(self, split: str) -> Iterator[Item]:
+        """The items of a split, in the order of its file."""
         if split in ("warmup", "explore"):
-            size, mix = (
-                (self.warmup_samples, self.warmup_mix)
-                if split == "warmup"
-                else (self.explore_samples, self.explore_mix)
-            )
-            bad = self.noise.sites(world, self.world_seed)
-            for number in range(size):
-                seed = f"{split}{self.seed}"
-                sample = draw_sample(
-                    world, seed=seed, split="train", number=number, band=band_at(seed, number, dict(mix))
-                )
-                if split == "warmup":
-                    sample = annotate(
-                        sample, bad, self.noise.probability, self.seed, counts if counts is not None else Counter()
-                    )
-                yield sample
+            mix = dict(self.warmup_mix if split == "warmup" else self.explore_mix)
+            for number in range(self.warmup_samples if split == "warmup" else self.explore_samples):
+                yield Item(split, number, band_at(f"{split}{self.seed}", number, mix))
             return
-        per_band = self.validation_per_band if split == "validation" else self.test_per_band
         for band in BANDS:
-            for number in range(per_band):
-                yield draw_sample(world, seed=f"world{self.world_seed}", split=split, number=number, band=band)
-        if split == "test":
-            for number in range(self.test_unseen):
-                yield draw_sample(
-                    world, seed=f"world{self.world_seed}", split=split, number=number, band="easy", unseen=True
-                )
+            for number in range(self.validation_per_band if split == "validation" else self.test_per_band):
+                yield Item(split, number, band)
+        for number in range(self.test_unseen if split == "test" else 0):
+            yield Item(split, number, "easy", unseen=True)
 
-    def build(self, out: Path) -> dict[str, Any]:
-        """Writes the splits below `out` and returns counts; the same arguments write the same bytes."""
-        counts: Counter[str] = Counter()
-        names = ("warmup", "explore", "validation", "test")
-        bands: dict[str, Counter[str]] = {name: Counter() for name in names}
+    def build(self, out: Path, executor: Executor = HERE, progress: Progress = silent) -> dict[str, Any]:
+        """See `DataSource.build`; the same arguments write the same bytes.
 
-        def counted(name: str) -> Iterator[Sample]:
-            for sample in self.samples(name, counts):
-                bands[name][sample.band] += 1
-                yield sample
-
-        sizes = {name: write_jsonl(out / f"{name}.jsonl", counted(name)) for name in names}
-        (out / "splits.json").write_text(dumps({name: f"{name}.jsonl" for name in names}), encoding="utf-8")
+        Raises:
+            DataError: a sample cannot be drawn: a bug, since nothing outside this package enters.
+        """
+        items = {name: list(self.items(name)) for name in SPLITS}
+        everything = [item for name in SPLITS for item in items[name]]
+        shard = Shard(out / "drawn.jsonl")
+        failed = run_waves(
+            everything,
+            attrgetter("id"),
+            lambda items: [items[start : start + WAVE] for start in range(0, len(items), WAVE)],
+            partial(_Drawing, self),
+            executor,
+            shard,
+            lambda done, total, _: progress(done, total),
+        ).failed
+        if failed:
+            raise DataError(f"{out}: {len(failed)} samples cannot be drawn, first {failed[0]}. See errors.jsonl there.")
+        lines, counts = dict[str, str](), Counter[str]()
+        for row in shard.rows():
+            lines[row["id"]] = row["line"]
+            counts.update(row["defects"])
         digest = hashlib.sha256()
-        for name in names:
-            digest.update((out / f"{name}.jsonl").read_bytes())
+        for name in SPLITS:
+            with (out / f"{name}.jsonl").open("wb") as file:
+                for item in items[name]:
+                    line = f"{lines[item.id]}\n".encode()
+                    file.write(line)
+                    digest.update(line)
+        (out / "splits.json").write_text(dumps({name: f"{name}.jsonl" for name in SPLITS}), encoding="utf-8")
+        shard.path.unlink()
         changed = counts.pop("changed", 0)
+        bands = {name: Counter(item.band for item in items[name]) for name in SPLITS}
         return {
-            "samples": sizes,
+            "samples": {name: len(items[name]) for name in SPLITS},
             "bands": {name: {band: found[band] for band in BANDS} for name, found in bands.items()},
             "content_sha256": digest.hexdigest(),
-            "misannotated_share": round(changed / sizes["warmup"], 4),
+            "misannotated_share": round(changed / self.warmup_samples, 4),
             "defects": dict(sorted(counts.items())),
         }
+
+
+class _Drawing:
+    """Draws the samples of one source, in any order; the world and its bad sites are made once."""
+
+    def __init__(self, source: Reversed) -> None:
+        self.source, self.world = source, source.world()
+        self.bad = source.noise.sites(self.world, source.world_seed)
+
+    def __call__(self, wave: Sequence[Item]) -> list[dict[str, Any]]:
+        """Rows with the line of the split's file ready: as an object it would be parsed and written once more."""
+        made = [(item, *self.sample(item)) for item in wave]
+        return [{"id": item.id, "line": dumps(sample.to_json()), "defects": defects} for item, sample, defects in made]
+
+    def sample(self, item: Item) -> tuple[Sample, Counter[str]]:
+        """The sample, and how often each defect showed in it."""
+        source, counts = self.source, Counter[str]()
+        training = item.split in ("warmup", "explore")
+        sample = draw_sample(
+            self.world,
+            seed=f"{item.split}{source.seed}" if training else f"world{source.world_seed}",
+            split="train" if training else item.split,
+            number=item.number,
+            band=item.band,
+            unseen=item.unseen,
+        )
+        if item.split == "warmup":
+            sample = annotate(sample, self.bad, source.noise.probability, source.seed, counts)
+        return sample, counts

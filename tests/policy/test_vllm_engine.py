@@ -1,0 +1,825 @@
+"""The vllm engine against a stand-in: a package `vllm` with the documented signatures that refuses everything else.
+
+The stand-in decodes for real, from a table of probabilities: it loads logits processors by name, draws with each
+request's own seed, keeps a prefix cache and checks what vLLM checks. It is written from vLLM's documentation and is not
+vLLM; nothing here says that a real one works.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+import math
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ttpa.errors import ConfigError, DataError
+from ttpa.policy.engine import Engine, Generated, Sampling, TokenRule
+from ttpa.policy.specs import HFModel, Lora, TinyModel
+from ttpa.policy.vllm_engine import VLLMEngine
+from ttpa.toolcall import get_syntax
+
+CHARS = "$~[]f()ab=12 x"  # one token a character; $ ends an answer, ~ stands for a prompt
+STOP, PROMPT = 0, 1
+BLOCK = 4  # tokens of a block of the stand-in's prefix cache
+SWITCH = "VLLM_USE_V2_MODEL_RUNNER"
+REQUEST = "ttpa_rule"
+
+
+def ids(text: str) -> list[int]:
+    return [CHARS.index(char) for char in text]
+
+
+class CharTokenizer:
+    """Decodes one character a token."""
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        assert not skip_special_tokens
+        return "".join(CHARS[token] for token in token_ids)
+
+
+# ---- the stand-in ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class SamplingParams:
+    """The documented fields of vllm.SamplingParams and the checks that concern us."""
+
+    n: int = 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logprob_token_ids: list[int] | None = None
+    flat_logprobs: bool = False
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    extra_args: dict[str, Any] | None = None
+    bad_words: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.temperature <= 2 and 0 < self.top_p <= 1 and self.repetition_penalty > 0
+        assert self.max_tokens is None or self.max_tokens >= 1
+        assert self.seed is None or (type(self.seed) is int and 0 <= self.seed < 2**63)
+        assert self.logprobs is None or self.logprobs >= -1
+        if self.stop_token_ids is not None:
+            assert type(self.stop_token_ids) is list and all(type(token) is int for token in self.stop_token_ids)
+        if self.logprob_token_ids is not None:
+            assert self.logprobs == len(self.logprob_token_ids) == len(set(self.logprob_token_ids))
+        if self.extra_args is not None:  # crosses to another process as plain data
+            assert json.loads(json.dumps(self.extra_args)) == self.extra_args
+
+
+@dataclass(kw_only=True)
+class LoRARequest:
+    lora_name: str
+    lora_int_id: int
+    lora_path: str = ""
+    base_model_name: str | None = None
+    tensorizer_config_dict: dict[str, Any] | None = None
+    load_inplace: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.lora_int_id >= 1 and self.lora_path
+
+
+@dataclass
+class Logprob:
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+@dataclass(kw_only=True)
+class CompletionOutput:
+    index: int
+    text: str
+    token_ids: Sequence[int]
+    cumulative_logprob: float | None
+    logprobs: list[dict[int, Logprob]] | None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(kw_only=True)
+class RequestOutput:
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool = True
+    num_cached_tokens: int | None = None
+
+
+class AdapterLogitsProcessor(ABC):
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+        self.device = device
+
+    @abstractmethod
+    def is_argmax_invariant(self) -> bool: ...
+
+    @abstractmethod
+    def new_req_logits_processor(self, params: SamplingParams) -> Callable[..., Tensor] | None: ...
+
+
+@dataclass
+class Standin:
+    """What a test sets and what the package saw."""
+
+    probs: Callable[[str, str | None], dict[str, float]] = lambda text, lora: {"$": 1.0}
+    interrupt: bool = False  # every request is put aside and taken up again before each token
+    counts_cached: bool = True
+    drops_stop: bool = False
+    llms: list[LLM] = field(default_factory=list)
+    params: list[SamplingParams] = field(default_factory=list)
+    prompts: list[list[int]] = field(default_factory=list)
+    loras: list[LoRARequest | None] = field(default_factory=list)
+
+
+ENGINE_ARGS = {
+    "tokenizer", "tokenizer_mode", "skip_tokenizer_init", "trust_remote_code", "tensor_parallel_size", "dtype",
+    "quantization", "revision", "tokenizer_revision", "seed", "gpu_memory_utilization", "enforce_eager",
+    "max_model_len", "max_num_seqs", "enable_prefix_caching", "enable_lora", "max_loras", "max_lora_rank",
+    "max_cpu_loras", "generation_config", "logprobs_mode", "max_logprobs", "logits_processors", "async_scheduling",
+}  # fmt: skip
+
+
+class LLM:
+    """vllm.LLM: its own arguments and those of EngineArgs that its documentation names and we might use."""
+
+    standin: Standin
+
+    def __init__(self, model: str, **options: Any) -> None:
+        if unknown := set(options) - ENGINE_ARGS:
+            raise TypeError(f"LLM.__init__() got unexpected keyword arguments {unknown}")
+        self.options = {"model": model, **options}
+        self.max_logprobs: int = options.get("max_logprobs", 20)
+        self.max_lora_rank: int = options.get("max_lora_rank", 16)
+        self.lora_on: bool = options.get("enable_lora", False)
+        self.max_model_len: int | None = options.get("max_model_len")
+        self.caching: bool = options.get("enable_prefix_caching", True)
+        self.raw: bool = {"raw_logprobs": True, "processed_logprobs": False}[
+            options.get("logprobs_mode", "raw_logprobs")
+        ]
+        assert self.max_lora_rank in (1, 8, 16, 32, 64, 128, 256, 320, 512)
+        self.processors = [self._processor(name) for name in options.get("logits_processors") or ()]
+        self.runner = os.environ.get(SWITCH)
+        self.blocks: set[tuple[int, ...]] = set()
+        self.standin.llms.append(self)
+
+    def _processor(self, name: str) -> AdapterLogitsProcessor:
+        module, _, cls = name.partition(":")
+        made = getattr(importlib.import_module(module), cls)
+        assert issubclass(made, AdapterLogitsProcessor)
+        assert os.environ[SWITCH] == "0", "the second model runner refuses processors of the first"
+        return made({}, torch.device("cpu"), False)
+
+    def generate(
+        self,
+        prompts: list[dict[str, list[int]]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        lora_request: LoRARequest | None = None,
+        priority: list[int] | None = None,
+    ) -> list[RequestOutput]:
+        assert prompts and not use_tqdm
+        assert isinstance(sampling_params, list) and len(sampling_params) == len(prompts)
+        if lora_request is not None:
+            assert self.lora_on
+            config = json.loads((Path(lora_request.lora_path) / "adapter_config.json").read_text())
+            assert config["r"] <= self.max_lora_rank and not config["use_dora"]
+        outputs = []
+        for number, (prompt, params) in enumerate(zip(prompts, sampling_params, strict=True)):
+            assert set(prompt) == {"prompt_token_ids"} and type(prompt["prompt_token_ids"]) is list
+            self.standin.params.append(params)
+            self.standin.prompts.append(prompt["prompt_token_ids"])
+            self.standin.loras.append(lora_request)
+            outputs.append(self._request(number, prompt["prompt_token_ids"], params, lora_request))
+        return outputs
+
+    def _cached(self, prompt: list[int], lora: LoRARequest | None) -> int | None:
+        """Tokens found in the cache, whose keys know the adapter's number; at least one is computed."""
+        keys = [(lora.lora_int_id if lora else 0, *prompt[:end]) for end in range(BLOCK, len(prompt), BLOCK)]
+        found = sum(self.caching and key in self.blocks for key in keys) * BLOCK
+        self.blocks |= set(keys)
+        return found if self.standin.counts_cached else None
+
+    def _request(
+        self, number: int, prompt: list[int], params: SamplingParams, lora: LoRARequest | None
+    ) -> RequestOutput:
+        assert params.n == 1 and params.top_k == 0 and (params.logprobs or 0) <= self.max_logprobs
+        assert self.max_model_len is None or len(prompt) < self.max_model_len
+        generator = torch.Generator().manual_seed(params.seed or 0)
+        calls = self._calls(params)
+        out: list[int] = []
+        rows: list[dict[int, Logprob]] = []
+        finish, reason = "length", None
+        while len(out) < (params.max_tokens or 1):
+            calls = self._calls(params) if self.standin.interrupt else calls
+            logits, raw = self._logits([*prompt, *out], lora)
+            for call in calls:
+                logits = call(out, logits.clone())
+            token = self._draw(logits, params, [*prompt, *out], generator)
+            if not self.raw:
+                raw = torch.log_softmax(logits / (params.temperature or 1.0), -1)
+            listed = raw.topk(params.logprobs or 0).indices.tolist()
+            listed = [token, *(params.logprob_token_ids or listed)]
+            rows.append({option: Logprob(float(raw[option])) for option in listed})
+            out.append(token)
+            if token in (params.stop_token_ids or []):
+                finish, reason = "stop", token
+                break
+        if reason is not None and self.standin.drops_stop:
+            del out[-1], rows[-1]
+        made = CompletionOutput(
+            index=0, text="", token_ids=tuple(out), cumulative_logprob=None,
+            logprobs=None if params.logprobs is None else rows, finish_reason=finish, stop_reason=reason,
+        )  # fmt: skip
+        return RequestOutput(
+            request_id=str(number), prompt=None, prompt_token_ids=prompt, outputs=[made],
+            num_cached_tokens=self._cached(prompt, lora),
+        )  # fmt: skip
+
+    def _calls(self, params: SamplingParams) -> list[Callable[..., Tensor]]:
+        """The request's logits processors of this step's batch; greedy requests skip those that say they may."""
+        made = [p.new_req_logits_processor(params) for p in self.processors if not p.is_argmax_invariant()]
+        calls = [call for call in made if call]
+        assert all(len(inspect.signature(call).parameters) == 2 for call in calls)
+        return calls
+
+    def _logits(self, whole: list[int], lora: LoRARequest | None) -> tuple[Tensor, Tensor]:
+        text = "".join(CHARS[token] for token in whole).lstrip("~")
+        probs = self.standin.probs(text, lora.lora_path if lora else None)
+        assert math.isclose(sum(probs.values()), 1)
+        # Tokens without a probability get a little, and an offset that the softmax must take out.
+        raw = torch.full((len(CHARS),), 1e-9)
+        for char, p in probs.items():
+            raw[CHARS.index(char)] = p
+        return raw.log() + 3.0, torch.log_softmax(raw.log(), -1)
+
+    def _draw(self, logits: Tensor, params: SamplingParams, whole: list[int], generator: torch.Generator) -> int:
+        if params.repetition_penalty != 1:
+            seen = torch.zeros(len(CHARS), dtype=torch.bool)
+            seen[whole] = True
+            by = torch.where(logits > 0, 1 / params.repetition_penalty, params.repetition_penalty)
+            logits = torch.where(seen, logits * by, logits)
+        if params.temperature == 0:
+            return int(logits.argmax())
+        probs = torch.softmax(logits / params.temperature, -1)
+        return int(torch.multinomial(probs, 1, generator=generator))
+
+
+PACKAGE = {
+    "vllm": {"LLM": LLM, "SamplingParams": SamplingParams, "__version__": "0.31.0", "__path__": []},
+    "vllm.lora": {"__path__": []},
+    "vllm.lora.request": {"LoRARequest": LoRARequest},
+    "vllm.v1": {"__path__": []},
+    "vllm.v1.sample": {"__path__": []},
+    "vllm.v1.sample.logits_processor": {"AdapterLogitsProcessor": AdapterLogitsProcessor},
+}
+
+
+@pytest.fixture
+def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
+    """Puts the package where imports find it; the tokenizer that its workers load is the one of the tests."""
+    for name, attributes in PACKAGE.items():
+        module = ModuleType(name)
+        vars(module).update(attributes)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setenv(SWITCH, "")
+    monkeypatch.delenv(SWITCH)  # set first, so that what the engine sets is taken back
+    monkeypatch.delitem(sys.modules, "ttpa.policy.vllm_rule", raising=False)
+    LLM.standin = Standin()
+    yield LLM.standin
+    sys.modules.pop("ttpa.policy.vllm_rule", None)
+
+
+@pytest.fixture
+def tokenizers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+    """Which tokenizers the workers loaded."""
+    loaded: list[tuple[str, str | None]] = []
+
+    def load(name: str, revision: str | None = None) -> CharTokenizer:
+        loaded.append((name, revision))
+        return CharTokenizer()
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", load)
+    return loaded
+
+
+# ---- policies -------------------------------------------------------------------------------------------------------
+
+SPEC = HFModel(name="org/base", max_tokens=64, syntax="python_compact", template="compact", revision="abc")
+TINY = TinyModel(hidden=16, layers=1, heads=2, feed_forward=24, vocab=300, max_tokens=64)
+
+
+@dataclass
+class LightPolicy:
+    """What the engine asks of a policy, without weights."""
+
+    spec: HFModel | TinyModel = SPEC
+    folder: Path | None = None
+    renderer: Any = field(
+        default_factory=lambda: SimpleNamespace(
+            tokenizer=CharTokenizer(), stop_ids=(STOP,), syntax=get_syntax("python_compact")
+        )
+    )
+
+
+def saved(folder: Path, spec: HFModel | TinyModel, adapters: Sequence[dict[str, Any]] = (), full: bool = False) -> Path:
+    """A policy folder as `Policy.save` lays it out, adapters without weights."""
+    names = [f"adapter-{number}" for number in range(len(adapters))]
+    for name, config in zip(names, adapters, strict=True):
+        write_adapter(folder / name, **config)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "policy.json").write_text(json.dumps({"spec": spec.to_json(), "adapters": names, "full": full}))
+    return folder
+
+
+def write_adapter(folder: Path, **fields: Any) -> Path:
+    """A PEFT folder for one layer of four inputs and three outputs."""
+    from safetensors.torch import save_file
+
+    config = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "bias": "none", "use_dora": False, **fields}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    layer = "base_model.model.model.layers.0.mlp.up_proj"
+    weights = {
+        f"{layer}.lora_A.weight": torch.ones(config["r"], 4),
+        f"{layer}.lora_B.weight": torch.ones(3, config["r"]),
+    }
+    save_file(weights, folder / "adapter_model.safetensors")
+    return folder
+
+
+def engine(policy: LightPolicy | None = None, **options: Any) -> VLLMEngine:
+    return VLLMEngine(policy=policy or LightPolicy(), rows=8, gpu_memory_utilization=0.5, **options)
+
+
+def ask(made: VLLMEngine, sampling: Sampling, n: int = 1, seed: str = "s", prompt: str = "~", prefix: str = "") -> Any:
+    """The answers to one prompt."""
+    (answers,) = made.generate([ids(prompt)], n, sampling, [seed], [ids(prefix)] if prefix else ())
+    return answers
+
+
+def text_of(answer: Generated) -> str:
+    return "".join(CHARS[token] for token in answer.token_ids)
+
+
+GREEDY = Sampling(max_new_tokens=12, temperature=0.0)
+
+# ---- what is loaded -------------------------------------------------------------------------------------------------
+
+
+def test_a_base_model_is_loaded_by_name_and_revision(standin: Standin) -> None:
+    made = engine(rules=False)
+    assert isinstance(made, Engine)
+    assert standin.llms[0].options == {
+        "model": "org/base",
+        "tokenizer": "org/base",
+        "revision": "abc",
+        "tokenizer_revision": "abc",
+        "dtype": "bfloat16",
+        "seed": 0,
+        "tensor_parallel_size": 1,
+        "gpu_memory_utilization": 0.5,
+        "max_model_len": 64,
+        "enable_prefix_caching": True,
+        "generation_config": "vllm",
+        "logprobs_mode": "raw_logprobs",
+        "max_logprobs": 128,
+    }
+    assert standin.llms[0].runner is None
+    ask(made, GREEDY)
+    assert standin.loras == [None]
+
+
+def test_options_reach_vllm(standin: Standin) -> None:
+    engine(max_model_len=99, tensor_parallel_size=2, spare_rank=9)
+    options = standin.llms[0].options
+    assert (options["max_model_len"], options["tensor_parallel_size"]) == (99, 2)
+    assert (options["enable_lora"], options["max_lora_rank"], options["max_loras"]) == (True, 16, 1)
+    assert options["logits_processors"] == ["ttpa.policy.vllm_rule:RuleProcessor"]
+    assert options["async_scheduling"] is False
+    assert standin.llms[0].runner == "0"
+
+
+@pytest.mark.parametrize("spec", [TINY, SPEC], ids=["tiny", "hf"])
+def test_full_weights_are_served_from_their_folder(standin: Standin, tmp_path: Path, spec: HFModel | TinyModel) -> None:
+    folder = saved(tmp_path / "policy", spec, full=True)
+    engine(LightPolicy(spec=spec, folder=folder), rules=False)
+    options = standin.llms[0].options
+    assert (options["model"], options["tokenizer"]) == (str(folder / "model"), str(folder / "tokenizer"))
+    assert options["dtype"] == spec.dtype
+    assert not {"revision", "tokenizer_revision", "enable_lora"} & set(options)
+
+
+def test_one_adapter_goes_onto_the_base_model_as_it_is(standin: Standin, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "policy", SPEC, [{"r": 17}])
+    ask(engine(LightPolicy(folder=folder)), GREEDY)
+    options = standin.llms[0].options
+    assert (options["model"], options["revision"]) == ("org/base", "abc")
+    assert options["tokenizer"] == str(folder / "tokenizer") and "tokenizer_revision" not in options
+    assert (options["enable_lora"], options["max_lora_rank"]) == (True, 32)
+    (lora,) = standin.loras
+    assert lora is not None and (lora.lora_int_id, lora.lora_path) == (1, str(folder / "adapter-0"))
+
+
+def test_several_adapters_become_one_of_the_summed_rank(standin: Standin, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    folder = saved(tmp_path / "policy", SPEC, [{"r": 16, "lora_alpha": 32}, {"r": 24, "lora_alpha": 12}])
+    made = engine(LightPolicy(folder=folder))
+    ask(made, GREEDY)
+    assert standin.llms[0].max_lora_rank == 64
+    (lora,) = standin.loras
+    assert lora is not None and not Path(lora.lora_path).is_relative_to(folder)
+    weights = load_file(Path(lora.lora_path) / "adapter_model.safetensors")
+    a, b = (weights[f"base_model.model.model.layers.0.mlp.up_proj.lora_{side}.weight"] for side in "AB")
+    # All ones: 16 * 32/16 + 24 * 12/24 at each place of B A.
+    assert torch.equal(b @ a, torch.full((3, 4), 44.0))
+    assert json.loads((Path(lora.lora_path) / "adapter_config.json").read_text())["r"] == 40
+
+
+def test_adapters_beyond_the_largest_rank_are_refused(standin: Standin, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "policy", SPEC, [{"r": 256}, {"r": 256}, {"r": 1}])
+    with pytest.raises(ConfigError, match=r"rank 513 in all, and vLLM takes 512 at most\. Use engine=hf"):
+        engine(LightPolicy(folder=folder))
+    assert not standin.llms
+
+
+def test_dora_is_refused_before_anything_is_loaded(standin: Standin, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "policy", SPEC, [{"use_dora": True}])
+    with pytest.raises(ConfigError, match=r"adapter-0: use_dora=True, .* Use engine=hf"):
+        engine(LightPolicy(folder=folder))
+    assert not standin.llms
+
+
+def test_a_four_bit_base_is_quantised_by_vllm(standin: Standin) -> None:
+    spec = HFModel(name="org/base", max_tokens=64, lora=Lora(), quantization="nf4")
+    engine(LightPolicy(spec=spec))
+    assert standin.llms[0].options["quantization"] == "bitsandbytes"
+    assert "revision" not in standin.llms[0].options
+
+
+def test_what_vllm_cannot_load_is_refused(standin: Standin, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="small model is not saved yet"):
+        engine(LightPolicy(spec=TINY))
+    with pytest.raises(DataError, match=r"nowhere: no policy\.json .*Give the folder of a trained stage"):
+        engine(LightPolicy(folder=tmp_path / "nowhere"))
+
+
+def test_a_saved_policy_is_found_as_it_was_saved(standin: Standin, tmp_path: Path, tiny_policy: Any) -> None:
+    """The layout is written by `Policy.save`, and the workers' tokenizer loads from it and reads calls."""
+    tiny_policy.save(tmp_path)
+    engine(LightPolicy(spec=tiny_policy.spec, folder=tmp_path))
+    options = standin.llms[0].options
+    assert (Path(options["model"]) / "config.json").is_file()
+    rule_module = importlib.import_module("ttpa.policy.vllm_rule")
+    rule = TokenRule(k=2, delta=1.0, draw="uniform", span="call")
+    args = rule_module.rule_args(
+        rule, prefix=[], syntax=tiny_policy.spec.syntax, tokenizer=options["tokenizer"], revision=None
+    )[REQUEST]
+    request = rule_module.RuleRequest(args)
+    written = tiny_policy.tokenizer('[get_weather(city="Paris")]', add_special_tokens=False)["input_ids"]
+    kept = [int(request(written[:end], torch.zeros(340)).isfinite().sum()) for end in range(len(written) + 1)]
+    assert kept == [1, *[2] * (len(written) - 1), 1]
+
+
+# ---- the package ----------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_package_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ConfigError, match=r"needs the package vllm .*pip install 'ttpa\[vllm\]'"):
+        engine()
+
+
+@pytest.mark.parametrize("version", ["0.23.1", "0.33.0", "1.25.0", "dev"])
+def test_other_versions_are_refused(standin: Standin, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr("vllm.__version__", version)
+    with pytest.raises(ConfigError, match=rf"vllm is {version}, supported is >=0\.24,<0\.33"):
+        engine()
+    assert not standin.llms and SWITCH not in os.environ
+
+
+@pytest.mark.parametrize("version", ["0.24.0", "0.32.1rc2.dev7+gabc"])
+def test_versions_of_the_range_are_taken(standin: Standin, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr("vllm.__version__", version)
+    engine()
+    assert standin.llms
+
+
+def test_a_switch_set_by_the_user_is_respected(standin: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, "1")
+    with pytest.raises(ConfigError, match=rf"{SWITCH}=1: .* engine\.rules=false"):
+        engine()
+    made = engine(rules=False)
+    assert os.environ[SWITCH] == "1"
+    assert not {"logits_processors", "async_scheduling"} & set(standin.llms[0].options)
+    rule = TokenRule(k=2, delta=0.1, draw="uniform", span="everywhere")
+    with pytest.raises(ConfigError, match=r"engine\.rules=False: .* Set engine\.rules=true"):
+        ask(made, Sampling(max_new_tokens=2, rule=rule))
+
+
+# ---- answers --------------------------------------------------------------------------------------------------------
+
+
+def spelled(text: str, p: float = 0.75) -> Callable[[str, str | None], dict[str, float]]:
+    """A model that writes a text: p for its next character, the rest for a space."""
+
+    def probs(so_far: str, lora: str | None) -> dict[str, float]:
+        return {text[len(so_far)]: p, " ": 1 - p} if so_far == text[: len(so_far)] else {"$": 1.0}
+
+    return probs
+
+
+def test_greedy_answers_end_with_the_stop_token_and_carry_log_probs(standin: Standin) -> None:
+    standin.probs = spelled("ab$")
+    made = engine()
+    (answer,) = ask(made, GREEDY)
+    assert (text_of(answer), answer.finish, answer.branches) == ("ab$", "stop", [])
+    assert answer.logps == pytest.approx([math.log(0.75)] * 3, abs=1e-6)
+    assert made.counts == {"prefilled": 1, "generated": 3}
+
+
+def test_an_answer_that_is_cut_off_says_so(standin: Standin) -> None:
+    standin.probs = spelled("abab$")
+    (answer,) = ask(engine(), Sampling(max_new_tokens=2, temperature=0.0))
+    assert (text_of(answer), answer.finish, len(answer.logps)) == ("ab", "length", 2)
+
+
+def test_a_stop_token_that_vllm_leaves_out_is_put_back(standin: Standin) -> None:
+    standin.probs = spelled("ab$")
+    standin.drops_stop = True
+    (answer,) = ask(engine(), GREEDY)
+    assert (text_of(answer), answer.finish) == ("ab$", "stop")
+    assert answer.logps == pytest.approx([math.log(0.75)] * 3, abs=1e-6)
+
+
+def test_a_request_says_how_to_draw_and_nothing_else(standin: Standin) -> None:
+    sampling = Sampling(max_new_tokens=3, temperature=1.5, top_p=0.9, repetition_penalty=0.75)
+    ask(engine(), sampling, seed="seed 7")
+    digest = hashlib.sha256(b"seed 7\x1f0").hexdigest()
+    assert standin.params == [
+        SamplingParams(
+            temperature=1.5, top_p=0.9, repetition_penalty=0.75, seed=int(digest[:16], 16) // 2, max_tokens=3,
+            stop_token_ids=[STOP], ignore_eos=True, logprobs=0, detokenize=False,
+        )
+    ]  # fmt: skip
+
+
+def test_log_probs_are_those_of_the_model_before_the_temperature(standin: Standin) -> None:
+    standin.probs = lambda text, lora: {"a": 0.8, "b": 0.2}
+    answers = ask(engine(), Sampling(max_new_tokens=1, temperature=2.0), n=20)
+    found = {text_of(answer): answer.logps[0] for answer in answers}
+    assert found == pytest.approx({"a": math.log(0.8), "b": math.log(0.2)}, abs=1e-6)
+
+
+def test_a_candidate_depends_on_its_seed_and_number_alone(standin: Standin) -> None:
+    standin.probs = lambda text, lora: {char: 0.25 for char in "ab12"}
+    made = engine()
+    sampling = Sampling(max_new_tokens=6)
+    many = made.generate([ids("~~"), ids("~")], 3, sampling, ["s", "t"])
+    fewer = made.generate([ids("~")], 2, sampling, ["t"])
+    assert [a.token_ids for a in many[1][:2]] == [a.token_ids for a in fewer[0]]
+    assert len({tuple(a.token_ids) for row in many for a in row}) == 6
+    assert len({params.seed for params in standin.params}) == 6
+
+
+def test_answers_come_back_in_the_order_of_the_prompts(standin: Standin) -> None:
+    standin.probs = lambda text, lora: {{"a": "1", "b": "2"}.get(text, "$"): 1.0}
+    found = engine().generate([ids("~b"), ids("~a")], 2, GREEDY, ["s", "s"])
+    assert [[text_of(answer) for answer in row] for row in found] == [["2$", "2$"], ["1$", "1$"]]
+    assert engine().generate([], 2, GREEDY, []) == []
+
+
+def test_prefixes_continue_and_are_not_part_of_the_answer(standin: Standin) -> None:
+    standin.probs = spelled("abab$")
+    made = engine()
+    rows = made.generate([ids("~"), ids("~")], 1, GREEDY, ["s", "s"], [ids("aba"), ()])
+    assert [text_of(row[0]) for row in rows] == ["b$", "abab$"]
+    assert standin.prompts == [ids("~aba"), ids("~")]
+    assert made.counts == {"prefilled": 5, "generated": 7}
+
+
+def test_tokens_found_in_the_prefix_cache_are_not_counted(standin: Standin) -> None:
+    standin.probs = lambda text, lora: {"$": 1.0}
+    made = engine()
+    ask(made, GREEDY, n=3, prompt="~~~~~~")
+    assert made.counts == {"prefilled": 6 + 2 + 2, "generated": 3}
+    standin.counts_cached = False
+    ask(made, GREEDY, prompt="~~~~~~")
+    assert made.counts == {"prefilled": 16, "generated": 4}
+
+
+def test_a_prompt_without_room_for_an_answer_is_refused(standin: Standin) -> None:
+    made = engine(max_model_len=8)
+    with pytest.raises(ConfigError, match=r"engine\.max_model_len=8: a prompt has 8 tokens"):
+        ask(made, GREEDY, prompt="~" * 7, prefix="a")
+    assert not standin.prompts
+    ask(made, GREEDY, prompt="~" * 7)
+
+
+def test_next_log_probs_are_under_the_full_softmax(standin: Standin) -> None:
+    standin.probs = lambda text, lora: {"a": 0.5, "b": 0.2, "1": 0.3} if text == "x" else {"b": 1.0}
+    made = engine()
+    rows = made.next_logps([ids("~x"), ids("~")], ids("ba2b"))
+    assert [math.exp(p) for p in rows[0]] == pytest.approx([0.2, 0.5, 1e-9, 0.2], abs=1e-7)
+    assert math.exp(rows[1][0]) == pytest.approx(1.0, abs=1e-6)
+    assert made.counts == {"prefilled": 3, "generated": 0}
+    assert all((params.temperature, params.max_tokens) == (0.0, 1) for params in standin.params)
+    assert made.next_logps([], [1]) == []
+
+
+def test_log_probs_of_given_answers_are_left_to_others(standin: Standin) -> None:
+    assert engine().answer_logps(ids("~"), [ids("a$")]) is None
+    assert not standin.prompts
+
+
+# ---- rules ----------------------------------------------------------------------------------------------------------
+
+CALL = {
+    "": {" ": 0.52, "[": 0.48},  # as close as can be, but no call is open: greedy
+    " ": {"[": 0.9, "x": 0.1},
+    " [": {"f": 0.5, "a": 0.45, "b": 0.05},  # a choice: 0.5 - 0.45 <= 0.2
+    " [f(": {"a": 0.6, "b": 0.35, "x": 0.05},  # none: 0.6 - 0.35 > 0.2
+    " [f(a=": {"1": 0.55, "2": 0.4, "x": 0.05},  # a choice
+    " [f(a=1)]": {"$": 0.51, "x": 0.49},  # the call is closed: greedy
+}
+NEXT = {"[f": "(", "f(a": "=", "=1": ")", "1)": "]"}
+
+
+def calling(text: str, lora: str | None) -> dict[str, float]:
+    text = text.replace("[a", "[f").replace("=2", "=1")
+    return CALL.get(text) or {next(char for end, char in NEXT.items() if text.endswith(end)): 0.95, "x": 0.05}
+
+
+def rule(span: str = "call", draw: str = "uniform", k: int = 3, delta: float = 0.2) -> Sampling:
+    return Sampling(
+        max_new_tokens=16, temperature=0.7, top_p=0.5, repetition_penalty=2.0,
+        rule=TokenRule(k=k, delta=delta, draw=draw, span=span),
+    )  # fmt: skip
+
+
+CHOICES = [(2, ((4, 0.5), (7, 0.45))), (6, ((10, 0.55), (11, 0.4)))]
+
+
+def test_a_rule_acts_inside_calls_and_is_greedy_elsewhere(standin: Standin, tokenizers: list[Any]) -> None:
+    standin.probs = calling
+    made = engine()
+    answers = ask(made, rule(), n=40)
+    assert {text_of(answer) for answer in answers} == {f" [{f}(a={v})]$" for f in "fa" for v in "12"}
+    assert all(answer.branches == CHOICES and answer.finish == "stop" for answer in answers)
+    first = next(answer for answer in answers if text_of(answer) == " [f(a=2)]$")
+    assert [math.exp(p) for p in first.logps] == pytest.approx(
+        [0.52, 0.9, 0.5, 0.95, 0.6, 0.95, 0.4, 0.95, 0.95, 0.51], abs=1e-6
+    )
+    assert tokenizers == [("org/base", "abc")]  # once, however many requests
+    params = standin.params[0]
+    assert (params.temperature, params.top_p, params.repetition_penalty, params.logprobs) == (1.0, 1.0, 1.0, 3)
+
+
+def test_a_request_that_was_put_aside_goes_on_as_before(standin: Standin, tokenizers: list[Any]) -> None:
+    standin.probs = calling
+    made = engine()
+    steady = ask(made, rule(), n=8)
+    standin.interrupt = True
+    assert ask(made, rule(), n=8) == steady
+
+
+def test_a_rule_knows_that_the_prefix_has_opened_a_call(standin: Standin, tokenizers: list[Any]) -> None:
+    standin.probs = calling
+    answers = ask(engine(), rule(), n=12, prefix=" [")
+    assert {text_of(answer)[0] for answer in answers} == {"f", "a"}
+    assert all(a.branches == [(position - 2, options) for position, options in CHOICES] for a in answers)
+
+
+def test_everywhere_means_outside_calls_too(standin: Standin, tokenizers: list[Any]) -> None:
+    standin.probs = lambda text, lora: {"x": 0.52, "[": 0.48} if not text else {"$": 1.0}
+    answers = ask(engine(), rule(span="everywhere"), n=12)
+    assert {text_of(answer) for answer in answers} == {"x$", "[$"}
+    assert all(answer.branches == [(0, ((13, 0.52), (2, 0.48)))] for answer in answers)
+    assert not tokenizers
+
+
+def test_a_gap_of_delta_is_small_enough(standin: Standin, tokenizers: list[Any]) -> None:
+    standin.probs = lambda text, lora: {"x": 0.5, "[": 0.5} if not text else {"$": 1.0}
+    answers = ask(engine(), rule(span="everywhere", delta=0.0), n=12)
+    assert {text_of(answer) for answer in answers} == {"x$", "[$"}
+    assert all(answer.branches == [(0, ((2, 0.5), (13, 0.5)))] for answer in answers)
+
+
+def test_k_one_has_no_choice(standin: Standin, tokenizers: list[Any]) -> None:
+    standin.probs = calling
+    answers = ask(engine(), rule(k=1, delta=1.0), n=6)
+    assert [(text_of(answer), answer.branches) for answer in answers] == [(" [f(a=1)]$", [])] * 6
+
+
+def test_requests_without_a_rule_are_left_alone(standin: Standin) -> None:
+    standin.probs = lambda text, lora: {"a": 0.9, "b": 0.1}
+    answers = ask(engine(), Sampling(max_new_tokens=1), n=60)
+    assert {text_of(answer) for answer in answers} == {"a", "b"}
+    assert all(params.extra_args is None for params in standin.params)
+
+
+@pytest.mark.parametrize(
+    ("draw", "inside", "delta", "expected"),
+    [
+        ("uniform", True, 0.2, {"f": 0.5, "a": 0.5}),
+        ("renormalised", True, 0.2, {"f": 10 / 19, "a": 9 / 19}),
+        ("uniform", True, 1.0, {"f": 1 / 3, "a": 1 / 3, "b": 1 / 3}),
+        ("uniform", True, 0.01, {"f": 1.0}),
+        ("renormalised", False, 1.0, {"f": 1.0}),
+    ],
+)
+def test_what_is_left_is_what_the_rule_draws_from(
+    standin: Standin, draw: str, inside: bool, delta: float, expected: dict[str, float]
+) -> None:
+    module = importlib.import_module("ttpa.policy.vllm_rule")
+    logits_V = torch.full((len(CHARS),), -9.0)
+    for char, p in {"f": 0.5, "a": 0.45, "b": 0.05}.items():
+        logits_V[CHARS.index(char)] = math.log(p) + 5.0
+    left_V = module.only_candidates(logits_V, TokenRule(k=3, delta=delta, draw=draw, span="call"), inside)
+    probs = torch.softmax(left_V, -1).tolist()
+    assert {CHARS[token]: p for token, p in enumerate(probs) if p} == pytest.approx(expected, abs=1e-6)
+    assert left_V.dtype == logits_V.dtype
+
+
+def test_a_placeholder_for_a_token_is_not_read_as_one(standin: Standin, tokenizers: list[Any]) -> None:
+    module = importlib.import_module("ttpa.policy.vllm_rule")
+    args = module.rule_args(
+        TokenRule(k=2, delta=0.1, draw="uniform", span="call"), prefix=(), syntax="json", tokenizer="t", revision=None
+    )
+    with pytest.raises(RuntimeError, match="async_scheduling off"):
+        module.RuleRequest(args[REQUEST])([5, -1], torch.zeros(len(CHARS)))
+
+
+# ---- adapters in training -------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_in_training_replaces_the_one_before(standin: Standin, tmp_path: Path) -> None:
+    standin.probs = lambda text, lora: {("a" if lora is None else "1" if "first" in lora else "2"): 1.0}
+    made = engine(spare_rank=8)
+    first, second = (write_adapter(tmp_path / name, r=8) for name in ("first", "second"))
+    sampling = Sampling(max_new_tokens=1, temperature=0.0)
+    texts = [text_of(ask(made, sampling, prompt="~~~~~~")[0])]
+    for folder in (first, second, second):
+        made.use_adapter(folder)
+        texts.append(text_of(ask(made, sampling, prompt="~~~~~~")[0]))
+    assert texts == ["a", "1", "2", "2"]
+    assert [lora and lora.lora_int_id for lora in standin.loras] == [None, 1, 2, 3]
+    assert len({lora.lora_name for lora in standin.loras if lora}) == 3
+    # Each number is new to the prefix cache, so that no prompt is read with older weights.
+    assert made.counts["prefilled"] == 4 * 6
+
+
+def test_an_adapter_in_training_goes_on_top_of_the_chain(standin: Standin, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "policy", SPEC, [{"r": 16}])
+    made = engine(LightPolicy(folder=folder), spare_rank=4)
+    seen = []
+    for name in ("first", "second"):
+        made.use_adapter(write_adapter(tmp_path / name, r=4))
+        made.next_logps([ids("~")], [1])
+        lora = standin.loras[-1]
+        assert lora is not None
+        seen.append(Path(lora.lora_path))
+        assert json.loads((seen[-1] / "adapter_config.json").read_text())["r"] == 20
+    assert not seen[0].exists() and (folder / "adapter-0").exists()
+
+
+def test_an_adapter_needs_room(standin: Standin, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "policy", SPEC, [{"r": 16}])
+    made = engine(LightPolicy(folder=folder))
+    with pytest.raises(ConfigError, match=r"engine\.spare_rank=0: adapters of rank 17 .* into the 16"):
+        made.use_adapter(write_adapter(tmp_path / "new", r=1))
+    with pytest.raises(ConfigError, match="use_dora=True"):
+        made.use_adapter(write_adapter(tmp_path / "dora", r=1, use_dora=True))

@@ -1,0 +1,189 @@
+"""Attention while decoding: every prompt is kept once, however many answers continue it.
+
+Keys and values live in two parts. A prompt's are computed once and shared by its rows, so attending to them is one
+matrix product a prompt and not one a row. A row's own tokens have a buffer of fixed size. A softmax over both parts
+side by side makes the result that of ordinary attention. The attention function fills and reads the buffers itself,
+through a context variable, so the model runs as in training, without a cache object of transformers.
+
+Shapes: B prompts, M rows a prompt, R = B * M rows (prompt-major), H heads, J key-value heads, G = H / J, D head size,
+P prompt tokens (padded on the right), T slots of a row, L new tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+NAME = "ttpa_decode"
+
+
+@dataclass(slots=True)
+class Prompts:
+    """What is kept of B prompts: keys and values by layer, each (B, J, P, D), lengths (B,), next logits (B, V)."""
+
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    length_B: Tensor = field(default_factory=lambda: torch.empty(0))
+    logits_BV: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def pick(self, which: Tensor) -> Prompts:
+        """Some of the prompts."""
+        return Prompts(
+            [k[which] for k in self.keys], [v[which] for v in self.values], self.length_B[which], self.logits_BV[which]
+        )
+
+    def one(self, number: int) -> Prompts:
+        """One of them without its padding; a copy, so that it does not hold the others in memory."""
+        size = int(self.length_B[number])
+        here = slice(number, number + 1)
+        return Prompts(
+            [k[here, :, :size].clone() for k in self.keys],
+            [v[here, :, :size].clone() for v in self.values],
+            self.length_B[here],
+            self.logits_BV[here].clone(),
+        )
+
+
+def side_by_side(prompts: list[Prompts]) -> Prompts:
+    """Several kept prompts as one batch, padded on the right."""
+    if len(prompts) == 1:
+        return prompts[0]
+    width = max(p.keys[0].shape[2] for p in prompts)
+
+    def stacked(parts: list[Tensor]) -> Tensor:
+        return torch.cat([F.pad(part, (0, 0, 0, width - part.shape[2])) for part in parts])
+
+    layers = range(len(prompts[0].keys))
+    return Prompts(
+        [stacked([p.keys[layer] for p in prompts]) for layer in layers],
+        [stacked([p.values[layer] for p in prompts]) for layer in layers],
+        torch.cat([p.length_B for p in prompts]),
+        torch.cat([p.logits_BV for p in prompts]),
+    )
+
+
+@dataclass(slots=True)
+class Rows:
+    """The rows that continue the prompts.
+
+    `keys` and `values` by layer are (R, J, T, D), made at the first use; `open_RT` says which slots hold a token (what
+    stands before an answer's given beginning is empty), `used` how many slots are taken.
+    """
+
+    prompts: Prompts
+    per_prompt: int
+    slots: int
+    open_RT: Tensor
+    used: int = 0
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+    def pick(self, prompts: Tensor | None, rows: Tensor, per_prompt: int) -> Rows:
+        """Some of the rows, by prompt again `per_prompt` each; `prompts` None keeps all prompts."""
+        kept = self.prompts if prompts is None else self.prompts.pick(prompts)
+        return Rows(
+            kept,
+            per_prompt,
+            self.slots,
+            self.open_RT[rows],
+            self.used,
+            [k[rows] for k in self.keys],
+            [v[rows] for v in self.values],
+        )
+
+    def put(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes the new tokens' keys and values behind the used slots; returns those of all slots up to them."""
+        stop = self.used + key.shape[2]
+        while len(self.keys) <= layer:
+            self.keys.append(key.new_empty((*key.shape[:2], self.slots, key.shape[3])))
+            self.values.append(value.new_empty((*value.shape[:2], self.slots, value.shape[3])))
+        self.keys[layer][:, :, self.used : stop] = key
+        self.values[layer][:, :, self.used : stop] = value
+        return self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]
+
+
+_STATE: ContextVar[Prompts | Rows | None] = ContextVar("decoding", default=None)
+
+
+@contextmanager
+def decoding(config: Any, state: Prompts | Rows) -> Iterator[None]:
+    """Within it, the model fills `state`: prompts that are read for the first time, or rows that go on."""
+    before, token = config._attn_implementation, _STATE.set(state)
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        _STATE.reset(token)
+
+
+def decode_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of new tokens; the signature is transformers'.
+
+    Args:
+        query: (B or R, H, L, D). key, value: (B or R, J, L, D).
+
+    Returns:
+        (B or R, L, H, D) and None.
+    """
+    state = _STATE.get()
+    assert state is not None, "a decoding forward pass needs `decoding`"
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if isinstance(state, Prompts):
+        state.keys.append(key)
+        state.values.append(value)
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1:
+            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        # Padding is on the right: no token of a prompt sees it.
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+        return out.transpose(1, 2).contiguous(), None
+    return _attend(state, module.layer_idx, query, key, value, scale), None
+
+
+def _attend(rows: Rows, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Prompt part and own part under one softmax."""
+    R, H, L, D = query.shape
+    J, M = key.shape[1], rows.per_prompt
+    B, G = R // M, H // J
+    prompt_k, prompt_v = rows.prompts.keys[layer], rows.prompts.values[layer]
+    own_k, own_v = rows.put(layer, key, value)
+    asking_BJQD = query.view(B, M, J, G, L, D).transpose(1, 2).reshape(B, J, M * G * L, D)
+    far = (asking_BJQD * scale) @ prompt_k.mT
+    where_BP = torch.arange(prompt_k.shape[2], device=query.device) >= rows.prompts.length_B[:, None]
+    far = far.masked_fill(where_BP[:, None, None], float("-inf"))
+    near = (query * scale).reshape(R, J, G * L, D) @ own_k.mT
+    closed_RLT = ~rows.open_RT[:, None, : own_k.shape[2]]
+    if L > 1:
+        slots = torch.arange(own_k.shape[2], device=query.device)
+        closed_RLT = closed_RLT | (slots > rows.used + torch.arange(L, device=query.device)[:, None])
+    closed = closed_RLT[:, None, None].expand(R, J, G, -1, -1) if L > 1 else closed_RLT[:, None, None]
+    near = near.view(R, J, G, L, -1).masked_fill(closed, float("-inf")).view(B, M, J, G * L, -1)
+    near = near.transpose(1, 2).reshape(B, J, M * G * L, -1)
+    weights = torch.softmax(torch.cat([far, near], -1).float(), -1).to(query.dtype)
+    near_w = weights[..., far.shape[-1] :].view(B, J, M, G * L, -1).transpose(1, 2).reshape(R, J, G * L, -1)
+    out = (weights[..., : far.shape[-1]] @ prompt_v).view(B, J, M, G * L, -1).transpose(1, 2).reshape(R, J, G * L, -1)
+    return (out + near_w @ own_v).reshape(R, H, L, -1).transpose(1, 2).contiguous()
+
+
+AttentionInterface.register(NAME, decode_attention)
+# Who sees whom is this module's business: transformers makes no mask.
+AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)

@@ -1,0 +1,349 @@
+"""The `vllm` engine: answers through vLLM, in this process, on a GPU. One thin file over its offline interface.
+
+Contract-tested against a stand-in, not yet run on a real vLLM. Written for `vllm>=0.24,<0.33`: from 0.24 on it works
+with transformers 5, returns log-probs of named tokens and takes logits processors by name; 0.32 is the last whose
+documentation was read. What it draws has the distribution of the `hf` engine but other random numbers: a candidate's
+seed depends on (seed, candidate) alone, the rest (that a batch changes nothing) is vLLM's business, and it promises
+that only in its batch-invariant mode. Every candidate is a request of its own; the prefix cache computes their prompt
+once. Log-probs are those of the model, before temperature and rules (`logprobs_mode="raw_logprobs"`).
+
+An adapter is applied by vLLM to the base model without being merged; a chain of them becomes one adapter of the summed
+rank (`ttpa.policy.adapters`), which is exact. Full weights are served from their folder. A 4-bit base (nf4) is
+quantised by vLLM itself, so its log-probs agree with the trainer's only roughly. vLLM's attention kernels want heads of
+usual sizes: the small model's may be refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ttpa.errors import ConfigError, DataError
+from ttpa.policy.adapters import combine, plain_config
+from ttpa.policy.engine import Generated, Ids, Sampling, TokenRule
+from ttpa.policy.specs import HFModel, TinyModel
+
+if TYPE_CHECKING:
+    from ttpa.prompts import Renderer
+
+VERSIONS = ((0, 24), (0, 33))
+"""The first release supported, and the first that is not."""
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes as `max_lora_rank`."""
+MAX_LOGPROBS = 128
+"""Log-probs of one place that a request may ask for: the k of a rule, the tokens of `next_logps`."""
+RULE_PROCESSOR = "ttpa.policy.vllm_rule:RuleProcessor"
+
+
+class Served(Protocol):
+    """What the engine asks of a policy. It never looks at weights: a policy that has not loaded any will do.
+
+    `folder` is where the policy was loaded from, as `Policy.save` lays it out; what has been trained since is not
+    served (but see `VLLMEngine.use_adapter`). None: the base model as it is. `renderer` lends its tokenizer, syntax and
+    stop tokens.
+    """
+
+    @property
+    def spec(self) -> TinyModel | HFModel: ...
+
+    @property
+    def renderer(self) -> Renderer: ...
+
+    @property
+    def folder(self) -> Path | None: ...
+
+
+@dataclass(kw_only=True)
+class VLLMEngine:
+    """Answers prompts with vLLM.
+
+    Args:
+        policy: See `Served`.
+        rows: Answers that a caller working in waves should ask for at once; vLLM decides how many it decodes together.
+        gpu_memory_utilization: Share of each GPU's memory that vLLM may take.
+        tensor_parallel_size: GPUs the model is split over.
+        max_model_len: Longest prompt plus answer, in tokens; an answer ends there. None: `model.max_tokens`.
+        spare_rank: LoRA rank kept free for `use_adapter`.
+        rules: Whether `sampling.rule` may be used. It needs vLLM's first model runner and synchronous scheduling, which
+            this engine then asks for (the environment variable VLLM_USE_V2_MODEL_RUNNER); without, vLLM chooses.
+
+    Raises:
+        ConfigError: vllm is missing or of another version, or it cannot serve the policy.
+        DataError: the policy's folder holds no policy.
+    """
+
+    policy: Served
+    rows: int
+    gpu_memory_utilization: float
+    tensor_parallel_size: int = 1
+    max_model_len: int | None = None
+    spare_rank: int = 0
+    rules: bool = True
+    counts: dict[str, int] = field(init=False, default_factory=lambda: {"prefilled": 0, "generated": 0})
+    _llm: Any = field(init=False, repr=False)
+    _lora: Any = field(init=False, repr=False, default=None)
+    _lora_number: int = field(init=False, repr=False, default=0)
+
+    def __post_init__(self) -> None:
+        self._vllm = _import_vllm(self.rules)
+        spec = self.policy.spec
+        self._limit = self.max_model_len or spec.max_tokens
+        source, self._chain = _weights(self.policy)
+        self._tokenizer = (source["tokenizer"], source.get("tokenizer_revision"))
+        options: dict[str, Any] = {}
+        self._room = _lora_room(sum(plain_config(folder)["r"] for folder in self._chain) + self.spare_rank)
+        if self._room:
+            options |= {"enable_lora": True, "max_lora_rank": self._room, "max_loras": 1}
+        if isinstance(spec, HFModel) and spec.quantization:
+            options["quantization"] = "bitsandbytes"
+        if self.rules:
+            options |= {"logits_processors": [RULE_PROCESSOR], "async_scheduling": False}
+        self._llm = self._vllm.LLM(
+            **source,
+            **options,
+            dtype=spec.dtype,
+            seed=0,
+            max_model_len=self._limit,
+            tensor_parallel_size=self.tensor_parallel_size,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            enable_prefix_caching=True,
+            generation_config="vllm",  # not the model's own: the sampler's options say it all
+            logprobs_mode="raw_logprobs",
+            max_logprobs=MAX_LOGPROBS,
+        )
+        self._scratch = tempfile.TemporaryDirectory(prefix="ttpa-adapters-")
+        if self._chain:
+            self._serve(self._chain)
+
+    def generate(
+        self, prompts: Sequence[Ids], n: int, sampling: Sampling, seeds: Sequence[str], prefixes: Sequence[Ids] = ()
+    ) -> list[list[Generated]]:
+        """See `ttpa.policy.engine.Engine.generate`.
+
+        Raises:
+            ConfigError: a rule without `rules`, or a prompt that leaves no room for an answer.
+        """
+        if sampling.rule is not None and not self.rules:
+            raise ConfigError.at(
+                "engine.rules", self.rules, "the sampler needs a rule for each token", "Set engine.rules=true"
+            )
+        starts = prefixes or [()] * len(prompts)
+        asked = [(i, c) for i in range(len(prompts)) for c in range(n)]
+        outputs = self._ask(
+            [[*prompts[i], *starts[i]] for i, _ in asked],
+            [self._params(sampling, seeds[i], c, starts[i]) for i, c in asked],
+        )
+        answers = [self._answer(out, sampling.rule, starts[i]) for out, (i, _) in zip(outputs, asked, strict=True)]
+        self.counts["generated"] += sum(len(answer.token_ids) for answer in answers)
+        return [answers[i * n : i * n + n] for i in range(len(prompts))]
+
+    def next_logps(self, prompts: Sequence[Ids], tokens: Ids) -> list[list[float]]:
+        """See `ttpa.policy.engine.Engine.next_logps`: under the full softmax, 128 different tokens at most.
+
+        These requests go by themselves: vLLM's first model runner mixes up log-probs of named tokens with the most
+        probable ones of other requests (vllm 51789).
+        """
+        named = list(dict.fromkeys(tokens))
+        # Greedy, so that nothing changes the logits. Both counts are given because older releases read only `logprobs`.
+        params = self._vllm.SamplingParams(
+            temperature=0.0, max_tokens=1, logprobs=len(named), logprob_token_ids=named, detokenize=False
+        )
+        outputs = self._ask([list(prompt) for prompt in prompts], [params] * len(prompts))
+        firsts = [out.outputs[0].logprobs[0] for out in outputs]
+        return [[float(first[token].logprob) for token in tokens] for first in firsts]
+
+    def answer_logps(self, prompt: Ids, answers: Sequence[Ids]) -> None:
+        """None: vLLM takes such log-probs from whole prompts, past its prefix cache (vllm 13409), and they depend on
+        what it computes beside them.
+        """
+        return None
+
+    def use_adapter(self, folder: Path) -> None:
+        """Answers from now on with another adapter on top of the policy's, in place of an earlier such one.
+
+        A new number tells vLLM that the weights are new, also to its prefix cache.
+
+        Args:
+            folder: PEFT folder of the adapter being trained; its rank at most `spare_rank`.
+
+        Raises:
+            ConfigError: no room for it, or not a plain LoRA.
+        """
+        self._serve([*self._chain, folder])
+
+    # --- adapters ------------------------------------------------------------------------------------------------
+
+    def _serve(self, chain: Sequence[Path]) -> None:
+        rank = sum(plain_config(folder)["r"] for folder in chain)
+        if rank > self._room:
+            raise ConfigError.at(
+                "engine.spare_rank",
+                self.spare_rank,
+                f"adapters of rank {rank} in all do not fit into the {self._room} that vLLM was started with",
+                "Set it to model.lora.r",
+            )
+        self._lora_number += 1
+        path, scratch = chain[0], Path(self._scratch.name)
+        if len(chain) > 1:
+            path = combine(chain, scratch / str(self._lora_number))
+        shutil.rmtree(scratch / str(self._lora_number - 1), ignore_errors=True)
+        from vllm.lora.request import LoRARequest
+
+        self._lora = LoRARequest(
+            lora_name=f"adapter-{self._lora_number}", lora_int_id=self._lora_number, lora_path=str(path)
+        )
+
+    # --- requests ------------------------------------------------------------------------------------------------
+
+    def _params(self, sampling: Sampling, seed: str, candidate: int, prefix: Ids) -> Any:
+        """How one candidate is drawn."""
+        how: dict[str, Any] = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "repetition_penalty": sampling.repetition_penalty,
+            "logprobs": 0,  # of the drawn token alone
+        }
+        if sampling.rule is not None:
+            from ttpa.policy.vllm_rule import rule_args
+
+            name, revision = self._tokenizer
+            syntax = self.policy.spec.syntax
+            args = rule_args(sampling.rule, prefix=prefix, syntax=syntax, tokenizer=name, revision=revision)
+            # The processor leaves what the rule draws from, so vLLM itself only draws.
+            how = {"temperature": 1.0, "logprobs": sampling.rule.k, "extra_args": args}
+        return self._vllm.SamplingParams(
+            **how,
+            n=1,
+            seed=_request_seed(seed, candidate),
+            max_tokens=sampling.max_new_tokens - len(prefix),
+            stop_token_ids=list(self.policy.renderer.stop_ids),
+            ignore_eos=True,  # other ends of the model's own configuration; ours are the ones above
+            detokenize=False,
+        )
+
+    def _ask(self, prompts: list[list[int]], params: list[Any]) -> list[Any]:
+        """vLLM's outputs, in the order of the prompts."""
+        if not prompts:
+            return []
+        if (longest := max(map(len, prompts))) >= self._limit:
+            raise ConfigError.at(
+                "engine.max_model_len",
+                self._limit,
+                f"a prompt has {longest} tokens, which leaves no room for an answer",
+                "Raise it as far as the model goes, or lower model.max_tokens to leave such samples out",
+            )
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False, lora_request=self._lora
+        )
+        cached = sum(max(0, out.num_cached_tokens or 0) for out in outputs)
+        self.counts["prefilled"] += sum(map(len, prompts)) - cached
+        return list(outputs)
+
+    def _answer(self, output: Any, rule: TokenRule | None, prefix: Ids) -> Generated:
+        """One of vLLM's outputs as an answer."""
+        (made,) = output.outputs
+        answer = Generated(token_ids=list(made.token_ids), finish="stop" if made.finish_reason == "stop" else "length")
+        answer.logps = [float(at[token].logprob) for token, at in zip(answer.token_ids, made.logprobs, strict=False)]
+        if rule is not None:
+            answer.branches = self._branches(answer.token_ids, made.logprobs, rule, prefix)
+        stop = made.stop_reason
+        if isinstance(stop, int) and answer.token_ids[-1:] != [stop]:
+            # The documentation says that token_ids holds the stop token; were it left out, its log-prob would be too.
+            before = [*output.prompt_token_ids, *answer.token_ids]
+            answer.token_ids.append(stop)
+            answer.logps.append(self.next_logps([before], [stop])[0][0])
+        return answer
+
+    def _branches(
+        self, token_ids: Ids, logprobs: Sequence[Any], rule: TokenRule, prefix: Ids
+    ) -> list[tuple[int, tuple[tuple[int, float], ...]]]:
+        """Where the rule had a choice, and among what: read off the k most probable tokens of each place."""
+        watch = None
+        if rule.span == "call":
+            from ttpa.text_stream import CallWatch
+
+            watch = CallWatch(self.policy.renderer.tokenizer, self.policy.renderer.syntax)
+            for token in prefix:
+                watch.push(token)
+        branches = []
+        for position, (token, at) in enumerate(zip(token_ids, logprobs, strict=False)):
+            if watch is None or watch.inside:
+                top = sorted(((math.exp(found.logprob), -option) for option, found in at.items()), reverse=True)
+                best = top[0][0]
+                options = tuple((-option, round(p, 6)) for p, option in top if best - p <= rule.delta)
+                if len(options) > 1:
+                    branches.append((position, options))
+            if watch is not None:
+                watch.push(token)
+        return branches
+
+
+def _import_vllm(rules: bool) -> Any:
+    """The package, once it is known to be there and of a supported version, and told which model runner to use."""
+    try:
+        import vllm
+    except ImportError as error:
+        raise ConfigError(f"engine=vllm needs the package vllm ({error}): pip install 'ttpa[vllm]'.") from None
+    found = re.match(r"(\d+)\.(\d+)", vllm.__version__)
+    version = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not VERSIONS[0] <= version < VERSIONS[1]:
+        (first, last) = (".".join(map(str, version)) for version in VERSIONS)
+        raise ConfigError(
+            f"engine=vllm: vllm is {vllm.__version__}, supported is >={first},<{last}. pip install 'ttpa[vllm]', or "
+            "engine=hf."
+        )
+    if rules and (set_to := os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")) != "0":
+        raise ConfigError.at(
+            "VLLM_USE_V2_MODEL_RUNNER",
+            set_to,
+            "token rules need vLLM's first model runner",
+            "Unset the variable, or set engine.rules=false where no sampler=tps is used",
+        )
+    return vllm
+
+
+def _weights(policy: Served) -> tuple[dict[str, str], list[Path]]:
+    """Where vLLM finds model and tokenizer, and the adapters on top of them, oldest first."""
+    spec, folder = policy.spec, policy.folder
+    row: dict[str, Any] = {"adapters": [], "full": False}
+    if folder is not None:
+        try:
+            row = json.loads((folder / "policy.json").read_text())
+        except OSError as error:
+            raise DataError(f"{folder}: no policy.json ({error}). Give the folder of a trained stage.") from None
+        if row["full"]:
+            return {"model": str(folder / "model"), "tokenizer": str(folder / "tokenizer")}, []
+    if not isinstance(spec, HFModel):
+        raise ConfigError("engine=vllm: the small model is not saved yet, and vLLM loads files. Use engine=hf.")
+    source = {"model": spec.name, "tokenizer": spec.name if folder is None else str(folder / "tokenizer")}
+    if spec.revision is not None:
+        source["revision"] = spec.revision
+        if folder is None:
+            source["tokenizer_revision"] = spec.revision
+    return source, [folder / name for name in row["adapters"]] if folder is not None else []
+
+
+def _lora_room(rank: int) -> int:
+    """The least rank vLLM can be started with that holds this one; 0 for none."""
+    if rank == 0:
+        return 0
+    if rank > LORA_RANKS[-1]:
+        raise ConfigError(
+            f"engine=vllm: adapters of rank {rank} in all, and vLLM takes {LORA_RANKS[-1]} at most. Use engine=hf, a "
+            "smaller model.lora.r or fewer rounds."
+        )
+    return next(room for room in LORA_RANKS if rank <= room)
+
+
+def _request_seed(seed: str, candidate: int) -> int:
+    """63 bits that depend on (seed, candidate) alone."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\x1f{candidate}".encode()).digest()[:8], "big") >> 1
