@@ -1,8 +1,8 @@
 """Where waves are computed: in this process, or spread over the processes of a Ray cluster. Execution only.
 
 A wave is a few samples that are computed together, and its rows are a function of the wave alone. So where it is
-computed changes no row, only the order in which waves come back. Drawing data (reversed), exploring and evaluating work in waves; training
-does not, it scales by Lightning's strategies.
+computed changes no row, only the order in which waves come back. Drawing data (reversed), exploring and evaluating
+work in waves; training does not, it scales by Lightning's strategies.
 
 What this module does not do: cut waves, write files or catch what the work raises (`ttpa.shards`). Called by
 `ttpa.shards.run_waves`; `conf/executor` names the classes. Ray is an optional extra, imported when it is used.

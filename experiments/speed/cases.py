@@ -90,8 +90,10 @@ def all_cases(quick: bool) -> list[Case]:
     for group in (1, 5):
         found.append(Case(f"dialogues n={group}", "dialogues", "dialogues", group=group, data="dialogues", count=4))
     for prompt, answer in ((512, 64), (1024, 64)):
-        pairs = SHAPES[prompt, answer]  # the batches of the rows above
-        for kind, count, group in (("dpo", pairs, 2), ("simpo", pairs, 2), ("grpo", pairs // 4, 8)):
+        pairs = SHAPES[
+            prompt, answer
+        ]  # the batches of the rows above; one prompt for grpo, whose padded logits are larger
+        for kind, count, group in (("dpo", pairs, 2), ("simpo", pairs, 2), ("grpo", 1, 8)):
             name = f"{kind} {prompt}/{answer}" + (f" G={group}" if kind == "grpo" else "")
             found.append(Case(f"{name} V=50k", "vocabulary", kind, LARGE_VOCAB, prompt, answer, count, group))
     for kind in ("dpo", "simpo"):

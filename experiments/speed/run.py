@@ -40,6 +40,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes, 2 repeats, writes nothing without --out")
     parser.add_argument("--only", default="", help=f"groups, by commas: {', '.join(TITLES)}")
+    parser.add_argument("--cases", default="", help="only cases whose name begins so, by commas; other rows are kept")
     parser.add_argument("--repeats", type=int, help="timed rounds a case (5; 2 with --quick)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
@@ -120,7 +121,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     context = multiprocessing.get_context("spawn" if device == "cuda" else "fork")
     results: dict[str, Any] = {"sections": {}}
-    if options.out and options.only and (options.out / "results.json").exists():
+    if options.out and (options.only or options.cases) and (options.out / "results.json").exists():
         results = json.loads((options.out / "results.json").read_text(encoding="utf-8"))
     about = {
         "date": time.strftime("%Y-%m-%d"),
@@ -138,20 +139,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TMPDIR"] = tempfile.tempdir = folder  # of the children, which leave their caches behind
         for section in options.groups:
+            kept = {row["name"]: row for row in results["sections"].get(section, {}).get("rows", [])}
             rows = []
             for case in (case for case in all_cases(options.quick) if case.section == section):
+                if not case.name.startswith(tuple(options.cases.split(","))):
+                    rows += [kept[case.name]] if case.name in kept else []
+                    continue
                 rows.append(measured(case, options, context, device))
                 print(f"{time.perf_counter() - start:5.0f} s  {case.name}: {line_of(rows[-1])}", flush=True)
             results["sections"][section] = {"about": about, "rows": rows}
+            if options.out:  # after each group: the whole grid takes long
+                options.out.mkdir(parents=True, exist_ok=True)
+                (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+                (options.out / "RESULTS.md").write_text(page(results), encoding="utf-8")
+                print(f"written: {options.out / 'RESULTS.md'}")
         tempfile.tempdir = None
-    text = page(results)
     if not options.out:
-        print(text)
-        return
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (options.out / "RESULTS.md").write_text(text, encoding="utf-8")
-    print(f"written: {options.out / 'RESULTS.md'}")
+        print(page(results))
 
 
 if __name__ == "__main__":

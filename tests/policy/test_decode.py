@@ -187,8 +187,6 @@ def test_greedy_does_not_look_at_the_seed() -> None:
     assert all(one.token_ids == two.token_ids for one, two in first)
 
 
-# waits for a fix: `tree_attention` fills up with zeros of the queries' size, so even asking what a model can do fails
-@pytest.mark.xfail(strict=True)
 def test_an_architecture_whose_values_are_smaller_than_its_keys_decodes_too() -> None:
     model = random_model("deepseek")
     made = engine(model, 16)
@@ -820,8 +818,6 @@ def test_half_precision_answers_are_those_of_its_own_forward(plain: bool) -> Non
     assert {answer.finish for group in found for answer in group} == {"stop", "length"}
 
 
-# waits for a fix: no rows at all are found out after the warm-up, by a ValueError about range()
-@pytest.mark.xfail(strict=True)
 @pytest.mark.parametrize("rows", [0, -1])
 def test_an_engine_without_rows_is_refused(rows: int) -> None:
     with pytest.raises(ConfigError, match=rf"^engine\.rows={rows}: "):

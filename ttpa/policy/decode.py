@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ttpa.errors import ConfigError
 from ttpa.policy.decode_attention import Prompts, decoding, side_by_side
 from ttpa.policy.decode_batch import Batch, Plain, Slot
 from ttpa.policy.engine import Generated, Ids, Sampling, key_of
@@ -46,6 +47,9 @@ class HFEngine:
         policy: Model, tokenizer and stop tokens.
         rows: Answers decoded side by side; memory grows with it, results do not depend on it.
         kept_tokens: Prompt tokens whose keys and values are kept for the next call, for searches.
+
+    Raises:
+        ConfigError: a value out of range.
     """
 
     policy: Policy
@@ -54,6 +58,13 @@ class HFEngine:
     counts: dict[str, int] = field(default_factory=lambda: {"prefilled": 0, "generated": 0})
     _kept: OrderedDict[tuple[int, ...], Prompts] = field(default_factory=OrderedDict)
     _plain: bool | None = None
+
+    def __post_init__(self) -> None:
+        for key, least in (("rows", 1), ("kept_tokens", 0)):
+            if getattr(self, key) < least:
+                raise ConfigError.at(
+                    f"engine.{key}", getattr(self, key), f"must be at least {least}", "See conf/engine"
+                )
 
     def generate(
         self, prompts: Sequence[Ids], n: int, sampling: Sampling, seeds: Sequence[str], prefixes: Sequence[Ids] = ()

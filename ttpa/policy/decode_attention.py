@@ -169,7 +169,7 @@ def _attend(rows: Rows, layer: int, query: Tensor, key: Tensor, value: Tensor, s
     asking_BJQD = query.view(B, M, J, G, L, D).transpose(1, 2).reshape(B, J, M * G * L, D)
     far = (asking_BJQD * scale) @ prompt_k.mT
     where_BP = torch.arange(prompt_k.shape[2], device=query.device) >= rows.prompts.length_B[:, None]
-    far = far.masked_fill(where_BP[:, None, None], float("-inf"))
+    far = far.masked_fill_(where_BP[:, None, None], float("-inf"))
     near = (query * scale).reshape(R, J, G * L, D) @ own_k.mT
     closed_RLT = ~rows.open_RT[:, None, : own_k.shape[2]]
     if L > 1:

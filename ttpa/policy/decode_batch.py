@@ -219,6 +219,8 @@ class Batch(_Decoder):
     def _compacted(self, state: Rows, places: list[int]) -> tuple[Rows, Tensor, list[int]] | None:
         """The batch without ended rows, where that is worth it; which places stay, and their rows."""
         alive = [k for k in dict.fromkeys(places) if not self.rows[k].ended]
+        if len(alive) > COMPACT_BELOW * len(places):
+            return None
         keys, wanted, width = self._places(alive)
         if len(wanted) > COMPACT_BELOW * len(places):
             return None
@@ -245,6 +247,7 @@ class Plain(_Decoder):
             pad_token_id=pad,
         )
         model = self.engine.policy.model
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model
         # What the model's own settings ask for (many have a repetition penalty) would be added to ours.
         own, model.generation_config = model.generation_config, GenerationConfig()
         try:

@@ -100,8 +100,9 @@ def draw(
         else:
             scores_RV = logits_RV / sampling.temperature
             noise = NOISE / min(1.0, sampling.temperature)
-            kept_RV, open_RV = _nucleus(scores_RV, sampling.top_p, noise)
-            token_R, close_R = _race(scores_RV, key_R, position, kept_RV, open_RV, noise)
+            token_R, close_R = _race(scores_RV, key_R, position, None, None, noise)
+            if sampling.top_p < 1:
+                _leave_out(token_R, close_R, scores_RV, key_R, position, sampling.top_p, noise)
     return Drawn(token_R, logps_RV.gather(-1, token_R[:, None])[:, 0], close_R, options)
 
 
@@ -136,12 +137,30 @@ def _greedy(logits_RV: Tensor) -> tuple[Tensor, Tensor]:
     return logits_RV.argmax(-1), top_R2[:, 0] - top_R2[:, 1] < 2 * NOISE
 
 
-def _nucleus(scores_RV: Tensor, top_p: float, noise: float) -> tuple[Tensor | None, Tensor | None]:
-    """The smallest set of most probable tokens whose mass reaches top_p (1904.09751), and the tokens at its edge of
-    which rounding decides; None for all tokens.
+def _leave_out(
+    token_R: Tensor, close_R: Tensor, scores_RV: Tensor, key_R: Tensor, position: int, top_p: float, noise: float
+) -> None:
+    """Runs the race again without what lies outside the nucleus, for the rows where that may matter; changes both.
+
+    A winner clearly inside the nucleus wins there too. On a GPU, all rows run again: to find out which need it would
+    wait for the device.
     """
-    if top_p >= 1:
-        return None, None
+    if scores_RV.device.type == "cpu":
+        logps_RV = torch.log_softmax(scores_RV.double(), -1)
+        score_R1 = logps_RV.gather(-1, token_R[:, None])
+        before_R = (logps_RV.exp() * (logps_RV > score_R1 - 2 * noise)).sum(-1) - score_R1[:, 0].exp()
+        again = (close_R | (before_R > top_p - noise)).nonzero()[:, 0]
+    else:
+        again = torch.arange(len(token_R), device=token_R.device)
+    if len(again):
+        kept_RV, open_RV = _nucleus(scores_RV[again], top_p, noise)
+        token_R[again], close_R[again] = _race(scores_RV[again], key_R[again], position, kept_RV, open_RV, noise)
+
+
+def _nucleus(scores_RV: Tensor, top_p: float, noise: float) -> tuple[Tensor, Tensor]:
+    """The smallest set of most probable tokens whose mass reaches top_p (1904.09751), and the tokens at its edge of
+    which rounding decides.
+    """
     logps_RV = torch.log_softmax(scores_RV.double(), -1)
     sorted_RV, order_RV = logps_RV.sort(dim=-1, descending=True, stable=True)
     before_RV = sorted_RV.exp().cumsum(-1) - sorted_RV.exp()

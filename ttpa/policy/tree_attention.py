@@ -191,7 +191,7 @@ def tree_attention(
     thin = layout.last is not None and getattr(module, "layer_idx", None) == layout.last_layer
     for block in (layout.last or ()) if thin else layout.blocks:
         if block.skip:
-            outs.append(query.new_zeros(1, query.shape[1], block.skip, query.shape[3]))
+            outs.append(query.new_zeros(1, query.shape[1], block.skip, value.shape[3]))
         if block.skip == block.stop - block.start:
             continue
         here, asking = slice(block.start, block.stop), slice(block.start + block.skip, block.stop)
