@@ -105,6 +105,7 @@ MARKED: list[tuple[str, str]] = [
     ("json", '[¦o{"name":"f¦n","arguments":{"a¦k":tru'),
     ("json", '[¦o{"name":"f¦n","arguments":{"a¦k":12¦v'),
     ("json", "[¦o ]¦x"),
+    ("json", '[¦o{"arguments":{}}]'),
     ("json", "[¦o\u00a0]"),
     ("json", '[¦o{"name":"f¦n","arguments":{1:2}}]'),
     ("json", '[¦o{"name":"\\q","arguments":{}}]'),
@@ -114,6 +115,7 @@ MARKED: list[tuple[str, str]] = [
     ("hermes", 'Hi <<tool_call>¦o\n{"name": "f¦n", "arguments": {"a¦k": "</tool_call>"¦v}}¦c\n</tool_call>¦x\nand '
                '<tool_call>¦o{"arguments":{},"name":"g¦n"}¦c</tool_call>¦x'),
     ("hermes", '{"name": "f", "arguments": {}}'),
+    ("hermes", '<tool_call>¦o{"name":"f¦n","arguments":{}}¦c</tool_call>¦x{"name":"g","arguments":{}}'),
     ("hermes", '<tool_call>¦o{"name":"f¦n","arguments":{}}¦c x</tool_call>'),
     ("hermes", '<tool_call>¦o{"name":"f¦n","arguments":{}}¦c</tool_ call>'),
     ("hermes", '<tool_call>¦o{"name":"f¦n","arguments":{}}¦c</tool_tool_call>'),
@@ -384,6 +386,9 @@ def test_reading_ends_with_the_longest_text() -> None:
         assert found[-1].end == MAX_CHARS
         assert not reader.possible
         assert reader.feed(block) == reader.close() == []
+    whole = stream_of(get_syntax("python"))
+    whole.feed(" " * (MAX_CHARS - 6) + "[f(a=1")
+    assert whole.close() == [Event("value", MAX_CHARS)]
 
 
 def test_nothing_is_read_after_the_end() -> None:

@@ -122,9 +122,9 @@ class PythonSyntax(OnePassSyntax):
             _read_argument(scan, found, arguments)
             scan.space()
             more = scan.expect(",", ")") == ","
-            scan.space()
-            if more and scan.take(")"):
-                more = False
+            if more:
+                scan.space()
+                more = not scan.take(")")  # a trailing comma
         found.finish(ToolCall(name=name, arguments=arguments), start, scan.pos)
 
 

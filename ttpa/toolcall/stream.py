@@ -173,8 +173,7 @@ class CallStream:
 
     def _fail(self, pos: int = 0) -> int:
         """The text is malformed. What stands at `pos` may begin a block of `hermes`."""
-        # So may the "<" that was taken for the first character of the closing tag.
-        matched = int(self._wanted == _CLOSE_TAG and self._matched == 1)
+        matched = int(self._matched == 1)  # of the closing tag: its "<" may be that of the next block
         self._end_reading()
         if self._hermes:
             self._read, self._wanted, self._matched = CallStream._tag, _OPEN_TAG, matched
