@@ -36,17 +36,33 @@ OVERLAID = [("experiment", name) for name in options("experiment")] + [("debug",
 IDENTITY_OPTIONS = [(group, option) for group in config.IDENTITY for option in options(group)]
 CELLS = [(*overlay, *chosen) for overlay in OVERLAID for chosen in IDENTITY_OPTIONS]
 
-BESIDE = {("pairs", "siblings"): ("sampler=mcts",)}
+BESIDE = {
+    ("pairs", "siblings"): ("sampler=mcts",),
+}
 """What an option cannot do without."""
+SCORED_ONLY = ("eval", "toolbench")
+"""No run can choose it: answers come from elsewhere and `ttpa-score` judges them."""
 NO_TREE = r"pairs=siblings takes pairs from a search tree, .* Use sampler=mcts, or pairs=verified"
+DRAWN = ("grpo", "dr_grpo", "dapo", "gspo")
+"""Objectives that learn from answers they draw themselves."""
+NOT_DRAWN = r" compares independent draws from the policy, and sampler=\w+ gives others\. Use sampler=group8 "
+NOT_BETWEEN = r"objective=\w+ .*draws itself, not between rounds=3\. Use rounds=1, or objective="
 REFUSED = {
     # It would train on the same targets again in rounds 2 and 3.
     ("experiment", "itool", "objective", "gold"): r"objective=gold .* rounds=3\. Use rounds=1, or objective=",
     ("experiment", "itool", "sampler", "group"): NO_TREE,
+    ("experiment", "itool", "sampler", "group8"): NO_TREE,
     ("experiment", "itool", "sampler", "tps"): NO_TREE,
     ("experiment", "demo", "pairs", "siblings"): NO_TREE,
     ("experiment", "ttpa", "pairs", "siblings"): NO_TREE,
+    ("experiment", "slm_grpo", "pairs", "siblings"): NO_TREE,
     ("debug", "smoke", "pairs", "siblings"): NO_TREE,
+    **{("experiment", "ttpa", "objective", name): rf"objective={name}{NOT_DRAWN}" for name in DRAWN},
+    **{("experiment", "itool", "objective", name): NOT_BETWEEN for name in DRAWN},
+    **{
+        ("experiment", "slm_grpo", "sampler", name): NOT_DRAWN
+        for name in ("mcts", "mcts_as_released", "mcts_small", "tps")
+    },
 }
 
 
@@ -144,7 +160,10 @@ def test_files_hold_no_code(path: Path) -> None:
     assert resolvers <= {"run_id", "oc.env"}
 
 
-@pytest.mark.parametrize("name", options("experiment"))
+@pytest.mark.parametrize(
+    "name",
+    [name for name in options("experiment")],
+)
 def test_an_experiment_sets_only_what_exists_whatever_is_selected(name: str) -> None:
     content = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
     assert set(content) <= {"defaults", "name", "seed", "rounds", "until", "controls"}
@@ -178,7 +197,11 @@ def test_help_explains_every_group() -> None:
 
 
 @pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell[1]}-{cell[2]}={cell[3]}")
+@pytest.mark.parametrize(
+    "cell",
+    [cell for cell in CELLS],
+    ids=lambda cell: f"{cell[1]}-{cell[2]}={cell[3]}",
+)
 def test_every_cell_composes_and_instantiates_or_says_what_to_choose(cell: tuple[str, str, str, str]) -> None:
     overlay, name, group, option = cell
     cfg = composed(f"{overlay}={name}", f"{group}={option}")
@@ -204,6 +227,10 @@ def test_the_cells_cover_the_product() -> None:
         (["objective=dpo", "sampler=group", "sampler.n=1"], r"=dpo .*sampler\.n=1 .*Use sampler\.n=5 or pairs="),
         (["objective=simpo", "sampler=tps", "sampler.n=1"], r"=simpo .*sampler\.n=1 .*Use sampler\.n=5 or pairs="),
         (["objective=gold", "rounds=2"], r"objective=gold .*rounds=2\. Use rounds=1, or objective="),
+        (["objective=gspo", "rounds=2"], r"objective=gspo .*draws itself.*rounds=2\. Use rounds=1, or objective="),
+        (["objective=dapo", "sampler=tps"], rf"objective=dapo{NOT_DRAWN}"),
+        (["objective=dr_grpo", "sampler.top_p=0.9"], r".*Use sampler=group8 with sampler\.top_p=1\."),
+        (["objective=grpo", "sampler.n=1"], r"objective=grpo .*sampler\.n=1\. Use sampler\.n=8"),
     ],
 )
 def test_cells_that_cannot_work_are_refused_with_what_to_choose(overrides: list[str], message: str) -> None:
@@ -223,6 +250,11 @@ def test_scalars_that_cannot_work_are_refused_by_name(override: str) -> None:
 def test_a_loss_that_cannot_be_computed_is_refused(override: str) -> None:
     with pytest.raises(ConfigError, match="loss"):
         pipeline.build_parts(composed(override))
+
+
+def test_the_ancestral_mode_of_tps_draws_from_the_policy() -> None:
+    parts = pipeline.build_parts(composed("objective=grpo", "sampler=tps", "sampler.mode=ancestral"))
+    assert parts.sampler.policy_temperature == 1
 
 
 @pytest.mark.parametrize("overrides", [["objective=rft", "sampler.n=1"], ["sampler.n=1", "pairs=released"]])
@@ -318,19 +350,25 @@ def test_execution_options_change_no_stage_and_no_run_id(change: str, run: Run) 
     assert config.run_id(other) == config.run_id(base)
 
 
-@pytest.mark.parametrize(("group", "option"), IDENTITY_OPTIONS)
+@pytest.mark.parametrize(("group", "option"), [one for one in IDENTITY_OPTIONS if one != SCORED_ONLY])
 def test_every_value_of_an_identity_option_enters_a_stage_and_the_run_id(
     group: str, option: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The recipe of a model too: through the options that refer to it."""
-    cfg = composed(f"{group}={option}", *BESIDE.get((group, option), ()))
-    parts = pipeline.build_parts(cfg)
-    monkeypatch.setattr(pipeline, "build_parts", lambda _: parts)  # the changed values need not make sense
-    before, run_id = names(run(cfg)), config.run_id(cfg)
-    keys = list(leaves(OmegaConf.to_container(cfg[group]), group))
+    """The recipe of a model too: through the options that refer to it, which for `online` are objectives that draw."""
+    bases = {"": composed(f"{group}={option}", *BESIDE.get((group, option), ()))}
+    if group == "model":
+        bases["model.recipe.online."] = composed(f"model={option}", "objective=grpo")
+    # The changed values need not make sense.
+    parts = {cfg.choices.objective: pipeline.build_parts(cfg) for cfg in bases.values()}
+    monkeypatch.setattr(pipeline, "build_parts", lambda cfg: parts[cfg.choices.objective])
+    known = {start: (names(run(cfg)), config.run_id(cfg)) for start, cfg in bases.items()}
+    keys = list(leaves(OmegaConf.to_container(bases[""][group]), group))
     assert keys
     for key in keys:
-        other = cfg.copy()
+        if key == "eval.path":
+            continue  # the content of the files enters in its place
+        start = max((start for start in bases if key.startswith(start)), key=len)
+        other, (before, run_id) = bases[start].copy(), known[start]
         value = OmegaConf.select(other, key)
         value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         OmegaConf.update(other, key, changed(value), merge=False)
@@ -340,8 +378,9 @@ def test_every_value_of_an_identity_option_enters_a_stage_and_the_run_id(
 
 @pytest.mark.parametrize("group", [group for group in config.IDENTITY if len(options(group)) > 1])
 def test_options_of_an_identity_group_are_told_apart(group: str, run: Run) -> None:
-    beside = ["sampler=mcts"] if group == "pairs" else []
-    made = [tuple(names(run(composed(f"{group}={option}", *beside))).values()) for option in options(group)]
+    chosen = [option for option in options(group) if (group, option) != SCORED_ONLY]
+    beside = {option: ("sampler=mcts",) if group == "pairs" else BESIDE.get((group, option), ()) for option in chosen}
+    made = [tuple(names(run(composed(f"{group}={option}", *beside[option]))).values()) for option in chosen]
     assert len(set(made)) == len(made)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -158,6 +159,39 @@ def test_pairs_are_the_same_to_the_byte_whatever_the_number_of_rows(
     other = explore(world, tmp_path, parts_of(*CASES[case], f"engine.rows={rows}"))
     assert other.pairs == explored(case).pairs and len(other.pairs) > 0
     assert other.metrics == explored(case).metrics
+    by_id = {row["id"]: without_rounding(row) for row in explored(case).rows()}
+    assert {row["id"]: without_rounding(row) for row in other.rows()} == by_id
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A Ray of two CPUs on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray = pytest.importorskip("ray")
+        quietly = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+        ray.init(address="local", num_cpus=2, object_store_memory=100 * 2**20, **quietly)
+        yield
+        ray.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("workers", "case"),
+    [
+        (2, "mcts, siblings"),
+        # Every process that Ray starts loads torch anew.
+        pytest.param(1, "mcts, siblings", marks=pytest.mark.slow),
+        pytest.param(1, "tps, released", marks=pytest.mark.slow),
+        pytest.param(2, "tps, released", marks=pytest.mark.slow),
+    ],
+)
+def test_pairs_are_the_same_to_the_byte_on_a_ray_cluster(
+    workers: int, case: str, cluster: None, world: World, explored: Callable[[str], Explored], tmp_path: Path
+) -> None:
+    """Each worker loads the policy and takes waves of two samples; lines come in another order, pairs do not."""
+    spread = ("executor=ray", f"executor.workers={workers}", "engine.rows=8")
+    other = explore(world, tmp_path, parts_of(*CASES[case], *spread))
+    assert other.pairs == explored(case).pairs and len(other.pairs) > 0
     by_id = {row["id"]: without_rounding(row) for row in explored(case).rows()}
     assert {row["id"]: without_rounding(row) for row in other.rows()} == by_id
 

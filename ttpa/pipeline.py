@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ttpa import config, stages
 from ttpa.errors import ConfigError
@@ -94,11 +94,14 @@ def check_compatible(parts: stages.Parts, cfg: DictConfig) -> None:
             f"objective={cfg_choice(cfg, 'objective')} needs a chosen and a rejected answer, but sampler.n="
             f"{parts.sampler.n} draws one and pairs never take the target. Use sampler.n=5 or pairs=released."
         )
-    if loss.consumes == "sample" and cfg.rounds > 1:
+    if loss.consumes != "pair" and cfg.rounds > 1:
+        why = "targets, which do not change" if loss.consumes == "sample" else "answers it draws itself, not"
         raise ConfigError(
-            f"objective={cfg_choice(cfg, 'objective')} learns from targets, which do not change between rounds="
-            f"{cfg.rounds}. Use rounds=1, or objective=dpo or another that learns from pairs."
+            f"objective={cfg_choice(cfg, 'objective')} learns from {why} between rounds={cfg.rounds}. Use rounds=1, or "
+            "objective=dpo or another that learns from pairs."
         )
+    if loss.consumes == "prompt":
+        _check_online(parts, cfg)
     if parts.pairs.between == "siblings" and not parts.sampler.grows_trees:
         raise ConfigError(
             f"pairs={cfg_choice(cfg, 'pairs')} takes pairs from a search tree, but sampler="
@@ -107,6 +110,38 @@ def check_compatible(parts: stages.Parts, cfg: DictConfig) -> None:
     parts.executor.check()
     config.check_trainer(cfg.trainer.lightning)
     parts.data.check()
+    parts.evaluation.check()
+
+
+def _check_online(parts: stages.Parts, cfg: DictConfig) -> None:
+    """What an objective that draws its answers itself asks of the sampler."""
+    objective, sampler = cfg_choice(cfg, "objective"), cfg_choice(cfg, "sampler")
+    if parts.sampler.policy_temperature is None:
+        top_p = getattr(parts.sampler, "top_p", 1)
+        which = f"sampler={sampler}" if top_p == 1 else f"sampler.top_p={top_p}"
+        raise ConfigError(
+            f"objective={objective} compares independent draws from the policy, and {which} gives others. Use "
+            "sampler=group8 with sampler.top_p=1."
+        )
+    devices = cfg.trainer.lightning.devices
+    if (len(devices) if OmegaConf.is_list(devices) else devices) != 1:
+        raise ConfigError.at(
+            "trainer.lightning.devices",
+            devices,
+            f"objective={objective} draws and trains in one process on one device",
+            "Use 1, or engine=vllm with engine.tensor_parallel_size for drawing",
+        )
+    if parts.sampler.n < 2:
+        raise ConfigError(
+            f"objective={objective} compares the answers of a group, and sampler.n={parts.sampler.n}. Use sampler.n=8."
+        )
+    if parts.engine_name != "HFEngine" and parts.sampler.policy_temperature != 1:
+        raise ConfigError.at(
+            "sampler.temperature",
+            parts.sampler.policy_temperature,
+            f"{parts.engine_name} tells log-probs at temperature 1, which do not correct for it at another",
+            "Use sampler.temperature=1 or engine=hf",
+        )
 
 
 def cfg_choice(cfg: DictConfig, group: str) -> str:
@@ -141,12 +176,17 @@ class _Graph:
         self.view.end(label, result)
         return result
 
+    def _benchmark(self) -> dict[str, Any]:
+        settings = config.identity(self.cfg, "eval")
+        settings["eval"] |= self.parts.evaluation.identity()  # what lies on disk decides the numbers too
+        return settings
+
     def evaluate(self, label: str, policy: StageResult, data: StageResult) -> StageResult:
         return self.stage(
             label,
             "evaluate",
             {"policy": policy, "data": data},
-            config.identity(self.cfg, "eval"),
+            self._benchmark(),
             partial(stages.build_evaluate, self.parts, policy.path / "policy", data.path),
         )
 
@@ -264,11 +304,12 @@ def _cell(graph: _Graph, objective: str, data: StageResult, warmup: StageResult)
             done[f"explore{number}"], inputs, chosen = explore, {**inputs, "explore": explore}, {}
         if cfg.until == "explore" and number == cfg.rounds:
             return Cell(objective, done, cfg)
+        drawn = config.identity(cfg, "sampler", "scorer") if parts.objective.loss.consumes == "prompt" else {}
         policy = graph.stage(
             labels.of("align", number),
             "align",
             inputs,
-            {**config.identity(cfg, "objective", "seed"), **chosen},
+            {**config.identity(cfg, "objective", "seed"), **chosen, **drawn},
             partial(stages.build_align, parts, start, data.path, picked, explore.path if explore else None),
         )
         done[f"align{number}"] = policy

@@ -8,6 +8,7 @@ string and can never pad one tool's schema with another tool's keys.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -16,10 +17,14 @@ from typing import Any
 
 from ttpa.errors import DataError
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 def dumps(value: Any) -> str:
     """Compact JSON text, key order and non-ASCII kept: text -> object -> text is the identity on its own output."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    # Half a surrogate pair, which a model may write in a string, has no UTF-8 and stays escaped.
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text if text.isascii() else _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,13 +29,14 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from cases import SMALL_VOCAB  # noqa: E402
 from ours import fresh_model  # noqa: E402
+from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 
 from ttpa.policy.decode import HFEngine  # noqa: E402
 from ttpa.policy.engine import Sampling  # noqa: E402
 from ttpa.samplers.base import Task  # noqa: E402
 from ttpa.samplers.mcts import MCTS  # noqa: E402
 
-N, ANSWER = 5, 64
+N, ANSWER, EMBEDDED_VOCAB = 5, 64, 768
 ROWS = 256
 """Answers side by side in our engine: its default is 128."""
 
@@ -81,9 +82,20 @@ def policy_of(model: Any) -> Any:
     return SimpleNamespace(model=model, renderer=SimpleNamespace(pad_id=0, stop_ids=()))
 
 
-def prompts_of(count: int, length: int, seed: int = 0) -> list[list[int]]:
+def embedded_model() -> Qwen2ForCausalLM:
+    """The shape of the project's embedded model (conf/model/tiny.yaml), random weights."""
+    torch.manual_seed(7)
+    config = Qwen2Config(
+        vocab_size=EMBEDDED_VOCAB, hidden_size=128, num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=8,
+        intermediate_size=384, max_position_embeddings=8192, tie_word_embeddings=True, initializer_range=0.06,
+        pad_token_id=0, eos_token_id=None, bos_token_id=None,
+    )  # fmt: skip
+    return Qwen2ForCausalLM(config).eval()
+
+
+def prompts_of(count: int, length: int, seed: int = 0, vocab: int = SMALL_VOCAB) -> list[list[int]]:
     draw = np.random.default_rng(seed)
-    return draw.integers(3, SMALL_VOCAB, (count, length)).tolist()
+    return draw.integers(3, vocab, (count, length)).tolist()
 
 
 def plain_sampling(model: Any, count: int, length: int, answer: int, rounds: int) -> dict[str, Any]:
@@ -121,7 +133,7 @@ def searches(model: Any, count: int, length: int, answer: int, rounds: int) -> d
             value=lambda ids: (sum(ids) % 97) / 97,
             cuts=lambda ids: list(range(6, len(ids), 6)),
         )
-        for number, prompt in enumerate(prompts_of(count, length, seed=1))
+        for number, prompt in enumerate(prompts_of(count, length, seed=1, vocab=model.config.vocab_size))
     ]
 
     def waves() -> dict[str, int]:
@@ -138,7 +150,8 @@ def searches(model: Any, count: int, length: int, answer: int, rounds: int) -> d
     timed = Timed({"waves": waves, "one by one": one_by_one})
     timed.run(rounds)
     rows = {name: timed.row(name, count) for name in timed.contenders}
-    return {"name": f"{count} trees, prompts of {length}, answers of {answer}", "rows": rows}
+    size = f"{model.config.num_hidden_layers}-layer {model.config.hidden_size}-wide"
+    return {"name": f"{size}, {count} trees, prompts of {length}, answers of {answer}", "rows": rows}
 
 
 def page(found: list[dict[str, Any]], about: str) -> str:
@@ -194,11 +207,14 @@ def main() -> None:
         found = [plain_sampling(model, 2, 32, 8, 1), searches(model, 3, 32, 16, 1)]
     else:
         found = [plain_sampling(model, 16, length, ANSWER, args.rounds) for length in (256, 512)]
-        found += [searches(model, 32, length, ANSWER // 2, max(2, args.rounds // 2)) for length in (256, 512)]
+        few = max(2, args.rounds // 2)
+        found += [searches(model, 32, length, ANSWER // 2, few) for length in (256, 512)]
+        found += [searches(embedded_model(), 128, length, ANSWER // 2, few) for length in (256, 512)]
     rounds = 1 if args.quick else args.rounds
     about = (
         f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {args.threads} threads, torch {torch.__version__}, "
-        f"float32, 4-layer 256-wide Qwen2, {rounds} rounds, medians. Ratio: how much faster the first is."
+        f"float32, 4-layer 256-wide Qwen2 if not said otherwise, {rounds} rounds, medians. "
+        "Ratio: how much faster the first is."
     )
     print(page(found, about))
     out = args.out or (None if args.quick else HERE)

@@ -107,7 +107,7 @@ def test_the_stage_trains_on_the_rows_of_the_setting(loss: Any, monkeypatch: pyt
         seen.update(chosen=list(module.chosen), rejected=list(module.rejected), data=data)
         return {}
 
-    monkeypatch.setattr(training, "_fit", fit)
+    monkeypatch.setattr(training, "fit", fit)
     for over in ("answer", "span"):
         policy = SimpleNamespace(model=model, renderer=SimpleNamespace(pad_id=0), start_training=lambda seed: None)
         settings = Alignment(loss=loss, optimizer=ADAMW, batch_size=2, steps=1, epochs=None, over=over)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,8 +28,9 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from ttpa.objectives import DPO, IPO, ORPO, Hinge, PreferenceLoss, RobustDPO, SimPO
-from ttpa.objectives.functional import group_advantages, grpo_loss, orpo_losses, weighted_nll
+from ttpa.objectives.functional import decoupled_advantages, group_advantages, grpo_loss, orpo_losses, weighted_nll
 from ttpa.policy.logprobs import Row, token_logps
+from ttpa.policy.tree_logprobs import Forward, tree_token_logps
 
 VOCAB, PAD, EOS = 40, 0, 1
 PAIRS = 4
@@ -371,12 +373,44 @@ class Group:
             torch.tensor([1.2, -0.7, 0.0, -1.5, 0.4, 0.9]),
         )
 
-    def logps(self, model: PreTrainedModel) -> Tensor:
-        """Log-probs of the answers' tokens, NaN in the padding."""
+    @classmethod
+    def of_one_prompt(cls) -> Group:
+        """The same prompt for all, without padding or tools; some answers begin alike, one is another's beginning."""
+        drawn = cls.drawn()
+        ids_GT = drawn.ids_GT.clone()
+        ids_GT[2, :3], ids_GT[3, :4], ids_GT[5, :5] = ids_GT[0, :3], ids_GT[2, :4], ids_GT[3, :5]
+        return replace(
+            drawn,
+            prompt_ids=drawn.prompt_ids[:1].expand(ANSWERS, -1),
+            prompt_mask=torch.ones_like(drawn.prompt_mask),
+            ids_GT=ids_GT,
+            own_GT=torch.ones_like(drawn.own_GT),
+        )
+
+    def rows(self) -> list[Row]:
         prompts = [ids[real].tolist() for ids, real in zip(self.prompt_ids, self.prompt_mask.bool(), strict=True)]
         answers = [ids[real].tolist() for ids, real in zip(self.ids_GT, self.written_GT.bool(), strict=True)]
-        found = token_logps(model, list(map(Row, prompts, answers)), pad_id=PAD)
+        return list(map(Row, prompts, answers))
+
+    def logps(self, model: PreTrainedModel) -> Tensor:
+        """Log-probs of the answers' tokens, NaN in the padding."""
+        found = token_logps(model, self.rows(), pad_id=PAD)
         return torch.full((ANSWERS, LONGEST), torch.nan).masked_scatter(self.written_GT.bool(), found.logps_N)
+
+    def inputs(self, old_GT: Tensor | None, ref_GT: Tensor, tokens_of_the_step: int) -> dict[str, Tensor]:
+        """What TRL's loss is given."""
+        old = {} if old_GT is None else {"old_per_token_logps": old_GT.nan_to_num()}
+        return {
+            "prompt_ids": self.prompt_ids,
+            "prompt_mask": self.prompt_mask,
+            "completion_ids": self.ids_GT,
+            "completion_mask": self.written_GT,
+            "tool_mask": self.own_GT,
+            "advantages": self.advantages_G,
+            "ref_per_token_logps": ref_GT.nan_to_num(),
+            "num_items_in_batch": torch.tensor(tokens_of_the_step),
+            **old,
+        }
 
 
 def grpo_trainer(
@@ -406,7 +440,11 @@ def test_grpo(
     tokenizer: PreTrainedTokenizerFast,
     tmp_path: Path,
 ) -> None:
-    """Old and reference log-probs are the policy's with noise, so that tokens are clipped on both sides."""
+    """Old and reference log-probs are the policy's with noise, so that tokens are clipped on both sides.
+
+    Of each point: ratios of tokens and of answers, and with a KL term its product with the ratio, which TRL then also
+    reports as the divergence. Of answers TRL counts clipped answers and not tokens.
+    """
     model, group = loaded(checkpoint), Group.drawn()
     trainer = grpo_trainer(
         model,
@@ -421,42 +459,88 @@ def test_grpo(
         per_device_train_batch_size=ANSWERS,
         max_completion_length=ALLOWED,
     )
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        given_GT = group.logps(model)
-        old_GT = given_GT + 0.4 * torch.randn(given_GT.shape, generator=generator)
-        ref_GT = given_GT + 0.5 * torch.randn(given_GT.shape, generator=generator)
+    old_GT, ref_GT = noisy(group.logps(model))
     own_GT = group.written_GT * group.own_GT
     tokens_of_the_step = int(own_GT.sum()) + 9
-    inputs = {
-        "prompt_ids": group.prompt_ids,
-        "prompt_mask": group.prompt_mask,
-        "completion_ids": group.ids_GT,
-        "completion_mask": group.written_GT,
-        "tool_mask": group.own_GT,
-        "advantages": group.advantages_G,
-        "ref_per_token_logps": ref_GT.nan_to_num(),
-        "num_items_in_batch": torch.tensor(tokens_of_the_step),
-    }
-    if off_policy:
-        inputs["old_per_token_logps"] = old_GT.nan_to_num()
-    theirs = trainer.compute_loss(model, inputs)
-    ours, metrics = grpo_loss(
-        group.logps(model),
-        old_GT if off_policy else None,
-        ref_GT if beta else None,
-        group.advantages_G,
-        own_GT,
-        clip_low=low,
-        clip_high=high,
-        beta=beta,
-        aggregation=aggregation,
-        max_length=ALLOWED,
-        total_tokens=tokens_of_the_step,
-    )
+    inputs = group.inputs(old_GT if off_policy else None, ref_GT, tokens_of_the_step)
     clipped = [f"clip_ratio/{kind}_mean" for kind in ("low", "high", "region")]
-    assert all((metrics[name] > 0) == off_policy for name in clipped)
-    assert_same_metrics(trainer._metrics["train"], metrics, [*clipped, "kl"] if beta else clipped)
+    for importance, weighted in product(("token", "sequence"), (False, True) if beta else (False,)):
+        # All that the trainer does with these two options is to read them here.
+        trainer.importance_sampling_level, trainer.args.use_bias_correction_kl = importance, weighted
+        trainer._metrics["train"].clear()
+        theirs = trainer.compute_loss(model, dict(inputs))
+        ours, metrics = grpo_loss(
+            group.logps(model),
+            old_GT if off_policy else None,
+            ref_GT if beta else None,
+            group.advantages_G,
+            own_GT,
+            clip_low=low,
+            clip_high=high,
+            beta=beta,
+            aggregation=aggregation,
+            max_length=ALLOWED,
+            total_tokens=tokens_of_the_step,
+            importance=importance,
+            kl_weighted=weighted,
+        )
+        assert all((metrics[name] > 0) == off_policy for name in clipped)
+        names = clipped if importance == "token" else []
+        assert_same_metrics(trainer._metrics["train"], metrics, [*names, "kl"] if beta and not weighted else names)
+        assert_same(model, theirs, ours)
+
+
+def noisy(given_GT: Tensor) -> tuple[Tensor, Tensor]:
+    """Old and reference log-probs near those of the policy; whole answers too have moved, some up and some down."""
+    generator = torch.Generator().manual_seed(5)
+    moved_G1 = torch.tensor([-0.8, 0.4, 0.0, 0.5, 0.1, 0.2])[:, None]
+    old_GT = given_GT.detach() + moved_G1 + 0.4 * torch.randn(given_GT.shape, generator=generator)
+    return old_GT, given_GT.detach() + 0.5 * torch.randn(given_GT.shape, generator=generator)
+
+
+@pytest.mark.parametrize("forward", [token_logps, tree_token_logps], ids=["padded", "tree"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_grpo_of_a_group_through_the_token_tree(
+    temperature: float, forward: Forward, checkpoint: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """One prompt and its answers, as training computes them; the tree has fewer tokens than TRL's batch."""
+    model, group = loaded(checkpoint), Group.of_one_prompt()
+    trainer = grpo_trainer(
+        model,
+        tokenizer,
+        tmp_path,
+        lambda completions, **_: [0.0] * len(completions),
+        loss_type="dapo",
+        beta=0.04,
+        epsilon=0.2,
+        epsilon_high=0.28,
+        temperature=temperature,
+        num_generations=ANSWERS,
+        per_device_train_batch_size=ANSWERS,
+        max_completion_length=ALLOWED,
+    )
+    old_GT, ref_GT = noisy(group.logps(model))
+    tokens = int(group.written_GT.sum())
+    theirs = trainer.compute_loss(model, group.inputs(old_GT, ref_GT, tokens))
+    found = forward(model, group.rows(), pad_id=PAD, temperature=temperature)
+    padded = ANSWERS * (PROMPT_WIDTH + LONGEST)
+    assert (found.computed == padded) == (forward is token_logps) and found.computed <= padded
+    logps_GT, mask_GT = found.padded()
+    assert torch.equal(mask_GT, group.written_GT.bool())
+    ours, metrics = grpo_loss(
+        logps_GT,
+        old_GT,
+        ref_GT,
+        group.advantages_G,
+        mask_GT,
+        clip_low=0.2,
+        clip_high=0.28,
+        beta=0.04,
+        aggregation="dapo",
+        total_tokens=tokens,
+    )
+    assert metrics["clip_ratio/region_mean"] > 0
+    assert_same_metrics(trainer._metrics["train"], metrics, ["clip_ratio/region_mean", "kl"])
     assert_same(model, theirs, ours)
 
 
@@ -504,3 +588,37 @@ def test_group_advantages(
     assert float(metrics["frac_reward_zero_std"]) == pytest.approx(sum(without) / groups)
     if scale != "batch" and rewards is REWARDS_OF_GROUPS[0]:
         assert_same_metrics(trainer._metrics["train"], metrics, ("frac_reward_zero_std",))
+
+
+def test_decoupled_advantages(checkpoint: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """GDPO: two rewards of which one is a hundred times the other; a group without a difference in one, or in both.
+
+    Of groups without a difference TRL says whether the whole batch has none; ours counts sums of raw rewards.
+    """
+    rewards = torch.tensor(
+        [
+            [[1.0, 0.0, 0.5, 0.25], [0.5, 0.5, 0.5, 0.5], [-2.0, 3.0, 3.0, -1.0], [0.5, 0.5, 0.5, 0.5]],
+            [[90.0, 10.0, 40.0, 10.0], [-50.0, 0.0, 0.0, 25.0], [8.0, 8.0, 8.0, 8.0], [25.0, 25.0, 25.0, 25.0]],
+        ]
+    )
+    weights = [0.25, 1.5]
+    trainer = grpo_trainer(
+        loaded(checkpoint),
+        tokenizer,
+        tmp_path,
+        [lambda completions, values=values, **_: values.flatten().tolist() for values in rewards],
+        multi_objective_aggregation="normalize_then_sum",
+        reward_weights=weights,
+        num_generations=4,
+        per_device_train_batch_size=16,
+        max_completion_length=2,
+    )
+    prompts = [{"prompt": words(i, 3, 5)} for i in range(4) for _ in range(4)]
+    theirs = trainer._generate_and_score_completions(prompts)["advantages"].view(4, 4)
+    ours, metrics = decoupled_advantages(rewards.permute(1, 2, 0), torch.tensor(weights), eps=1e-4)
+    torch.testing.assert_close(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE)
+    assert ours[:3].abs().amax(1).min() > 0.2
+    together, _ = group_advantages((rewards.permute(1, 2, 0) * torch.tensor(weights)).sum(-1), scale="group", eps=1e-4)
+    assert (ours - together).abs().max() > 0.3
+    assert_same_metrics(trainer._metrics["train"], metrics, ("reward", "reward_std"))
+    assert float(metrics["frac_reward_zero_std"]) == 0.25

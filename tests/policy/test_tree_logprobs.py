@@ -223,6 +223,30 @@ def test_long_dialogues_are_exact_too(name: str) -> None:
     ] == []
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("name", ["qwen2 tied", "gemma"])
+def test_entropies_are_the_padded_ones_and_those_of_the_softmax(name: str, temperature: float) -> None:
+    """Of the distribution that each token was drawn from; nodes may belong to several rows. Log-probs stay the same."""
+    model, rows = model_of(name), [*HARD, *long_rows()]
+    options: dict[str, Any] = {"pad_id": PAD, "temperature": temperature}
+    tree = tree_token_logps(model, rows, worth=ALWAYS, entropy=True, **options)
+    padded = token_logps(model, rows, entropy=True, **options)
+    assert tree.computed < padded.computed and torch.equal(tree.row_N, padded.row_N)
+    expected = []
+    for row in rows:
+        with torch.no_grad():
+            logits_TV = model(input_ids=torch.tensor([[*row.prompt, *row.answer]])).logits[0].float() / temperature
+        own_TV = logits_TV[len(row.prompt) - 1 : len(row) - 1].softmax(-1)
+        expected += torch.distributions.Categorical(probs=own_TV).entropy().tolist() if row.answer else []
+    assert max(expected) - min(expected) > 0.2
+    for found in (tree, padded):
+        assert found.entropy_N is not None and not found.entropy_N.requires_grad and found.logps_N.requires_grad
+        assert found.entropy_N.tolist() == pytest.approx(expected, abs=1e-4)
+    assert torch.allclose(tree.entropy_N, padded.entropy_N, atol=1e-5)
+    plain = tree_token_logps(model, rows, worth=ALWAYS, **options)
+    assert plain.entropy_N is None and torch.allclose(plain.logps_N, tree.logps_N, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["qwen2 tied", "llama"])
 def test_every_kind_of_attention_call_is_exact(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Masked or causal; behind nothing, behind a contiguous path, and behind a path with side branches left out."""

@@ -9,14 +9,15 @@ resample dialogues. This module turns rows into numbers; decoding is the evaluat
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from ttpa.data.splits import read_split
 from ttpa.errors import ConfigError
-from ttpa.evals.stats import bootstrap_interval
+from ttpa.evals.stats import share
 from ttpa.records import Candidate, Sample
 from ttpa.scorers.six_errors import SIX, six_errors
 from ttpa.toolcall.schema import calls_equal
@@ -54,6 +55,31 @@ class Heldout:
                 "eval.limit=null evaluates everything",
             )
 
+    def check(self) -> None:
+        """Nothing can be missing."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """The data stage is the input that decides."""
+        return {}
+
+    def samples(self, data: Path) -> list[Sample]:
+        """The split, or its beginning."""
+        return read_split(data, self.split)[: self.limit]
+
+    def dialogue(self, sample: Sample) -> None:
+        """Every sample is answered once."""
+
+    def judge(self, sample: Sample, candidate: Candidate) -> dict[str, Any]:
+        """See `judge`."""
+        return judge(sample, candidate)
+
+    def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """See `summarise`."""
+        return {**summarise(rows), "split": self.split}
+
+    def write(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        """There is no other layout."""
+
 
 def judge(sample: Sample, candidate: Candidate) -> dict[str, Any]:
     """One row: was the answer right, and in which of the six ways was it wrong.
@@ -75,18 +101,12 @@ def judge(sample: Sample, candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _share(rows: Sequence[Mapping[str, Any]], holds: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any]:
-    mean, low, high = bootstrap_interval([float(holds(row)) for row in rows], [row["cluster"] for row in rows])
-    plain = [None if math.isnan(x) else x for x in (mean, low, high)]
-    return {"value": plain[0], "low": plain[1], "high": plain[2], "n": len(rows)}
-
-
 def _shows(label: str, row: Mapping[str, Any]) -> bool:
     return label in row["errors"]
 
 
 def _accuracy(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return _share(rows, lambda row: bool(row["exact"]))
+    return share(rows, lambda row: bool(row["exact"]))
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -104,5 +124,5 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "accuracy": _accuracy(seen),
         "bands": {band: _accuracy([row for row in seen if row["band"] == band]) for band in bands},
         "unseen_tool": _accuracy(unseen) if unseen else None,
-        "errors": {label: _share(seen, partial(_shows, label)) for label in LABELS},
+        "errors": {label: share(seen, partial(_shows, label)) for label in LABELS},
     }

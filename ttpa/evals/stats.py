@@ -7,7 +7,9 @@ significance test and no correction for many comparisons: a table shows the inte
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,6 +118,15 @@ def _resampled(sums: NDArray[np.float64], counts: NDArray[np.int64], resamples: 
         drawn = rng.integers(0, size, size=(min(block, resamples - start), size))
         means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
     return np.concatenate(means)
+
+
+def share(rows: Sequence[Mapping[str, Any]], holds: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any]:
+    """Share of judged answers for which something holds, as plain JSON: `{value, low, high, n}`, clusters resampled;
+    None where there is nothing to tell a number from.
+    """
+    mean, low, high = bootstrap_interval([float(holds(row)) for row in rows], [row["cluster"] for row in rows])
+    plain = [None if math.isnan(x) else x for x in (mean, low, high)]
+    return {"value": plain[0], "low": plain[1], "high": plain[2], "n": len(rows)}
 
 
 def _check(level: float, resamples: int) -> None:

@@ -29,6 +29,9 @@ from ttpa.policy.policy import Policy
 from ttpa.policy.tree_logprobs import Forward
 from ttpa.tree import pack
 
+CLOCK = ("time/", "step_time")
+"""Beginnings of the names of metrics that a clock gave: they are logged, and are no result."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -141,9 +144,18 @@ class PolicyModule(pl.LightningModule):
     def micro_loss(self, rows: Sequence[int], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """This micro-batch's share of the step's loss, and metrics averaged over its rows."""
 
-    def logps_of(self, rows: Sequence[Row], *, with_prompt: bool = False) -> TokenLogps:
-        """Token log-probs of sequences, counted."""
-        found = self.token_logps(self.model, rows, pad_id=self.policy.renderer.pad_id, with_prompt=with_prompt)
+    def step_of(self, batch: Any) -> Step:
+        """The step that a batch of the data module stands for."""
+        assert isinstance(batch, Step)
+        return batch
+
+    def step_metrics(self) -> dict[str, float]:
+        """What is logged of a step beside the means over its micro-batches."""
+        return {}
+
+    def logps_of(self, rows: Sequence[Row], **options: Any) -> TokenLogps:
+        """Token log-probs of sequences, counted; options as `token_logps` takes them."""
+        found = self.token_logps(self.model, rows, pad_id=self.policy.renderer.pad_id, **options)
         self.tokens_computed += found.computed
         return found
 
@@ -154,10 +166,11 @@ class PolicyModule(pl.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
-    def training_step(self, step: Step, batch_idx: int) -> None:
+    def training_step(self, batch: Any, batch_idx: int) -> None:
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
         began = time.perf_counter()
+        step = self.step_of(batch)
         total = torch.zeros((), device=self.device)
         sums: dict[str, Tensor] = {}
         for rows in step.micros:
@@ -181,9 +194,10 @@ class PolicyModule(pl.LightningModule):
         rows_here = max(1, sum(map(len, step.micros)))
         speed = step.tokens / max(1e-9, time.perf_counter() - began)
         means = {name: value / rows_here for name, value in sums.items()}
-        measured = {"loss": total, "grad_norm": norm, "lr": rate, **means}
+        measured = {"loss": total, "grad_norm": norm, "lr": rate, **means, **self.step_metrics()}
         if self.trainer.global_step == self.boundaries[-1]:
-            self.last_metrics = {name: float(value) for name, value in measured.items()}
+            kept = {name: value for name, value in measured.items() if not name.startswith(CLOCK)}
+            self.last_metrics = {name: float(value) for name, value in kept.items()}
         self.log_dict({**measured, "tokens_per_s": speed})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from torch import nn
 
 from ttpa.modules.settings import OptimizerSettings
+
+log = logging.getLogger("ttpa")
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -58,4 +61,22 @@ def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], settings: Optimiz
             return muon
         return MuonAdamW(muon, torch.optim.AdamW(rest, lr=settings.lr, betas=betas, weight_decay=0.0))
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=betas)
+    kind: Any = torch.optim.AdamW
+    if settings.name == "adamw_8bit":
+        kind = _eight_bit(trained[0][1].device.type if trained else "cpu") or kind
+    optimizer: torch.optim.Optimizer = kind([g for g in groups if g["params"]], lr=settings.lr, betas=betas)
+    return optimizer
+
+
+def _eight_bit(device: str) -> Any:
+    """bitsandbytes' AdamW with states of 8 bits (2110.02861), or None, which the log tells."""
+    problem = "it runs on GPUs alone"
+    if device == "cuda":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+
+            return AdamW8bit
+        except ImportError as error:
+            problem = f"bitsandbytes is missing ({error}): pip install 'ttpa[qlora]'"
+    log.warning("optimizer.name=adamw_8bit: %s; using AdamW with states of full size", problem)
+    return None

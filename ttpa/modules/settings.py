@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ttpa.errors import ConfigError
-from ttpa.objectives import RFT, Gold, PreferenceLoss
+from ttpa.objectives import GRPO, RFT, Gold, PreferenceLoss
+
+OPTIMIZERS = ("adamw", "adamw_8bit", "muon_adamw")
+SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "constant")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,12 +18,15 @@ class OptimizerSettings:
     """Optimiser and learning-rate schedule.
 
     Args:
-        name: "adamw", or "muon_adamw": Muon (Jordan 2024) on matrices, AdamW on embeddings, norms and biases.
+        name: "adamw"; "adamw_8bit", with bitsandbytes' states of 8 bits where that is installed and there is a GPU
+            (else AdamW, and a line in the log says so); or "muon_adamw": Muon (Jordan 2024) on matrices, AdamW on
+            embeddings, norms and biases.
         lr: Peak learning rate of AdamW.
         muon_lr: Peak learning rate of Muon.
         betas: AdamW's.
         weight_decay: Decoupled, on matrices only.
-        schedule: "linear", "cosine" or "constant" after the warm-up.
+        schedule: "linear", "cosine", "cosine_with_restarts" or "constant" after the warm-up.
+        restarts: Cosines of "cosine_with_restarts", all of one length.
         warmup_steps: Linear rise from zero.
         final_fraction: Share of the peak that the schedule would reach one step after the last.
         clip: Largest gradient norm.
@@ -35,17 +41,17 @@ class OptimizerSettings:
     betas: Sequence[float] = (0.9, 0.95)
     weight_decay: float = 0.0
     schedule: str = "linear"
+    restarts: int = 1
     warmup_steps: int = 0
     final_fraction: float = 0.0
     clip: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.name not in ("adamw", "muon_adamw"):
-            raise ConfigError.at("optimizer.name", self.name, "unknown optimiser", "Use adamw or muon_adamw")
-        if self.schedule not in ("linear", "cosine", "constant"):
-            raise ConfigError.at(
-                "optimizer.schedule", self.schedule, "unknown schedule", "Use linear, cosine or constant"
-            )
+        for key, known in (("name", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, key) not in known:
+                raise ConfigError.at(f"optimizer.{key}", getattr(self, key), "unknown", f"Use {', '.join(known)}")
+        if self.restarts < 1:
+            raise ConfigError.at("optimizer.restarts", self.restarts, "must be at least 1", "1 is a single cosine")
         for key in ("lr", "muon_lr", "clip"):
             if not getattr(self, key) > 0:
                 raise ConfigError.at(
@@ -81,6 +87,8 @@ class OptimizerSettings:
         if self.schedule == "constant":
             return 1.0
         done = min(1.0, (here - self.warmup_steps) / max(1, total - self.warmup_steps))
+        if self.schedule == "cosine_with_restarts" and done < 1:
+            done = done * self.restarts % 1.0
         left = 1 - done if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
         return self.final_fraction + (1 - self.final_fraction) * left
 
@@ -150,7 +158,7 @@ class Alignment:
 
     Args:
         loss: The objective.
-        batch_size: Pairs (or answers) an optimiser step, over all devices.
+        batch_size: Pairs, answers or (GRPO) prompts an optimiser step, over all devices.
         steps, epochs: Length, exactly one of them.
         optimizer: See `OptimizerSettings`.
         over: Which tokens of a pair count: "answer", all of them; "span", from where the two answers part to where the
@@ -160,7 +168,7 @@ class Alignment:
         ConfigError: a value out of range.
     """
 
-    loss: PreferenceLoss | RFT | Gold
+    loss: PreferenceLoss | RFT | Gold | GRPO
     batch_size: int
     optimizer: OptimizerSettings
     steps: int | None = None
@@ -170,10 +178,10 @@ class Alignment:
     def __post_init__(self) -> None:
         if self.over not in ("answer", "span"):
             raise ConfigError.at("objective.over", self.over, "unknown", "Use answer or span")
-        if not isinstance(self.loss, PreferenceLoss | RFT | Gold):
+        if not isinstance(self.loss, PreferenceLoss | RFT | Gold | GRPO):
             raise ConfigError.at("objective.loss", self.loss, "is no objective", "Use an option of conf/objective/")
         _check_length("objective", self.steps, self.epochs)
-        if self.batch_size < 1:
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise ConfigError.at("objective.batch_size", self.batch_size, "must be positive", "The DPO paper uses 64")
 
 
@@ -186,6 +194,7 @@ class Execution:
         threads: CPU threads of torch; 0 leaves torch's choice.
         micro_tokens: Padded tokens of one forward in training; an optimiser step is cut into as many as it needs.
         checkpoint_every_steps: Optimiser steps between resume points.
+        answers_every_steps: GRPO: optimiser steps between entries of the table of sampled answers.
 
     Raises:
         ConfigError: a value out of range.
@@ -195,11 +204,13 @@ class Execution:
     threads: int
     micro_tokens: int
     checkpoint_every_steps: int
+    answers_every_steps: int = 10
 
     def __post_init__(self) -> None:
         if self.forward not in ("tree", "padded"):
             raise ConfigError.at("trainer.execution.forward", self.forward, "unknown way", "Use tree or padded")
-        for key, least in (("threads", 0), ("micro_tokens", 1), ("checkpoint_every_steps", 1)):
+        for key in ("threads", "micro_tokens", "checkpoint_every_steps", "answers_every_steps"):
+            least = 0 if key == "threads" else 1
             if getattr(self, key) < least:
                 raise ConfigError.at(
                     f"trainer.execution.{key}", getattr(self, key), f"must be at least {least}", "See conf/trainer"

@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from ttpa.errors import DataError
 from ttpa.modules.base import PlanData, PolicyModule
+from ttpa.modules.rollouts import RolloutData
 
 Progress = Callable[[int, int, float, str], None]
 """(steps done, steps in all, tokens per second, note)."""
@@ -50,7 +51,7 @@ def close(logger: Any) -> None:
 
 def train(
     module: PolicyModule,
-    data: PlanData,
+    data: PlanData | RolloutData,
     workdir: Path,
     *,
     trainer: Callable[..., pl.Trainer],
@@ -84,7 +85,10 @@ def train(
         enable_version_counter=False,
         save_on_train_epoch_end=False,
     )
+    # Beside drawing answers, writing down a step costs nothing.
+    often = {"log_every_n_steps": 1} if isinstance(data, RolloutData) else {}
     runner = trainer(
+        **often,
         max_steps=total,
         max_epochs=-1,
         logger=logger,

@@ -1,8 +1,8 @@
 """What is minimised: frozen hyper-parameters around the pure functions of `ttpa.objectives.functional`.
 
-`consumes` says what an objective learns from: "pair" needs the explore stage, "sample" learns from targets. Objectives
-that contrast answers share one signature, `losses`; `PreferenceLoss` is any of them. None of these classes ever sees a
-model. Importing this package imports no torch.
+`consumes` says what an objective learns from: "pair" needs the explore stage, "sample" learns from targets, "prompt"
+draws answers while it trains. Objectives that contrast answers share one signature, `losses`; `PreferenceLoss` is any
+of them. None of these classes ever sees a model. Importing this package imports no torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from ttpa.errors import ConfigError
+from ttpa.objectives.online import GRPO
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -291,6 +292,8 @@ class ORPO:
 
         return functional.orpo_losses(chosen_B, rejected_B, chosen_lengths_B, rejected_lengths_B, beta=self.beta)
 
+
+__all__ = ["DPO", "GRPO", "IPO", "ORPO", "RFT", "Gold", "Hinge", "PreferenceLoss", "RobustDPO", "SimPO"]
 
 PreferenceLoss: TypeAlias = DPO | SimPO | RobustDPO | Hinge | IPO | ORPO
 """Objectives that contrast the two answers of a pair."""

@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ttpa.objectives.policy_gradient import AGGREGATIONS, SCALES, group_advantages, grpo_loss
+from ttpa.objectives.policy_gradient import (
+    AGGREGATIONS,
+    SCALES,
+    decoupled_advantages,
+    group_advantages,
+    grpo_loss,
+)
 from ttpa.objectives.preference import (
     Metrics,
     dpo_loss,
@@ -28,6 +34,7 @@ __all__ = [
     "AGGREGATIONS",
     "SCALES",
     "Metrics",
+    "decoupled_advantages",
     "dpo_loss",
     "dpo_losses",
     "group_advantages",

@@ -14,6 +14,7 @@ from ttpa.objectives.preference import Metrics, wide
 
 AGGREGATIONS = ("grpo", "bnpo", "dr_grpo", "dapo")
 SCALES = ("group", "batch", "none")
+IMPORTANCE = ("token", "sequence")
 MOST_NATS = 20.0
 
 
@@ -67,9 +68,41 @@ def group_advantages(rewards: Tensor, *, scale: str, eps: float) -> tuple[Tensor
     }
 
 
+@torch.no_grad()
+def decoupled_advantages(rewards: Tensor, weights: Tensor, *, eps: float) -> tuple[Tensor, Metrics]:
+    """Advantages where each reward is normalised before they are added (GDPO, 2601.05242; TRL's `normalize_then_sum`).
+
+    Each reward's group advantages as in `group_advantages(scale="group")`, their weighted sum, and of that the mean and
+    deviation over all answers taken out. Rewards on different scales then weigh what their weights say.
+
+    Args:
+        rewards: Shape (B, G, K), K rewards an answer.
+        weights: Shape (K,).
+        eps: Added to each deviation.
+
+    Returns:
+        Advantages (B, G); metrics as `group_advantages`, of the weighted sums of the raw rewards.
+    """
+    parts = [group_advantages(rewards[..., k], scale="group", eps=eps)[0] for k in range(rewards.shape[-1])]
+    sums_BG = (torch.stack(parts, -1) * wide(weights)).sum(-1)
+    known_BG = rewards.isfinite().all(-1)
+    mean_1, std_1 = _moments(sums_BG.flatten(), known_BG.flatten())
+    advantages_BG = ((sums_BG - mean_1) / (std_1 + eps)).masked_fill(~known_BG, 0)
+    _, metrics = group_advantages((wide(rewards) * wide(weights)).sum(-1), scale="group", eps=eps)
+    return advantages_BG, metrics
+
+
 def _log_ratio(over_GT: Tensor, under_GT: Tensor, mask_GT: Tensor) -> Tensor:
     """Difference of log-probs, 0 outside the mask whatever stands there."""
     return (over_GT - under_GT).masked_fill(~mask_GT, 0).clamp(-MOST_NATS, MOST_NATS)
+
+
+def _ratio(own_GT: Tensor, old_GT: Tensor, mask_GT: Tensor, importance: str) -> Tensor:
+    """How much more probable the policy makes each token, or the answer it belongs to, than the one that drew it."""
+    moved_GT = _log_ratio(own_GT, old_GT, mask_GT)
+    if importance == "sequence":
+        moved_GT = (moved_GT.sum(1, keepdim=True) / mask_GT.sum(1, keepdim=True).clamp(min=1)).expand_as(moved_GT)
+    return moved_GT.exp()
 
 
 def _aggregate(
@@ -98,60 +131,60 @@ def grpo_loss(
     aggregation: str,
     max_length: int | None = None,
     total_tokens: float | None = None,
+    importance: str = "token",
+    kl_weighted: bool = False,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
     """GRPO (2402.03300, Eq. 3 and 4) with the clipping range and the aggregations of its successors.
 
     Of each token, with `w = exp(logp - old)`, `q = ref - logp` and the k3 estimate of the KL divergence:
-    `-min(w A, clip(w, 1 - clip_low, 1 + clip_high) A) + beta (exp(q) - q - 1)`. TRL 1.16 multiplies the second term by
-    `w` unless `use_bias_correction_kl` is off. The aggregation makes one number of them:
-    "grpo" the mean over answers of the mean over an answer's tokens (2402.03300), "bnpo" the mean over the tokens of
-    this call (TRL's name), "dr_grpo" the sum over tokens / (answers * max_length) (2503.20783), "dapo" the sum over
-    tokens / tokens of the whole optimiser step (2503.14476), which is "bnpo" where one call is a step.
+    `-min(w A, clip(w, 1 - clip_low, 1 + clip_high) A) + beta (exp(q) - q - 1)`. In GSPO (2507.18071, Eq. 6 and 7) `w`
+    is one ratio an answer, `exp(mean over its tokens of logp - old)`. The aggregation makes one number of them:
+    "grpo" the mean over answers of an answer's mean (2402.03300), "bnpo" the mean over the tokens of this call (TRL's
+    name), "dr_grpo" the sum / (answers * max_length) (2503.20783), "dapo" the sum / tokens of the whole optimiser step
+    (2503.14476), which is "bnpo" where one call is a step.
 
     Args:
         logps: Log-probs of the answers' tokens under the policy, shape (G, T).
-        old_logps: The same under the policy that sampled; None stands for `logps` without gradient: w is 1.
-        ref_logps: The same under the reference policy; None only where beta is 0. With beta 0 it is only measured.
+        old_logps: Under the policy that sampled; None stands for `logps` without gradient: w is 1.
+        ref_logps: Under the reference policy; None only where beta is 0. With beta 0 it is only measured.
         advantages: One for each answer, shape (G,).
-        mask: True or 1 for tokens the policy wrote, shape (G, T). Elsewhere (padding, results of tools) inputs may
-            hold anything, NaN too.
-        clip_low, clip_high: How far w may fall and rise before the gradient stops; equal in PPO and GRPO, 0.2 and
-            0.28 in DAPO.
+        mask: 1 for tokens the policy wrote, shape (G, T). Elsewhere (padding, tools' results) inputs may hold NaN.
+        clip_low, clip_high: How far w may fall and rise before the gradient stops.
         beta: Weight of the KL term.
         aggregation: See above.
         max_length: Longest answer allowed, for "dr_grpo"; None is T.
         total_tokens: Tokens of the step, for "dapo"; None is those of this call.
+        importance: Ratio of a "token" or of the "sequence".
+        kl_weighted: The second term is multiplied by `w` (TRL 1.16's `use_bias_correction_kl`).
+        weights: Factor of each token's first term, shape (G, T) or (G, 1), for answers that another policy drew.
 
     Returns:
-        Loss (scalar) and `clip_ratio/low_mean`, `clip_ratio/high_mean`, `clip_ratio/region_mean` (shares of the tokens
-        whose gradient the clipping stopped) and, with a reference, `kl`.
+        Loss (scalar); `clip_ratio/{low,high,region}_mean`, shares of tokens whose gradient clipping stopped; `kl`.
 
     Raises:
-        ConfigError: unknown aggregation, or beta without reference log-probs.
+        ConfigError: unknown aggregation or importance, or beta without reference log-probs.
     """
-    if aggregation not in AGGREGATIONS:
-        raise ConfigError.at(
-            "objective.loss.aggregation", aggregation, "unknown aggregation", f"Use {', '.join(AGGREGATIONS)}"
-        )
+    for name, value, known in (("importance", importance, IMPORTANCE), ("aggregation", aggregation, AGGREGATIONS)):
+        if value not in known:
+            raise ConfigError.at(f"objective.loss.{name}", value, "unknown", f"Use {', '.join(known)}")
     if beta and ref_logps is None:
         raise ConfigError.at("objective.loss.beta", beta, "needs log-probs of a reference policy", "Use 0 without one")
     own_GT, mask_GT, advantages_G1 = wide(logps), mask.bool(), wide(advantages).detach()[:, None]
     tokens = mask_GT.sum().clamp(min=1)
-    ratio_GT = _log_ratio(own_GT, own_GT.detach() if old_logps is None else wide(old_logps).detach(), mask_GT).exp()
+    ratio_GT = _ratio(own_GT, own_GT.detach() if old_logps is None else wide(old_logps).detach(), mask_GT, importance)
     clipped_GT = ratio_GT.clamp(1 - clip_low, 1 + clip_high)
     loss_GT = -torch.min(ratio_GT * advantages_G1, clipped_GT * advantages_G1)
+    loss_GT = loss_GT if weights is None else loss_GT * wide(weights).detach()
     low_GT = (ratio_GT < 1 - clip_low) & (advantages_G1 < 0) & mask_GT
     high_GT = (ratio_GT > 1 + clip_high) & (advantages_G1 > 0) & mask_GT
-    metrics = {
-        "clip_ratio/low_mean": low_GT.sum() / tokens,
-        "clip_ratio/high_mean": high_GT.sum() / tokens,
-        "clip_ratio/region_mean": (low_GT | high_GT).sum() / tokens,
-    }
+    stopped = zip(("low", "high", "region"), (low_GT, high_GT, low_GT | high_GT), strict=True)
+    metrics = {f"clip_ratio/{name}_mean": where_GT.sum() / tokens for name, where_GT in stopped}
     if ref_logps is not None:
         q_GT = _log_ratio(wide(ref_logps).detach(), own_GT, mask_GT)
         kl_GT = torch.expm1(q_GT) - q_GT
         metrics["kl"] = kl_GT.detach().sum() / tokens
         if beta:
-            loss_GT = loss_GT + beta * kl_GT
+            loss_GT = loss_GT + beta * kl_GT * (ratio_GT if kl_weighted else 1.0)
     loss_GT = loss_GT.masked_fill(~mask_GT, 0)
     return _aggregate(loss_GT, mask_GT, aggregation, max_length, total_tokens), metrics

@@ -58,23 +58,34 @@ class _LinearHead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, position_M: Tensor, token_M: Tensor, temperature: float
-    ) -> Tensor:
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        position_M: Tensor,
+        token_M: Tensor,
+        temperature: float,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor]:
         tile = max(1, TILE_ELEMENTS // len(weight_VH))
         total_N = hidden_NH.new_empty(len(hidden_NH), dtype=torch.float32)
         logps_M = hidden_NH.new_empty(len(position_M), dtype=torch.float32)
+        entropy_N = torch.empty_like(total_N) if entropy else hidden_NH.new_empty(0)
         for start, here in _tiles(len(hidden_NH), position_M, tile):
             logits = (hidden_NH[start : start + tile] @ weight_VH.T).float()
             if temperature != 1.0:
                 logits /= temperature
             total_N[start : start + tile] = logits.logsumexp(-1)
             logps_M[here] = logits[position_M[here] - start, token_M[here]] - total_N[position_M[here]]
+            if entropy:
+                total_N1 = total_N[start : start + tile, None]
+                entropy_N[start : start + tile] = total_N1[:, 0] - ((logits - total_N1).exp_() * logits).sum(-1)
+        ctx.mark_non_differentiable(entropy_N)
         ctx.save_for_backward(hidden_NH, weight_VH, position_M, token_M, total_N)
         ctx.temperature = temperature
-        return logps_M
+        return logps_M, entropy_N
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         """d log p(t) / d logits = onehot(t) - softmax; several targets at one position add up."""
         grad_M = gradients[0] / ctx.temperature
         hidden_NH, weight_VH, position_M, token_M, total_N = ctx.saved_tensors
@@ -94,7 +105,7 @@ class _LinearHead(torch.autograd.Function):
                 of_hidden[rows] = slope @ weight_VH
             if of_weight is not None:
                 of_weight.addmm_(slope.T, hidden_NH[rows])
-        return of_hidden, of_weight, None, None, None
+        return of_hidden, of_weight, None, None, None, None
 
 
 def _tiles(count: int, position_M: Tensor, tile: int) -> Iterator[tuple[int, slice]]:
@@ -135,8 +146,9 @@ def target_logps(
         Float32 log-probs (M,), and entropies (N,) or None.
     """
     _, head, config = decoder_and_head(model)
-    if _is_linear(head, config) and not entropy:
-        return _LinearHead.apply(hidden_NH, head.weight, position_M, token_M, temperature), None
+    if _is_linear(head, config):
+        logps, surprises = _LinearHead.apply(hidden_NH, head.weight, position_M, token_M, temperature, entropy)
+        return logps, surprises if entropy else None
     tile = max(1, TILE_ELEMENTS // int(getattr(config, "vocab_size", 1)))
 
     def one(hidden: Tensor, position: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:

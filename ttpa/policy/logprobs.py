@@ -34,7 +34,8 @@ class TokenLogps:
     """Natural-log probabilities of selected tokens, flat over rows.
 
     `row_N` is the row of each token, `is_answer_N` tells answer tokens from prompt tokens, `computed` counts the tokens
-    the model was run on (padding included, shared ones once).
+    the model was run on (padding included, shared ones once). `entropy_N` is the entropy, in nats, of the distribution
+    that each token was drawn from, without a gradient; None unless asked for.
     """
 
     logps_N: Tensor
@@ -42,6 +43,7 @@ class TokenLogps:
     is_answer_N: Tensor
     rows: int
     computed: int
+    entropy_N: Tensor | None = None
 
     def padded(self) -> tuple[Tensor, Tensor]:
         """Answer log-probs by row and their mask, both (B, T), T the longest answer; zero where there is no token."""
@@ -60,7 +62,13 @@ class TokenLogps:
 
 
 def token_logps(
-    model: torch.nn.Module, rows: Sequence[Row], *, pad_id: int, with_prompt: bool = False, temperature: float = 1.0
+    model: torch.nn.Module,
+    rows: Sequence[Row],
+    *,
+    pad_id: int,
+    with_prompt: bool = False,
+    temperature: float = 1.0,
+    entropy: bool = False,
 ) -> TokenLogps:
     """Log-probs of every answer token given what stands before it, in one forward of a padded batch.
 
@@ -70,6 +78,7 @@ def token_logps(
         pad_id: Fills the right side.
         with_prompt: Also select the prompt tokens (all but the first).
         temperature: Divides the logits.
+        entropy: Also give entropies.
 
     Returns:
         Tokens in row order, then position order.
@@ -90,5 +99,7 @@ def token_logps(
     hidden_BTH = decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
     row_N, at_N = (index.to(device) for index in where)
     hidden_NH, position_N = hidden_BTH[row_N, at_N - 1], torch.arange(len(row_N), device=device)
-    logps_N, _ = target_logps(model, hidden_NH, position_N, ids_BT[row_N, at_N], temperature=temperature)
-    return TokenLogps(logps_N, row_N, answer_BT[where].to(device), len(rows), ids_BT.numel())
+    logps_N, entropy_N = target_logps(
+        model, hidden_NH, position_N, ids_BT[row_N, at_N], temperature=temperature, entropy=entropy
+    )
+    return TokenLogps(logps_N, row_N, answer_BT[where].to(device), len(rows), ids_BT.numel(), entropy_N)

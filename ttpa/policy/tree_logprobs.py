@@ -43,7 +43,7 @@ WORTH = 0.9
 """Share of the padded tokens below which a tree is used: it gains nothing where rows share little and fit together."""
 
 Forward = Callable[..., TokenLogps]
-"""(model, rows, *, pad_id, with_prompt, temperature) -> TokenLogps: `token_logps` or `tree_token_logps`."""
+"""(model, rows, *, pad_id, with_prompt, temperature, entropy) -> TokenLogps: `token_logps` or `tree_token_logps`."""
 
 
 def flex_mask(tree: TokenTree, device: torch.device) -> Any:
@@ -66,6 +66,7 @@ def tree_token_logps(
     pad_id: int = 0,
     with_prompt: bool = False,
     temperature: float = 1.0,
+    entropy: bool = False,
     worth: float = WORTH,
 ) -> TokenLogps:
     """Log-probs of every answer token given what stands before it, in one forward of the packed forest.
@@ -76,6 +77,7 @@ def tree_token_logps(
         pad_id: Used where the batch is not worth a tree.
         with_prompt: Also select the prompt tokens (all but the first).
         temperature: Divides the logits.
+        entropy: Also give entropies.
         worth: Largest share of the padded tokens that a tree may have; 2.0 always uses the tree.
 
     Returns:
@@ -85,7 +87,9 @@ def tree_token_logps(
     device = next(model.parameters()).device
     tree = TokenTree.build([[*row.prompt, *row.answer] for row in rows])
     if len(tree) > worth * len(rows) * max(map(len, rows)):
-        return token_logps(model, rows, pad_id=pad_id, with_prompt=with_prompt, temperature=temperature)
+        return token_logps(
+            model, rows, pad_id=pad_id, with_prompt=with_prompt, temperature=temperature, entropy=entropy
+        )
     first = [max(1, 1 if with_prompt else len(row.prompt)) for row in rows]
     nodes = [path[start:] for path, start in zip(tree.paths, first, strict=True)]
     row_N = np.repeat(np.arange(len(rows)), [len(path) for path in nodes])
@@ -108,9 +112,10 @@ def tree_token_logps(
         out = decoder(input_ids=there(tree.token)[None], position_ids=there(tree.depth)[None], use_cache=False)
     hidden_NH = out.last_hidden_state[0, there(parents)]
     tokens = there(tree.token[node_M[order]])
-    logps_M, _ = target_logps(model, hidden_NH, there(position_M), tokens, temperature=temperature)
-    logps_N = logps_M[there(place[token_of_N])]
-    return TokenLogps(logps_N, there(row_N), there(answer_N), len(rows), len(tree))
+    at_M, which_N = there(position_M), there(place[token_of_N])
+    logps_M, spread_N = target_logps(model, hidden_NH, at_M, tokens, temperature=temperature, entropy=entropy)
+    entropy_N = None if spread_N is None else spread_N[at_M[which_N]]
+    return TokenLogps(logps_M[which_N], there(row_N), there(answer_N), len(rows), len(tree), entropy_N)
 
 
 def _read_by_head(decoder: torch.nn.Module, parents: Ints, nodes: int) -> Any:

@@ -64,7 +64,9 @@ class Drawn:
 
 
 class Sampler(Protocol):
-    """Draws answers. `n`: answers a sample (a request, for a search); `wave_share`: rows of a wave a sample takes."""
+    """Draws answers. `n`: answers a sample (a request, for a search); `wave_share`: rows of a wave a sample takes;
+    `policy_temperature`: at which answers are independent draws from the policy, None where they are not.
+    """
 
     @property
     def n(self) -> int: ...
@@ -74,6 +76,8 @@ class Sampler(Protocol):
     def wave_share(self) -> int: ...
     @property
     def grows_trees(self) -> bool: ...
+    @property
+    def policy_temperature(self) -> float | None: ...
 
     def explore(self, engine: Engine, tasks: Sequence[Task], seed: str) -> list[Drawn]:
         """Explores a wave of samples; one result a task, in order, independent of the wave's other tasks."""

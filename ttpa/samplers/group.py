@@ -51,6 +51,11 @@ class GroupSampler:
         """Rows of a wave that a sample takes."""
         return self.n
 
+    @property
+    def policy_temperature(self) -> float | None:
+        """The temperature; None with a nucleus, whose draws are from another distribution."""
+        return self.temperature if self.top_p == 1 else None
+
     def explore(self, engine: Engine, tasks: Sequence[Task], seed: str) -> list[Drawn]:
         """n answers a task."""
         return ordinary(

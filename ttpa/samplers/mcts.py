@@ -120,6 +120,7 @@ class MCTS:
             raise ConfigError.at("sampler.overlap_limit", self.overlap_limit, "is a share", "Use null for no limit")
 
     grows_trees = True
+    policy_temperature = None  # what a search keeps is no draw from the policy
 
     @property
     def n(self) -> int:

@@ -71,6 +71,11 @@ class TPS:
         """Rows of a wave that a sample takes."""
         return self.n
 
+    @property
+    def policy_temperature(self) -> float | None:
+        """1 in mode `ancestral`; the rule draws from a distribution of its own."""
+        return 1.0 if self.mode == "ancestral" else None
+
     def explore(self, engine: Engine, tasks: Sequence[Task], seed: str) -> list[Drawn]:
         """n answers a task."""
         if self.mode == "ancestral":

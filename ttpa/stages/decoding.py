@@ -10,16 +10,19 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttpa.evals.heldout import judge, summarise
+from ttpa.data.splits import read_split
 from ttpa.executor import Rows, Work
 from ttpa.policy.engine import Sampling
 from ttpa.policy.specs import load_policy
 from ttpa.records import Candidate, Sample, dumps, write_jsonl
 from ttpa.shards import Shard, run_waves
-from ttpa.stages.parts import Parts, Progress, fitting, read_split, set_threads
+from ttpa.stages.parts import Parts, Progress, fitting, set_threads
 
 if TYPE_CHECKING:
+    from ttpa.evals.base import Dialogue
+    from ttpa.policy.engine import Ids
     from ttpa.policy.logprobs import Row
+    from ttpa.policy.policy import Policy
 
 
 def build_select(parts: Parts, policy_dir: Path, data: Path, workdir: Path, progress: Progress) -> dict[str, Any]:
@@ -111,25 +114,55 @@ def _judging(parts: Parts, policy_dir: Path) -> Work:
     set_threads(parts)
     policy = load_policy(policy_dir)
     engine = parts.engine(policy=policy)
-    sampling = Sampling(max_new_tokens=parts.evaluation.max_new_tokens, temperature=0.0)
+    evaluation = parts.evaluation
+    sampling = Sampling(max_new_tokens=evaluation.max_new_tokens, temperature=0.0)
+
+    def answer(samples: Sequence[Sample], prompts: Sequence[Ids]) -> list[Candidate]:
+        answers = engine.generate(prompts, 1, sampling, [sample.id for sample in samples])
+        return [
+            policy.renderer.candidate(sample, 0, one.token_ids, finish=one.finish)
+            for sample, (one,) in zip(samples, answers, strict=True)
+        ]
 
     def work(wave: Sequence[Prompted]) -> list[dict[str, Any]]:
-        answers = engine.generate([item.prompt for item in wave], 1, sampling, [item.id for item in wave])
-        return [
-            judge(item.sample, policy.renderer.candidate(item.sample, 0, one.token_ids, finish=one.finish))
-            for item, (one,) in zip(wave, answers, strict=True)
-        ]
+        dialogues = [evaluation.dialogue(item.sample) for item in wave]
+        single = [item for item, dialogue in zip(wave, dialogues, strict=True) if dialogue is None]
+        found = answer([item.sample for item in single], [item.prompt for item in single])
+        rows = iter([evaluation.judge(item.sample, one) for item, one in zip(single, found, strict=True)])
+        _converse(
+            [dialogue for dialogue in dialogues if dialogue is not None], policy, answer, evaluation.max_new_tokens
+        )
+        return [next(rows) if dialogue is None else dialogue.row() for dialogue in dialogues]
 
     return work
 
 
+def _converse(
+    dialogues: Sequence[Dialogue],
+    policy: Policy,
+    answer: Callable[[Sequence[Sample], Sequence[Ids]], list[Candidate]],
+    reserve: int,
+) -> None:
+    """Goes on with all dialogues side by side until the last one is over. A prompt that has grown too long for the
+    model is answered by nothing.
+    """
+    going = [(dialogue, sample) for dialogue in dialogues if (sample := dialogue.sample()) is not None]
+    while going:
+        samples = [sample for _, sample in going]
+        prompts = policy.renderer.prompts(samples)
+        fits = [len(prompt) + reserve <= policy.max_tokens for prompt in prompts]
+        asked = [k for k, fit in enumerate(fits) if fit]
+        found = iter(answer([samples[k] for k in asked], [prompts[k] for k in asked]))
+        for (dialogue, sample), fit in zip(going, fits, strict=True):
+            too_long = Candidate(sample_id=sample.id, index=0, text="", calls=(), finish="length", error="too long")
+            dialogue.take(next(found) if fit else too_long)
+        going = [(dialogue, sample) for dialogue, _ in going if (sample := dialogue.sample()) is not None]
+
+
 def build_evaluate(parts: Parts, policy_dir: Path, data: Path, workdir: Path, progress: Progress) -> dict[str, Any]:
-    """Greedy answers to the held-out split, one row a sample, and their summary."""
-    policy = load_policy(policy_dir)
-    held_out = read_split(data, parts.evaluation.split)
-    samples, rows, too_long = fitting(
-        policy, held_out[: parts.evaluation.limit], parts.evaluation.max_new_tokens, "evaluate"
-    )
+    """Greedy answers to a benchmark's samples, one row a sample, and their summary."""
+    policy, evaluation = load_policy(policy_dir), parts.evaluation
+    samples, rows, too_long = fitting(policy, evaluation.samples(data), evaluation.max_new_tokens, "evaluate")
     shard = Shard(workdir / "rows.jsonl")
     failed = decoded(
         parts,
@@ -144,9 +177,12 @@ def build_evaluate(parts: Parts, policy_dir: Path, data: Path, workdir: Path, pr
     found = {row["id"]: row for row in shard.rows()}
     # An answer that could not be had is no answer.
     lost = {
-        s.id: judge(s, Candidate(sample_id=s.id, index=0, text="", error="failed")) for s in samples if s.id in failed
+        s.id: evaluation.judge(s, Candidate(sample_id=s.id, index=0, text="", error="failed"))
+        for s in samples
+        if s.id in failed
     }
-    summary = summarise([found.get(sample.id) or lost[sample.id] for sample in samples])
+    judged = [found.get(sample.id) or lost[sample.id] for sample in samples]
+    evaluation.write(workdir, judged)
+    summary = evaluation.summarise(judged)
     (workdir / "summary.json").write_text(dumps(summary), encoding="utf-8")
-    about = {"too_long": too_long, "failed": len(failed), "engine": parts.engine_name}
-    return {**summary, **about, "split": parts.evaluation.split}
+    return {**summary, "too_long": too_long, "failed": len(failed), "engine": parts.engine_name}

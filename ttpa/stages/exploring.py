@@ -21,6 +21,7 @@ from ttpa.policy.engine import Engine, Ids
 from ttpa.policy.specs import load_policy
 from ttpa.records import Candidate, Pair, Sample, Score, write_jsonl
 from ttpa.samplers.base import Drawn, Sibling, Task
+from ttpa.scorers.rewards import in_unit
 from ttpa.shards import Shard
 from ttpa.stages.decoding import Prompted, decoded
 from ttpa.stages.parts import Parts, Progress, fitting, selected_samples, set_threads
@@ -108,7 +109,8 @@ class _Judge:
         key = tuple(ids)
         if key not in self.known:
             candidate = self.policy.renderer.candidate(self.sample, 0, key)
-            self.known[key] = (candidate, self.parts.scorer(self.sample, candidate))
+            # Gates, margins and searches ask for [0, 1].
+            self.known[key] = (candidate, in_unit(self.parts.scorer, self.parts.scorer(self.sample, candidate)))
         return self.known[key]
 
 

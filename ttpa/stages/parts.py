@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ttpa.data.splits import read_split
 from ttpa.errors import DataError
-from ttpa.evals.heldout import Heldout
+from ttpa.evals.base import Evaluation
 from ttpa.executor import Executor
 from ttpa.modules.settings import Alignment, Execution, NoWarmup, Warmup
 from ttpa.pairs import PairRule
@@ -41,7 +41,7 @@ class Parts:
     scorer: Scorer
     pairs: PairRule
     objective: Alignment
-    evaluation: Heldout
+    evaluation: Evaluation
     seed: int
     execution: Execution
     executor: Executor
@@ -50,12 +50,6 @@ class Parts:
     wave_rows: int
     trainer: Callable[..., Any]
     logger: Callable[[Path, str], Any]
-
-
-def read_split(data: Path, name: str) -> list[Sample]:
-    """The samples of a split of a finished data stage."""
-    file = json.loads((data / "splits.json").read_text(encoding="utf-8"))[name]
-    return [Sample.from_json(row) for row in read_jsonl(data / file)]
 
 
 def set_threads(parts: Parts) -> None:

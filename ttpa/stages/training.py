@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ttpa.data.splits import read_split
 from ttpa.errors import DataError
 from ttpa.modules.settings import NoWarmup
 from ttpa.objectives import RFT, Gold, PreferenceLoss
 from ttpa.policy.specs import HFModel, TinyModel, load_policy
 from ttpa.records import Pair, Sample, read_jsonl, write_jsonl
-from ttpa.stages.parts import Parts, Progress, fitting, read_split, selected_samples, set_threads
+from ttpa.stages.parts import Parts, Progress, fitting, selected_samples, set_threads
 
 if TYPE_CHECKING:
     from ttpa.policy.logprobs import Row
@@ -42,8 +42,8 @@ def build_warmup(parts: Parts, data: Path, workdir: Path, progress: Progress) ->
         units=[numbers.setdefault(sample.cluster, len(numbers)) for sample in samples],
     )
     plan = plan_warmup(found, parts.warmup, parts.seed)
-    fit = partial(_fit_sft, parts, policy, rows, plan, parts.warmup.optimizer, parts.warmup.prompt_weight, found.units)
-    metrics = fit(workdir, progress)
+    prompt_weight = parts.warmup.prompt_weight
+    metrics = _fit_sft(parts, policy, rows, plan, parts.warmup.optimizer, prompt_weight, found.units, workdir, progress)
     return {"samples": len(samples), "too_long": too_long, "parameters": policy.model.num_parameters(), **metrics}
 
 
@@ -83,10 +83,11 @@ def _fit_sft(
         units=(units or range(len(rows))) if forward is tree_token_logps else None,
         own=[len(row.answer) for row in rows],
     )
-    return _fit(parts, module, data, workdir, progress)
+    return fit(parts, module, data, workdir, progress)
 
 
-def _fit(parts: Parts, module: Any, data: Any, workdir: Path, progress: Progress) -> dict[str, Any]:
+def fit(parts: Parts, module: Any, data: Any, workdir: Path, progress: Progress) -> dict[str, Any]:
+    """Trains a module on a data module, from the last resume point if there is one, and saves the policy."""
     from ttpa.modules.train import train
 
     metrics = train(
@@ -113,7 +114,13 @@ def build_align(
     workdir: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """The policy after the objective: preference pairs, their chosen answers (RFT), or the targets (gold)."""
+    """The policy after the objective: preference pairs, their chosen answers (RFT), the targets (gold), or answers
+    drawn on the way (GRPO).
+    """
+    if parts.objective.loss.consumes == "prompt":
+        from ttpa.stages.online import align_online
+
+        return align_online(parts, policy_dir, data, select, workdir, progress)
     from ttpa.modules.plan import plan_alignment
     from ttpa.policy.logprobs import Row
 
@@ -145,6 +152,7 @@ def build_align(
             "answers": len(rows),
             **_fit_sft(parts, policy, rows, plan, settings.optimizer, 0.0, None, workdir, progress),
         }
+    assert isinstance(loss, PreferenceLoss)
     return _align_pairs(parts, policy, pairs, prompts, loss, workdir, progress)
 
 
@@ -183,7 +191,7 @@ def _align_pairs(
         tokens=[len(c) + len(r) for c, r in both],
         units=range(len(both)) if shares else None,
     )
-    return {"pairs": len(pairs), **_fit(parts, module, data, workdir, progress)}
+    return {"pairs": len(pairs), **fit(parts, module, data, workdir, progress)}
 
 
 def _row(prompt: Sequence[int], pair: Pair, side: str, over: str) -> Row:
