@@ -38,6 +38,8 @@ CELLS = [(*overlay, *chosen) for overlay in OVERLAID for chosen in IDENTITY_OPTI
 
 BESIDE = {
     ("pairs", "siblings"): ("sampler=mcts",),
+    ("eval", "bfcl"): (f"eval.path={ROOT}/tests/data/bfcl",),
+    ("eval", "apibank"): (f"eval.path={ROOT}/tests/data/apibank",),
 }
 """What an option cannot do without."""
 SCORED_ONLY = ("eval", "toolbench")
@@ -63,6 +65,12 @@ REFUSED = {
         ("experiment", "slm_grpo", "sampler", name): NOT_DRAWN
         for name in ("mcts", "mcts_as_released", "mcts_small", "tps")
     },
+    **{
+        (*overlay, "eval", name): rf"eval\.path={path}: no such folder"
+        for overlay in OVERLAID
+        for name, path in (("bfcl", "bfcl"), ("apibank", "data/apibank"))
+    },
+    **{(*overlay, "eval", "toolbench"): "Score finished answers with `ttpa-score" for overlay in OVERLAID},
 }
 
 

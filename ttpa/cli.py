@@ -7,15 +7,17 @@ status 2, before any work; in a sweep (`-m`) the other cells still run and the e
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
+from typing import TextIO, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ttpa import config
+from ttpa import cluster, config, ranks
 from ttpa.errors import TtpaError
 
 log = logging.getLogger("ttpa")
@@ -44,40 +46,72 @@ def _check_overrides(cfg: DictConfig) -> None:
 
 
 def _prepare(cfg: DictConfig) -> None:
-    choices = {group: name for group, name in HydraConfig.get().runtime.choices.items() if group in config.IDENTITY}
+    choices = HydraConfig.get().runtime.choices
     with open_dict(cfg):
-        cfg.choices = choices
+        cfg.choices = {group: name for group, name in choices.items() if group in config.IDENTITY}
+        if choices["experiment"]:
+            cfg.choices.experiment = choices["experiment"]
 
 
-@hydra.main(version_base="1.3", config_path="pkg://ttpa.conf", config_name="config")
-def _main(cfg: DictConfig) -> None:
-    single = HydraConfig.get().mode == RunMode.RUN
+def job(cfg: DictConfig) -> None:
+    """One run, as Hydra's launchers call it (also those of `ttpa-sweep`)."""
+    hydra_cfg = HydraConfig.get()
+    single = hydra_cfg.mode == RunMode.RUN
     try:
+        cluster.check_launch(
+            choice=hydra_cfg.runtime.choices["cluster"],
+            sweep=not single,
+            launcher=hydra_cfg.launcher._target_,
+            devices=cfg.trainer.lightning.devices,
+            processes=ranks.place().size,
+        )
+        if not single and "gpus" in cfg.cluster:
+            cluster.take_gpu(cfg.cluster.gpus)
         _check_overrides(cfg)
         _prepare(cfg)
-        folder = Path(HydraConfig.get().runtime.output_dir)
+        folder = Path(hydra_cfg.runtime.output_dir)
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
         from ttpa import pipeline
         from ttpa.view import make_view
 
-        with make_view(sys.stdout, str(cfg.name)) as view:
-            outcome = pipeline.run(cfg, view)
-        view.summary(outcome, str(folder))
+        # The screen belongs to the first process.
+        with open(os.devnull, "w") as nowhere:
+            screen = sys.stdout if ranks.place().rank == 0 else nowhere
+            if not hydra_cfg.launcher._target_.endswith(".BasicLauncher"):
+                screen = cast(TextIO, cluster.Lines(screen))
+            with make_view(screen, str(cfg.name)) as view:
+                outcome = pipeline.run(cfg, view)
+            view.summary(outcome, str(folder))
     except TtpaError as error:
         log.error("%s", error)
         print(f"ttpa: error: {error}", file=sys.stderr)
         if single:
             sys.exit(2)
-        raise
+        raise cluster.portable(error) from None
+    except Exception as error:
+        if single:
+            raise
+        log.exception("failed")
+        raise cluster.portable(error) from None
     except KeyboardInterrupt:
         print("ttpa: interrupted. The same command again continues from here.", file=sys.stderr)
         sys.exit(130)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://ttpa.conf", config_name="config")
+def _main(cfg: DictConfig) -> None:
+    job(cfg)
 
 
 def main() -> None:
     """Entry point of the `ttpa` script."""
     if len(sys.argv) == 1:
         sys.argv.append("experiment=demo")
+    try:
+        cluster.check_plugins(sys.argv[1:])
+    except TtpaError as error:
+        print(f"ttpa: error: {error}", file=sys.stderr)
+        sys.exit(2)
     _main()
 
 

@@ -13,23 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ttpa.errors import ConfigError, TtpaError
 from ttpa.store import fingerprint
+from ttpa.trackers import StageFacts
+
+# Hydra copies this singleton, whole, for each composition and for each group that `--help` lists: half of its time.
+ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 
 IDENTITY = ("data", "model", "warmup", "select", "sampler", "scorer", "pairs", "objective", "eval")
 SCALARS = ("name", "seed", "rounds", "until", "controls", "choices", "stage")
-EXECUTION = ("trainer", "engine", "executor", "logger", "paths")
+EXECUTION = ("trainer", "engine", "executor", "logger", "cluster", "paths")
 ALLOWED_TARGETS = ("ttpa.", "torch.", "pytorch_lightning.")
 
 
 # What these Trainer options would change belongs to an identity group, or to the training loop itself.
 NOT_EXECUTION = (
     "precision", "max_steps", "max_epochs", "max_time", "gradient_clip_val", "accumulate_grad_batches", "callbacks",
-    "logger", "limit_train_batches", "default_root_dir", "overfit_batches", "fast_dev_run",
+    "logger", "limit_train_batches", "default_root_dir", "overfit_batches", "fast_dev_run", "plugins",
 )  # fmt: skip
 
 
@@ -192,9 +197,14 @@ def check_trainer(options: DictConfig) -> None:
             )
 
 
-def stage_logger(cfg: DictConfig, workdir: Path, run: str) -> Any:
-    """The Lightning logger of one training stage, or False with `logger=none`."""
+def tracks(cfg: DictConfig) -> bool:
+    """Whether the logger follows whole stages and not only training steps; see `ttpa.trackers`."""
+    return "_target_" in cfg.logger and str(cfg.logger._target_).startswith("ttpa.trackers.")
+
+
+def stage_logger(cfg: DictConfig, workdir: Path, facts: StageFacts) -> Any:
+    """The Lightning logger of one stage, or False with `logger=none`."""
     if "_target_" not in cfg.logger:
         return False
-    whole = OmegaConf.merge(cfg, {"stage": {"dir": str(workdir), "id": run}})
-    return instantiate(whole.logger, "logger")
+    whole = OmegaConf.merge(cfg, {"stage": {"dir": str(workdir), "id": facts.id}})
+    return instantiate(whole.logger, "logger", **({"facts": facts} if tracks(cfg) else {}))

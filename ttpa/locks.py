@@ -20,6 +20,7 @@ import json
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
@@ -136,6 +137,18 @@ class Lock:
             mine |= {"process_start": process[1] if process else None, "token": self.token}
             os.write(self._fd, json.dumps(mine).encode())
             return None
+
+    def look(self) -> tuple[dict[str, Any], float, bool] | None:
+        """Holder, seconds since it last said that it lives (by this host's clock), and whether it counts as gone.
+
+        None without a lock. Changes nothing, not even the guard's time: for those who only watch.
+        """
+        found = self._read()
+        if found is None:
+            return None
+        holder, mtime = found
+        age_s = max(0.0, time.time() - mtime)
+        return holder, age_s, self._stale(holder, age_s)
 
     def beat(self, also: Callable[[], None]) -> None:
         """Starts the thread that refreshes the mtime and calls `also` every `heartbeat_s`."""

@@ -7,7 +7,7 @@ same stages. The table rows that a run leaves behind are written by `record`; no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from ttpa import config, stages
 from ttpa.errors import ConfigError
+from ttpa.ranks import joined, place
 from ttpa.records import dumps, read_jsonl
 from ttpa.store import StageResult, Store, fingerprint
+from ttpa.trackers import StageFacts, Tracking
 
 ROW_VERSION = 1
 
@@ -76,7 +78,7 @@ def build_parts(cfg: DictConfig) -> stages.Parts:
         engine_name=str(cfg.engine._target_).rsplit(".", 1)[-1],
         wave_rows=cfg.engine.rows,
         trainer=lambda **extra: make(cfg.trainer.lightning, "trainer", **extra),
-        logger=lambda workdir, run: config.stage_logger(cfg, workdir, run),
+        tracking=Tracking(lambda workdir, facts: config.stage_logger(cfg, workdir, facts), config.tracks(cfg)),
     )
     check_compatible(parts, cfg)
     return parts
@@ -166,15 +168,41 @@ class _Graph:
     ) -> StageResult:
         """Finds or builds one stage and tells the view."""
 
+        tracking, failed = self.parts.tracking, True
+        groups = {group for one in inputs.values() for group in tracking.lineage[one.path.name]}
+        groups |= {group for group in config.IDENTITY if group in settings}
+
         def work(workdir: Path) -> dict[str, Any]:
             self.view.begin(label)
+            tracking.begin(self._facts(workdir.name.removesuffix(".part"), name, label, groups, inputs), workdir)
             return build(workdir, lambda *news: self.view.progress(label, *news))
 
-        result = self.store.stage(
-            name, version=stages.VERSIONS[name], config=settings, inputs=inputs, build=work, label=label
-        )
+        try:
+            result = self.store.stage(
+                name, version=stages.VERSIONS[name], config=settings, inputs=inputs, build=work, label=label
+            )
+            tracking.publish(result.path, result.metrics)
+            failed = False
+        finally:
+            tracking.end(failed)
+        tracking.lineage[result.path.name] = frozenset(groups)
         self.view.end(label, result)
         return result
+
+    def _facts(
+        self, key: str, name: str, label: str, groups: Collection[str], inputs: Mapping[str, StageResult]
+    ) -> StageFacts:
+        cfg, chosen = self.cfg, [group for group in config.IDENTITY if group in groups]
+        return StageFacts(
+            id=key,
+            stage=name,
+            label=label,
+            run=cfg.name,
+            seed=cfg.seed,
+            choices={group: cfg_choice(cfg, group) for group in (*chosen, "experiment") if group in cfg.choices},
+            config={**config.identity(cfg, *chosen), "seed": cfg.seed, "rounds": cfg.rounds, "name": cfg.name},
+            inputs={role: result.path for role, result in inputs.items()},
+        )
 
     def _benchmark(self) -> dict[str, Any]:
         settings = config.identity(self.cfg, "eval")
@@ -219,14 +247,24 @@ class _Labels:
 
 
 def run(cfg: DictConfig, view: View) -> Outcome:
-    """Runs one configuration: the objective of the run, then its controls over the same stages.
+    """Runs one configuration and writes its result rows; raises as `walk`."""
+    outcome = walk(cfg, view, joined(Store, Path(cfg.paths.runs)))
+    if place().rank == 0:
+        record(cfg, outcome)
+    return outcome
+
+
+def walk(cfg: DictConfig, view: View, kind: type[Store]) -> Outcome:
+    """The graph of one configuration: the objective of the run, then its controls over the same stages.
+
+    `kind` is what stages are asked of: the store, or one that only names them (`ttpa.status.Planner`).
 
     Raises:
         ConfigError, DataError, StageLocked: see the stages.
     """
     parts = build_parts(cfg)
     checked = _controls(cfg, parts)
-    store = Store(Path(cfg.paths.store), wait=cfg.paths.wait_for_locks, on_wait=view.note)
+    store = kind(Path(cfg.paths.store), wait=cfg.paths.wait_for_locks, on_wait=view.note)
     graphs = {name: _Graph(cfg=own, parts=made, store=store, view=view) for name, (own, made) in checked.items()}
     graph = graphs[cfg_choice(cfg, "objective")]
     shown = ["data", "warm-up"] + ([] if cfg.until else ["evaluate warm-up"])
@@ -252,9 +290,7 @@ def run(cfg: DictConfig, view: View) -> Outcome:
     if cfg.until is None:
         shared["baseline"] = graph.evaluate("evaluate warm-up", warmup, data)
     cells = tuple(_cell(one, name, data, warmup) for name, one in graphs.items())
-    outcome = Outcome(shared, cells, tuple(store.executions))
-    record(cfg, outcome)
-    return outcome
+    return Outcome(shared, cells, tuple(store.executions))
 
 
 def _controls(cfg: DictConfig, parts: stages.Parts) -> dict[str, tuple[DictConfig, stages.Parts]]:
@@ -330,7 +366,8 @@ def record(cfg: DictConfig, outcome: Outcome) -> list[Path]:
             continue
         every = {**outcome.shared, **cell.stages}
         evaluation = cell.stages["evaluation"]
-        key = fingerprint("row", ROW_VERSION, {"name": cfg.name}, {"evaluation": evaluation.fingerprint})
+        identity = config.identity(cell.cfg, *config.IDENTITY)  # more than the stages: a gold control reads no sampler
+        key = fingerprint("row", ROW_VERSION, {"name": cfg.name, **identity}, {"evaluation": evaluation.fingerprint})
         row = {
             "run": key,
             "row_version": ROW_VERSION,
@@ -338,7 +375,7 @@ def record(cfg: DictConfig, outcome: Outcome) -> list[Path]:
             "seed": cfg.seed,
             "rounds": cfg.rounds,
             "choices": {group: cfg_choice(cell.cfg, group) for group in config.IDENTITY},
-            "config": config.identity(cell.cfg, *config.IDENTITY),
+            "config": identity,
             "stages": {role: f"{stage.name}-{stage.fingerprint}" for role, stage in every.items()},
             "versions": stages.VERSIONS,
             "baseline": outcome.shared["baseline"].metrics,

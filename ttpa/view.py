@@ -146,9 +146,10 @@ class ScreenView:
     def summary(self, outcome: Outcome, run_folder: str) -> None:
         """The tables of a run."""
         if "baseline" in outcome.shared:
-            for table in (accuracy_table(outcome), error_table(outcome)):
-                self.console.print()
-                self.console.print(table)
+            for table in (accuracy_table(outcome), category_table(outcome), error_table(outcome)):
+                if table is not None:
+                    title, table.title = str(table.title), None  # rich would break it at the width of the table
+                    self.console.print("", title, table, sep="\n", markup=False)
             for line in differences(outcome):
                 self.console.print(line, markup=False)
         built = (
@@ -209,7 +210,8 @@ def accuracy_table(outcome: Outcome) -> Table:
         box=None,
         pad_edge=False,
     )
-    for name in ("policy", "all", "easy", "medium", "hard", "unseen tool", "seconds", "tokens"):
+    bands = list(metrics["bands"])
+    for name in ("policy", "all", *bands, *(["unseen tool"] if metrics["unseen_tool"] else []), "seconds", "tokens"):
         table.add_column(name, justify="left" if name in ("policy", "all") else "right", no_wrap=True)
     for name, (stage, evaluation) in policies(outcome).items():
         m = evaluation.metrics
@@ -217,17 +219,42 @@ def accuracy_table(outcome: Outcome) -> Table:
         table.add_row(
             name,
             share(m["accuracy"], interval=True),
-            *(share(m["bands"].get(b)) for b in ("easy", "medium", "hard")),
-            share(m["unseen_tool"]),
+            *(share(m["bands"].get(b)) for b in bands),
+            *([share(m["unseen_tool"])] if metrics["unseen_tool"] else []),
             f"{stage.seconds:.0f}",
             f"{tokens:,}" if tokens else "-",
         )
     for cell in outcome.cells[:1]:
         for role, stage in cell.stages.items():
             if role.startswith("explore"):
-                table.add_row(
-                    "(exploration)", "", "", "", "", "", f"{stage.seconds:.0f}", f"{stage.metrics['tokens']:,}"
-                )
+                blank = [""] * (len(table.columns) - 3)
+                table.add_row("(exploration)", *blank, f"{stage.seconds:.0f}", f"{stage.metrics['tokens']:,}")
+    return table
+
+
+def category_table(outcome: Outcome) -> Table | None:
+    """Accuracy by category of a benchmark, and its totals with the share covered; None for data without categories.
+
+    A total that was not run is a dash.
+    """
+    found = {name: evaluation.metrics for name, (_, evaluation) in policies(outcome).items()}
+    first = next(iter(found.values()))
+    if "categories" not in first:
+        return None
+    table = Table(title="Accuracy by category, 95 % interval", title_justify="left", box=None, pad_edge=False)
+    table.add_column("category")
+    for name in found:
+        table.add_column(name, justify="right", no_wrap=True)
+    for category in first["categories"]:
+        table.add_row(category, *(share(metrics["categories"][category], interval=True) for metrics in found.values()))
+    for version, totals in first["totals"].items() if "totals" in first else ():
+        for name, total in totals.items():
+            values = [metrics["totals"][version][name]["value"] for metrics in found.values()]
+            covered = "" if total["covered"] == 1 else f", {total['covered']:.0%} covered"
+            table.add_row(
+                f"{version}{'  ' * total['depth']} {name.replace('_', ' ')}{covered}",
+                *("-" if value is None else f"{value:.3f}" for value in values),
+            )
     return table
 
 

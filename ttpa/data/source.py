@@ -11,6 +11,7 @@ calls it.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -118,7 +119,7 @@ def split_of(opening: str, split_seed: int, validation_fraction: float, test_fra
 
 def _writable(value: Any) -> bool:
     try:
-        return not _HALF_PAIR.search(dumps(value))
+        return not _HALF_PAIR.search(json.dumps(value, ensure_ascii=False))  # `dumps` would escape it
     except TypeError:  # a column of dates or bytes
         return False
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -10,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 from ttpa.errors import DataError
 from ttpa.modules.base import PlanData, PolicyModule
@@ -42,11 +46,29 @@ class _Reporter(pl.Callback):
         self.progress(trainer.global_step, self.total, speed, "" if loss is None else f"loss {float(loss):.3f}")
 
 
-def close(logger: Any) -> None:
-    """Ends a run that is kept open by its library (W&B): the next stage of this process must not log into it."""
-    finish = getattr(logger.experiment, "finish", None) if logger else None
-    if finish is not None:
-        finish()
+class _LeaveSignals(pl.Callback):
+    """Gives SIGTERM back to whom it belonged before the Trainer took it.
+
+    Lightning would leave after the batch with exit status 0. Under submitit that would end a job that was only warned
+    and is to be queued again; elsewhere nobody would see that the run was stopped. The resume point makes both safe.
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.before = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.before)
+
+
+def environment_plugins() -> list[SLURMEnvironment]:
+    """Inside a SLURM job: its environment without Lightning's requeue, which would resubmit the job a second time.
+
+    Lightning would also save a resume point of its own in the working directory, and the next stage would load it.
+    """
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        return [SLURMEnvironment(auto_requeue=False)]
+    return []
 
 
 def train(
@@ -65,7 +87,7 @@ def train(
         module, data: What to train on what.
         workdir: The stage's working directory.
         trainer: Builds the Lightning Trainer from keyword arguments (accelerator, devices, strategy are set in it).
-        logger: A Lightning logger, or False.
+        logger: A Lightning logger, or False; the caller closes it.
         checkpoint_every: Optimiser steps between resume points.
         progress: Told about every few steps.
 
@@ -92,21 +114,28 @@ def train(
         max_steps=total,
         max_epochs=-1,
         logger=logger,
-        callbacks=[keeper, _Reporter(progress, total)],
+        callbacks=[keeper, _Reporter(progress, total), _LeaveSignals()],
+        plugins=environment_plugins(),
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     last = workdir / "last.ckpt"
     if total == 0:
         raise DataError(f"{workdir}: the training plan has no steps. Give more data, or a longer plan.")
-    try:
-        runner.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=False)
-    finally:
-        close(logger)
+    runner.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=False)
     # Tokens of all sequences, and those the model was run on: what shared prefixes saved, or padding cost.
-    return {
-        "steps": total,
-        "tokens": module.tokens_seen,
-        "tokens_computed": module.tokens_computed,
-        **module.last_metrics,
-    }
+    sums = {"tokens": module.tokens_seen, "tokens_computed": module.tokens_computed}
+    return {"steps": total, **_over_ranks(runner, sums, module.last_metrics)}
+
+
+def _over_ranks(runner: pl.Trainer, sums: dict[str, int], last: dict[str, float]) -> dict[str, Any]:
+    """Counts and the loss, of which every device has its share, added up; means over a device's rows averaged."""
+    if runner.world_size == 1:
+        return {**sums, **last}
+
+    def over(value: float, how: str) -> float:
+        here = torch.tensor(value, dtype=torch.float64, device=runner.strategy.root_device)
+        return float(runner.strategy.reduce(here, reduce_op=how))
+
+    counts = {name: round(over(value, "sum")) for name, value in sums.items()}
+    return {**counts, **{name: over(value, "sum" if name == "loss" else "mean") for name, value in last.items()}}

@@ -18,6 +18,7 @@ from ttpa.records import Sample, read_jsonl
 from ttpa.samplers.base import Sampler
 from ttpa.scorers import Scorer
 from ttpa.selection import SelectAll, SelectPerplexity
+from ttpa.trackers import Tracking
 
 if TYPE_CHECKING:
     from ttpa.policy.logprobs import Row
@@ -49,7 +50,7 @@ class Parts:
     engine_name: str
     wave_rows: int
     trainer: Callable[..., Any]
-    logger: Callable[[Path, str], Any]
+    tracking: Tracking
 
 
 def set_threads(parts: Parts) -> None:

@@ -95,7 +95,7 @@ def fit(parts: Parts, module: Any, data: Any, workdir: Path, progress: Progress)
         data,
         workdir,
         trainer=parts.trainer,
-        logger=parts.logger(workdir, workdir.name.removesuffix(".part")),
+        logger=parts.tracking.logger,
         checkpoint_every=parts.execution.checkpoint_every_steps,
         progress=progress,
     )

@@ -1,0 +1,114 @@
+"""table.yaml: what it means, and what it says to those who mistype it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tables.conftest import TABLE, write_table
+from ttpa.errors import ConfigError
+from ttpa.tables import spec
+
+
+def test_a_product_makes_rows_but_for_those_that_are_skipped(folder: Path) -> None:
+    content = copy.deepcopy(TABLE)
+    content["rows"].append(
+        {
+            "product": {"sampler": ["group", "tps"], "rounds": [1, 2], "select.limit": [None]},
+            "skip": [{"sampler": "tps", "rounds": 2}],
+            "overrides": ["pairs=released"],
+        }
+    )
+    write_table(folder, content)
+    rows = spec.load(folder).rows[3:]
+    assert [row.key for row in rows] == ["group+1+null", "group+2+null", "tps+1+null"]
+    assert rows[1].label == "group + 2 + null"
+    assert rows[1].of("cluster") == ("sampler=group", "rounds=2", "select.limit=null", "pairs=released")
+
+
+def test_overrides_and_metrics_by_preset(folder: Path) -> None:
+    content = copy.deepcopy(TABLE)
+    content["rows"][1]["overrides"] = {"embedded": ["objective=gold"], "cluster": []}
+    content["rows"][2]["presets"] = ["embedded"]
+    write_table(folder, content)
+    table = spec.load(folder)
+    assert table.rows[1].of("embedded") == ("objective=gold",) and table.rows[1].of("cluster") == ()
+    assert [row.key for row in table.rows_of("cluster")] == ["warm", "sft"]
+    assert [column.path("cluster") for column in table.columns] == ["accuracy", None]
+    assert table.preset(None).name == "embedded" and not table.preset(None).comparable
+    assert table.preset("cluster").comparable and table.preset("cluster").waves == (None,)
+
+
+def test_the_unit_of_a_published_number(folder: Path) -> None:
+    content = copy.deepcopy(TABLE)
+    content["published"][0] |= {"value": 0.581, "unit_scale": 100}
+    write_table(folder, content)
+    assert spec.load(folder).published[0].value == pytest.approx(58.1)
+
+
+def set_at(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(content: Any) -> None:
+        for key in path[:-1]:
+            content = content[key]
+        content[path[-1]] = value
+
+    return change
+
+
+MISTAKES: dict[str, tuple[Callable[[dict[str, Any]], None], list[str]]] = {
+    "unknown key": (set_at("colums", value=1), ["colums=1", "unknown key", "columns"]),
+    "missing key": (lambda content: content.pop("rows"), ["rows is missing", "Add it"]),
+    "unknown key of a column": (set_at("columns", 0, "unit", value="%"), ["columns[0].unit", "unknown key", "digits"]),
+    "text for a number": (set_at("columns", 0, "scale", value="x"), ["columns[0].scale='x'", "a number"]),
+    "negative digits": (set_at("columns", 0, "digits", value=-1), ["columns[0].digits=-1", "at least 0"]),
+    "unknown direction": (set_at("columns", 0, "better", value="up"), ["columns[0].better='up'", "high, low"]),
+    "metric of no preset": (set_at("columns", 1, "metric", value={"gpu": "x"}), ["metric.gpu", "embedded, cluster"]),
+    "unknown policy": (set_at("rows", 0, "policy", value="sft"), ["rows[0].policy='sft'", "aligned, warm-up"]),
+    "no override": (set_at("rows", 1, "overrides", value=["dpo"]), ["rows[1].overrides[0]='dpo'", "key=value"]),
+    "the table's own": (set_at("presets", "embedded", "overrides", value=["seed=3"]), ["seed is set by the table"]),
+    "same key twice": (set_at("rows", 1, "key", value="ours"), ["'ours' is there twice"]),
+    "unknown row": (set_at("differences", value=[["ours", "x"]]), ["differences[0][1]='x'", "warm, sft, ours"]),
+    "three rows": (set_at("differences", value=[["ours", "sft", "warm"]]), ["must name two rows"]),
+    "published nowhere": (set_at("published", 0, "row", value="x"), ["published[0].row='x'", "warm, sft, ours"]),
+    "unknown trust": (set_at("published", 0, "trust", value="high"), ["trust='high'", "printed, secondary, unclear"]),
+    "no seeds": (set_at("presets", "embedded", "seeds", value=[]), ["presets.embedded.seeds=[]", "a list of seeds"]),
+    "a seed twice": (set_at("presets", "embedded", "seeds", value=[1, 1]), ["a seed is there twice"]),
+    "unknown wave": (set_at("presets", "embedded", "waves", value=["sft"]), ["waves[0]='sft'", "warmup, explore"]),
+    "waves without end": (set_at("presets", "embedded", "waves", value=["warmup"]), ["whole run", "End with null"]),
+    "no presets": (set_at("presets", value={}), ["presets={}", "holds no preset"]),
+    "a preset without overrides": (set_at("rows", 1, "overrides", value={"embedded": []}), ["preset cluster", "[...]"]),
+    "skips nothing": (set_at("rows", 1, value={"product": {"sampler": ["tps"]}, "skip": [{"sampler": "mcts"}]}),
+                      ["rows[1].skip[0]", "sampler=mcts is not in the product"]),
+    "no group": (set_at("rows", 1, value={"product": {}}), ["rows[1].product={}", "holds no group"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_with_file_key_and_remedy(mistake: str, folder: Path) -> None:
+    change, said = MISTAKES[mistake]
+    content = copy.deepcopy(TABLE)
+    change(content)
+    write_table(folder, content)
+    with pytest.raises(ConfigError) as caught:
+        spec.load(folder)
+    message = str(caught.value)
+    assert message.startswith(f"{folder / 'table.yaml'}: ") and "\n" not in message and message.endswith(".")
+    for words in said:
+        assert words in message
+
+
+@pytest.mark.parametrize("text", ["rows: [", "- a\n- b\n", "", "title: \udc80"])
+def test_what_is_no_table_is_refused(text: str, folder: Path) -> None:
+    (folder / "table.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigError, match=re.escape(str(folder / "table.yaml"))):
+        spec.load(folder)
+
+
+def test_a_folder_without_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file. Give a folder of experiments/"):
+        spec.load(tmp_path)
