@@ -40,7 +40,8 @@ class BFCL:
     Args:
         path: Folder with `BFCL_v4_<category>.json` files and `possible_answer/`.
         max_new_tokens: Longest answer, in tokens.
-        categories: Names of version 4 or 3; None: every single-turn category in the folder.
+        categories: Names of version 4 or 3; None: every single-turn category in the folder; "all": the multi-turn ones
+            there too.
         prompt: "training" or "official".
         limit: The first so many questions of each category; None: all.
         model: Name of the folder below `result/`.
@@ -51,7 +52,7 @@ class BFCL:
 
     path: str
     max_new_tokens: int
-    categories: Sequence[str] | None = None
+    categories: Sequence[str] | str | None = None
     prompt: str = "training"
     limit: int | None = None
     model: str = "ttpa"
@@ -63,7 +64,9 @@ class BFCL:
             raise ConfigError.at(
                 "eval.max_new_tokens, eval.limit", (self.max_new_tokens, self.limit), "must be at least 1", "See conf"
             )
-        for name in self.categories or ():
+        if isinstance(self.categories, str) and self.categories != "all":
+            raise ConfigError.at("eval.categories", self.categories, "is no list", "Use all, null or [simple_python]")
+        for name in () if self.categories == "all" else self.categories or ():
             if (category := find_category(name)) is None or category.rule not in (*SINGLE_TURN, "multi_turn"):
                 known = [one.name for one in CATEGORIES.values() if one.rule in (*SINGLE_TURN, "multi_turn")]
                 raise ConfigError.at("eval.categories", name, "is not evaluated here", f"Use {', '.join(known)}")
@@ -187,8 +190,9 @@ class BFCL:
     def _wanted(self) -> list[Category]:
         """The categories, in the usual order."""
         there = [category.name for _, category in question_files(Path(self.path))]
-        if self.categories is None:
-            return [one for one in CATEGORIES.values() if one.name in there and one.rule in SINGLE_TURN]
+        if self.categories is None or self.categories == "all":
+            rules = SINGLE_TURN if self.categories is None else (*SINGLE_TURN, "multi_turn")
+            return [one for one in CATEGORIES.values() if one.name in there and one.rule in rules]
         named = {found.name for name in self.categories if (found := find_category(name)) is not None}
         if missing := sorted(named - set(there)):
             raise DataError(f"eval.path={self.path}: no file of {', '.join(missing)}. Take them from one release.")
