@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from hydra import compose, initialize_config_module
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.test_pipeline import SMALL, built, command, rows, run_here, ttpa
+from tests.test_pipeline import SMALL, built, command, composed_here, rows, run_here, ttpa
 from ttpa import config, pipeline
 from ttpa.errors import ConfigError, DataError
 from ttpa.modules.grpo import TABLE
@@ -30,7 +31,7 @@ from ttpa.modules.rollouts import Answer, Round, read_rounds
 from ttpa.records import Candidate, Sample, Score
 from ttpa.scorers import ESM
 from ttpa.scorers.six_errors import LABELS
-from ttpa.stages.online import _refresh, _steps
+from ttpa.stages.online import _refresh, _steps, replay
 
 # A model that ends some of its answers by itself, though none is right: what length costs tells them apart.
 TRAINED = (
@@ -151,6 +152,31 @@ def test_a_prompt_that_comes_again_is_answered_anew(folder: Path) -> None:
     for name, group in first.items():
         assert group.prompt == second[name].prompt
         assert {one.token_ids for one in group.answers} != {one.token_ids for one in second[name].answers}
+
+
+def test_a_finished_stage_is_done_again_from_its_rollouts_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same weights and loss, with an engine and a scorer that may not be asked; fewer steps, other weights."""
+    overrides = (*TRAINED, "objective=grpo", BY_LENGTH, "objective.loss.beta=0.04", "objective.steps=4")
+    stage = aligned(folder, *overrides[len(TRAINED) :], "objective.loss.num_iterations=2")
+    parts = pipeline.build_parts(composed_here(*overrides, "objective.loss.num_iterations=2", "until=align"))
+
+    def nobody(*_: Any, **__: Any) -> Any:
+        raise AssertionError("answers were drawn or scored")
+
+    (warmup,), (data,) = (folder / "store").glob("warmup-*"), (folder / "store").glob("data-*")
+    parts = replace(parts, engine=nobody, scorer=nobody)
+    done = {
+        steps: replay(
+            parts, warmup / "policy", data, folder / f"again{steps}", rollouts=stage / "rollouts.jsonl", steps=steps
+        )
+        for steps in (4, 2)
+    }
+    metrics = json.loads((stage / "metrics.json").read_text())
+    assert done[4]["loss"] == pytest.approx(metrics["loss"], abs=1e-7) and done[4]["steps"] == 4
+    assert furthest(weights(folder / "again4" / "policy"), weights(stage / "policy")) < 1e-6
+    assert furthest(weights(folder / "again2" / "policy"), weights(stage / "policy")) > 1e-4
+    with pytest.raises(DataError, match="round 2 of step 4 was not kept"):
+        replay(parts, warmup / "policy", data, folder / "more", rollouts=stage / "rollouts.jsonl", steps=6)
 
 
 def test_the_engine_draws_with_the_weights_of_the_step(folder: Path) -> None:

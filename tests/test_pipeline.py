@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
-from omegaconf import open_dict
+from omegaconf import DictConfig, open_dict
 
 from ttpa import config, pipeline
-from ttpa.records import Sample
+from ttpa.records import Sample, read_jsonl
 from ttpa.view import make_view
 
 SMALL = (
@@ -43,13 +43,19 @@ def ttpa(folder: Path, *overrides: str) -> str:
     return done.stdout
 
 
-def run_here(*overrides: str, base: Sequence[str] = SMALL) -> str:
-    """The same without the command line: one process, the current folder. Returns what a person would read."""
+def composed_here(*overrides: str, base: Sequence[str] = SMALL) -> DictConfig:
+    """The configuration of a command line."""
     with initialize_config_module("ttpa.conf", version_base="1.3"):
         cfg = compose("config", overrides=[*base, *overrides], return_hydra_config=True)
     with open_dict(cfg):
         cfg.choices = {group: name for group, name in cfg.hydra.runtime.choices.items() if group in config.IDENTITY}
         del cfg.hydra
+    return cfg
+
+
+def run_here(*overrides: str, base: Sequence[str] = SMALL) -> str:
+    """The same without the command line: one process, the current folder. Returns what a person would read."""
+    cfg = composed_here(*overrides, base=base)
     shown = io.StringIO()
     with make_view(shown) as view:
         outcome = pipeline.run(cfg, view)
@@ -271,3 +277,15 @@ def test_every_tool_name_is_in_the_token_ids_of_every_stage(folder: Path, monkey
         "build_warmup", "build_select", "build_explore", "build_align", "build_evaluate",
     }  # fmt: skip
     assert [tool for _, tool, found in seen if not found] == []
+
+
+def test_questions_too_long_for_the_model_are_wrong_and_told(folder: Path) -> None:
+    """A benchmark's questions do not fit the small model's context: none is left out of the numbers."""
+    data = Path(__file__).parent / "data" / "bfcl"
+    shown = run_here("eval=bfcl", f"eval.path={data}", "eval.limit=2", "model.max_tokens=400", "objective=rft")
+    for stage in (folder / "store").glob("evaluate-*"):
+        metrics = json.loads((stage / "metrics.json").read_text(encoding="utf-8"))
+        assert metrics["accuracy"]["n"] == 26 and 0 < metrics["too_long"] < 26
+        results = [line for path in stage.glob("result/*/*/*.json") for line in path.read_text("utf-8").splitlines()]
+        assert len(results) == len(list(read_jsonl(stage / "rows.jsonl"))) == 26
+        assert f"{metrics['too_long']} prompts TOO LONG, counted as wrong" in shown

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from ttpa.errors import ConfigError
-from ttpa.records import Candidate, Sample, ToolCall, write_jsonl
+from ttpa.records import Candidate, Sample, ToolCall, dumps, write_jsonl
 from ttpa.score import BENCHMARK_KEYS, SCORER_KEYS, main, parse
+from ttpa.toolcall import get_syntax
 
 DATA = Path(__file__).resolve().parent / "data" / "bfcl"
 LAUNCH = "import sys; from ttpa.score import main; main()"
@@ -350,7 +351,7 @@ def test_scorer_wrong_rows(run: Any, tmp_path: Path, toy_samples: tuple[Sample, 
     for row, message in (
         ({"id": "toy-9", "result": "[]"}, "unknown id toy-9"),
         ({"id": "toy-0", "result": 5}, "neither a text nor a list"),
-        ({"sample_id": "toy-0", "calls": "[]"}, "no candidate"),
+        ({"sample_id": "toy-0", "calls": "[{]"}, "no candidate"),
     ):
         outputs = lines(tmp_path / "outputs", [{"id": "toy-0", "result": "[]"}, row])
         answer = run("scorer=esm", samples, f"outputs={outputs}")
@@ -430,3 +431,63 @@ def test_against_another_policy(run: Any, tmp_path: Path) -> None:
     assert "no clear difference (4 questions; 1 in one file only)" in answer.out
     answer = scored(f"outputs={ours}", f"against={ours}")
     assert answer.status == 1 and f"{ours}:1: no id and valid" in answer.err
+
+
+@pytest.mark.parametrize("syntax", ["python", "hermes", "json"])
+def test_candidates_are_judged_by_their_calls(run: Any, tmp_path: Path, syntax: str) -> None:
+    """Whatever syntax their text has; without a call, the text is a reply in words."""
+    data = small(tmp_path / "data")
+    calls = (ToolCall(name="f.x", arguments={"a": 1}),)
+    right = Candidate(sample_id="multiple_0", index=0, text=get_syntax(syntax).print(calls), calls=calls)
+    words = Candidate(sample_id="multiple_1", index=0, text="f.x(a=1)", calls=())
+    silent = Candidate(sample_id="irrelevance_0", index=0, text="f.x(a=1)", calls=None, error="no call")
+    rows = [one.to_json() for one in (right, words, silent)]
+    answer = run("benchmark=bfcl", f"data={data}", f"outputs={lines(tmp_path / 'outputs', rows)}")
+    assert [row["valid"] for row in answer.rows] == [True, False, True]
+    answer = run("benchmark=bfcl", f"data={data}", f"outputs={lines(tmp_path / 'o', [{**rows[0], 'calls': '[1]'}])}")
+    assert answer.status == 1 and "o:1: calls are no list" in answer.err
+
+
+def test_options_of_a_row_that_mean_nothing(run: Any, tmp_path: Path) -> None:
+    data = small(tmp_path / "data")
+    for option in ({"mode": "FC"}, {"mode": 7}, {"dots_as_underscores": "true"}):
+        outputs = lines(tmp_path / "o", [{"id": "multiple_0", "result": "f.x(a=1)", **option}])
+        answer = run("benchmark=bfcl", f"data={data}", f"outputs={outputs}")
+        assert answer.status == 1 and f"{outputs}:1: mode=" in answer.err
+
+
+@pytest.mark.parametrize("result", ["9" * 6000, "[" * 100_000 + "]" * 100_000, '{"a":' * 50_000 + "1" + "}" * 50_000])
+def test_a_hostile_answer_does_not_stop_the_file(run: Any, tmp_path: Path, result: str) -> None:
+    """Numbers and nesting that Python does not read are wrong answers; a line that is no JSON still is an error."""
+    data, good = small(tmp_path / "data"), {"id": "multiple_1", "result": "f.x(a=1)"}
+    outputs = lines(tmp_path / "o", [f'{{"id": "multiple_0", "result": {result}}}', good])
+    answer = run("benchmark=bfcl", f"data={data}", f"outputs={outputs}")
+    assert answer.status == 0, answer.err
+    assert [row["valid"] for row in answer.rows] == [False, True]
+    answer = run("benchmark=bfcl", f"data={data}", f"outputs={lines(tmp_path / 'o', ['{9' + '9' * 6000, good])}")
+    assert answer.status == 1 and "o:1: not JSON" in answer.err
+
+
+def test_against_itself_and_too_few(run: Any, tmp_path: Path) -> None:
+    data = small(tmp_path / "data")
+    outputs = lines(tmp_path / "o", [{"id": "multiple_0", "result": "f.x(a=1)"}])
+    first = run("benchmark=bfcl", f"data={data}", f"outputs={outputs}")
+    kept = lines(tmp_path / "kept.jsonl", first.rows)
+    answer = run("benchmark=bfcl", f"data={data}", f"outputs={outputs}", f"against={kept}")
+    assert "+0.0000 (1 question, too few for an interval)" in answer.out
+    answer = run("benchmark=bfcl", f"data={data}", f"outputs={outputs}", f"against={tmp_path / 'scored.jsonl'}")
+    assert answer.status == 2 and "is also read" in answer.err
+
+
+@pytest.mark.parametrize("syntax", ["json", "python"])
+def test_the_syntax_is_the_scorers_too(run: Any, tmp_path: Path, toy_samples: tuple[Sample, ...], syntax: str) -> None:
+    """A scorer that reads the text takes the syntax of the command, and calls of an interface are written in it."""
+    (tmp_path / "samples.jsonl").write_text(dumps(toy_samples[0].to_json()) + "\n", encoding="utf-8")
+    target = toy_samples[0].target
+    rows = [
+        {"id": toy_samples[0].id, "result": get_syntax(syntax).print(target)},
+        {"id": toy_samples[0].id, "result": [{call.name: dumps(call.arguments)} for call in target]},
+    ]
+    outputs, samples = lines(tmp_path / "o", rows), tmp_path / "samples.jsonl"
+    answer = run("scorer=slm_json", f"samples={samples}", f"outputs={outputs}", f"syntax={syntax}")
+    assert [row["score"] for row in answer.rows] == [1.0, 1.0], answer

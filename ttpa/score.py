@@ -22,7 +22,7 @@ from ttpa.evals.bfcl.files import Line, read_answer, read_cases, read_lines, unk
 from ttpa.evals.bfcl.summary import Summary, interval
 from ttpa.evals.scored import Scored, Shares, compared, read_shares, writer
 from ttpa.records import Candidate, Sample, ToolCall, dumps
-from ttpa.scorers.six_errors import LABELS, primary_error, six_errors
+from ttpa.scorers.six_errors import LABELS, primary_error, read_call, six_errors
 from ttpa.toolcall import ParseError, Syntax, get_syntax
 
 if TYPE_CHECKING:
@@ -142,8 +142,8 @@ def _benchmark(options: dict[str, str]) -> None:
     theirs = read_shares(options["against"]) if options.get("against") else None
     summary, ours = Summary(), Shares()
     try:
-        with writer(options.get("out", ""), (options["outputs"],)) as write:
-            for line in _counted(read_lines(options["outputs"])):
+        with writer(options.get("out", ""), (options["outputs"], options.get("against", ""))) as write:
+            for line in _counted(read_lines(options["outputs"], answers=True)):
                 answer = read_answer(line)
                 if answer.case_id not in cases:
                     cases |= _multi_turn(options["data"], line, answer.case_id)
@@ -258,8 +258,9 @@ def _scorer(options: dict[str, str]) -> None:
     counts: dict[str, list[float]] = {}
     theirs, ours = read_shares(options["against"]) if options.get("against") else None, Shares()
     try:
-        with writer(options.get("out", ""), (options["outputs"], options["samples"])) as write:
-            for line in _counted(read_lines(options["outputs"])):
+        read = (options["outputs"], options["samples"], options.get("against", ""))
+        with writer(options.get("out", ""), read) as write:
+            for line in _counted(read_lines(options["outputs"], answers=True)):
                 candidate = _candidate(line, syntax)
                 sample_of = samples.get(candidate.sample_id)
                 if sample_of is None:
@@ -309,6 +310,8 @@ def _make_scorer(options: dict[str, str]) -> Callable[[Sample, Candidate], Any]:
 
     chosen = [f"scorer={options['scorer']}"]
     keys = [key for key in options if key.startswith("scorer.")]
+    if "syntax" in options and "scorer.syntax" not in options:
+        chosen.append(f"model.syntax={options['syntax']}")  # scorers that read the text take it from there
     try:
         with hydra.initialize_config_module("ttpa.conf", version_base="1.3"):
             default = hydra.compose("config", overrides=chosen)
@@ -320,12 +323,22 @@ def _make_scorer(options: dict[str, str]) -> Callable[[Sample, Candidate], Any]:
     return made
 
 
+_UNSAID = {"index": 0, "text": "", "token_ids": (), "logps": (), "error": None, "finish": "stop", "branches": ()}
+"""What a candidate need not say to be scored."""
+
+
+def _parsed(call: ToolCall) -> ToolCall:
+    """A call with its arguments as an object, where their text is one."""
+    found = read_call(call)
+    return call if found is None else found
+
+
 def _candidate(line: Line, syntax: Syntax) -> Candidate:
     """The candidate of a row; calls are taken from the row, or read from its text, or from its list of {name: json}."""
     row = line.row
     if "calls" in row:
         try:
-            return Candidate.from_json(row)
+            return Candidate.from_json({**_UNSAID, **row})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{line}: no candidate ({type(error).__name__}: {error}).") from None
     answer = read_answer(line)
@@ -335,7 +348,10 @@ def _candidate(line: Line, syntax: Syntax) -> Candidate:
         # Arguments stay JSON text: scorers read them, and say what is wrong where they cannot.
         calls = tuple(ToolCall(name=str(name), arguments=value) for name, value in pairs) if whole else None
         reason = None if whole else "not a list of {name: json}"
-        return Candidate(sample_id=answer.case_id, index=0, text=dumps(answer.result), calls=calls, error=reason)
+        text = syntax.print([_parsed(call) for call in calls]) if calls else dumps(answer.result)
+        return Candidate(sample_id=answer.case_id, index=0, text=text, calls=calls, error=reason)
+    if answer.result is None:
+        return Candidate(sample_id=answer.case_id, index=0, text="", error="not readable")
     if not isinstance(answer.result, str):
         raise DataError(f"{line}: result is neither a text nor a list.")
     read = syntax.parse(answer.result)

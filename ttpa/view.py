@@ -167,7 +167,8 @@ def found(result: StageResult) -> str:
     if result.name == "explore":
         return f", {metrics['pairs']} pairs from {metrics['samples']} samples{failed}"
     if result.name == "evaluate" and metrics["accuracy"]["value"] is not None:
-        return f", accuracy {metrics['accuracy']['value']:.3f}{failed}"
+        long = f", {metrics['too_long']} prompts TOO LONG, counted as wrong" if metrics["too_long"] else ""
+        return f", accuracy {metrics['accuracy']['value']:.3f}{long}{failed}"
     if result.name == "data":
         parts = [f"{name} {count}" for name, count in metrics["samples"].items()]
         rejected = (
@@ -247,6 +248,10 @@ def category_table(outcome: Outcome) -> Table | None:
         table.add_column(name, justify="right", no_wrap=True)
     for category in first["categories"]:
         table.add_row(category, *(share(metrics["categories"][category], interval=True) for metrics in found.values()))
+    if "bounds" in first:  # of a benchmark that cannot tell about every answer
+        table.add_row("share that can be judged", *(share(metrics["decidable"]) for metrics in found.values()))
+        for bound, about in (("low", "the rest wrong"), ("high", "the rest right")):
+            table.add_row(f"all answers, {about}", *(share(metrics["bounds"][bound]) for metrics in found.values()))
     for version, totals in first["totals"].items() if "totals" in first else ():
         for name, total in totals.items():
             values = [metrics["totals"][version][name]["value"] for metrics in found.values()]

@@ -132,3 +132,39 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
         evaluation(categories=["multi_turn_base"]).samples(Path())
     every = {sample.source for sample in evaluation(categories="all", limit=1).samples(Path())}
     assert every == {sample.source for sample in evaluation(limit=1).samples(Path())}  # no multi-turn file is there
+
+
+def test_the_verdicts_are_those_of_a_function_calling_model() -> None:
+    """Where the policy made no call, its text is a reply in words, as the official tool takes it."""
+    made = evaluation(categories=["simple_python", "irrelevance"])
+    gold = answers_of("simple_python")
+    for sample in made.samples(Path()):
+        text = (
+            "["
+            + ", ".join(
+                f"{c.name}({', '.join(f'{k}={v!r}' for k, v in c.arguments.items())})" for c in gold.get(sample.id, [])
+            )
+            + "]"
+        )
+        row = made.judge(sample, answer(sample, [], text))
+        assert row["exact"] == (sample.source == "irrelevance") and row["result"] == text
+
+
+@pytest.mark.parametrize("category", ["simple_java", "simple_javascript"])
+def test_java_and_javascript_are_asked_for_as_text(category: str) -> None:
+    for sample in evaluation(categories=[category], limit=None).samples(Path()):
+        for tool in sample.tools:
+            assert {schema["type"] for schema in tool.properties.values()} <= {"string"}
+            assert all("source" in schema["description"] for schema in tool.properties.values())
+
+
+@pytest.mark.parametrize("name", ["", "/etc", "..", "a/../b", "a/b/c"])
+def test_the_model_is_a_name_and_no_path(name: str) -> None:
+    with pytest.raises(ConfigError, match="is no name of a model"):
+        evaluation(model=name)
+
+
+def test_a_slash_in_the_name_is_written_as_the_official_tool_does(tmp_path: Path) -> None:
+    made = evaluation(categories=["irrelevance"], model="Qwen/Qwen3-0.6B-FC")
+    made.write(tmp_path, [made.judge(sample, answer(sample, None)) for sample in made.samples(Path())])
+    assert [path.name for path in (tmp_path / "result").iterdir()] == ["Qwen_Qwen3-0.6B-FC"]

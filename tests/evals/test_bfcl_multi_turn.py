@@ -559,6 +559,6 @@ def test_evaluation(tmp_path: Path, prompt: str) -> None:
     summary = evaluation.summarise(rows)
     assert summary["accuracy"]["value"] == 0 and summary["categories"]["multi_turn_miss_param"]["n"] == 2
     evaluation.write(tmp_path, rows)
-    (written_file,) = tmp_path.glob("result/ttpa/multi_turn/BFCL_v4_multi_turn_miss_param_result.json")
+    (written_file,) = tmp_path.glob("result/*/multi_turn/BFCL_v4_multi_turn_miss_param_result.json")
     result = [json.loads(line)["result"] for line in written_file.read_text(encoding="utf-8").splitlines()]
     assert result == [row["result"] for row in rows]

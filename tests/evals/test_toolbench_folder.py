@@ -156,6 +156,23 @@ def test_the_command_prints_a_table_and_writes_a_row_a_query(
     assert capsys.readouterr().out == shown.replace(f"{len(server.asked)} requests", "0 requests")
 
 
+def test_the_command_compares_with_the_rows_of_another_policy(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ours pass where `score_folder` says so; theirs pass everywhere: minus the share that fails."""
+    server.said = words_of
+    score(command(server, tmp_path))
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    theirs = tmp_path / "theirs.jsonl"
+    theirs.write_text("".join(json.dumps({"id": row["id"], "exact": True}) + "\n" for row in rows))
+    capsys.readouterr()
+    score(command(server, tmp_path, against=str(theirs)))
+    fails = sum(not row["exact"] for row in rows) / len(rows)
+    assert 0 < fails < 1 and f"outputs - against: {-fails:+.4f} [" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="is also read"):
+        score(command(server, tmp_path, against=str(theirs), out=str(theirs)))
+
+
 def test_an_error_leaves_the_rows_as_they_were_and_keeps_the_verdicts(server: Server, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("as it was")
     replies = itertools.count()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ def writer(out: str, inputs: Iterable[str]) -> Iterator[Callable[[Scored], None]
         yield lambda row: None
         return
     path = Path(out)
-    if any(name != "-" and Path(name).exists() and path.exists() and path.samefile(name) for name in inputs):
+    if any(name not in ("", "-") and Path(name).exists() and path.exists() and path.samefile(name) for name in inputs):
         raise ConfigError.at("out", out, "is also read", "Write to another file")
     with ExitStack() as stack:
         try:
@@ -102,7 +103,7 @@ def read_shares(path: str | Path) -> Shares:
     """
     found = Shares()
     for line in read_lines(path):
-        case_id, valid = line.row.get("id"), line.row.get("valid")
+        case_id, valid = line.row.get("id"), line.row.get("valid", line.row.get("exact"))
         if not isinstance(case_id, str) or not isinstance(valid, bool):
             raise DataError(f"{line}: no id and valid. Give a file that `ttpa-score` wrote with out=.")
         found.add(case_id, valid)
@@ -118,6 +119,8 @@ def compared(ours: Shares, theirs: Shares) -> str:
     mean, low, high = paired_difference(
         {one: a[one] for one in both}, {one: b[one] for one in both}, {one: ours.clusters[one] for one in both}
     )
+    if math.isnan(low):
+        return f"outputs - against: {mean:+.4f} ({len(both):,} question, too few for an interval)"
     verdict = "better" if low > 0 else "worse" if high < 0 else "no clear difference"
     rest = len(a.keys() ^ b.keys())
     left = f"; {rest:,} in one file only" if rest else ""

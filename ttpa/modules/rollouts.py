@@ -19,6 +19,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from ttpa.errors import DataError
 from ttpa.modules.base import PlanData, Step
 from ttpa.modules.plan import Plan
 from ttpa.objectives import GRPO
@@ -249,6 +250,21 @@ class RolloutData(pl.LightningDataModule):
             return
         with self.file.open("a" if found.number else "w", encoding="utf-8") as out:
             out.write(dumps(found.to_json()) + "\n")
+
+
+class Replayed(RolloutData):
+    """Serves rounds that were kept instead of drawing answers; everything else as in the run that drew them."""
+
+    def __init__(self, rounds: Sequence[Round], *settings: Any) -> None:
+        super().__init__(*settings)
+        self.rounds = {one.number: one for one in rounds}
+
+    def round_at(self, step: int, finish: Finish) -> Round:
+        """The kept round that an optimiser step belongs to, with the advantages and log-probs of that time."""
+        number = step // self.loss.steps_a_round
+        if number not in self.rounds:
+            raise DataError(f"rollouts: round {number} of step {step} was not kept. Do fewer steps again.")
+        return self.rounds[number]
 
 
 def counts(answer: Answer, loss: GRPO) -> bool:

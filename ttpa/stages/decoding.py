@@ -162,7 +162,8 @@ def _converse(
 def build_evaluate(parts: Parts, policy_dir: Path, data: Path, workdir: Path, progress: Progress) -> dict[str, Any]:
     """Greedy answers to a benchmark's samples, one row a sample, and their summary."""
     policy, evaluation = load_policy(policy_dir), parts.evaluation
-    samples, rows, too_long = fitting(policy, evaluation.samples(data), evaluation.max_new_tokens, "evaluate")
+    every = evaluation.samples(data)
+    samples, rows, too_long = fitting(policy, every, evaluation.max_new_tokens, "evaluate")
     shard = Shard(workdir / "rows.jsonl")
     failed = decoded(
         parts,
@@ -175,13 +176,12 @@ def build_evaluate(parts: Parts, policy_dir: Path, data: Path, workdir: Path, pr
         progress,
     )
     found = {row["id"]: row for row in shard.rows()}
-    # An answer that could not be had is no answer.
-    lost = {
-        s.id: evaluation.judge(s, Candidate(sample_id=s.id, index=0, text="", error="failed"))
-        for s in samples
-        if s.id in failed
-    }
-    judged = [found.get(sample.id) or lost[sample.id] for sample in samples]
+    # An answer that could not be had is a wrong answer, also where the prompt is too long for the model.
+    judged = [
+        found.get(s.id) or evaluation.judge(s, Candidate(sample_id=s.id, index=0, text="", error="failed"))
+        for s in every
+    ]
+    write_jsonl(workdir / "rows.jsonl", judged)  # all of them, in the order of the benchmark
     evaluation.write(workdir, judged)
     summary = evaluation.summarise(judged)
     (workdir / "summary.json").write_text(dumps(summary), encoding="utf-8")

@@ -36,8 +36,54 @@ def align_online(
     parts: Parts, policy_dir: Path, data: Path, select: Path | None, workdir: Path, progress: Progress
 ) -> dict[str, Any]:
     """The policy after rounds of drawing, scoring and learning."""
+    return _align(parts, policy_dir, data, select, workdir, progress, None, None)
+
+
+def replay(
+    parts: Parts,
+    policy_dir: Path,
+    data: Path,
+    workdir: Path,
+    *,
+    rollouts: Path,
+    steps: int | None = None,
+    select: Path | None = None,
+) -> dict[str, Any]:
+    """Does the first optimiser steps of a finished stage again from its `rollouts.jsonl`: nothing is drawn or scored.
+
+    Args:
+        parts: Those of the run (`pipeline.build_parts`).
+        policy_dir, data, select: What the stage was built from: the folder of the policy, the data and select stages.
+        workdir: An empty folder for the policy, and for what the logger writes.
+        rollouts: The stage's file.
+        steps: How many; None: all.
+
+    Returns:
+        What the stage's `metrics.json` holds, the loss of the last step among it.
+
+    Raises:
+        DataError: the file does not hold a round that is asked for.
+
+    Example:
+        parts = build_parts(OmegaConf.load("runs/slm_grpo-0123456789ab/config.yaml"))
+        replay(parts, warmup / "policy", data, Path("again"), rollouts=align / "rollouts.jsonl", steps=1)["loss"]
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    return _align(parts, policy_dir, data, select, workdir, lambda *news: None, rollouts, steps)
+
+
+def _align(
+    parts: Parts,
+    policy_dir: Path,
+    data: Path,
+    select: Path | None,
+    workdir: Path,
+    progress: Progress,
+    kept: Path | None,
+    steps: int | None,
+) -> dict[str, Any]:
     from ttpa.modules.grpo import GRPOModule
-    from ttpa.modules.rollouts import RolloutData
+    from ttpa.modules.rollouts import Replayed, RolloutData, read_rounds
     from ttpa.policy.tree_logprobs import choose_forward, tree_token_logps
 
     set_threads(parts)
@@ -50,18 +96,19 @@ def align_online(
     )
     forward = choose_forward(policy.model, parts.execution.forward)
     policy.start_training(parts.seed)
-    engine = parts.engine(policy=policy)
-    rollouts = RolloutData(
+    engine = parts.engine(policy=policy) if kept is None else None
+    settings = (
         len(samples),
         partial(_draw, parts, policy, engine, _refresh(engine, policy, workdir), samples, rows),
         loss,
         parts.objective.batch_size,
-        _steps(parts, len(samples)),
+        steps or _steps(parts, len(samples)),
         parts.seed,
         parts.execution.micro_tokens,
         forward is tree_token_logps,
-        workdir / ROLLOUTS,
+        None if kept else workdir / ROLLOUTS,
     )
+    rollouts = RolloutData(*settings) if kept is None else Replayed(read_rounds(kept), *settings)
     module = GRPOModule(
         policy,
         parts.objective.optimizer,
@@ -70,7 +117,7 @@ def align_online(
         rollouts,
         max_new_tokens=parts.sampler.max_new_tokens,
         temperature=temperature,
-        own_engine=not hasattr(engine, "use_adapter"),
+        own_engine=parts.engine_name == "HFEngine" if engine is None else not hasattr(engine, "use_adapter"),
         parts=_parts_of(parts.scorer),
         table=(workdir / TABLE, parts.execution.answers_every_steps),
         forward=forward,

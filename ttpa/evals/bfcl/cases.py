@@ -85,7 +85,7 @@ class Case:
             one = isinstance(answer, Mapping) and len(answer) == 1
             if not one or not isinstance(next(iter(answer.values())), Mapping):
                 raise DataError(f"{case_id}: an answer is not one {{name: {{parameter: values}}}}.")
-            if category.rule != "one" and next(iter(answer)) not in names:
+            if next(iter(answer)) not in names:
                 raise DataError(f"{case_id}: the answer calls {show(next(iter(answer)))}, which has no document.")
         if not answers or not names or (category.rule != "parallel" and len(answers) != 1):
             raise DataError(f"{case_id}: {len(answers)} answers to {len(names)} functions, too few or too many.")

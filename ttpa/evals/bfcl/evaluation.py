@@ -10,6 +10,7 @@ lays them out, below `result/`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +23,7 @@ from ttpa.errors import ConfigError, DataError
 from ttpa.evals.base import Dialogue, Row
 from ttpa.evals.bfcl.aggregate import aggregates
 from ttpa.evals.bfcl.cases import Case
-from ttpa.evals.bfcl.categories import CATEGORIES, SINGLE_TURN, Category, find_category
+from ttpa.evals.bfcl.categories import CATEGORIES, SINGLE_TURN, Category, Language, find_category
 from ttpa.evals.bfcl.files import question_files, read_cases, read_lines
 from ttpa.evals.stats import share
 from ttpa.records import Candidate, Message, Sample, ToolSpec, dumps
@@ -30,6 +31,8 @@ from ttpa.scorers.six_errors import LABELS
 from ttpa.toolcall import normalise_schema
 
 PROMPTS = ("training", "official")
+_READERS = {"training": "qwen3-235b-a22b-instruct-2507-FC", "official": "gpt-4o-2024-11-20"}
+"""Names whose handlers in the official tool read lists of calls, or text, without changing names."""
 VERSIONS = ("v4", "v3")
 
 
@@ -44,7 +47,8 @@ class BFCL:
             there too.
         prompt: "training" or "official".
         limit: The first so many questions of each category; None: all.
-        model: Name of the folder below `result/`.
+        model: Name below `result/`. The official tool reads names it knows only, each in its own way; None: one that
+            reads calls (training) or text (official) as they are.
 
     Raises:
         ConfigError: a value out of range, or an unknown category.
@@ -55,11 +59,13 @@ class BFCL:
     categories: Sequence[str] | str | None = None
     prompt: str = "training"
     limit: int | None = None
-    model: str = "ttpa"
+    model: str | None = None
 
     def __post_init__(self) -> None:
         if self.prompt not in PROMPTS:
             raise ConfigError.at("eval.prompt", self.prompt, "unknown prompt", f"Use {' or '.join(PROMPTS)}")
+        if self.model is not None and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", self.model):
+            raise ConfigError.at("eval.model", self.model, "is no name of a model", "Use one the official tool knows")
         if self.max_new_tokens < 1 or (self.limit is not None and self.limit < 1):
             raise ConfigError.at(
                 "eval.max_new_tokens, eval.limit", (self.max_new_tokens, self.limit), "must be at least 1", "See conf"
@@ -126,13 +132,14 @@ class BFCL:
 
     def judge(self, sample: Sample, candidate: Candidate) -> Row:
         """See `Evaluation.judge`."""
+        calling = self.prompt == "training"  # then a text is a reply in words, as it is of a function-calling model
         result: Any = candidate.text
-        if self.prompt == "training" and candidate.calls:
+        if calling and candidate.calls:
             result = [{call.name: dumps(call.arguments)} for call in candidate.calls]
         category = CATEGORIES[sample.source]
         if category.rule == "multi_turn":  # only one that could not be had comes here: the others have a dialogue
             return {**_about(sample, candidate), "category": category.name, "result": [], **_LOST}
-        verdict = _cases(self.path)[sample.id].judge(result, function_calling=isinstance(result, list))
+        verdict = _cases(self.path)[sample.id].judge(result, function_calling=calling)
         lost = candidate.error == "failed"
         return {
             **_about(sample, candidate),
@@ -177,10 +184,11 @@ class BFCL:
 
     def write(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         """The official layout: `result/<model>/<group>/BFCL_v4_<category>_result.json`."""
+        model = (self.model or _READERS[self.prompt]).replace("/", "_")  # as the official tool does
         for name, category in CATEGORIES.items():
             some = [row for row in rows if row["category"] == name]
             if some:
-                path = folder / "result" / self.model / _group(category) / f"BFCL_v4_{name}_result.json"
+                path = folder / "result" / model / _group(category) / f"BFCL_v4_{name}_result.json"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 lines = (dumps({"id": row["id"], "result": row["result"]}) for row in some)
                 path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -206,7 +214,7 @@ class BFCL:
 
             turn = official_messages(turn, row["function"], category)
         else:
-            tools = tuple(tool_of(function) for function in row["function"])
+            tools = tuple(tool_of(function, category.language) for function in row["function"])
         messages = tuple(Message(role=one["role"], content=one["content"]) for one in turn)
         return Sample(id=row["id"], tools=tools, messages=messages, target=(), source=category.name)
 
@@ -219,9 +227,25 @@ _LOST: Row = {
 }
 
 
-def tool_of(function: Mapping[str, Any]) -> ToolSpec:
-    """A function document as a tool with a JSON Schema."""
-    schema = {"type": "object", "properties": {}, **normalise_schema(function.get("parameters") or {})}
+def tool_of(function: Mapping[str, Any], language: Language = "python") -> ToolSpec:
+    """A function document as a tool with a JSON Schema.
+
+    In Java and JavaScript every value is asked for as text, which is what the checker reads.
+    """
+    parameters = function.get("parameters") or {}
+    if language != "python":
+        kind = {"java": "Java", "javascript": "JavaScript"}[language]
+        parameters = {
+            **parameters,
+            "properties": {
+                name: {
+                    "type": "string",
+                    "description": f"{one.get('description', '')} ({kind} source, {one.get('type', 'any')})".strip(),
+                }
+                for name, one in (parameters.get("properties") or {}).items()
+            },
+        }
+    schema = {"type": "object", "properties": {}, **normalise_schema(parameters)}
     return ToolSpec(name=function["name"], description=function.get("description", ""), parameters=schema)
 
 

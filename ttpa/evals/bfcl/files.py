@@ -23,8 +23,10 @@ from typing import Any, cast
 from ttpa.errors import DataError
 from ttpa.evals.bfcl.cases import Case
 from ttpa.evals.bfcl.categories import SINGLE_TURN, Category, category_of_id, find_category
+from ttpa.records import dumps
 
 _NAME = re.compile(r"BFCL_v(\d+)_(\w+?)\.jsonl?(?:\.gz)?")
+_ID = re.compile(r'\s*\{\s*"(id|sample_id)"\s*:\s*"([^"\\]*)"')
 _GZIP = b"\x1f\x8b"
 
 
@@ -57,8 +59,13 @@ class Answer:
     dots_as_underscores: bool | None = None
 
 
-def read_lines(path: str | Path) -> Iterator[Line]:
+def read_lines(path: str | Path, *, answers: bool = False) -> Iterator[Line]:
     """The rows of a JSON-lines file, gzipped or not; "-" is standard input. Empty lines are passed over.
+
+    Args:
+        path: The file.
+        answers: Whether models wrote what is in the rows: then numbers without end and brackets without bottom in them
+            are no error of the file, and the row has `result` None.
 
     Raises:
         DataError: the file cannot be read, is cut, or holds a line that is no JSON object; names file and line.
@@ -73,6 +80,9 @@ def read_lines(path: str | Path) -> Iterator[Line]:
                 try:
                     row = json.loads(line.decode("utf-8"))
                 except (ValueError, RecursionError) as error:
+                    if answers and (found := _hostile(line)) is not None:
+                        yield Line(file=name, number=number, row=found)
+                        continue
                     raise DataError(f"{name}:{number}: not JSON ({error}). Write the line again.") from None
                 if not isinstance(row, dict):
                     raise DataError(f"{name}:{number}: a {type(row).__name__} where a row, a JSON object, belongs.")
@@ -81,6 +91,19 @@ def read_lines(path: str | Path) -> Iterator[Line]:
         raise DataError(f"{name}: no such file. Check the path.") from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{name}:{number + 1}: file cut or damaged ({error}). Write it again.") from None
+
+
+def _hostile(line: bytes) -> dict[str, Any] | None:
+    """The row of an answer that JSON's rules allow and Python does not read: too deep, or a number too long."""
+    text = line.decode("utf-8", "replace")
+    found = _ID.match(text)
+    try:
+        json.loads(text, parse_int=len)  # a number of any length
+    except RecursionError:
+        pass
+    except ValueError:
+        return None
+    return None if found is None else {found[1]: found[2], "result": None}
 
 
 @contextmanager
@@ -106,12 +129,23 @@ def read_answer(line: Line) -> Answer:
     if key is None:
         raise DataError(f"{line}: {case_id} has no result. A row needs id and result, or sample_id and text.")
     mode, dots = row.get("mode"), row.get("dots_as_underscores")
-    return Answer(
-        case_id=case_id,
-        result=row[key],
-        function_calling={"fc": True, "prompt": False}.get(mode) if isinstance(mode, str) else None,
-        dots_as_underscores=dots if isinstance(dots, bool) else None,
-    )
+    if mode not in (None, "fc", "prompt") or dots not in (None, True, False):
+        raise DataError(f"{line}: mode={mode!r}, dots_as_underscores={dots!r}. Use fc or prompt, and true or false.")
+    result, calling = row[key], None if mode is None else mode == "fc"
+    if key == "text" and "calls" in row:  # a candidate of this project: its calls were parsed when it was drawn
+        result, calling = _calls_of(row["calls"], line) or result, True
+    return Answer(case_id=case_id, result=result, function_calling=calling, dots_as_underscores=dots)
+
+
+def _calls_of(calls: Any, line: Line) -> list[dict[str, str]]:
+    """The parsed calls of a candidate in the form of a function-calling interface; none where it made none."""
+    try:
+        found = json.loads(calls) if isinstance(calls, str) else calls or []
+        return [{one["name"]: dumps(one["arguments"])} for one in found]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        raise DataError(
+            f"{line}: calls are no list of names and arguments. Take candidates.jsonl as written."
+        ) from None
 
 
 def read_cases(folder: str | Path) -> dict[str, Case]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ttpa.errors import ConfigError
+from ttpa.evals.scored import Shares, compared, read_shares
 from ttpa.evals.toolbench import Endpoint, Judge, ToolBench, score_folder
 from ttpa.evals.toolbench.answers import SUBSETS
 from ttpa.evals.toolbench.scoring import COMPARING, MEASURES
@@ -34,6 +35,7 @@ HELP = """\
   subsets    some of the six, separated by commas (all that are there); limit: the first so many queries of each
   cache      file of verdicts (toolbench_verdicts.jsonl)
   out        one row a query, JSON lines
+  against    rows written by out= for another policy: the paired difference of passes
 """
 
 _ENDPOINT = ("base_url", "model", "api_key_env", "temperature")
@@ -49,6 +51,7 @@ _REST = (
     "workers",
     "cache",
     "out",
+    "against",
 )
 KEYS = (*_REST, *_ENDPOINT)
 """Keys of the command line."""
@@ -71,11 +74,19 @@ def score(options: dict[str, str]) -> None:
     cache = Path(options.get("cache") or "toolbench_verdicts.jsonl").expanduser()
     if out is not None and out.resolve() == cache.resolve():
         raise ConfigError.at("out", out, "is the file of verdicts", "Write to another file")
+    if out is not None and options.get("against") and out.resolve() == Path(options["against"]).resolve():
+        raise ConfigError.at("out", out, "is also read", "Write to another file")
+    theirs = read_shares(options["against"]) if options.get("against") else None
     judge = Judge(wanted.endpoint, cache)
     rows, summary = score_folder(wanted, judge)
     if out is not None:
         write_jsonl(out, rows)
     print(table(summary, wanted.measures))
+    if theirs is not None:
+        ours = Shares()
+        for row in rows:
+            ours.add(row["id"], row["exact"])
+        print(compared(ours, theirs))
     print(f"{judge.requests:,} requests; verdicts are in {cache}")
 
 
