@@ -151,3 +151,18 @@ def test_the_exit_status(
     assert caught.value.code == code
     err = capsys.readouterr().err
     assert err == "" if code == 1 else err.startswith("ttpa-status: error: ") and err.count("\n") == 1
+
+
+def test_warnings_about_records_are_shown(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell, stages = with_plans(folder)[0]
+    write_record(cell, stages, seed=[0])
+    monkeypatch.setattr(sys, "argv", ["ttpa-status", "experiments/four"])
+    with pytest.raises(SystemExit):
+        status.main()
+    shown = capsys.readouterr()
+    assert shown.err == (
+        "ttpa-status: warning: results/group-0.jsonl:1: no run record (seed is no whole number), left out.\n"
+    )
+    assert "4 missing" in shown.out

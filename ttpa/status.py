@@ -103,7 +103,9 @@ def state_of(cell: Cell, records: Records) -> State:
         wanted = f"{stages[role].name}-{stages[role].fingerprint}"
         if record.row["stages"].get(role) == wanted:
             return State("done")
-        built = ", ".join(f"{name} {version}" for name, version in record.outdated().items()) or "other files"
+        old = record.outdated().items()
+        built = ", ".join(f"{name} {'of no version' if version is None else version}" for name, version in old)
+        built = built or "other files"
         return State("done", f"outdated: built by {built}, see {record.path}")
     if cell.row.warmup_only:
         stages = {role: stage for role, stage in stages.items() if role in ("data", "warmup", "baseline")}
@@ -128,7 +130,7 @@ def _stage_state(role: str, stage: StageResult, done: int, total: int) -> State:
 
 
 def report(folder: Path, preset: str | None, extra: Sequence[str]) -> tuple[list[str], bool]:
-    """The lines to show, and whether every cell is done.
+    """The lines to show, and whether every cell is done. Warnings about records go to standard error.
 
     Raises:
         ConfigError: a table.yaml or an override that cannot work.
@@ -139,6 +141,8 @@ def report(folder: Path, preset: str | None, extra: Sequence[str]) -> tuple[list
         every = cells.cells_of(composer, wanted, chosen, extra)
         records = cells.read_records(Path(cells.paths(every, wanted, chosen)["results"]), every)
         states = [state_of(cell, records) for cell in every]
+    for warning in dict.fromkeys(records.warnings):
+        print(f"ttpa-status: warning: {warning}", file=sys.stderr)
     width = max((len(cell.label) for cell in every), default=0)
     labelled = zip((cell.label for cell in every), states, strict=True)
     lines = [f"{label:{width}}  {state.name:7}  {state.note}".rstrip() for label, state in labelled]

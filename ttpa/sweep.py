@@ -217,9 +217,11 @@ def sweep(words: Sequence[str], launcher: Callable[[Sequence[str]], Launch] = Hy
             # Launcher and folders are the same for all cells; an override of the preset may need the row's option.
             run_waves(left, preset, [f"name={wanted.name}"], launcher(left.todo[0].overrides))
             records = cells.read_records(results, every)
+    holes = [cell.label for cell in every if records.of(cell) is None]
+    for warning in dict.fromkeys(records.warnings):
+        print(f"ttpa-sweep: warning: {warning}", file=sys.stderr)
     for label, reason in left.failures.items():
         print(f"ttpa-sweep: failed: {label}: {reason}", file=sys.stderr)
-    holes = [cell.label for cell in every if records.of(cell) is None]
     silent = [label for label in holes if label not in left.failures]
     if silent:
         print(f"ttpa-sweep: no record of {', '.join(silent)}. `ttpa-status` says why.", file=sys.stderr)

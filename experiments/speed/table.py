@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from ttpa import config
+from ttpa.stages import VERSIONS
 from ttpa.tables import cells, spec
 
 TABLE = """\
@@ -64,14 +65,15 @@ def write(folder: Path, number: int) -> None:
     with cells.Composer() as composer:
         every = cells.cells_of(composer, wanted, wanted.preset("embedded"))
     every = [cell for cell in every if not cell.row.warmup_only]
-    stages = {role: f"{role}-0123456789ab" for role in ("data", "warmup", "baseline", "explore1", "align1")}
+    built = {"data": "data", "warmup": "warmup", "baseline": "evaluate", "explore1": "explore", "align1": "align"}
+    stages = {role: f"{name}-0123456789ab" for role, name in built.items()}
     for at in range(number):
         cell, rng = every[at % len(every)], random.Random(at)
         groups = {group: json.loads(text) for group, text in zip(config.IDENTITY, cell.key.groups, strict=True)}
         groups["data"]["explore_samples"] += at // len(every)
         row = {"run": f"{at:012x}", "row_version": 1, "name": "speed", "seed": cell.seed, "rounds": 1, "choices": {},
                "config": groups, "stages": stages | {"evaluation": f"evaluate-{at:012x}"},
-               "versions": {"data": 1, "warmup": 1}, "baseline": metrics(random.Random(cell.seed)),
+               "versions": dict(VERSIONS), "baseline": metrics(random.Random(cell.seed)),
                "metrics": metrics(rng), "explored": {},
                "cost": {role: {"seconds": 1.5, "tokens": 1000} for role in stages}}  # fmt: skip
         (results / f"speed-{at:012x}.jsonl").write_text(json.dumps(row, separators=(",", ":")) + "\n")

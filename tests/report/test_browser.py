@@ -182,6 +182,42 @@ def test_words_of_a_picture_stay_inside_and_apart(pages: dict[str, Path], open_p
     assert wide == []
 
 
+WIDE_WORDS = ("mcts_small", "WWWWmmmm", "released_MM", "0.6666")
+
+
+@pytest.mark.parametrize("width", [1200, 360])
+def test_long_names_stay_in_their_boxes_and_break_at_spaces(
+    width: int, lab: Lab, report: Callable[..., str], open_page: Callable[..., Any]
+) -> None:
+    for sampler in ("mcts_small WWWWmmmm released_MM 0.6666", "WWWWmmmm mcts_small WWWWmmmm MMMM WWWW MMMM WWWW"):
+        for objective in ("dpo", "rft"):
+            lab.row(sampler=sampler, objective=objective)
+    report("made")
+    page = open_page(lab.root / "page.html", width)
+    wide = page.evaluate(
+        """() => [...document.querySelectorAll(".box")].filter(box => {
+            const right = box.querySelector("rect").getBoundingClientRect().right;
+            return [...box.querySelectorAll("text")].some(text => text.getBoundingClientRect().right > right - 2);
+        }).map(box => box.textContent)"""
+    )
+    assert wide == []
+    broken = page.evaluate(
+        """words => [...document.querySelectorAll("#accuracy tbody th")].flatMap(head => {
+            const node = document.createTreeWalker(head, NodeFilter.SHOW_TEXT).nextNode(), text = node.textContent;
+            return words.filter(word => {
+                const at = text.indexOf(word), range = document.createRange();
+                if (at < 0) return false;
+                range.setStart(node, at);
+                range.setEnd(node, at + word.length);
+                return new Set([...range.getClientRects()].map(one => Math.round(one.top))).size > 1;
+            });
+        })""",
+        list(WIDE_WORDS),
+    )
+    assert broken == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def first_column(page: Any, table: str) -> list[str]:
     return page.eval_on_selector_all(f"{table} tbody tr", "rows => rows.map(row => row.cells[0].textContent)")
 

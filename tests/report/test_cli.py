@@ -49,6 +49,7 @@ MISTAKES = {
     "a folder without a table": (["results"], ["table.yaml"]),
     "out is a folder": (["made", "out=results"], ["out=results", "is a folder"]),
     "out below a file": (["made", "out=results/x.jsonl/page.html"], ["out=", "cannot be written"]),
+    "out in no folder": (["made", "out=no/such/page.html"], ["out=no/such/page.html", "is no folder"]),
     "damaged row": (["results/x.jsonl"], ["x.jsonl:1", "not a JSON line"]),
     "no row": (["results/y.jsonl"], ["y.jsonl:1", "no result row", "metrics"]),
     "empty": (["results/z.jsonl"], ["z.jsonl", "no result rows"]),
@@ -76,6 +77,29 @@ def test_a_mistake_is_one_line(
     assert {path: path.read_bytes() for path in lab.root.rglob("*") if path.is_file()} == before
 
 
+def test_a_cut_row_of_a_sweep_is_left_out_and_said(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (0, 1):
+        lab.row(seed)
+    cut = lab.row(2)
+    cut.write_text(cut.read_text()[:100])
+    monkeypatch.chdir(lab.root)
+    monkeypatch.setattr(sys, "argv", ["ttpa-report", "made"])
+    cli.main()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith("ttpa-report: warning: Left out: ") and f"{cut.name}:1" in said
+    page = (lab.root / "made.html").read_text()
+    assert "1 cell over 2 seeds" in page and f"{cut.name}:1: not a JSON line" in page
+
+
+def test_no_folder_is_made_for_a_page(lab: Lab) -> None:
+    lab.row()
+    done = command(lab.root, "made", "out=no/such/page.html")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert not (lab.root / "no").exists()
+
+
 def test_a_page_is_replaced_whole_or_not_at_all(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     from ttpa.report import page
 
@@ -94,7 +118,7 @@ def test_a_page_is_replaced_whole_or_not_at_all(lab: Lab, monkeypatch: pytest.Mo
 
 def test_a_stage_name_cannot_lead_out_of_the_store(lab: Lab) -> None:
     from ttpa.errors import DataError
-    from ttpa.report.gather import read_rows
+    from ttpa.report.rows import read_rows
 
     file = lab.row()
     file.write_text(file.read_text().replace(lab.stages["data/0"], "../../secret"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,14 +11,16 @@ import pytest
 
 from tests.report.conftest import Lab
 from ttpa.records import Candidate, Score
-from ttpa.report import browse, lineage, trends
-from ttpa.report.blocks import Graph, Span
-from ttpa.report.gather import Gathered, find_rows, gather, read_rows
+from ttpa.report import browse, charts, lineage, numbers, trends
+from ttpa.report.blocks import Chart, Graph, Grid, Span, Text
+from ttpa.report.gather import Gathered, gather
+from ttpa.report.rows import Record, find_rows, read_rows
 from ttpa.report.trees import token_tree
 
 
 def gathered(lab: Lab, name: str = "made") -> Gathered:
-    return gather(read_rows(find_rows(name, lab.results)), lab.store, name)
+    records, left_out = read_rows(find_rows(name, lab.results))
+    return gather(records, lab.store, name, left_out)
 
 
 def labels(found: Gathered) -> list[str]:
@@ -91,6 +95,109 @@ def test_the_graph_merges_seeds_and_shows_what_is_shared(lab: Lab) -> None:
             assert apart, (one.title, other.title)
 
 
+def test_steps_of_a_chain_stand_in_one_row_and_a_chain_may_be_shorter(lab: Lab) -> None:
+    """The policy that needs no exploration trains in the column of those that do, wherever its row comes."""
+    for objective in ("aaa", "dpo", "gold"):
+        lab.row(objective=objective, sampler="mcts" if objective == "aaa" else "tps")
+    file = lab.row(objective="zzz", sampler="gold")
+    file.write_text(re.sub(r'"explore1":"[^"]*",', "", file.read_text()))
+    shown = picture(gathered(lab))
+    at = {box.title: box for box in shown.boxes}
+    assert len({at[f"align {name}"].x for name in ("mcts + aaa", "tps + dpo", "tps + gold", "gold + zzz")}) == 1
+    for left, right in (("explore mcts + aaa", "align mcts + aaa"), ("explore tps", "align tps + dpo")):
+        assert at[left].x < at[right].x and at[left].y == at[right].y
+    for _, _, end, height in shown.arrows:  # what passes a column meets no box there
+        start = next(x1 for x1, _, x2, y2 in shown.arrows if (x2, y2) == (end, height))
+        assert not [b for b in shown.boxes if start < b.x < end and b.y < height < b.y + shown.box_height]
+
+
+def test_no_setting_is_a_python_word(lab: Lab) -> None:
+    lab.row(config={"select.limit": 10, "select.whole": True})
+    lab.row(config={"select.limit": None, "select.whole": False})
+    lab.row(config={"select.limit": None})
+    assert labels(gathered(lab))[1:] == [
+        "dpo + limit=10 + whole=true",
+        "dpo + no limit + whole=false",
+        "dpo + no limit",
+    ]
+    assert trends.axis_values(gathered(lab), "select.limit") == ["10", "null"]
+
+
+def test_a_chart_of_many_policies_has_each_objective(lab: Lab) -> None:
+    for sampler in ("a", "b", "c", "d", "e", "f"):
+        for objective in ("dpo", "rft") if sampler != "f" else ("simpo",):
+            lab.row(sampler=sampler, objective=objective)
+    found = gathered(lab)
+    shown, said = numbers.drawn(found, found.policies)
+    assert [arm.label for arm in shown] == [
+        "warm-up", "a + dpo", "b + dpo", "d + dpo", "a + rft", "b + rft", "d + rft", "f + simpo",
+    ]  # fmt: skip
+    assert "8 of 12 policies, of each objective some" in said
+    chart, grid = numbers.errors(found)
+    assert isinstance(chart, Chart) and isinstance(grid, Grid)
+    assert len(chart.data.columns) == 13 and len(grid.rows) == 12  # the numbers hold all
+    assert "8 of 12" in chart.note and "Whiskers: 95 % interval of a single seed" in chart.note
+
+
+def test_fewer_seeds_are_marked_and_means_of_policies_said(lab: Lab) -> None:
+    for sampler in ("tps", "mcts"):
+        for objective in ("dpo", "rft"):
+            for seed in (0, 1) if (sampler, objective) != ("mcts", "rft") else (0,):
+                lab.row(seed, sampler=sampler, objective=objective)
+    lab.row(0, sampler="tps", objective="dpo", pairs="siblings")
+    lab.row(1, sampler="tps", objective="dpo", pairs="siblings")
+    (chart,) = trends.heat_map(gathered(lab), ("sampler", "objective"))
+    assert isinstance(chart, Chart)
+    texts = {row[0].text: [cell.text for cell in row[1:]] for row in chart.data.rows}
+    assert [texts["mcts"], texts["tps"]] == [["0.500", "0.500*"], ["0.500", "0.500"]]
+    assert chart.svg.count("0.500*") == 1
+    assert chart.note.endswith(
+        "up to 2 policies that differ in other settings. * fewer than the 2 seeds of other cells."
+    )
+
+
+def test_means_of_curves_are_taken_at_the_same_steps(lab: Lab) -> None:
+    """An attempt that went on logged steps again; a seed logged fewer of them."""
+    for seed, text in ((0, "step,loss\n0,1\n1,1\n2,9\n"), (1, "step,loss\n0,3\n2,3\n")):
+        lab.row(seed)
+        logs = lab.store / gathered(lab).arms[0].records[seed].stages["align1"] / "logs"
+        (logs / "version_0" / "metrics.csv").write_text(text)
+        if seed == 0:
+            (logs / "version_1").mkdir()
+            (logs / "version_1" / "metrics.csv").write_text("step,loss\n2,1\n3,1\n")
+    chart = next(one for one in trends.curves(gathered(lab)) if isinstance(one, Chart))
+    assert [[cell.text for cell in row] for row in chart.data.rows] == [["1", "2"], ["3", "2"]]
+    assert chart.note == "Thin lines are seeds, thick ones their means."
+
+
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [
+        ("", "no curves were found (logger=csv writes them)"),
+        ("logs/events.out.tfevents.1.h", "tensorboard --logdir"),
+        ("logs/version_0/metrics.csv", "fewer than two logged points"),
+    ],
+)
+def test_why_there_are_no_curves(lab: Lab, file: str, why: str) -> None:
+    lab.row()
+    align = lab.store / gathered(lab).arms[0].first.stages["align1"]
+    shutil.rmtree(align / "logs")
+    if file:
+        (align / file).parent.mkdir(parents=True)
+        (align / file).write_text("step,loss\n9,1\n")
+    said = [block.text for block in trends.curves(gathered(lab)) if isinstance(block, Text)]
+    assert not any("logger=none" in one for one in said)
+    assert sum("(dpo" in one or "; dpo" in one for one in said) == 1
+    assert any(why in one and "dpo" in one for one in said)
+
+
+def test_labels_are_cut_in_the_middle() -> None:
+    names = [f"mcts, released numbers, 3 rounds: {name}" for name in ("RFT", "SimPO", "DPO")]
+    chart = charts.heat("h", "t", "d", names, ["a"], [[0.1], [0.2], [0.3]])
+    shown = re.findall(r">([^<]*\u2026[^<]*)<", chart.svg)
+    assert len(set(shown)) == 3 and {one.rpartition(" ")[2] for one in shown} == {"RFT", "SimPO", "DPO"}
+
+
 def test_built_and_found_are_told_by_the_process(lab: Lab) -> None:
     lab.row()  # warm-up and data are of process 1, the rest of process 2
     found = gathered(lab)
@@ -99,8 +206,6 @@ def test_built_and_found_are_told_by_the_process(lab: Lab) -> None:
 
 
 def test_two_rounds_are_a_chain() -> None:
-    from ttpa.report.gather import Record
-
     roles = ("data", "warmup", "baseline", "select1", "explore1", "align1", "explore2", "align2", "evaluation")
     record = Record(file=Path(), run="", name="", seed=0, rounds=2, choices={}, config={}, baseline={}, metrics={},
                     stages=dict.fromkeys(roles, "x"), versions={}, cost={})  # fmt: skip
@@ -114,7 +219,10 @@ def test_no_limit_is_all_the_data_there_was(lab: Lab) -> None:
     lab.row(accuracy=0.5, config={"select.limit": 10})
     lab.row(accuracy=0.75, config={"select.limit": None})
     (chart,) = trends.gain_decay(gathered(lab))
+    assert isinstance(chart, Chart)
     assert [[cell.text for cell in row] for row in chart.data.rows] == [["0", "0.25"], ["0.25", "0.5"], ["1", "0.75"]]
+    assert chart.data.columns[1:] == ["dpo"]
+    assert chart.note == "Bars: 95 % interval of a single seed, standard deviation of several."
 
 
 def test_lines_are_drawn_evenly_and_the_same_each_time(tmp_path: Path) -> None:

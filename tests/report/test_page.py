@@ -107,6 +107,20 @@ def test_a_chosen_pair_of_axes(lab: Lab, report: Report) -> None:
     assert "Accuracy by objective and select.limit" in report("made", axes="objective,select.limit")
 
 
+def test_what_must_be_known_of_a_picture_can_be_seen(lab: Lab, report: Report) -> None:
+    sweep(lab)
+    seen = " ".join(re.findall(r'<p class="about">([^<]*)</p>', report("made")))
+    for words in ("mean over up to", "Whiskers: 95 %", "Bars: 95 %", "Thin lines are seeds"):
+        assert words in seen, words
+
+
+def test_long_names_without_spaces_have_places_to_break(lab: Lab, report: Report) -> None:
+    lab.row(config={"objective.loss_weight_of_all<b>": 1, "objective.a_b": 2})
+    text = report("made")
+    assert ">objective.<wbr>loss_<wbr>weight_<wbr>of_<wbr>all&lt;b&gt;</th>" in text
+    assert ">objective.a_b</th>" in text
+
+
 def test_samples_are_limited_and_none_are_shown_for_zero(lab: Lab, report: Report) -> None:
     lab.row()
     assert "2 of 6 pairs" in report("made", samples=2)

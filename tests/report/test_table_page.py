@@ -7,12 +7,17 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from tests.report.conftest import Html
 from tests.tables.conftest import TABLE, found, row_of, write_table
+from ttpa.report import of_table
+from ttpa.report.gather import Arm, Gathered, gather_rows
 from ttpa.report.palette import contrast
+from ttpa.report.rows import Record
+from ttpa.tables.cells import Cell
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,17 +31,114 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def fill(folder: Path, results: Path) -> None:
-    """A row for each cell, with stages that are not in the store."""
+def whole_row(cell: Cell) -> dict[str, Any]:
+    """A row of a cell, with stages that are not in the store."""
+    stages = {
+        role: f"{name.partition('-')[0]}-{hashlib.sha256(f'{name}{cell.seed}'.encode()).hexdigest()[:12]}"
+        for role, name in row_of(cell)["stages"].items()
+    }
+    return row_of(cell, stages=stages)
+
+
+def fill(folder: Path, results: Path, wanted: Callable[[Cell], bool] = lambda cell: True) -> None:
+    """A row for each cell."""
     for number, cell in enumerate(found(folder)):
-        stages = row_of(cell)["stages"]
-        stages = {
-            role: f"{name.partition('-')[0]}-{hashlib.sha256(f'{name}{cell.seed}'.encode()).hexdigest()[:12]}"
-            for role, name in stages.items()
-        }
-        row = row_of(cell, stages=stages)
-        row["metrics"]["accuracy"]["value"] = 0.5 + number / 100
-        (results / f"x-{number:012x}.jsonl").write_text(json.dumps(row) + "\n")
+        if wanted(cell):
+            row = whole_row(cell)
+            row["metrics"]["accuracy"]["value"] = 0.5 + number / 100
+            (results / f"x-{number:012x}.jsonl").write_text(json.dumps(row) + "\n")
+
+
+def foreign(folder: Path, results: Path) -> None:
+    """Rows of another experiment that began with the table's warm-up; their files come first."""
+    for cell in found(folder):
+        if cell.row.warmup_only:
+            row = whole_row(cell)
+            row["config"] = {**row["config"], "objective": {"stranger": True}}
+            row |= {"choices": {"objective": "stranger"}, "run": f"f{cell.seed}"}
+            row["stages"] |= {"evaluation": f"evaluate-ffffffffff{cell.seed:02d}", "align1": "align-ffffffffffff"}
+            (results / f"a-{cell.seed:012x}.jsonl").write_text(json.dumps(row) + "\n")
+
+
+def gathered(folder: Path, root: Path) -> Gathered:
+    return gather_rows(of_table.read(folder, "", root / "results", root / "store").rows, root / "store", "t")
+
+
+def ours(cell: Cell) -> bool:
+    return not cell.row.warmup_only
+
+
+def test_policies_are_the_tables_own(folder: Path, tmp_path: Path, report: Callable[..., str]) -> None:
+    """A record behind a warm-up row may be of any sweep; its policy is not in the table."""
+    foreign(folder, tmp_path / "results")
+    fill(folder, tmp_path / "results", ours)
+    made = gathered(folder, tmp_path)
+    assert [arm.label for arm in made.policies] == [row["label"] for row in TABLE["rows"]]
+    assert [sorted(arm.records) for arm in made.policies] == [[0, 1, 2]] * 3
+    assert {record.file.name[0] for record in made.records} == {"x"}
+    text = report(str(folder))
+    for strange in ("stranger", "ffffffffff", "f0"):
+        assert strange not in Html(text).text.replace("#", "")
+
+
+def test_a_warm_up_that_no_row_covers_is_its_baseline_only(
+    folder: Path, tmp_path: Path, report: Callable[..., str]
+) -> None:
+    foreign(folder, tmp_path / "results")
+    made = gathered(folder, tmp_path)
+    assert [arm.label for arm in made.policies] == ["warm-up"] and not made.arms
+    assert {role for record in made.records for role in record.stages} == {"data", "warmup", "baseline"}
+    assert "stranger" not in report(str(folder))
+    fill(folder, tmp_path / "results", lambda cell: ours(cell) and cell.seed < 2)  # seed 2 has a warm-up alone
+    made = gathered(folder, tmp_path)
+    assert [sorted(arm.records) for arm in made.policies] == [[0, 1, 2], [0, 1], [0, 1]]
+    assert [record.file.name[0] for record in made.starts[0].records.values()] == ["x", "x", "a"]
+    text = report(str(folder))
+    assert "stranger" not in text and "warmup \u00d73" in text and "evaluate SFT \u00d72" in text
+
+
+def test_sections_below_the_table_use_its_words(folder: Path, tmp_path: Path, report: Callable[..., str]) -> None:
+    fill(folder, tmp_path / "results", ours)
+    text = report(str(folder))
+    for section in ("accuracy", "errors", "graph", "settings"):
+        part = text[text.index(f'<section id="{section}"') :]
+        part = part[: part.index("</section>")]
+        assert ">SFT<" in part or "evaluate SFT" in part, section
+        assert ">ours<" in part or "evaluate ours" in part, section
+        assert not re.search(r"\bNone\b", part), section
+
+
+def test_what_rows_of_a_table_share_is_the_beginning_of_their_words() -> None:
+    record = cast(Record, None)
+
+    def common(*labels: str) -> str:
+        arms = [Arm(label=label, records={0: record}) for label in labels]
+        return Gathered(title="", records=[], arms=arms, starts=[], stages={}, varying=[], named=True).common(arms)
+
+    assert common("SFT, 10 %", "SFT, 30 %") == "SFT"
+    assert common("mcts_small: RFT", "mcts_small, siblings: RFT") == "mcts_small"
+    assert common("without TPS", "without ESM") == ""  # a word alone says nothing
+    assert common("ours", "theirs") == ""
+
+
+def test_cells_with_fewer_seeds_are_marked(folder: Path, tmp_path: Path, report: Callable[..., str]) -> None:
+    fill(folder, tmp_path / "results", lambda cell: ours(cell) and (cell.row.key == "sft" or cell.seed == 0))
+    text = report(str(folder))
+    part = text[text.index('<section id="table-heat"') :]
+    part = part[: part.index("</section>")]
+    assert "* fewer than the 3 seeds of other cells." in part
+    assert part.count("53.0*</text>") == 0 and part.count("56.0*</text>") == 1
+
+
+def test_a_row_that_the_report_cannot_read_is_left_out(
+    folder: Path, tmp_path: Path, report: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(folder, tmp_path / "results", ours)
+    file = sorted((tmp_path / "results").iterdir())[0]
+    row = json.loads(file.read_text())
+    file.write_text(json.dumps({**row, "choices": None}) + "\n")
+    assert "choices missing or of another type" in report(str(folder))
+    assert "ttpa-report: warning: Left out below the table: " in capsys.readouterr().err
 
 
 def test_cells_published_numbers_and_runs(folder: Path, tmp_path: Path, report: Callable[..., str]) -> None:

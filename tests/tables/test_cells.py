@@ -15,7 +15,8 @@ from tests.tables.conftest import TABLE, found, metrics, row_of, write_table
 from ttpa import config
 from ttpa.errors import ConfigError
 from ttpa.stages import VERSIONS
-from ttpa.tables import cells
+from ttpa.tables import cells, spec
+from ttpa.tables.cli import table
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 OPTIONS = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in config.IDENTITY}
@@ -68,6 +69,46 @@ def test_what_cannot_be_put_together_is_composed_whole(own: list[str]) -> None:
     with cells.Composer() as composer:
         ours, _ = composer.identity(SHARED, own)
         assert ours == plainly(composer, *SHARED, *own)
+
+
+def test_rows_of_a_table_are_composed_together(tmp_path: Path) -> None:
+    """Six calls of Hydra in place of one for each of the 13 overrides, and what each row is alone."""
+    samplers = ["sampler=tps", "sampler=mcts_small", "sampler=group8", "sampler=tps sampler.n=6", "sampler.n=3"]
+    others = ["objective=dpo objective.loss.beta=0.3", "objective=grpo", "scorer=ast_partial", "pairs=released",
+              "data.noise.scope=kind", "rounds=2", "select=perplexity", "eval=bfcl"]  # fmt: skip
+    rows = [f"{a} {b}".split() for a, b in itertools.product(samplers, others)]
+    with cells.Composer() as composer:
+        composer.join(SHARED, rows)
+        assert composer.composed == 1 + len(samplers)
+        found = [composer.identity(SHARED, own) for own in rows]
+        assert composer.composed == 1 + len(samplers)
+    with cells.Composer() as composer:
+        for own, (ours, rounds) in zip(rows, found, strict=True):
+            assert ours == plainly(composer, *SHARED, *own) and rounds == (2 if "rounds=2" in own else 1)
+
+
+def test_an_option_that_reaches_out_of_its_key_is_not_composed_with_others(tmp_path: Path) -> None:
+    """It sets the scorer: joined with a row's own scorer that would be hidden."""
+    for group, text in (("sampler", "# @package _global_\nscorer: {reached: 1}\nsampler: {n: 2}\n"),
+                        ("pairs", "defaults: [/scorer@scorer: ast, _self_]\nn: 1\n")):  # fmt: skip
+        (tmp_path / group).mkdir()
+        (tmp_path / group / "odd.yaml").write_text(text)
+    shared = [f"hydra.searchpath=[file://{tmp_path}]"]
+    rows = [["sampler=odd", "objective=dpo"], ["scorer=toolrl", "objective=rft"], ["pairs=odd", "select=perplexity"]]
+    with cells.Composer() as composer:
+        composer.join(shared, rows)
+        for own in rows:
+            assert composer.identity(shared, own)[0] == plainly(composer, *shared, *own)
+
+
+def test_the_folders_need_no_composition_of_their_own(folder: Path) -> None:
+    write_table(folder, {**TABLE, "rows": TABLE["rows"][2:], "differences": []})
+    wanted = spec.load(folder)
+    with cells.Composer() as composer:
+        every = cells.cells_of(composer, wanted, wanted.preset(None), ["paths.store=${paths.results}/x"])
+        composed = composer.composed
+        assert cells.paths(every, wanted, wanted.preset(None))["store"] == "results/x"
+        assert composer.composed == composed
 
 
 def test_a_preset_may_set_a_key_of_the_rows_option() -> None:
@@ -182,6 +223,57 @@ def test_a_file_that_is_no_record_is_named_and_left_out(
     (warning,) = records.warnings
     assert "odd.jsonl:1: no run record" in warning and why in warning
     assert records.of(every[6]) is not None
+
+
+NUMBERS = [{"value": "x", "low": "a", "high": "b"}, {"value": float("nan"), "low": 0.1, "high": float("inf")},
+           {"value": True, "low": 0.1, "high": 0.2}, {"value": 0.5, "low": "a", "high": 1},
+           {"value": 10**400}]  # fmt: skip
+ODD: list[tuple[dict[str, Any], str]] = [
+    ({"seed": [0]}, "seed is no whole number"),
+    ({"seed": True}, "seed is no whole number"),
+    ({"rounds": {}}, "rounds is no whole number"),
+    ({"config": []}, "config is no mapping"),
+    ({"stages": {}}, "lacks 'stages.baseline'"),
+    ({"stages": {"baseline": "evaluate-0", "evaluation": 3}}, "stages.evaluation is no text"),
+    ({"versions": {"data": "1"}}, "versions.data is no whole number"),
+    ({"cost": {"data": {}}}, "cost.data.seconds is no number"),
+    ({"cost": {"data": 3}}, "cost.data.seconds is no number"),
+    ({"cost": {"data": {"seconds": 1, "tokens": "x"}}}, "cost.data.tokens is no number"),
+    *(({part: {"accuracy": one}}, f"{part}.accuracy.") for one in NUMBERS for part in ("metrics", "baseline")),
+]
+
+
+@pytest.mark.parametrize(("changes", "why"), ODD)
+def test_a_record_of_another_form_is_named_and_left_out(
+    changes: dict[str, Any], why: str, folder: Path, write: Callable[..., Path]
+) -> None:
+    every = found(folder)
+    write(every[6], name="odd", **changes)
+    write(every[7])
+    records = cells.read_records(Path("results"), every)
+    (warning,) = records.warnings
+    assert warning.startswith("results/odd.jsonl:1: no run record (") and why in warning and "left out" in warning
+    assert records.of(every[6]) is None and records.of(every[7]) is not None
+    text, warnings = table(["experiments/demo", "cost=true"])
+    assert warnings == [warning] and "ours" in text
+
+
+def test_a_stage_that_there_is_no_more_is_outdated(folder: Path, write: Callable[..., Path]) -> None:
+    every = found(folder)
+    stages = row_of(every[6])["stages"] | {"data": "reverse-0", "align1": "polish-0"}
+    write(every[6], stages=stages, versions={**VERSIONS, "polish": 3})
+    records = cells.read_records(Path("results"), every)
+    assert records.of(every[6]).outdated() == {"polish": 3, "reverse": None} and records.warnings == []
+    text, _ = table(["experiments/demo"])
+    assert "ours: built by other stage versions: polish 3 (now no stage), reverse of no version (now no stage)." in text
+
+
+def test_deep_nesting_is_no_record(folder: Path, write: Callable[..., Path]) -> None:
+    every = found(folder)
+    write(every[6])
+    (Path("results") / "deep.jsonl").write_text("[" * 100_000)
+    records = cells.read_records(Path("results"), every)
+    assert "deep.jsonl:1: no run record" in records.warnings[0] and records.of(every[6]) is not None
 
 
 def test_a_cut_record_is_named(folder: Path, write: Callable[..., Path]) -> None:

@@ -7,9 +7,11 @@ import random
 
 import pytest
 
+from ttpa.evals.stats import paired_difference
 from ttpa.tables.numbers import (
     Estimate,
     holm,
+    no_width,
     over_seeds,
     paired_means,
     paired_samples,
@@ -63,7 +65,28 @@ def test_paired_means_by_hand() -> None:
     assert found.value == 2 and found.p == pytest.approx(0.0742, abs=5e-5)
     assert found.low == pytest.approx(2 - 4.302653 / math.sqrt(3), abs=1e-6)
     assert paired_means([1.0], [0.5]).p is None
-    assert (paired_means([1, 2], [1, 2]).p, paired_means([2, 3], [1, 2]).p) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(("a", "b"), [([1, 2], [1, 2]), ([2, 3], [1, 2]), ([0.8, 0.7], [0.7, 0.6])])
+def test_equal_differences_of_the_seeds_have_no_p(a: list[float], b: list[float]) -> None:
+    """0.8 - 0.7 and 0.7 - 0.6 differ in the last bit: a spread of rounding is no spread."""
+    found = paired_means(a, b)
+    assert found.p is None and no_width(found.seeds)
+
+
+def test_the_bootstrap_is_that_of_the_evaluations() -> None:
+    """The same draws, so the same interval to rounding, dialogues of unequal length included."""
+    rng = random.Random(1)
+    clusters = {(seed, str(i)): f"d{i // (1 + i % 3)}" for seed in (0, 1) for i in range(120)}
+    a, b = ({at: float(rng.random() < share) for at in clusters} for share in (0.6, 0.5))
+    found = paired_samples(a, b, clusters)
+    assert (found.value, found.low, found.high) == pytest.approx(paired_difference(a, b, clusters), abs=1e-12)
+
+
+def test_an_interval_is_shortened_to_a_range() -> None:
+    found = over_seeds([0.9, 0.95, 1.0]).within(0.0, 1.0)
+    assert found.high == 1.0 and found.cut and found.scaled(100).cut and found.low == over_seeds([0.9, 0.95, 1.0]).low
+    assert not over_seeds([0.5, 0.51]).within(0.0, 1.0).cut and over_seeds([0.5]).within(0.0, 1.0).low is None
 
 
 def test_sign_flips_by_hand() -> None:

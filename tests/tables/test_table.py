@@ -1,11 +1,10 @@
-"""The command `ttpa-table`, from records to each format: values, holes, flags, published numbers, differences."""
+"""The command `ttpa-table`, from records to each format: values, holes, flags, published numbers."""
 
 from __future__ import annotations
 
 import copy
 import csv
 import io
-import json
 import re
 import subprocess
 import sys
@@ -118,59 +117,36 @@ def test_published_numbers_are_shown_and_compared_only_with_the_same_thing(
     assert grid(unclear)["ours"]["all, Paper"] == "58.1<sup>?1</sup>" and "ours - theirs" not in grid(unclear)["ours"]
 
 
-def write_rows(folder: Path, stage: str, right: int, total: int = 100, unseen: int = 10) -> None:
-    """`right` of `total` answers are right, in dialogues of two; unseen tools are all wrong."""
-    path = folder.parents[1] / "store" / stage
-    path.mkdir(parents=True)
-    rows = [{"id": str(i), "cluster": str(i // 2), "tags": [], "exact": i < right} for i in range(total)]
-    rows += [{"id": f"u{i}", "cluster": f"u{i}", "tags": ["unseen_tool"], "exact": False} for i in range(unseen)]
-    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def difference_in(text: str) -> list[str]:
-    (line,) = [line for line in text.splitlines() if line.startswith("| ours - SFT")]
-    return [cell.strip() for cell in line[1:-1].split(" | ")]
-
-
-def test_differences_are_taken_by_samples_where_they_are(folder: Path, write: Callable[..., Path]) -> None:
-    """60 against 50 of 100, the first 50 in common: five dialogues of two differ, all to the better, p = 2 / 2^5."""
-    every = found(folder)
-    for cell, right in ((every[3], 50), (every[6], 60)):
-        write(cell, metrics=metrics(right / 100))
-        write_rows(folder, f"evaluate-{cell.row.key}0", right)
-    name, mean, seeds, p, by, verdict = difference_in(table([FOLDER])[0])
-    assert (name, seeds, by, verdict) == ("ours - SFT", "-", "100 samples", "no clear difference")
-    assert mean.startswith("+10.0 [+") and float(p) == pytest.approx(0.0625, abs=0.01)
-
-
-def test_samples_that_are_not_the_columns_are_not_used(folder: Path, write: Callable[..., Path]) -> None:
-    """Seeds' numbers 50, 53, 56 against 60, 62, 67: +10, +9, +11, so 10 +- 2.484; t = 17.3, p = 0.0033."""
-    every = found(folder)
-    for cell, value in zip(every[3:9], (0.50, 0.53, 0.56, 0.60, 0.62, 0.67), strict=True):
-        write(cell, metrics=metrics(value))
-        write_rows(folder, f"evaluate-{cell.row.key}{cell.seed}", 1)
+def test_a_hole_inside_a_row_is_marked(folder: Path, write: Callable[..., Path]) -> None:
+    for cell, errors in zip(found(folder)[3:6], (0.2, None, 0.4), strict=True):
+        write(cell, metrics=metrics(0.5, errors=errors))
     text, _ = table([FOLDER])
-    _, mean, seeds, p, by, verdict = difference_in(text)
-    assert mean == seeds == "+10.0 [+7.5, +12.5]"
-    assert (p, by, verdict) == ("0.003", "3 seeds", "better") and "no samples of both in the store" in text
+    row = grid(text)["SFT"]
+    assert row["seeds"] == "3/3" and row["all"] == "**50.0 [50.0, 50.0]**"
+    assert row["value errors"].endswith("<sup>n=2</sup>") and "n=: of the row's seeds so many measured" in text
+    rows = [row for row in csv.DictReader(io.StringIO(table([FOLDER, "format=csv"])[0])) if row["row"] == "sft"]
+    assert [row["n"] for row in rows if row["kind"] == "cell"] == ["3", "2"]
 
 
-def test_lower_is_better_where_the_column_says_so(folder: Path, write: Callable[..., Path]) -> None:
+def test_intervals_of_shares_end_where_shares_end(folder: Path, write: Callable[..., Path]) -> None:
+    """0.90, 0.95, 1.00: 95 +- 12.4; errors 0.00, 0.02, 0.04: 0.02 +- 0.0497."""
+    every = found(folder)
+    for cell, value, errors in zip(every[3:6], (0.90, 0.95, 1.0), (0.0, 0.02, 0.04), strict=True):
+        write(cell, metrics=metrics(value, errors=errors))
+    text, _ = table([FOLDER])
+    assert grid(text)["SFT"]["all"] == "**95.0 [82.6, 100.0]**"
+    assert "[0.000, 0.070]" in grid(text)["SFT"]["value errors"]
+    assert "Student-t interval, cut off where a share ends (0 and 100 %)." in text
+
+
+def test_what_is_no_share_keeps_its_interval(folder: Path, write: Callable[..., Path]) -> None:
     content = copy.deepcopy(TABLE)
-    content["columns"] = [content["columns"][1]]
-    content["published"] = []
+    content["columns"][0]["metric"] = "reward"
     write_table(folder, content)
-    every = found(folder)
-    for cell, value in zip(every[3:9], (0.5, 0.5, 0.5, 0.1, 0.1, 0.11), strict=True):
-        write(cell, metrics=metrics(0.5, errors=value))
+    for cell, value in zip(found(folder)[3:6], (0.90, 0.95, 1.0), strict=True):
+        write(cell, metrics={**metrics(0.5), "reward": value})
     text, _ = table([FOLDER])
-    assert difference_in(text)[-1] == "better" and grid(text)["ours"]["value errors"].startswith("**0.103")
-
-
-def test_a_difference_with_one_seed_and_no_samples_says_so(filled: Path) -> None:
-    assert difference_in(table([FOLDER])[0])[1:] == [
-        "+10.0", "-", "-", "1 seeds", "no interval: one seed, and its samples are gone",
-    ]  # fmt: skip
+    assert "[82.6, 107.4]" in grid(text)["SFT"]["all"] and "cut off" not in text
 
 
 def test_cost_is_what_a_row_would_need_alone(filled: Path) -> None:
@@ -187,6 +163,8 @@ def test_latex_escapes_what_it_must(filled: Path) -> None:
     text, _ = table([FOLDER, "format=latex"])
     assert r"SimPO \& friends: 100 \% of \#1\_a" in text and r"\usepackage{booktabs}" in text
     body = re.sub(r"(?m)^%.*$", "", text)
+    assert text.startswith("% Needs \\usepackage{booktabs} and \\usepackage{graphicx} (for \\resizebox).")
+    assert body.count(r"\resizebox{\textwidth}{!}{\begin{tabular}") == 2 == body.count(r"\end{tabular}}")
     for char in "%#_":
         assert not re.search(rf"(?<!\\){char}", body), char
     opened = re.findall(r"\\begin\{(\w+)\}", body)
@@ -196,6 +174,23 @@ def test_latex_escapes_what_it_must(filled: Path) -> None:
         lines = [line for line in block[1].splitlines() if line.endswith(r"\\")]
         assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in lines} == {len(block[0])}
     assert r"\textbf{60.0 [50.0, 100.0]}\textsuperscript{*}" in body
+
+
+def test_a_star_after_a_line_break_of_latex_stays_a_star(filled: Path) -> None:
+    content = copy.deepcopy(TABLE)
+    content["rows"][1]["label"], content["rows"][2]["label"] = "*starred", "[b]"
+    write_table(filled, content)
+    text, _ = table([FOLDER, "format=latex"])
+    assert "{}* one seed" in text and "{}*starred" in text and "{}[b]" in text
+    assert not re.search(r"(\\\\|rule)\s*[*\[]", text)
+
+
+def test_a_narrow_table_of_latex_is_not_scaled(folder: Path) -> None:
+    content = copy.deepcopy(TABLE)
+    content["published"], content["differences"] = [], []
+    write_table(folder, content)
+    text, _ = table([FOLDER, "format=latex"])
+    assert text.startswith("% Needs \\usepackage{booktabs}.\n") and "resizebox" not in text
 
 
 def test_csv_holds_every_number_to_the_last_digit(filled: Path) -> None:

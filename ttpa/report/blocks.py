@@ -39,13 +39,16 @@ class Grid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """A picture with its numbers. `width` in CSS pixels below which its words could not be read."""
+    """A picture with its numbers. `width` in CSS pixels below which its words could not be read; `note` is what must be
+    known to read it and stands below it.
+    """
 
     title: str
     description: str
     svg: str
     width: int
     data: Grid
+    note: str = ""
     kind: str = "chart"
 
 
@@ -219,6 +222,19 @@ def visible(text: str) -> str:
         a\x00b\u202ec\ud800
     """
     return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def middle(text: str, limit: int) -> str:
+    """Both ends of a text that is too long: what tells labels apart often stands at their end.
+
+    Example:
+        >>> middle("abcdefgh", 5), middle("abcd", 4)
+        ('ab\u2026gh', 'abcd')
+    """
+    if len(text) <= limit:
+        return text
+    tail = (limit - 1) // 2
+    return text[: limit - 1 - tail] + "\u2026" + text[len(text) - tail :]
 
 
 def short(text: str, limit: int) -> str:

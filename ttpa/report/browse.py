@@ -18,7 +18,8 @@ from typing import Any
 
 from ttpa.records import Candidate, Pair, Score
 from ttpa.report.blocks import Block, Cell, Folded, Grid, PairView, Side, Text, Tree, dash, plural, short
-from ttpa.report.gather import Gathered, Stage
+from ttpa.report.gather import Gathered
+from ttpa.report.rows import Stage
 from ttpa.report.trees import search_tree, token_tree
 from ttpa.text_stream import TextStream
 
@@ -152,7 +153,7 @@ def explorations(found: Gathered) -> list[tuple[Stage, str]]:
         for role, name in arm.first.stages.items():
             if role.startswith("explore"):
                 used.setdefault(name, []).append(arm.label)
-    return [(found.stages[name], ", ".join(labels)) for name, labels in used.items()]
+    return [(found.stages[name], "; ".join(labels)) for name, labels in used.items()]
 
 
 def pairs(found: Gathered, count: int) -> list[Block]:

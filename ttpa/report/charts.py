@@ -20,7 +20,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ttpa.report.blocks import Cell, Chart, Grid, dash, short, visible
+from ttpa.report.blocks import Cell, Chart, Grid, dash, middle, visible
 from ttpa.report.palette import HEAT, LIGHT, SERIES, contrast
 
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
@@ -81,7 +81,7 @@ class Bars:
 
 def _name(label: str) -> str:
     """A label as it is drawn."""
-    return short(visible(label), 36).replace("\n", " ")
+    return middle(visible(label).replace("\n", " "), 36)
 
 
 def _colour(number: int) -> str:
@@ -89,7 +89,16 @@ def _colour(number: int) -> str:
 
 
 def lines(
-    name: str, title: str, description: str, series: Sequence[Line], *, x: str, y: str, marks: bool = False
+    name: str,
+    title: str,
+    description: str,
+    series: Sequence[Line],
+    *,
+    x: str,
+    y: str,
+    marks: bool = False,
+    note: str = "",
+    every: Sequence[Line] = (),
 ) -> Chart:
     """Lines over a common axis.
 
@@ -99,6 +108,8 @@ def lines(
         series: The lines.
         x, y: Names of the axes.
         marks: Whether points are marked, for few of them.
+        note: What must be known to read it, for all.
+        every: The lines of the table of numbers, where it holds more than the picture.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.4, 2.6 + 0.17 * _legend_rows(series)), layout="constrained")
@@ -122,7 +133,8 @@ def lines(
         if len(series) > 1:
             figure.legend(loc="outside lower center", ncols=_legend_columns(series))
         svg = _svg(figure, name, title, description)
-    return Chart(title=title, description=description, svg=svg, width=288, data=_points(series, x, y))
+    data = _points(every or series, x, y)
+    return Chart(title=title, description=description, svg=svg, width=288, data=data, note=note)
 
 
 def _legend_columns(series: Sequence[Line]) -> int:
@@ -159,7 +171,17 @@ def _number(value: float | None) -> Cell:
     return Cell("-") if value is None else Cell(f"{value:.4g}", value)
 
 
-def bars(name: str, title: str, description: str, labels: Sequence[str], series: Sequence[Bars], *, x: str) -> Chart:
+def bars(
+    name: str,
+    title: str,
+    description: str,
+    labels: Sequence[str],
+    series: Sequence[Bars],
+    *,
+    x: str,
+    note: str = "",
+    every: Sequence[Bars] = (),
+) -> Chart:
     """Groups of horizontal bars, one a label, with whiskers; see `lines` for the arguments."""
     with matplotlib.rc_context(STYLE):
         size = max(0.16, 0.55 / max(1, len(series)))
@@ -184,9 +206,9 @@ def bars(name: str, title: str, description: str, labels: Sequence[str], series:
             longest = max(len(_name(one.label)) for one in series)
             figure.legend(loc="outside lower center", ncols=max(1, min(4, 52 // (longest + 6))))
         svg = _svg(figure, name, title, description)
-    rows = [[Cell(label), *(dash(one.values[k]) for one in series)] for k, label in enumerate(labels)]
-    data = Grid(caption=title, columns=["", *(one.label for one in series)], rows=rows)
-    return Chart(title=title, description=description, svg=svg, width=288, data=data)
+    rows = [[Cell(label), *(dash(one.values[k]) for one in every or series)] for k, label in enumerate(labels)]
+    data = Grid(caption=title, columns=["", *(one.label for one in every or series)], rows=rows)
+    return Chart(title=title, description=description, svg=svg, width=288, data=data, note=note)
 
 
 def heat(
@@ -198,10 +220,13 @@ def heat(
     values: Sequence[Sequence[float | None]],
     *,
     digits: Sequence[int] = (),
+    marked: Sequence[Sequence[bool]] = (),
+    note: str = "",
 ) -> Chart:
     """A table as colours, each cell with its number; None is a hole. With `digits`, one a column, each column has a
-    scale of its own. See `lines` for the other arguments.
+    scale of its own. Cells that are `marked` have a star. See `lines` for the other arguments.
     """
+    stars = [["*" * flag for flag in row] for row in marked] or [[""] * len(columns) for _ in rows]
     places = list(digits) or [3] * len(columns)
     scale = LinearSegmentedColormap.from_list("heat", HEAT)
     columns_of = list(zip(*values, strict=True))
@@ -224,7 +249,7 @@ def heat(
                 colour = matplotlib.colors.to_hex(scale((value - low) / ((high - low) or 1.0)))
                 ink = max(("#000000", "#fefefe"), key=lambda one: contrast(one, colour))
                 axes.add_patch(_cell(j, i, colour))
-                axes.text(j, i, f"{value:.{places[j]}f}", ha="center", va="center", color=_kept(ink))
+                axes.text(j, i, f"{value:.{places[j]}f}{stars[i][j]}", ha="center", va="center", color=_kept(ink))
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
         axes.set_xticks(range(len(columns)), [_name(one) for one in columns])
         axes.set_yticks(range(len(rows)), [_name(one) for one in rows])
@@ -237,11 +262,27 @@ def heat(
             spine.set_visible(False)
         svg = _svg(figure, name, title, description)
     cells = [
-        [Cell(row), *(dash(value, k) for value, k in zip(found, places, strict=True))]
-        for row, found in zip(rows, values, strict=True)
+        [Cell(row), *(_starred(*each) for each in zip(found, places, more, strict=True))]
+        for row, found, more in zip(rows, values, stars, strict=True)
     ]
     data = Grid(caption=title, columns=["", *columns], rows=cells)
-    return Chart(title=title, description=description, svg=svg, width=round(72 * wide), data=data)
+    return Chart(title=title, description=description, svg=svg, width=round(72 * wide), data=data, note=note)
+
+
+def _starred(value: float | None, digits: int, star: str) -> Cell:
+    return dash(value, digits) if value is None else Cell(f"{value:.{digits}f}{star}", value)
+
+
+def fewer(seeds: Sequence[Sequence[int | None]]) -> tuple[list[list[bool]], str]:
+    """Which cells of a heat map stand for fewer seeds than others, and what is said of them.
+
+    Example:
+        >>> fewer([[3, 1], [None, 3]])
+        ([[False, True], [False, False]], ' * fewer than the 3 seeds of other cells.')
+    """
+    most = max((one for row in seeds for one in row if one is not None), default=0)
+    marked = [[one is not None and one < most for one in row] for row in seeds]
+    return marked, f" * fewer than the {most} seeds of other cells." if any(map(any, marked)) else ""
 
 
 def _cell(column: int, row: int, colour: str, hatch: str | None = None) -> Any:

@@ -91,17 +91,23 @@ def parse(words: Sequence[str]) -> Options:
 
 
 def report(options: Options) -> int:
-    """Writes the page; gives its size in bytes.
+    """Writes the page; gives its size in bytes. What was left out is said on standard error too.
 
     Raises:
         ConfigError, DataError: nothing to report on, a damaged result row, a place that cannot be written.
     """
     if options.out.is_dir():
         raise ConfigError.at("out", options.out, "is a folder", "Give a file")
+    if not options.out.parent.is_dir():
+        why = f"cannot be written, {options.out.parent} is no folder"
+        raise ConfigError.at("out", options.out, why, "Make the folder first, or give a file in another")
     from ttpa.report import compose, page
 
     made: Callable[..., page.Page] = compose.table if Path(options.target).is_dir() else compose.runs
-    return page.write(page.render(made(options)), options.out)
+    shown = made(options)
+    for warning in dict.fromkeys(shown.warnings):
+        print(f"ttpa-report: warning: {' '.join(warning.split())}", file=sys.stderr)
+    return page.write(page.render(shown), options.out)
 
 
 def main() -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from ttpa.report import browse, lineage, numbers, of_table, trends
 from ttpa.report.blocks import Block, Section, Text, plural
-from ttpa.report.gather import Gathered, find_rows, gather, read_rows
+from ttpa.report.gather import Gathered, gather, gather_rows
 from ttpa.report.page import Page
+from ttpa.report.rows import find_rows, read_rows
 
 if TYPE_CHECKING:
     from ttpa.report.cli import Options
@@ -18,9 +19,9 @@ def runs(options: Options) -> Page:
     """The page of a result file or of all rows of a name."""
     files = find_rows(options.target, options.results)
     single = Path(options.target).is_file()
-    records = read_rows(files)
+    records, left_out = read_rows(files)
     title = f"{records[0].name} {records[0].run}" if single else options.target
-    found = gather(records, options.store, title)
+    found = gather(records, options.store, title, left_out)
     size = f"{plural(len(found.arms), 'cell')} over {plural(len(found.seeds), 'seed')}"
     kind = "A run" if len(records) == 1 else f"A sweep of {size}"
     names = ", ".join(dict.fromkeys(record.name for record in records))
@@ -29,12 +30,13 @@ def runs(options: Options) -> Page:
         subtitle=f"{kind}: {plural(len(records), 'result row')} of {names}.",
         head=_head(found),
         sections=sections(found, options),
+        warnings=found.notes,
     )
 
 
 def _head(found: Gathered) -> list[tuple[str, str]]:
     """What stands below the title."""
-    names = ", ".join(arm.label for arm in found.policies[:12])
+    names = "; ".join(arm.label for arm in found.policies[:12])
     more = f" and {len(found.policies) - 12} more" if len(found.policies) > 12 else ""
     return [
         ("policies", names + more),
@@ -71,14 +73,15 @@ def table(options: Options) -> Page:
     """
     made = of_table.read(Path(options.target), options.preset, options.results, options.store)
     own = [Section("table", "Table", made.blocks), Section("table-heat", "Rows by columns", made.heat)]
-    if not made.files:
+    if not made.rows:
         nothing = Text(f"No result of these cells is in {options.results}, so there are no runs to show.", True)
         last = Section("runs", "Runs", [nothing])
-        return Page(title=made.title, subtitle=made.subtitle, head=[], sections=[*own, last])
-    found = gather(read_rows(made.files), options.store, made.title)
+        return Page(title=made.title, subtitle=made.subtitle, head=[], sections=[*own, last], warnings=made.warnings)
+    found = gather_rows(made.rows, options.store, made.title)
     return Page(
         title=made.title,
         subtitle=made.subtitle,
         head=_head(found),
         sections=[*own, *sections(found, options)],
+        warnings=made.warnings,
     )

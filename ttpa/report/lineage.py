@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ttpa.report.blocks import Block, Box, Cell, Folded, Graph, Grid, Text, clock, count, plural, short
-from ttpa.report.gather import Arm, Gathered, Record, Stage, differing
+from ttpa.report.blocks import Block, Box, Cell, Folded, Graph, Grid, Text, clock, count, middle, plural, short
+from ttpa.report.gather import Arm, Gathered, differing
+from ttpa.report.rows import WARMUP_ROLES, Record, Stage
 
 WIDTH, HEIGHT, GAP = 194, 52, (34, 14)
 FEW, MOST_BOXES = 12, 120
 LONGEST = 42
+NARROW = " .,:;'|!iljI()[]-/"
 """Characters of a title in the picture; the tooltip has all."""
 MOST_ARMS = 24
 """Columns of the comparison of settings."""
@@ -58,28 +60,29 @@ class _Node:
 def _linked(found: Gathered, role: str) -> list[list[Arm]]:
     """Arms with this role, parted into those that share its stage in any seed, or begin with the same policy."""
     groups: list[tuple[list[Arm], set[str]]] = []
-    for arm in found.arms:
+    # The warm-ups come last: of a table they may hold seeds that no other row has.
+    for arm in (*found.arms, *(found.starts if role in WARMUP_ROLES else ())):
         names = {record.stages[role] for record in arm.records.values() if role in record.stages}
         if not names:
             continue
-        if role in ("data", "warmup", "baseline") and (start := found.start_of(arm)) is not None:
+        if role in WARMUP_ROLES and (start := found.start_of(arm)) is not None:
             names.add(start.label)
         joined = [group for group in groups if group[1] & names]
         groups = [group for group in groups if not group[1] & names]
         groups.append(([*(one for arms, _ in joined for one in arms), arm], names.union(*(seen for _, seen in joined))))
-    return [arms for arms, _ in groups]
+    return sorted((arms for arms, _ in groups), key=lambda arms: min(map(found.policies.index, arms)))
 
 
 def _nodes(found: Gathered) -> list[_Node]:
     """The boxes, parents first."""
-    above: dict[str, str] = {}
-    for record in found.records:
-        above.update(parents(record))
     depth = {role: 0 for record in found.records for role in record.stages}
-    for role in depth:
-        step = role
-        while step in above:
-            depth[role], step = depth[role] + 1, above[step]
+    for record in found.records:  # a row without exploration has fewer steps than one with it
+        above = parents(record)
+        for role in record.stages:
+            steps, step = 0, role
+            while step in above:
+                steps, step = steps + 1, above[step]
+            depth[role] = max(depth[role], steps)
     nodes: list[_Node] = []
     for role in sorted(depth, key=lambda one: (depth[one], one != "baseline", one)):
         for arms in _linked(found, role):
@@ -96,12 +99,13 @@ def _label(node: _Node, found: Gathered) -> str:
     role = "evaluate warm-up" if node.role == "baseline" else node.role.replace("evaluation", "evaluate")
     rounds = max(record.rounds for record in found.records)
     role = role if rounds > 1 else role.rstrip("0123456789")
-    if len(node.arms) == len(found.arms):
+    arms = [arm for arm in node.arms if not arm.warmup] or node.arms
+    if len(arms) == len(found.arms or found.starts):
         return role
-    if len(node.arms) == 1:
-        return f"{role} {node.arms[0].label}"
-    parts = [arm.label.split(" + ") for arm in node.arms]
-    return " ".join([role, " + ".join(part for part in parts[0] if all(part in other for other in parts))]).strip()
+    name = found.common(arms)
+    if not name and found.named:
+        name = f"{arms[0].label} and {len(arms) - 1} more"
+    return f"{role} {name}".strip()
 
 
 def graph(found: Gathered) -> list[Block]:
@@ -118,8 +122,7 @@ def graph(found: Gathered) -> list[Block]:
         return [Text(said), Text(f"{len(nodes)} boxes are too many for a picture; the table has all stages.")]
     place = _places(nodes)
     widths = [
-        # Wide enough for the longest title at 13 pixels and the line below it.
-        max(WIDTH, *(26 + round(7.4 * len(_title(node, found))) for node in nodes if node.depth == depth))
+        max(WIDTH, *(24 + _wide(_title(node, found)) for node in nodes if node.depth == depth))
         for depth in range(max(node.depth for node in nodes) + 1)
     ]
     left = [1 + sum(widths[:depth]) + depth * GAP[0] for depth in range(len(widths))]
@@ -146,27 +149,31 @@ def graph(found: Gathered) -> list[Block]:
 
 
 def _places(nodes: Sequence[_Node]) -> list[int]:
-    """The row of each box: beside its parent, below the box before it, and below all that its arrow would cross."""
+    """The row of each box: that of its first child, so that what belongs together stands together and no arrow crosses
+    a box; rows are counted by the boxes that nothing follows.
+    """
     rows = [0] * len(nodes)
-    lowest: dict[int, int] = {}
-    for depth in range(max(node.depth for node in nodes) + 1):
-        here = [number for number, node in enumerate(nodes) if node.depth == depth]
-        wanted = {}
-        for number in here:
-            up = nodes[number].parent
-            skips = up is not None and nodes[up].depth < depth - 1
-            between = [lowest[k] + 1 for k in range(nodes[up].depth + 1, depth)] if skips and up is not None else []
-            wanted[number] = (skips, max([rows[up] if up is not None else 0, *between]))
-        row = 0
-        for number in sorted(here, key=lambda one: (*wanted[one], one)):
-            rows[number] = row = max(row, wanted[number][1])
-            row += 1
-        lowest[depth] = row - 1
+    below: dict[int | None, list[int]] = {}
+    for number, node in enumerate(nodes):
+        below.setdefault(node.parent, []).append(number)
+    next_row = 0
+    waiting = below.get(None, [])[::-1]
+    while waiting:
+        number = waiting.pop()
+        rows[number] = next_row
+        waiting += below.get(number, [])[::-1]
+        next_row += number not in below
     return rows
 
 
+def _wide(text: str) -> int:
+    """Pixels that a title takes at most: bold, 13 pixels high, in the widest of the page's fonts."""
+    em = sum(0.46 if c in NARROW else 1.1 if c in "mwMW@%" or ord(c) > 0x2FF else 0.76 for c in text)
+    return round(13 * em)
+
+
 def _title(node: _Node, found: Gathered) -> str:
-    return short(_label(node, found), LONGEST) + (f" \u00d7{len(set(node.ids))}" if len(set(node.ids)) > 1 else "")
+    return middle(_label(node, found), LONGEST) + (f" \u00d7{len(set(node.ids))}" if len(set(node.ids)) > 1 else "")
 
 
 def _box(node: _Node, left: int, row: int, width: int, found: Gathered) -> Box:
@@ -196,7 +203,7 @@ def state(stage: Stage, found: Gathered) -> tuple[str, int]:
     users = found.users[stage.id]
     if stage.maker is None:
         return "unknown", 0
-    others = sum(found.stages[record.stages["evaluation"]].maker != stage.maker for record in users)
+    others = sum(found.stages[record.last_stage].maker != stage.maker for record in users)
     return ("found" if others == len(users) else "built"), others
 
 
@@ -233,19 +240,21 @@ def stage_table(found: Gathered) -> Block:
 
 def chosen(found: Gathered) -> Grid:
     """The options of each group, once where they are the same."""
-    groups = list(dict.fromkeys(group for arm in found.arms for group in arm.first.choices))
+    arms = found.arms or found.starts
+    groups = list(dict.fromkeys(group for arm in arms for group in arm.first.choices))
     rows = [
-        [Cell(group), Cell(", ".join(dict.fromkeys(str(arm.first.choices.get(group, "-")) for arm in found.arms)))]
+        [Cell(group), Cell(", ".join(dict.fromkeys(str(arm.first.choices.get(group) or "-") for arm in arms)))]
         for group in groups
     ]
     more = [[Cell("seed"), Cell(", ".join(map(str, found.seeds)))]]
-    more.append([Cell("rounds"), Cell(", ".join(map(str, sorted({record.rounds for record in found.records}))))])
+    rounds = sorted({record.rounds for arm in arms for record in arm.records.values()})
+    more.append([Cell("rounds"), Cell(", ".join(map(str, rounds)))])
     return Grid(caption="Options by group", columns=["group", "option"], rows=rows + more)
 
 
 def configs(found: Gathered) -> list[Block]:
     """Settings that differ between arms, and all of them on demand."""
-    arms = found.arms[:MOST_ARMS]
+    arms = (found.arms or found.starts)[:MOST_ARMS]
     wholes = [{**arm.first.config, "rounds": arm.first.rounds} for arm in arms]
     labels = [arm.label for arm in arms]
     keys = list(dict.fromkeys(key for whole in wholes for key in whole))
@@ -337,7 +346,7 @@ def provenance(found: Gathered) -> list[Block]:
         blocks.append(Text("The rows were made by different versions of the stages' code.", True))
     roles = ("baseline", "evaluation")
     files = [
-        [Cell(one.file.name), Cell(str(one.seed), one.seed), *(Cell(one.stages[role]) for role in roles)]
+        [Cell(one.file.name), Cell(str(one.seed), one.seed), *(Cell(one.stages.get(role, "-")) for role in roles)]
         for one in found.records
     ]
     listing = Grid(caption="Result rows", columns=["file", "seed", "warm-up evaluation", "evaluation"], rows=files)

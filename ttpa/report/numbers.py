@@ -67,6 +67,29 @@ def over_seeds(values: Sequence[float | None], digits: int = 3, sign: str = "") 
     return Cell(f"{mean:{sign}.{digits}f}{spread}", mean)
 
 
+def drawn(found: Gathered, arms: Sequence[Arm]) -> tuple[list[Arm], str]:
+    """Which policies a chart holds, and what is said of them. Of many in a table the first; in a sweep the warm-ups and
+    of each objective some, spread over its arms.
+    """
+    if len(arms) <= SHOWN_ARMS:
+        return list(arms), ""
+    if found.named:
+        said = f"The picture holds the first {SHOWN_ARMS} of {len(arms)} policies in the table's order"
+        return list(arms[:SHOWN_ARMS]), f" {said}, the numbers hold all."
+    kept = [arm for arm in arms if arm.warmup][: SHOWN_ARMS // 4]
+    groups: dict[str, list[Arm]] = {}
+    for arm in arms:
+        if not arm.warmup:
+            groups.setdefault(str(arm.first.choices.get("objective")), []).append(arm)
+    quota = dict.fromkeys(groups, 0)
+    while sum(quota.values()) < SHOWN_ARMS - len(kept) and any(quota[name] < len(groups[name]) for name in groups):
+        name = min((name for name in groups if quota[name] < len(groups[name])), key=quota.__getitem__)
+        quota[name] += 1
+    kept += [group[k * len(group) // quota[name]] for name, group in groups.items() for k in range(quota[name])]
+    said = f"The picture holds {len(kept)} of {len(arms)} policies, of each objective some; the numbers hold all."
+    return [arm for arm in arms if any(arm is one for one in kept)], f" {said}"
+
+
 def mean_of(arm: Arm, name: str = "accuracy") -> float | None:
     """Mean over an arm's seeds."""
     return over_seeds([value_of(arm, seed, name) for seed in arm.records]).value
@@ -221,21 +244,14 @@ def errors(found: Gathered) -> list[Block]:
         values = [cell.value for cell in cells.values()]
         bars.append(Bars(label=arm.label, values=values, low=[e[0] for e in ends], high=[e[1] for e in ends]))
     words = [kind.replace("_", " ") for kind in kinds]
-    blocks: list[Block] = [
-        charts.bars(
-            "errors",
-            "Errors of each policy",
-            "Share of answers that show each of the six errors, and calls too many or too few. Whiskers: 95 % interval "
-            "of a single seed, standard deviation of several.",
-            words,
-            bars[:SHOWN_ARMS],
-            x="share of answers",
-        )
-    ]
-    if len(bars) > SHOWN_ARMS:
-        blocks.append(Text(f"The chart holds the first {SHOWN_ARMS} of {len(bars)} policies."))
+    some, said = drawn(found, found.policies)
+    shown = [one for one, arm in zip(bars, found.policies, strict=True) if any(arm is other for other in some)]
+    about = "Share of answers that show each of the six errors, and calls too many or too few."
+    note = f"Whiskers: 95 % interval of a single seed, standard deviation of several.{said}"
+    title = "Errors of each policy"
+    chart = charts.bars("errors", title, f"{about} {note}", words, shown, x="share of answers", note=note, every=bars)
     caption = "Share of answers with each error; an answer may have several"
-    return [*blocks, Grid(caption=caption, columns=["policy", *words], rows=rows)]
+    return [chart, Grid(caption=caption, columns=["policy", *words], rows=rows)]
 
 
 def _errors(arm: Arm, seed: int) -> Mapping[str, Any]:

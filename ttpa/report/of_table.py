@@ -5,16 +5,19 @@ The only module that knows `ttpa.tables`. What a cell is, which rows it takes an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ttpa.errors import ConfigError
+from ttpa.errors import ConfigError, DataError
 from ttpa.report import charts
 from ttpa.report.blocks import Block, Cell, Grid, Text
+from ttpa.report.gather import Arm, warmup_part
+from ttpa.report.rows import Record, record_of
 
 if TYPE_CHECKING:
-    from ttpa.tables import build, render
+    from ttpa.tables import build, cells, render
 
 MOST_COLUMNS = 10
 """Columns of the heat map."""
@@ -22,14 +25,15 @@ MOST_COLUMNS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A table. `files` are the result rows that it shows."""
+    """A table. `rows` are those that have results, in order; `warnings` say what was left out."""
 
     title: str
     subtitle: str
     preset: str
     blocks: list[Block]
     heat: list[Block]
-    files: list[Path]
+    rows: list[Arm]
+    warnings: list[str]
 
 
 def read(folder: Path, preset: str, results: Path, store: Path) -> Found:
@@ -48,7 +52,9 @@ def read(folder: Path, preset: str, results: Path, store: Path) -> Found:
         raise ConfigError.at("preset", chosen.name, f"no row of {wanted.file} is shown in it", "See the rows' presets")
     records = cells.read_records(results, every)
     made = build.make(wanted, chosen, every, records, store)
-    files = [record.path for cell in every if (record := records.of(cell)) is not None]
+    rows = _rows(every, records)
+    filled = sum(records.of(cell) is not None for cell in every)
+    warnings = list(dict.fromkeys(records.warnings))
     grid = render.main_grid(made)
     values = [[entry.estimate.value if entry.estimate else None for entry in line.entries] for line in made.lines]
     blocks: list[Block] = [Text(f"Claim: {wanted.claim}"), _grid(f"Preset {chosen.name}", grid)]
@@ -56,15 +62,42 @@ def read(folder: Path, preset: str, results: Path, store: Path) -> Found:
         blocks.append(_grid("Paired differences", render.difference_grid(made)))
     notes = [f"{at}. {source}{f' ({note})' if note else ''}." for (source, note), at in render.sources(made).items()]
     blocks += [Text(note) for note in (*made.notes, *notes)]
-    blocks += [Text(warning, True) for warning in dict.fromkeys(records.warnings)]
+    blocks += [Text(warning, True) for warning in warnings]
     return Found(
         title=wanted.title,
-        subtitle=f"Table {wanted.name}, preset {chosen.name}: {len(files)} of {len(every)} cells have a result.",
+        subtitle=f"Table {wanted.name}, preset {chosen.name}: {filled} of {len(every)} cells have a result.",
         preset=chosen.name,
         blocks=blocks,
         heat=_heat(made, values),
-        files=list(dict.fromkeys(files)),
+        rows=rows,
+        warnings=warnings,
     )
+
+
+def _rows(every: Sequence[cells.Cell], records: cells.Records) -> list[Arm]:
+    """The rows with a result, over seeds. A record behind a warm-up row may be of any experiment with that warm-up:
+    the table's own are taken, and only where there is none what the other says of the warm-up.
+    """
+    read: dict[tuple[str, int], Record] = {}
+    for cell in every:
+        if (one := records.of(cell)) is not None:
+            try:
+                read[cell.row.key, cell.seed] = record_of(one.path, one.row)
+            except DataError as error:
+                records.warnings.append(f"Left out below the table: {error}")
+    own = {
+        cell.key.warmup(): read[cell.row.key, cell.seed]
+        for cell in reversed(every)
+        if not cell.row.warmup_only and (cell.row.key, cell.seed) in read
+    }
+    found: dict[str, tuple[cells.Cell, dict[int, Record]]] = {}
+    for cell in every:
+        record = read.get((cell.row.key, cell.seed))
+        if record is not None and cell.row.warmup_only:
+            record = own.get(cell.key.warmup()) or warmup_part(record)
+        if record is not None:
+            found.setdefault(cell.row.key, (cell, {}))[1][cell.seed] = record
+    return [Arm(label=cell.row.label, records=mine, warmup=cell.row.warmup_only) for cell, mine in found.values()]
 
 
 def _grid(caption: str, grid: render.Grid) -> Grid:
@@ -97,6 +130,10 @@ def _heat(made: build.Table, values: list[list[float | None]]) -> list[Block]:
     title = "Rows by columns"
     about = "Each column has a scale of its own, from the least of its numbers (light) to the greatest (dark)."
     shown = [[values[i][k] for k in columns] for i in rows]
+    entries = [[made.lines[i].entries[k].estimate for k in columns] for i in rows]
+    seeds = [[one.n if one is not None else None for one in row] for row in entries]
+    fewer, said = charts.fewer(seeds)
+    note = f"{about}{said}"
     digits = [made.columns[k].digits for k in columns]
     names = [made.columns[k].label for k in columns]
-    return [Text(about), charts.heat("heat-table", title, about, labels, names, shown, digits=digits)]
+    return [charts.heat("heat-table", title, about, labels, names, shown, digits=digits, marked=fewer, note=note)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 
 from ttpa import __version__
 from ttpa.errors import ConfigError
@@ -25,17 +27,19 @@ from ttpa.report.palette import DARK, LIGHT
 
 LONGEST = 2500
 """Characters of one value."""
+SHORT_NAME = 17
 FOLDER = resources.files("ttpa.report") / "templates"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """What a page says. `head` are names and texts below the title."""
+    """What a page says. `head` are names and texts below the title; `warnings` are told whoever makes it."""
 
     title: str
     subtitle: str
     head: Sequence[tuple[str, str]]
     sections: Sequence[Section]
+    warnings: Sequence[str] = ()
 
 
 def _finalize(value: Any) -> Any:
@@ -43,11 +47,20 @@ def _finalize(value: Any) -> Any:
     return short(visible(value), LONGEST) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
+def _breaks(text: str) -> Any:
+    """A long name without a space, such as a setting's, with places to break it: behind its dots and underscores."""
+    shown = markupsafe.escape(_finalize(text))
+    if " " in text or len(text) < SHORT_NAME:
+        return shown
+    return markupsafe.Markup(re.sub(r"([._])(?=[a-z])", r"\1<wbr>", str(shown)))
+
+
 def render(page: Page) -> str:
     """The page as HTML."""
     environment = jinja2.Environment(
         autoescape=True, finalize=_finalize, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["breaks"] = _breaks
     style, script = ((FOLDER / name).read_text(encoding="utf-8").strip() for name in ("style.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.from_string((FOLDER / "page.html").read_text(encoding="utf-8")).render(
@@ -72,7 +85,6 @@ def write(html: str, out: Path) -> int:
     """
     part = out.with_name(f".{out.name}.part")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(html, encoding="utf-8", newline="\n")
         part.replace(out)
     except OSError as error:

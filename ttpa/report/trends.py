@@ -15,10 +15,11 @@ from typing import Any
 
 from ttpa.errors import ConfigError
 from ttpa.report import charts
-from ttpa.report.blocks import Block, Text
+from ttpa.report.blocks import Block, Text, plural
 from ttpa.report.charts import Line
-from ttpa.report.gather import Arm, Gathered, Stage, settings
-from ttpa.report.numbers import SHOWN_ARMS, mean_of, over_seeds, plain, shares, whisker
+from ttpa.report.gather import Arm, Gathered
+from ttpa.report.numbers import SHOWN_ARMS, drawn, mean_of, over_seeds, plain, shares, whisker
+from ttpa.report.rows import Stage, settings
 
 AMOUNT = re.compile(r"(data|select)\.(?!validation|test)(\w+_samples|max_rows|\w*fraction|\w*share|limit)")
 """Settings that say how much of the data a policy saw."""
@@ -45,17 +46,18 @@ Curve = tuple[list[float], list[float]]
 
 
 def logged(stage: Stage) -> dict[str, Curve]:
-    """What a training stage logged: metric -> curve. Rounds of drawn answers, where kept, say rewards in full."""
-    found: dict[str, Curve] = {}
-    for file in sorted(stage.folder.glob("logs/version_*/metrics.csv"), key=lambda one: len(one.parent.name)):
+    """What a training stage logged: metric -> curve. Rounds of drawn answers, where kept, say rewards in full. An
+    attempt that goes on from a checkpoint logs some steps again: the last attempt counts.
+    """
+    points: dict[str, dict[float, float]] = {}
+    for file in sorted(stage.folder.glob("logs/version_*/metrics.csv"), key=lambda one: (len(one.parent.name), one)):
         for row in _csv(file):
             step = _float(row.get("step"))
             for key, text in row.items():
                 value = _float(text)
                 if key in CURVES and step is not None and value is not None:
-                    found.setdefault(key, ([], []))
-                    found[key][0].append(step + 1)
-                    found[key][1].append(value)
+                    points.setdefault(key, {})[step + 1] = value
+    found: dict[str, Curve] = {key: (sorted(one), [one[k] for k in sorted(one)]) for key, one in points.items()}
     if not found.get("reward") or len(found["reward"][0]) < 3:
         for number, metrics in _rounds(stage.folder / "rollouts.jsonl"):
             for key, item in metrics.items():
@@ -99,38 +101,66 @@ def _float(text: Any) -> float | None:
 
 def curves(found: Gathered) -> list[Block]:
     """What the stages that train logged; thin lines are seeds, thick ones their means."""
-    by_metric: dict[str, list[Line]] = {}
-    there = False
+    by_metric: dict[str, list[tuple[Arm, Line]]] = {}
+    without: list[tuple[Arm, Stage]] = []
     for arm in found.policies:
-        logs = []
-        for record in arm.records.values():
-            stage = found.stages[record.stages["warmup" if arm.warmup else record.last_policy]]
-            there = there or stage.there
-            logs.append(logged(stage))
+        stages = [found.stages[r.stages["warmup" if arm.warmup else r.last_policy]] for r in arm.records.values()]
+        logs = [logged(stage) for stage in stages]
         for metric in CURVES:
             runs = [log[metric] for log in logs if metric in log and len(log[metric][0]) > 1]
             if runs:
-                by_metric.setdefault(metric, []).append(_mean_line(arm.label, runs))
-    if not by_metric:
-        why = "wrote no curves (logger=none)" if there else "are not in the store"
-        return [Text(f"The stages that train {why}, so there is nothing to draw.", not there)]
+                by_metric.setdefault(metric, []).extend((arm, line) for line in _mean_lines(arm.label, runs))
+        if not any(len(x) > 1 for log in logs for x, _ in log.values()):
+            without += [(arm, stage) for stage in stages]
     blocks: list[Block] = []
-    for number, (metric, series) in enumerate(sorted(by_metric.items(), key=lambda one: list(CURVES).index(one[0]))):
+    for number, (metric, known) in enumerate(sorted(by_metric.items(), key=lambda one: list(CURVES).index(one[0]))):
         title = CURVES[metric].capitalize() if metric != "kl" else CURVES[metric]
-        few = "" if len(series) <= SHOWN_ARMS else f" The first {SHOWN_ARMS} of {len(series)} policies."
-        thin = " Thin lines are seeds, thick ones their means." if any(line.thin for line in series) else ""
-        ends = ", ".join(f"{line.label} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in series[:SHOWN_ARMS])
-        about = f"{title} by optimiser step: {ends}.{thin}{few}"
-        blocks.append(charts.lines(f"curve-{number}", title, about, series[:SHOWN_ARMS], x="step", y=metric))
-    return blocks
+        some, said = drawn(found, list({arm.label: arm for arm, _ in known}.values()))
+        series = [line for arm, line in known if any(arm is one for one in some)]
+        thin = "Thin lines are seeds, thick ones their means." if any(line.thin for line in series) else ""
+        ends = ", ".join(f"{line.label} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in series)
+        note = f"{thin}{said}".strip()
+        about = f"{title} by optimiser step: {ends}. {note}".strip()
+        every = [line for _, line in known]
+        blocks.append(charts.lines(f"curve-{number}", title, about, series, x="step", y=metric, note=note, every=every))
+    return [*blocks, *_no_curves(without)]
 
 
-def _mean_line(label: str, runs: Sequence[Curve]) -> Line:
+def _no_curves(without: Sequence[tuple[Arm, Stage]]) -> list[Block]:
+    """Why training stages have no curve, by what is in their folders; which logger a run had is written nowhere."""
+    reasons: dict[str, tuple[set[str], dict[str, None]]] = {}
+    for arm, stage in without:
+        logs = stage.folder / "logs"
+        if not stage.there:
+            why = "not in the store"
+        elif any(logs.rglob("events.out.tfevents.*")):
+            why = "no curves for this page: there are TensorBoard's files, see them with tensorboard --logdir"
+        elif any(logs.glob("version_*")):
+            why = "fewer than two logged points, too few for a curve (trainer.lightning.log_every_n_steps)"
+        else:
+            why = "no curves were found (logger=csv writes them)"
+        ids, labels = reasons.setdefault(why, (set(), {}))
+        ids.add(stage.id)
+        labels[arm.label] = None
+    return [
+        Text(f"{plural(len(ids), 'training stage')} ({_listed(list(labels))}): {why}.", why == "not in the store")
+        for why, (ids, labels) in reasons.items()
+    ]
+
+
+def _listed(labels: Sequence[str], most: int = 4) -> str:
+    return "; ".join(labels[:most]) + (f" and {len(labels) - most} more" if len(labels) > most else "")
+
+
+def _mean_lines(label: str, runs: Sequence[Curve]) -> list[Line]:
+    """The mean over runs at the steps that all of them logged; a line a run where there are no two such steps."""
     if len(runs) == 1:
-        return Line(label=label, x=runs[0][0], y=runs[0][1])
-    length = min(len(x) for x, _ in runs)
-    y = [statistics.mean(values) for values in zip(*(run[1][:length] for run in runs), strict=True)]
-    return Line(label=label, x=runs[0][0][:length], y=y, thin=[(x[:length], y[:length]) for x, y in runs])
+        return [Line(label=label, x=runs[0][0], y=runs[0][1])]
+    known = [dict(zip(x, y, strict=True)) for x, y in runs]
+    steps = sorted(set(known[0]).intersection(*known[1:]))
+    if len(steps) < 2:
+        return [Line(label=f"{label} ({number})", x=x, y=y) for number, (x, y) in enumerate(runs, 1)]
+    return [Line(label=label, x=steps, y=[statistics.mean(one[k] for one in known) for k in steps], thin=runs)]
 
 
 # --- across arms -----------------------------------------------------------------------------------------------------
@@ -153,7 +183,9 @@ def _at(arm: Arm, axis: str) -> str | None:
     if axis in arm.first.choices:
         return str(arm.first.choices[axis])
     whole = settings(arm.first)
-    return str(whole[axis]) if axis in whole else None
+    if axis not in whole:
+        return None
+    return whole[axis] if isinstance(whole[axis], str) else json.dumps(whole[axis], ensure_ascii=False)
 
 
 def heat_map(found: Gathered, axes: Sequence[str]) -> list[Block]:
@@ -161,21 +193,22 @@ def heat_map(found: Gathered, axes: Sequence[str]) -> list[Block]:
     if not axes:
         ranked = sorted(found.varying, key=lambda group: -len(axis_values(found, group)))[:2]
         axes = [group for group in found.varying if group in ranked]
-    if len(axes) < 2:
+    if len(axes) < 2 or not found.arms:
         return []
     rows, columns = (axis_values(found, axis) for axis in axes)
     places = [(_at(arm, axes[0]), _at(arm, axes[1])) for arm in found.arms]
-    means = [mean_of(arm) for arm in found.arms]
     cells = [
-        [[mean for mean, at in zip(means, places, strict=True) if at == (row, column)] for column in columns]
+        [[arm for arm, at in zip(found.arms, places, strict=True) if at == (row, column)] for column in columns]
         for row in rows
     ]
-    values = [[over_seeds(cell).value for cell in line] for line in cells]
+    values = [[over_seeds([mean_of(arm) for arm in cell]).value for cell in line] for line in cells]
+    seeds = [[min((len(arm.records) for arm in cell), default=None) for cell in line] for line in cells]
+    marked, few = charts.fewer(seeds)
     most = max((len(cell) for line in cells for cell in line), default=0)
     mixed = f" A cell is a mean over up to {most} policies that differ in other settings." if most > 1 else ""
     title = f"Accuracy by {axes[0]} and {axes[1]}"
-    about = f"Rows are {axes[0]}, columns are {axes[1]}; each cell is the mean accuracy over seeds.{mixed}"
-    return [charts.heat("heat", title, about, rows, columns, values)]
+    note = f"Rows are {axes[0]}, columns are {axes[1]}; each cell is the mean accuracy over seeds.{mixed}{few}"
+    return [charts.heat("heat", title, note, rows, columns, values, marked=marked, note=note)]
 
 
 def gain_decay(found: Gathered) -> list[Block]:
@@ -183,7 +216,9 @@ def gain_decay(found: Gathered) -> list[Block]:
     of exploration, a line begins with the policy before it, which saw none.
     """
     whole = [settings(arm.first) for arm in found.arms]
-    keys = [k for k in whole[0] if AMOUNT.fullmatch(k) and len({str(one.get(k)) for one in whole}) > 1]
+    keys = [
+        k for k in (whole[0] if whole else {}) if AMOUNT.fullmatch(k) and len({str(one.get(k)) for one in whole}) > 1
+    ]
     return [chart for number, key in enumerate(keys) if (chart := _decay(found, key, f"decay-{number}")) is not None]
 
 
@@ -210,10 +245,12 @@ def _decay(found: Gathered, key: str, name: str) -> Block | None:
         points.sort(key=lambda one: one[0])
         known = [(x / scale, arm, y) for x, arm in points if (y := mean_of(arm)) is not None]
         ends = [whisker([shares(arm.metrics(seed)).get("accuracy") for seed in arm.records]) for _, arm, _ in known]
-        label = re.sub(rf"( \+ )?{re.escape(key.rpartition('.')[2])}=\S+", "", first.label)
+        own = [arm for _, arm in points if not arm.warmup]
+        name = re.escape(key.rpartition(".")[2])
+        label = re.sub(rf"( \+ )?({name}=\S+|no {name}\b)", "", found.common(own))
         series.append(
             Line(
-                label=label or str(first.first.choices.get("objective")),
+                label=label or str(first.first.choices.get("objective") or first.label),
                 x=[x for x, _, _ in known],
                 y=[y for _, _, y in known],
                 low=[low for low, _ in ends],
@@ -221,12 +258,14 @@ def _decay(found: Gathered, key: str, name: str) -> Block | None:
             )
         )
     unit = f"share of the most data ({key} up to {most:g})" if scale > 1 else f"share of the data ({key})"
-    about = (
-        f"Mean accuracy against {key}. Bars: 95 % interval of a single seed, standard deviation of several."
+    note = (
+        "Bars: 95 % interval of a single seed, standard deviation of several."
         + (f" {lost} cells are left out: they do not say their amount." if lost else "")
-        + (f" The first {SHOWN_ARMS} of {len(series)} lines." if len(series) > SHOWN_ARMS else "")
+        + (f" The picture holds the first {SHOWN_ARMS} of {len(series)} lines." if len(series) > SHOWN_ARMS else "")
     )
-    return charts.lines(name, "Gain against data", about, series[:SHOWN_ARMS], x=unit, y="accuracy", marks=True)
+    about, shown = f"Mean accuracy against {key}. {note}", series[:SHOWN_ARMS]
+    look: dict[str, Any] = {"x": unit, "y": "accuracy", "marks": True, "note": note, "every": series}
+    return charts.lines(name, "Gain against data", about, shown, **look)
 
 
 def _amount(found: Gathered, arm: Arm, key: str) -> float | None:

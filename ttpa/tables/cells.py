@@ -1,58 +1,44 @@
-"""The cells of a table and the run records that fill them, matched by what was run and never by a name.
+"""The cells of a table, matched with the run records that fill them by what was run and never by a name.
 
 A cell is a row with a seed. It is composed as the command line composes it, and a record is its own when the resolved
-identity configuration, the seed and the rounds are equal: the test is equality of canonical JSON, as in a fingerprint.
-Contents of files are no part of it (`ttpa.status` compares fingerprints, which hold them).
+identity configuration, the seed and the rounds are equal: the test is equality of canonical JSON, as in a fingerprint
+(`ttpa.tables.records`).
 
-Hydra takes about 0.1 s for one configuration. Rows of a product differ from the preset in a few top-level keys, so the
+Hydra takes about 0.1 s for one configuration. Rows of a table differ from the preset in a few top-level keys, so the
 overrides of each key are composed once and the values put together before anything is resolved. That is the same
 configuration as long as the overrides of a key change nothing but that key, which is looked at for each; else, and for
-overlays (`experiment=`, `+key=`), the row is composed whole. A run itself is always composed whole. What this module
-does not do: launch, or compute a number.
+overlays (`experiment=`, `+key=`), the row is composed whole. One call of Hydra composes the overrides of several keys
+where each is known to stay inside its key: values of a key, and option files that neither name a package nor other
+groups. A run itself is always composed whole. What this module does not do: launch, or compute a number.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ttpa import config
 from ttpa.errors import ConfigError
-from ttpa.pipeline import ROW_VERSION
-from ttpa.stages import VERSIONS
+from ttpa.tables.records import Key, Record, Records, read_records, text
 from ttpa.tables.spec import Preset, Row, Spec
 
-WARMUP_GROUPS = ("data", "model", "warmup", "eval")
-"""What decides the evaluation of the warm-up policy, beside the seed."""
+__all__ = ["Cell", "Composer", "Key", "Record", "Records", "cells_of", "paths", "read_records"]
+
 _SEED = 8_400_000_000_000_017
 """Stands for the seed while a row is resolved once for all of them; no other number of a configuration is this one."""
 
 
-class Key(NamedTuple):
-    """What a record and a cell are compared by: canonical JSON of each identity group, seed, rounds."""
-
-    groups: tuple[str, ...]
-    seed: int
-    rounds: int
-
-    def warmup(self) -> tuple[Any, ...]:
-        """What the evaluation of the warm-up policy depends on."""
-        return (*(self.groups[config.IDENTITY.index(group)] for group in WARMUP_GROUPS), self.seed)
-
-
-_text = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 Plain = dict[str, Any]
 
 
@@ -66,6 +52,8 @@ class Cell:
     key: Key
     compose: Callable[[], DictConfig]
     """The row's configuration, with any seed; an open composer is needed the first time."""
+    folders: Callable[[], Mapping[str, str]]
+    """Where the row keeps things; an open composer is needed."""
 
     @property
     def label(self) -> str:
@@ -86,6 +74,7 @@ class Composer(AbstractContextManager["Composer"]):
         self._hydra = initialize_config_module("ttpa.conf", version_base="1.3")
         self._seen: dict[tuple[str, ...], DictConfig] = {}
         self._plain: dict[tuple[str, ...], Plain] = {}
+        self._joined: dict[tuple[tuple[str, ...], tuple[str, ...]], Any] = {}
         self.composed = 0
         """How often Hydra was asked."""
 
@@ -128,23 +117,58 @@ class Composer(AbstractContextManager["Composer"]):
         Raises:
             HydraException, OmegaConfBaseException: see `whole`.
         """
-        heads: dict[str, list[str]] = {}
-        for word in own:
-            heads.setdefault(re.split("[.=]", word)[0], []).append(word)
+        heads = _heads(own)
+        if len(heads) == 1 and (tuple(shared), tuple(own)) not in self._joined:
+            return self.plain([*shared, *own])
         try:
             base = self.plain(shared)
-            parts = {head: self.plain([*shared, *words]) for head, words in heads.items() if head in base}
+            if not heads.keys() <= base.keys():
+                return self.plain([*shared, *own])
+            parts = {}
+            for head, words in heads.items():
+                if (tuple(shared), words) not in self._joined:
+                    part = self.plain([*shared, *words])
+                    if not _only(part, base, (head,)):
+                        return self.plain([*shared, *own])
+                    self._joined[tuple(shared), words] = part[head]
+                parts[head] = self._joined[tuple(shared), words]
         except (HydraException, OmegaConfBaseException):  # the preset may set a key of the row's option
             return self.plain([*shared, *own])
-        alone = all(
-            part.get(key) == value
-            for head, part in parts.items()
-            for key, value in base.items()
-            if key not in (head, "choices")
-        )
-        if len(parts) < len(heads) or len(parts) < 2 or not alone:
-            return self.plain([*shared, *own])
-        return {**base, **{head: part[head] for head, part in parts.items()}}
+        return {**base, **parts}
+
+    def join(self, shared: Sequence[str], every: Sequence[Sequence[str]]) -> None:
+        """Composes the overrides of several rows, those of different keys in one call, as a first step of `parts`.
+
+        What cannot be joined, or cannot be composed, is left to `parts`.
+        """
+        try:
+            base = self.plain(shared)
+        except (HydraException, OmegaConfBaseException):
+            return
+        variants: dict[str, list[tuple[str, ...]]] = {}
+        for own in every:
+            heads = _heads(own)
+            for head, words in heads.items() if heads.keys() <= base.keys() else ():
+                if words not in variants.setdefault(head, []) and all(map(self._stays_inside, words)):
+                    variants[head].append(words)
+        for at in range(max(map(len, variants.values()), default=0)):
+            chosen = {head: several[at] for head, several in variants.items() if at < len(several)}
+            try:
+                made = self.plain([*shared, *(word for words in chosen.values() for word in words)])
+            except (HydraException, OmegaConfBaseException):
+                continue
+            if _only(made, base, tuple(chosen)):
+                self._joined |= {(tuple(shared), words): made[head] for head, words in chosen.items()}
+
+    def _stays_inside(self, word: str) -> bool:
+        """Whether an override can change nothing outside its own key, whatever else is overridden."""
+        head, _, value = word.partition("=")
+        if "." in head:
+            return True
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        repository = hydra.config_loader.repository  # type: ignore[attr-defined]
+        return not repository.group_exists(head) or _is_plain(repository, f"{head}/{value}")
 
     def identity(self, shared: Sequence[str], own: Sequence[str]) -> tuple[Plain, int]:
         """`config.identity` of every identity group with `_SEED` for a seed, and the number of rounds.
@@ -161,6 +185,42 @@ class Composer(AbstractContextManager["Composer"]):
             cfg.seed = _SEED
             found = config.identity(cfg, *config.IDENTITY)
         return found, plain["rounds"]
+
+    def folders(self, shared: Sequence[str], own: Sequence[str]) -> Mapping[str, str]:
+        """The folders of a row; the values stand where Hydra puts them, whatever keys the row changes beside them."""
+        found: Mapping[str, str] = OmegaConf.create(self.parts(shared, own)).paths
+        return found
+
+
+def _heads(own: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Top-level key -> its overrides, in order."""
+    heads: dict[str, tuple[str, ...]] = {}
+    for word in own:
+        head = re.split("[.=]", word)[0]
+        heads[head] = (*heads.get(head, ()), word)
+    return heads
+
+
+def _is_plain(repository: Any, option: str) -> bool:
+    """Whether an option file, and those it builds on, stay inside the key of their group."""
+    found = repository.load_config(option)
+    if found is None or found.header.get("package") is not None:
+        return False
+    for one in found.defaults_list or ():
+        if one.is_self():
+            continue
+        # A file below the same folder is named by its path, which is relative; "" is the package of the file itself.
+        path = getattr(one, "path", None)
+        if not isinstance(path, str) or path.startswith("/") or ".." in path or one.package not in (None, ""):
+            return False
+        if not _is_plain(repository, f"{option.rpartition('/')[0]}/{path}"):
+            return False
+    return True
+
+
+def _only(made: Plain, base: Plain, heads: Sequence[str]) -> bool:
+    """Whether a configuration differs from another one in these keys alone."""
+    return all(made.get(key) == value for key, value in base.items() if key not in (*heads, "choices"))
 
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")
@@ -198,6 +258,7 @@ def cells_of(composer: Composer, spec: Spec, preset: Preset, extra: Sequence[str
     """
     seeds, words = _seeds(preset, extra)
     shared, cells = _deciding((*preset.overrides, *words)), []
+    composer.join(shared, [_deciding(row.of(preset.name)) for row in spec.rows_of(preset.name)])
     for row in spec.rows_of(preset.name):
         given = row.of(preset.name)
         own = _deciding(given)
@@ -209,12 +270,12 @@ def cells_of(composer: Composer, spec: Spec, preset: Preset, extra: Sequence[str
                 f"{spec.file}: row {row.key}, preset {preset.name}: {' '.join((*shared, *own)) or 'no overrides'}: "
                 f"{why.rstrip('.')}. `ttpa --cfg job` with these words shows what they make."
             ) from None
-        texts = [_text(groups[group]) for group in config.IDENTITY]
+        texts = [text(groups[group]) for group in config.IDENTITY]
         for seed in seeds:
-            key = Key(tuple(text.replace(str(_SEED), str(seed)) for text in texts), seed, rounds)
+            key = Key(tuple(one.replace(str(_SEED), str(seed)) for one in texts), seed, rounds)
             overrides = (*preset.overrides, *given, *words, f"seed={seed}")
-            made = partial(composer.whole, (*shared, *own))
-            cells.append(Cell(row=row, seed=seed, overrides=overrides, key=key, compose=made))
+            made, folders = partial(composer.whole, (*shared, *own)), partial(composer.folders, shared, own)
+            cells.append(Cell(row=row, seed=seed, overrides=overrides, key=key, compose=made, folders=folders))
     return cells
 
 
@@ -226,8 +287,7 @@ def paths(cells: Sequence[Cell], spec: Spec, preset: Preset) -> Mapping[str, str
     """
     if not cells:
         raise ConfigError.at("preset", preset.name, f"no row of {spec.file} is shown in it", "See the presets of rows")
-    found: Mapping[str, str] = cells[0].compose().paths
-    return found
+    return cells[0].folders()
 
 
 def _deciding(words: Sequence[str]) -> tuple[str, ...]:
@@ -251,92 +311,3 @@ def _seeds(preset: Preset, extra: Sequence[str]) -> tuple[tuple[int, ...], tuple
             raise ConfigError.at("seed", value, "must be whole numbers", "For example seed=0 or seed=0,1")
         seeds = tuple(dict.fromkeys(int(part) for part in value.split(",")))
     return seeds, tuple(words)
-
-
-# --- records ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One line that a run left behind."""
-
-    path: Path
-    row: Mapping[str, Any]
-
-    def outdated(self, roles: Iterable[str] | None = None) -> dict[str, int]:
-        """Stage -> the version that built it, for stages whose code is another one by now."""
-        names = {
-            stage.rsplit("-", 1)[0] for role, stage in self.row["stages"].items() if roles is None or role in roles
-        }
-        built = self.row["versions"]
-        return {name: built[name] for name in sorted(names) if name in built and built[name] != VERSIONS[name]}
-
-
-@dataclass(slots=True)
-class Records:
-    """The records of a folder that a table can use."""
-
-    by_key: dict[Key, list[Record]] = field(default_factory=dict)
-    by_warmup: dict[tuple[Any, ...], list[Record]] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    def of(self, cell: Cell) -> Record | None:
-        """The record of a cell: built by today's stages if there is one, else any.
-
-        Records of equal configuration are equal by construction, so which is taken plays no part; where two of them
-        differ in what the cell shows, something outside the configuration has changed, and that is said.
-        """
-        role = "baseline" if cell.row.warmup_only else "metrics"
-        found = self.by_warmup.get(cell.key.warmup(), []) if cell.row.warmup_only else self.by_key.get(cell.key, [])
-        if not found:
-            return None
-        fresh = [record for record in found if not record.outdated()] or found
-        first = fresh[0]
-        other = next((record for record in fresh if record.row[role] != first.row[role]), None)
-        if other is not None:
-            self.warnings.append(
-                f"{cell.label}: {first.path} and {other.path} have the same configuration and other {role}; the first "
-                "is used. A file that they read may have changed in between: remove the record that is not meant."
-            )
-        return first
-
-
-def read_records(folder: Path, cells: Sequence[Cell]) -> Records:
-    """Reads every record of a folder that belongs to one of the cells. A file that holds none is named, not fatal."""
-    keys = {cell.key for cell in cells if not cell.row.warmup_only}
-    warmups = {cell.key.warmup() for cell in cells if cell.row.warmup_only}
-    found = Records()
-    for path in sorted(path for path in folder.glob("*.jsonl") if not path.name.startswith(".")):
-        try:
-            lines = path.read_bytes().splitlines()
-        except OSError as error:
-            found.warnings.append(f"{path}: cannot be read ({error.strerror}), left out.")
-            continue
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                key = _checked(row)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                why = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-                found.warnings.append(f"{path}:{number}: no run record ({why}), left out.")
-                continue
-            if key in keys:
-                found.by_key.setdefault(key, []).append(Record(path, row))
-            if warmups and key.warmup() in warmups:
-                found.by_warmup.setdefault(key.warmup(), []).append(Record(path, row))
-    return found
-
-
-def _checked(row: Any) -> Key:
-    """The key of a record.
-
-    Raises:
-        ValueError, KeyError, TypeError, AttributeError: it is none; the message says why.
-    """
-    if row["row_version"] != ROW_VERSION:
-        raise ValueError(f"row_version {row['row_version']}, not {ROW_VERSION}")
-    for part in ("metrics", "baseline", "stages", "versions", "cost"):
-        if not isinstance(row[part], dict):
-            raise TypeError(f"{part} is no mapping")
-    whole = row["config"]
-    return Key(tuple(_text(whole[group]) for group in config.IDENTITY), row["seed"], row["rounds"])

@@ -13,7 +13,8 @@ import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ttpa.tables.build import Difference, Entry, Line, Table
+from ttpa.tables.build import Entry, Line, Table
+from ttpa.tables.paired import Difference
 from ttpa.tables.spec import TRUST, Column, Published
 
 DASH = "-"
@@ -45,15 +46,16 @@ def number(value: float, digits: int, sign: bool = False) -> str:
     return text.replace("-", "", 1) if float(text) == 0 and text.startswith("-") else text
 
 
-def shown(entry: Entry, column: Column, best: bool) -> Text:
-    """Our number with its interval."""
+def shown(entry: Entry, column: Column, line: Line, best: bool) -> Text:
+    """Our number with its interval; where only some of the row's seeds measured it, how many."""
     if entry.estimate is None:
         return Text(DASH)
     found, digits = entry.estimate, column.digits
     text = number(found.value, digits)
     if found.low is not None and found.high is not None:
         text += f" [{number(found.low, digits)}, {number(found.high, digits)}]"
-    return Text(text, "*" if found.kind == "bootstrap" else "", best)
+    marks = ("*" if found.kind == "bootstrap" else "", f"n={found.n}" if found.n < len(line.found) else "")
+    return Text(text, " ".join(filter(None, marks)), best)
 
 
 def sources(table: Table) -> dict[tuple[str, str], int]:
@@ -92,7 +94,7 @@ def main_grid(table: Table) -> Grid:
             continue  # the notes name it
         head.append(column.label)
         for i, entry in enumerate(entries):
-            parts[i].append(shown(entry, column, i == best))
+            parts[i].append(shown(entry, column, table.lines[i], i == best))
         if any(entry.published is not None for entry in entries):
             head.append(f"{column.label}, {(table.spec.paper or {}).get('name', 'published')}")
             for part, entry in zip(parts, entries, strict=True):
@@ -143,9 +145,13 @@ def _difference(one: Difference, column: Column, labels: Mapping[str, str]) -> t
         Text(interval(one.paired.value, one.paired.low, one.paired.high)),
         Text(interval(seeds.value, seeds.low, seeds.high) if seeds.n > 1 else DASH),
         Text(DASH if one.p_adjusted is None else _p(one.p_adjusted)),
-        Text(f"{one.paired.samples} samples" if one.method == "samples" else f"{seeds.n} seeds"),
+        Text(_count(one.paired.samples, "sample") if one.method == "samples" else _count(seeds.n, "seed")),
         Text(one.verdict),
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _p(value: float) -> str:
@@ -208,30 +214,49 @@ def _escape_latex(text: str) -> str:
     return "".join(_LATEX.get(char, char) for char in text)
 
 
+def _after_break(text: str) -> str:
+    """A text that may follow a line break, which would read a star or a bracket at its beginning as its own."""
+    return f"{{}}{text}" if text.lstrip().startswith(("[", "*")) else text
+
+
+WIDEST = 75
+"""Characters of a row, with two between its columns, that fit the text width of LaTeX's article in its small font."""
+
+
+def _is_wide(grid: Grid) -> bool:
+    rows = [grid.head, *(tuple(one.text + one.mark for one in row) for row in grid.rows)]
+    return sum(max(map(len, column)) + 2 for column in zip(*rows, strict=True)) > WIDEST
+
+
 def latex(table: Table) -> str:
-    """A table environment for \\usepackage{booktabs}; the notes stand below it."""
+    """A table environment for \\usepackage{booktabs}, scaled to the text's width if it is wider; the notes below."""
 
     def cell(one: Text) -> str:
         text = "--" if one.text == DASH else _escape_latex(one.text)
         text = rf"\textbf{{{text}}}" if one.best and text else text
-        # A cell that begins with a bracket would be read as the optional argument of the line break before it.
-        text = f"{{}}{text}" if text.startswith("[") else text
+        text = _after_break(text)
         return rf"{text}\textsuperscript{{{_escape_latex(one.mark)}}}" if one.mark else text
 
     def block(grid: Grid) -> list[str]:
         columns = "l" + "r" * (len(grid.head) - 1)
         head = " & ".join(_escape_latex(name) for name in grid.head)
         body = [" & ".join(map(cell, row)) + r" \\" for row in grid.rows]
-        return [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rf"{head} \\", r"\midrule", *body, r"\bottomrule",
-                r"\end{tabular}"]  # fmt: skip
+        lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rf"{head} \\", r"\midrule", *body, r"\bottomrule",
+                 r"\end{tabular}"]  # fmt: skip
+        if _is_wide(grid):
+            lines[0] = r"\resizebox{\textwidth}{!}{" + lines[0]
+            lines = ["% Wider than the text, so scaled down to it.", *lines[:-1], lines[-1] + "}"]
+        return lines
 
-    lines = [r"% Needs \usepackage{booktabs}.", r"\begin{table}", r"\centering", r"\small"]
+    wide = any(map(_is_wide, [main_grid(table), *([difference_grid(table)] if table.differences else [])]))
+    needs = r"\usepackage{booktabs}" + (r" and \usepackage{graphicx} (for \resizebox)" if wide else "")
+    lines = [f"% Needs {needs}.", r"\begin{table}", r"\centering", r"\small"]
     lines += [rf"\caption{{{_escape_latex(table.spec.title)}}}", rf"\label{{tab:{table.spec.name}}}"]
     lines += block(main_grid(table))
     if table.differences:
         lines += ["", r"\medskip", *block(difference_grid(table))]
     lines += ["", r"\medskip", r"\raggedright\footnotesize"]
-    lines += [_escape_latex(note) + r"\\" for note in [*_about(table), *table.notes, *_footnotes(table)]]
+    lines += [_after_break(_escape_latex(note)) + r"\\" for note in [*_about(table), *table.notes, *_footnotes(table)]]
     lines[-1] = lines[-1].removesuffix(r"\\")
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
@@ -271,8 +296,8 @@ def page(table: Table) -> str:
 
 
 CSV_HEAD = (
-    "kind", "row", "label", "column", "value", "low", "high", "interval", "seeds", "missing", "outdated", "published",
-    "trust", "source", "to_published", "against", "p_adjusted",
+    "kind", "row", "label", "column", "value", "low", "high", "interval", "n", "seeds", "missing", "outdated",
+    "published", "trust", "source", "to_published", "against", "p_adjusted",
 )  # fmt: skip
 
 
@@ -289,7 +314,7 @@ def comma_separated(table: Table) -> str:
             if entry.estimate is not None:
                 found = entry.estimate
                 row |= {"value": found.value, "low": _plain(found.low), "high": _plain(found.high)}
-                row["interval"] = found.kind
+                row |= {"interval": found.kind, "n": found.n}
             if entry.published is not None:
                 one = entry.published
                 row |= {"published": one.value, "trust": one.trust, "source": one.source}
@@ -307,6 +332,7 @@ def comma_separated(table: Table) -> str:
             low, high = difference.paired.low, difference.paired.high
             bounds = ["", ""] if low is None or high is None else sorted((low * scale, high * scale))
             row |= {"value": difference.paired.value * scale, "low": bounds[0], "high": bounds[1]}
+            row["n"] = difference.paired.seeds.n
         writer.writerow(row)
     return out.getvalue()
 

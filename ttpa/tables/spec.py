@@ -8,6 +8,7 @@ What this module does not do: compose a configuration (`ttpa.tables.cells`), or 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,15 +162,22 @@ class _Node:
             raise self.wrong(f"must be a list of {what}", "Write [a, b]")
         return [_Node(item, self.file, f"{self.key}[{at}]") for at, item in enumerate(self.value)]
 
-    def text(self) -> str:
+    def text(self, lines: bool = False) -> str:
         if not isinstance(self.value, str) or not self.value.strip():
             raise self.wrong("must be text", "Quote it")
+        if not lines and len(self.value.strip().splitlines()) > 1:
+            raise self.wrong("must be one line", "Take the line break out")
         return self.value.strip()
 
     def number(self) -> float:
-        if isinstance(self.value, bool) or not isinstance(self.value, int | float) or abs(self.value) == float("inf"):
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float) or not abs(self.value) < math.inf:
             raise self.wrong("must be a number", "Write it without a unit")
         return self.value
+
+    def scale(self) -> float:
+        if not (found := self.number()):
+            raise self.wrong("makes every number 0", "Use 1, or 100 for per cent")
+        return found
 
     def whole(self) -> int:
         if type(self.value) is not int or self.value < 0:
@@ -183,15 +191,22 @@ class _Node:
             raise self.wrong("unknown", f"Known are {shown}")
         return self.value
 
-    def overrides(self) -> tuple[str, ...]:
+    def overrides(self, of_row: bool = False) -> tuple[str, ...]:
         """A list of Hydra overrides, without those that the table sets itself."""
         for node in self.items("Hydra overrides", empty=True):
             head, sign, _ = node.text().partition("=")
             if not sign and not head.startswith("~"):
                 raise node.wrong("not a Hydra override", "Write key=value")
-            if head.lstrip("+") in SET_BY_THE_TABLE:
-                raise node.wrong(f"{head} is set by the table itself", "Use the keys seeds and waves of the preset")
+            node.settable(head, of_row)
         return tuple(str(item).strip() for item in self.value)
+
+    def settable(self, head: str, of_row: bool) -> None:
+        """Refuses what the table sets itself, and folders of one row alone."""
+        key = head.lstrip("+~")
+        if key in SET_BY_THE_TABLE:
+            raise self.wrong(f"{key} is set by the table itself", "Use the keys seeds and waves of the preset")
+        if of_row and key.split(".")[0] == "paths":
+            raise self.wrong("all rows share the folders", "Give paths.* to the preset or on the command line")
 
 
 TOP = ("title", "claim", "columns", "rows", "presets")
@@ -208,26 +223,39 @@ def _spec(node: _Node, file: Path) -> Spec:
     rows = tuple(row for entry in top["rows"].items("rows") for row in _rows(entry, presets))
     _unique(top["rows"], [row.key for row in rows])
     names = [row.key for row in rows]
-    paper = top.get("paper")
-    differences = []
-    for entry in top["differences"].items("pairs of rows", empty=True) if "differences" in top else ():
-        pair = entry.items("two row keys")
-        if len(pair) != 2:
-            raise entry.wrong("must name two rows", "Write [ours, baseline]")
-        differences.append((pair[0].one_of(names), pair[1].one_of(names)))
-    listed = top["published"].items("published numbers", empty=True) if "published" in top else ()
+    keys = [column.key for column in columns]
+    published: dict[tuple[str, str], Published] = {}
+    for entry in top["published"].items("published numbers", empty=True) if "published" in top else ():
+        one = _published(entry, names, keys)
+        if published.setdefault((one.row, one.column), one) is not one:
+            raise entry.wrong(f"row {one.row} has a number in column {one.column} already", "Keep one of the two")
     return Spec(
         name=file.parent.resolve().name,
         file=file,
         title=top["title"].text(),
-        claim=" ".join(top["claim"].text().split()),
-        paper=_paper(paper) if paper is not None and paper.value is not None else None,
+        claim=" ".join(top["claim"].text(lines=True).split()),
+        paper=_paper(top["paper"]) if "paper" in top and top["paper"].value is not None else None,
         columns=columns,
         rows=rows,
-        differences=tuple(differences),
-        published=tuple(_published(entry, names, [column.key for column in columns]) for entry in listed),
+        differences=_differences(top["differences"], names) if "differences" in top else (),
+        published=tuple(published.values()),
         presets=presets,
     )
+
+
+def _differences(node: _Node, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    found: list[tuple[str, str]] = []
+    for entry in node.items("pairs of rows", empty=True):
+        pair = entry.items("two row keys")
+        if len(pair) != 2:
+            raise entry.wrong("must name two rows", "Write [ours, baseline]")
+        ours, against = pair[0].one_of(names), pair[1].one_of(names)
+        if ours == against:
+            raise entry.wrong("compares a row with itself", "Name two rows")
+        if {ours, against} in map(set, found):
+            raise entry.wrong("these two rows are compared already", "List each pair once")
+        found.append((ours, against))
+    return tuple(found)
 
 
 def _unique(node: _Node, keys: Sequence[str]) -> None:
@@ -250,6 +278,8 @@ def _preset(name: str, node: _Node) -> Preset:
         waves = tuple(wave.one_of(WAVES) for wave in entry["waves"].items("values of until="))
         if waves[-1] is not None or len(set(waves)) < len(waves):
             raise entry["waves"].wrong("the last wave must be the whole run", "End with null, each wave once")
+        if list(waves) != sorted(waves, key=WAVES.index):
+            raise entry["waves"].wrong("not in the order of a run", "Order: warmup, explore, align, null")
     comparable = name != "embedded"
     if "comparable" in entry:
         comparable = entry["comparable"].value
@@ -275,7 +305,7 @@ def _column(node: _Node, presets: Mapping[str, Preset]) -> Column:
         key=entry["key"].text(),
         label=entry["label"].text(),
         metric=paths,
-        scale=entry["scale"].number() if "scale" in entry else 1.0,
+        scale=entry["scale"].scale() if "scale" in entry else 1.0,
         digits=entry["digits"].whole() if "digits" in entry else 3,
         better=entry["better"].one_of(("high", "low")) if "better" in entry else "high",
     )
@@ -311,7 +341,7 @@ def _rows(node: _Node, presets: Mapping[str, Preset]) -> list[Row]:
 
 def _by_preset(node: _Node, shown: Sequence[str], presets: Mapping[str, Preset]) -> dict[str, tuple[str, ...]]:
     if isinstance(node.value, list):
-        return {"": node.overrides()}
+        return {"": node.overrides(of_row=True)}
     entry = node.mapping(free=True)
     for name in entry:
         if name not in presets:
@@ -319,7 +349,7 @@ def _by_preset(node: _Node, shown: Sequence[str], presets: Mapping[str, Preset])
     for name in shown:
         if name not in entry:
             raise node.wrong(f"no overrides for preset {name}", f"Add {name}: [], or presets: [...] without it")
-    return {name: given.overrides() for name, given in entry.items()}
+    return {name: given.overrides(of_row=True) for name, given in entry.items()}
 
 
 def _product(entry: Mapping[str, _Node]) -> list[dict[str, str]]:
@@ -333,13 +363,18 @@ def _product(entry: Mapping[str, _Node]) -> list[dict[str, str]]:
                 raise skip.wrong(f"{key}={option} is not in the product", f"Use options of {', '.join(axes)}")
         skips.append(chosen)
     every = [dict(zip(axes, options, strict=True)) for options in itertools.product(*axes.values())]
-    return [chosen for chosen in every if not any(skip.items() <= chosen.items() for skip in skips)]
+    kept = [chosen for chosen in every if not any(skip.items() <= chosen.items() for skip in skips)]
+    if not kept:
+        raise entry["skip"].wrong("leaves nothing of the product", "Skip less, or take the product out")
+    return kept
 
 
 def _axes(node: _Node) -> dict[str, _Node]:
     axes = node.mapping(free=True)
     if not axes:
         raise node.wrong("holds no group", "Write sampler: [group, tps]")
+    for key, axis in axes.items():
+        axis.settable(key, of_row=True)
     return axes
 
 
@@ -358,7 +393,7 @@ def _published(node: _Node, rows: Sequence[str], columns: Sequence[str]) -> Publ
     return Published(
         row=entry["row"].one_of(rows),
         column=entry["column"].one_of(columns),
-        value=entry["value"].number() * (entry["unit_scale"].number() if "unit_scale" in entry else 1),
+        value=entry["value"].number() * (entry["unit_scale"].scale() if "unit_scale" in entry else 1),
         source=entry["source"].text(),
         trust=entry["trust"].one_of(TRUST),
         note=" ".join((note or "").split()),
