@@ -127,7 +127,7 @@ def test_help_is_shown_without_heavy_imports(tmp_path: Path) -> None:
     for words in (
         "ttpa -m objective=dpo,simpo",
         "the same command again resumes",
-        "objective: dapo, dpo, dr_grpo, gold, grpo, gspo, hinge, ipo, orpo, rft, robust, simpo",
+        "objective: cispo, dapo, dpo, dr_grpo, gold, grpo, gspo, hinge, ipo, orpo, rft, robust, sapo, simpo",
     ):
         assert words in answer.out
     assert [path.name for path in tmp_path.iterdir()] == ["imported"]

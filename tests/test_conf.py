@@ -45,7 +45,7 @@ BESIDE = {
 SCORED_ONLY = ("eval", "toolbench")
 """No run can choose it: answers come from elsewhere and `ttpa-score` judges them."""
 NO_TREE = r"pairs=siblings takes pairs from a search tree, .* Use sampler=mcts, or pairs=verified"
-DRAWN = ("grpo", "dr_grpo", "dapo", "gspo")
+DRAWN = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo")
 """Objectives that learn from answers they draw themselves."""
 NOT_DRAWN = r" compares independent draws from the policy, and sampler=\w+ gives others\. Use sampler=group8 "
 NOT_BETWEEN = r"objective=\w+ .*draws itself, not between rounds=3\. Use rounds=1, or objective="

@@ -103,7 +103,8 @@ def test_slm_grpo_runs_beside_its_control_and_a_second_run_builds_nothing(folder
 
 
 @pytest.mark.parametrize(
-    ("objective", "rounds", "prompts"), [("grpo", 3, 4), ("dr_grpo", 3, 4), ("dapo", 3, 4), ("gspo", 1, 16)]
+    ("objective", "rounds", "prompts"),
+    [(name, 3, 4) for name in ("grpo", "dr_grpo", "dapo", "cispo", "sapo")] + [("gspo", 1, 16)],
 )
 def test_every_objective_learns_from_what_it_draws(folder: Path, objective: str, rounds: int, prompts: int) -> None:
     """Three steps of four prompts; GSPO draws for four steps at once. What was drawn and learned from is on disk."""

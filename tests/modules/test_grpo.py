@@ -601,6 +601,7 @@ def test_metrics_have_trls_names_and_are_those_of_the_answers(tmp_path: Path) ->
         *(f"completions/{kind}_length" for kind in ("mean", "min", "max")),
         *(f"completions/{kind}_terminated_length" for kind in ("mean", "min", "max")),
         *("completions/clipped_ratio", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean"),
+        *("clip_ratio/low_min", "clip_ratio/high_max"),
         *(f"rewards/{part}/{kind}" for part in ("name", "args") for kind in ("mean", "std")),
         *(f"sampling/sampling_logp_difference/{kind}" for kind in ("mean", "max")),
         *(f"errors/{label}" for label in LABELS),

@@ -490,6 +490,63 @@ def test_grpo(
         assert_same(model, theirs, ours)
 
 
+@pytest.mark.parametrize("off_policy", [False, True])
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+@pytest.mark.parametrize("surrogate", ["cispo", "sapo"])
+def test_grpo_with_another_surrogate(
+    surrogate: str,
+    beta: float,
+    off_policy: bool,
+    checkpoint: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+) -> None:
+    """The other two loss types of the grid, for ratios of tokens and of answers, and the KL term times the ratio."""
+    model, group, bound = loaded(checkpoint), Group.drawn(), 1.3
+    trainer = grpo_trainer(
+        model,
+        tokenizer,
+        tmp_path,
+        lambda completions, **_: [0.0] * len(completions),
+        loss_type=surrogate,
+        beta=beta,
+        epsilon=0.2,
+        epsilon_high=bound,
+        num_generations=ANSWERS,
+        per_device_train_batch_size=ANSWERS,
+        max_completion_length=ALLOWED,
+    )
+    old_GT, ref_GT = noisy(group.logps(model))
+    own_GT = group.written_GT * group.own_GT
+    tokens_of_the_step = int(own_GT.sum()) + 9
+    inputs = group.inputs(old_GT if off_policy else None, ref_GT, tokens_of_the_step)
+    for importance, weighted in product(("token", "sequence"), (False, True) if beta else (False,)):
+        trainer.importance_sampling_level, trainer.args.use_bias_correction_kl = importance, weighted
+        trainer._metrics["train"].clear()
+        theirs = trainer.compute_loss(model, dict(inputs))
+        ours, metrics = grpo_loss(
+            group.logps(model),
+            old_GT if off_policy else None,
+            ref_GT if beta else None,
+            group.advantages_G,
+            own_GT,
+            clip_low=0.2,
+            clip_high=bound,
+            beta=beta,
+            aggregation={"cispo": "dapo", "sapo": "grpo"}[surrogate],
+            total_tokens=tokens_of_the_step,
+            importance=importance,
+            kl_weighted=weighted,
+            surrogate=surrogate,
+            sapo_temperatures=(trainer.args.sapo_temperature_pos, trainer.args.sapo_temperature_neg),
+        )
+        assert ("cispo_clip_ratio" in metrics) == (surrogate == "cispo") and "clip_ratio/low_mean" not in metrics
+        if surrogate == "cispo" and importance == "token":
+            assert_same_metrics(trainer._metrics["train"], metrics, ["cispo_clip_ratio"])
+            assert (metrics["cispo_clip_ratio"] > 0) == off_policy
+        assert_same(model, theirs, ours)
+
+
 def noisy(given_GT: Tensor) -> tuple[Tensor, Tensor]:
     """Old and reference log-probs near those of the policy; whole answers too have moved, some up and some down."""
     generator = torch.Generator().manual_seed(5)

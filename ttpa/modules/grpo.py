@@ -164,7 +164,13 @@ class GRPOModule(PolicyModule):
             importance=self.loss.importance,
             kl_weighted=self.loss.kl_weighted,
             weights=weights_GT,
+            surrogate=self.loss.surrogate,
+            sapo_temperatures=(self.loss.sapo_temperature_pos, self.loss.sapo_temperature_neg),
         )
+        if "clip_ratio/low_mean" in metrics:
+            # Least and greatest over processes by TRL's names; there is one process.
+            metrics["clip_ratio/low_min"] = metrics["clip_ratio/low_mean"]
+            metrics["clip_ratio/high_max"] = metrics["clip_ratio/high_mean"]
         if self.loss.aggregation in ("grpo", "dr_grpo"):
             loss = loss * (len(rows) / step.rows)
         assert found.entropy_N is not None

@@ -12,6 +12,7 @@ from torch import Tensor
 from ttpa.objectives.policy_gradient import (
     AGGREGATIONS,
     SCALES,
+    SURROGATES,
     decoupled_advantages,
     group_advantages,
     grpo_loss,
@@ -33,6 +34,7 @@ from ttpa.objectives.preference import (
 __all__ = [
     "AGGREGATIONS",
     "SCALES",
+    "SURROGATES",
     "Metrics",
     "decoupled_advantages",
     "dpo_loss",

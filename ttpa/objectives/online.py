@@ -17,6 +17,7 @@ _KNOWN = {
     "aggregation": ("grpo", "bnpo", "dr_grpo", "dapo"),
     "scale": ("group", "batch", "none"),
     "importance": ("token", "sequence"),
+    "surrogate": ("clip", "cispo", "sapo"),
 }
 _WHERE = "objective.loss."
 
@@ -47,6 +48,8 @@ class GRPO:
         mask_truncated: Answers that were cut off do not count in the loss.
         truncated_importance: Largest weight of a token that corrects for an engine with log-probs of its own (vLLM);
             None does not correct. Engines that run the trainer's model need none.
+        surrogate: "clip", "cispo" or "sapo"; see `grpo_loss`. With "cispo" `clip_high` is the largest weight.
+        sapo_temperature_pos, sapo_temperature_neg: Of SAPO's soft gate, where advantages are positive and elsewhere.
 
     Raises:
         ConfigError: a value out of range.
@@ -66,6 +69,9 @@ class GRPO:
     overlong: float = 0.0
     mask_truncated: bool = False
     truncated_importance: float | None = 2.0
+    surrogate: str = "clip"
+    sapo_temperature_pos: float = 1.0
+    sapo_temperature_neg: float = 1.05
     consumes: ClassVar[str] = "prompt"
     contrasts: ClassVar[bool] = False
 
@@ -73,7 +79,7 @@ class GRPO:
         for key, known in _KNOWN.items():
             if getattr(self, key) not in known:
                 raise ConfigError.at(f"{_WHERE}{key}", getattr(self, key), "unknown", f"Use {', '.join(known)}")
-        for key in ("clip_low", "clip_high", "eps"):
+        for key in ("clip_low", "clip_high", "eps", "sapo_temperature_pos", "sapo_temperature_neg"):
             if not 0 < getattr(self, key) < math.inf:
                 raise ConfigError.at(f"{_WHERE}{key}", getattr(self, key), "must be positive", "See conf/objective")
         if not self.clip_low <= 1:

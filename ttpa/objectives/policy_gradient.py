@@ -13,6 +13,7 @@ from ttpa.errors import ConfigError
 from ttpa.objectives.preference import Metrics, wide
 
 AGGREGATIONS = ("grpo", "bnpo", "dr_grpo", "dapo")
+SURROGATES = ("clip", "cispo", "sapo")
 SCALES = ("group", "batch", "none")
 IMPORTANCE = ("token", "sequence")
 MOST_NATS = 20.0
@@ -97,6 +98,45 @@ def _log_ratio(over_GT: Tensor, under_GT: Tensor, mask_GT: Tensor) -> Tensor:
     return (over_GT - under_GT).masked_fill(~mask_GT, 0).clamp(-MOST_NATS, MOST_NATS)
 
 
+def _check(importance: str, aggregation: str, surrogate: str, beta: float, ref_logps: Tensor | None) -> None:
+    for name, value, known in (
+        ("importance", importance, IMPORTANCE),
+        ("aggregation", aggregation, AGGREGATIONS),
+        ("surrogate", surrogate, SURROGATES),
+    ):
+        if value not in known:
+            raise ConfigError.at(f"objective.loss.{name}", value, "unknown", f"Use {', '.join(known)}")
+    if beta and ref_logps is None:
+        raise ConfigError.at("objective.loss.beta", beta, "needs log-probs of a reference policy", "Use 0 without one")
+
+
+def _first_term(
+    surrogate: str,
+    own_GT: Tensor,
+    ratio_GT: Tensor,
+    advantages_G1: Tensor,
+    mask_GT: Tensor,
+    clip: tuple[float, float],
+    temperatures: tuple[float, float],
+) -> tuple[Tensor, Metrics]:
+    """The term of the advantages, and how many tokens clipping concerned; see `grpo_loss`."""
+    tokens = mask_GT.sum().clamp(min=1)
+    low, high = clip
+    if surrogate == "cispo":
+        loss_GT = -ratio_GT.clamp(max=high).detach() * advantages_G1 * own_GT.masked_fill(~mask_GT, 0)
+        over_GT = (ratio_GT > high) & (advantages_G1 > 0) & mask_GT
+        return loss_GT, {"cispo_clip_ratio": over_GT.sum() / tokens}
+    if surrogate == "sapo":
+        t_G1 = torch.where(advantages_G1 > 0, *temperatures)
+        return -torch.sigmoid(t_G1 * (ratio_GT - 1)) * 4 / t_G1 * advantages_G1, {}
+    clipped_GT = ratio_GT.clamp(1 - low, 1 + high)
+    low_GT = (ratio_GT < 1 - low) & (advantages_G1 < 0) & mask_GT
+    high_GT = (ratio_GT > 1 + high) & (advantages_G1 > 0) & mask_GT
+    stopped = zip(("low", "high", "region"), (low_GT, high_GT, low_GT | high_GT), strict=True)
+    metrics = {f"clip_ratio/{name}_mean": where_GT.sum() / tokens for name, where_GT in stopped}
+    return -torch.min(ratio_GT * advantages_G1, clipped_GT * advantages_G1), metrics
+
+
 def _ratio(own_GT: Tensor, old_GT: Tensor, mask_GT: Tensor, importance: str) -> Tensor:
     """How much more probable the policy makes each token, or the answer it belongs to, than the one that drew it."""
     moved_GT = _log_ratio(own_GT, old_GT, mask_GT)
@@ -134,6 +174,8 @@ def grpo_loss(
     importance: str = "token",
     kl_weighted: bool = False,
     weights: Tensor | None = None,
+    surrogate: str = "clip",
+    sapo_temperatures: tuple[float, float] = (1.0, 1.05),
 ) -> tuple[Tensor, Metrics]:
     """GRPO (2402.03300, Eq. 3 and 4) with the clipping range and the aggregations of its successors.
 
@@ -158,6 +200,10 @@ def grpo_loss(
         importance: Ratio of a "token" or of the "sequence".
         kl_weighted: The second term is multiplied by `w` (TRL 1.16's `use_bias_correction_kl`).
         weights: Factor of each token's first term, shape (G, T) or (G, 1), for answers that another policy drew.
+        surrogate: The first term: "clip" as above; "cispo" `-min(w, clip_high) A logp` without gradient through `w`
+            (2506.13585, `clip_high` is the largest weight itself); "sapo" `-(4 / t) sigmoid(t (w - 1)) A`
+            (2511.20347).
+        sapo_temperatures: `t` where A is positive, and elsewhere.
 
     Returns:
         Loss (scalar); `clip_ratio/{low,high,region}_mean`, shares of tokens whose gradient clipping stopped; `kl`.
@@ -165,21 +211,13 @@ def grpo_loss(
     Raises:
         ConfigError: unknown aggregation or importance, or beta without reference log-probs.
     """
-    for name, value, known in (("importance", importance, IMPORTANCE), ("aggregation", aggregation, AGGREGATIONS)):
-        if value not in known:
-            raise ConfigError.at(f"objective.loss.{name}", value, "unknown", f"Use {', '.join(known)}")
-    if beta and ref_logps is None:
-        raise ConfigError.at("objective.loss.beta", beta, "needs log-probs of a reference policy", "Use 0 without one")
+    _check(importance, aggregation, surrogate, beta, ref_logps)
     own_GT, mask_GT, advantages_G1 = wide(logps), mask.bool(), wide(advantages).detach()[:, None]
     tokens = mask_GT.sum().clamp(min=1)
     ratio_GT = _ratio(own_GT, own_GT.detach() if old_logps is None else wide(old_logps).detach(), mask_GT, importance)
-    clipped_GT = ratio_GT.clamp(1 - clip_low, 1 + clip_high)
-    loss_GT = -torch.min(ratio_GT * advantages_G1, clipped_GT * advantages_G1)
+    bounds = (clip_low, clip_high)
+    loss_GT, metrics = _first_term(surrogate, own_GT, ratio_GT, advantages_G1, mask_GT, bounds, sapo_temperatures)
     loss_GT = loss_GT if weights is None else loss_GT * wide(weights).detach()
-    low_GT = (ratio_GT < 1 - clip_low) & (advantages_G1 < 0) & mask_GT
-    high_GT = (ratio_GT > 1 + clip_high) & (advantages_G1 > 0) & mask_GT
-    stopped = zip(("low", "high", "region"), (low_GT, high_GT, low_GT | high_GT), strict=True)
-    metrics = {f"clip_ratio/{name}_mean": where_GT.sum() / tokens for name, where_GT in stopped}
     if ref_logps is not None:
         q_GT = _log_ratio(wide(ref_logps).detach(), own_GT, mask_GT)
         kl_GT = torch.expm1(q_GT) - q_GT
