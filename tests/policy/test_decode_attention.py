@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ttpa.policy.decode_attention import NAME, Prompts, Rows, decode_attention, decoding, side_by_side
+from ttpa.policy.decode_attention import BLOCK, NAME, Prompts, Rows, decode_attention, decoding, side_by_side
 
 LAYERS = 2
 
@@ -68,7 +68,7 @@ class Made:
         open_RT = torch.ones(len(given), longest + room, dtype=torch.bool)
         for at, size in enumerate(given):
             open_RT[at, : longest - size] = False
-        return Rows(prompts, self.per_prompt, longest + room, open_RT)
+        return Rows(prompts, self.per_prompt, open_RT)
 
     def step(self, state: Rows, tokens: int, real: list[int]) -> None:
         """Adds tokens to every row, of which the last `real` count, and compares what comes out for those."""
@@ -173,7 +173,7 @@ def test_half_precision_keeps_its_number_format() -> None:
         prompts = made.read()
         half = Prompts([k.to(dtype) for k in prompts.keys], [v.to(dtype) for v in prompts.values], prompts.length_B)
         query, key, value = (4 * part for part in made.inputs(4, 1))
-        state, exact = (Rows(p, 2, 1, torch.ones(4, 1, dtype=torch.bool)) for p in (half, prompts))
+        state, exact = (Rows(p, 2, torch.ones(4, 1, dtype=torch.bool)) for p in (half, prompts))
         outs = []
         for rows, kind in ((state, dtype), (exact, torch.float32)):
             with decoding(SimpleNamespace(_attn_implementation="sdpa"), rows):
@@ -181,3 +181,14 @@ def test_half_precision_keeps_its_number_format() -> None:
                 outs.append(decode_attention(made.modules[0], q, k, v, None, scaling=0.25)[0])
         assert outs[0].dtype == dtype
         assert float((outs[0].float() - outs[1]).abs().max()) < within * float(outs[1].abs().max())
+
+
+def test_memory_grows_with_the_answers() -> None:
+    """A row with room for a hundred tokens holds the blocks it has used, across several of them."""
+    made = Made([4, 7], 2, 1, 2, (8, 8))
+    state = made.begin(made.read(), [0, 1, 0, 2], room=100)
+    made.step(state, 2, [0, 1, 0, 2])
+    for used in range(3, 2 * BLOCK + 2):
+        made.step(state, 1, [1] * 4)
+        assert {part.shape[2] for part in (*state.keys, *state.values)} == {-(-used // BLOCK) * BLOCK}
+        assert all(part.is_contiguous() for part in (*state.keys, *state.values))

@@ -1,9 +1,11 @@
 """Attention while decoding: every prompt is kept once, however many answers continue it.
 
 Keys and values live in two parts. A prompt's are computed once and shared by its rows, so attending to them is one
-matrix product a prompt and not one a row. A row's own tokens have a buffer of fixed size. A softmax over both parts
-side by side makes the result that of ordinary attention. The attention function fills and reads the buffers itself,
-through a context variable, so the model runs as in training, without a cache object of transformers.
+matrix product a prompt and not one a row. A row's own tokens have a buffer: on CUDA of fixed size, elsewhere growing by
+whole blocks and attended to as a whole, closed slots and all, since a part of it would be copied for every product in
+bfloat16. A softmax over both parts side by side makes the result that of ordinary attention. The attention function
+fills and reads the buffers itself, through a context variable, so the model runs as in training, without a cache object
+of transformers.
 
 Shapes: B prompts, M rows a prompt, R = B * M rows (prompt-major), H heads, J key-value heads, G = H / J, D head size,
 P prompt tokens (padded on the right), T slots of a row, L new tokens.
@@ -24,6 +26,8 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 NAME = "ttpa_decode"
+BLOCK = 16
+"""Slots by which the part of a buffer grows that is attended to."""
 
 
 @dataclass(slots=True)
@@ -75,17 +79,17 @@ def side_by_side(prompts: list[Prompts]) -> Prompts:
 class Rows:
     """The rows that continue the prompts.
 
-    `keys` and `values` by layer are (R, J, T, D), made at the first use; `open_RT` says which slots hold a token (what
-    stands before an answer's given beginning is empty), `used` how many slots are taken.
+    `keys` and `values` by layer are (R, J, slots, D); `open_RT` says which slots hold a token once they are taken (what
+    stands before an answer's given beginning is empty), `used` how many are.
     """
 
     prompts: Prompts
     per_prompt: int
-    slots: int
     open_RT: Tensor
     used: int = 0
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
+    _closed: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None
 
     def pick(self, prompts: Tensor | None, rows: Tensor, per_prompt: int) -> Rows:
         """Some of the rows, by prompt again `per_prompt` each; `prompts` None keeps all prompts."""
@@ -93,7 +97,6 @@ class Rows:
         return Rows(
             kept,
             per_prompt,
-            self.slots,
             self.open_RT[rows],
             self.used,
             [k[rows] for k in self.keys],
@@ -101,14 +104,32 @@ class Rows:
         )
 
     def put(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes the new tokens' keys and values behind the used slots; returns those of all slots up to them."""
+        """Writes the new tokens' keys and values behind the used slots; returns the blocks in use."""
         stop = self.used + key.shape[2]
-        while len(self.keys) <= layer:
-            self.keys.append(key.new_empty((*key.shape[:2], self.slots, key.shape[3])))
-            self.values.append(value.new_empty((*value.shape[:2], self.slots, value.shape[3])))
-        self.keys[layer][:, :, self.used : stop] = key
-        self.values[layer][:, :, self.used : stop] = value
-        return self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]
+        room = -(-stop // BLOCK) * BLOCK
+        wanted = max(room, self.open_RT.shape[1]) if key.is_cuda else room
+        for kept, new in ((self.keys, key), (self.values, value)):
+            if len(kept) <= layer:
+                kept.append(new[:, :, :0])
+            if kept[layer].shape[2] < wanted:
+                # Zeros, since what is closed still takes part in a product, with weight 0.
+                kept[layer] = F.pad(kept[layer], (0, 0, 0, wanted - kept[layer].shape[2]))
+            kept[layer][:, :, self.used : stop] = new
+        return self.keys[layer][:, :, :room], self.values[layer][:, :, :room]
+
+    def closed(self, new: int, room: int) -> tuple[Tensor, Tensor]:
+        """What `new` tokens of a row do not see: (B, 1, 1, P) of the prompts, (R, 1, 1, L, room) of the rows' slots.
+        The same in every layer.
+        """
+        if self._closed is None or self._closed[0] != (self.used, new):
+            device = self.open_RT.device
+            places = torch.arange(self.prompts.keys[0].shape[2], device=device)
+            far_BP = places >= self.prompts.length_B[:, None]
+            later_LT = torch.arange(room, device=device) > self.used + torch.arange(new, device=device)[:, None]
+            open_RT = F.pad(self.open_RT, (0, max(0, room - self.open_RT.shape[1])))[:, :room]
+            near_RLT = ~open_RT[:, None] | later_LT
+            self._closed = (self.used, new), (far_BP[:, None, None], near_RLT[:, None, None])
+        return self._closed[1]
 
 
 _STATE: ContextVar[Prompts | Rows | None] = ContextVar("decoding", default=None)
@@ -168,17 +189,12 @@ def _attend(rows: Rows, layer: int, query: Tensor, key: Tensor, value: Tensor, s
     own_k, own_v = rows.put(layer, key, value)
     asking_BJQD = query.view(B, M, J, G, L, D).transpose(1, 2).reshape(B, J, M * G * L, D)
     far = (asking_BJQD * scale) @ prompt_k.mT
-    where_BP = torch.arange(prompt_k.shape[2], device=query.device) >= rows.prompts.length_B[:, None]
-    far = far.masked_fill_(where_BP[:, None, None], float("-inf"))
+    far_closed, near_closed = rows.closed(L, own_k.shape[2])
+    far = far.masked_fill_(far_closed, float("-inf"))
     near = (query * scale).reshape(R, J, G * L, D) @ own_k.mT
-    closed_RLT = ~rows.open_RT[:, None, : own_k.shape[2]]
-    if L > 1:
-        slots = torch.arange(own_k.shape[2], device=query.device)
-        closed_RLT = closed_RLT | (slots > rows.used + torch.arange(L, device=query.device)[:, None])
-    closed = closed_RLT[:, None, None].expand(R, J, G, -1, -1) if L > 1 else closed_RLT[:, None, None]
-    near = near.view(R, J, G, L, -1).masked_fill(closed, float("-inf")).view(B, M, J, G * L, -1)
-    near = near.transpose(1, 2).reshape(B, J, M * G * L, -1)
-    weights = torch.softmax(torch.cat([far, near], -1).float(), -1).to(query.dtype)
+    near = near.view(R, J, G, L, -1).masked_fill_(near_closed, float("-inf"))
+    near = near.view(B, M, J, G * L, -1).transpose(1, 2).reshape(B, J, M * G * L, -1)
+    weights = torch.softmax(torch.cat([far, near], -1), -1)  # sums in float32 whatever the scores are
     near_w = weights[..., far.shape[-1] :].view(B, J, M, G * L, -1).transpose(1, 2).reshape(R, J, G * L, -1)
     out = (weights[..., : far.shape[-1]] @ prompt_v).view(B, J, M, G * L, -1).transpose(1, 2).reshape(R, J, G * L, -1)
     return (out + near_w @ own_v).reshape(R, H, L, -1).transpose(1, 2).contiguous()

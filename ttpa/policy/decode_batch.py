@@ -195,7 +195,7 @@ class Batch(_Decoder):
         open_RT = torch.ones(len(places), longest + self.longest, dtype=torch.bool)
         for at, prefix in enumerate(prefixes):
             open_RT[at, : longest - len(prefix)] = False
-        state = Rows(prompts, width, open_RT.shape[1], open_RT.to(self.device))
+        state = Rows(prompts, width, open_RT.to(self.device))
         logits_RV = prompts.logits_BV.repeat_interleave(width, 0)
         if longest:
             pad = self.engine.policy.renderer.pad_id
