@@ -1,14 +1,14 @@
 """What is minimised: frozen hyper-parameters around the pure functions of `ttpa.objectives.functional`.
 
 `consumes` says what an objective learns from: "pair" needs the explore stage, "sample" learns from targets, "prompt"
-draws answers while it trains. Objectives that contrast answers share one signature, `losses`; `PreferenceLoss` is any
-of them. None of these classes ever sees a model. Importing this package imports no torch.
+draws answers while it trains. Objectives that contrast answers are a `PreferenceLoss` and share its signature. None of
+these classes ever sees a model. Importing this package imports no torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ttpa.errors import ConfigError
 from ttpa.objectives.online import GRPO
@@ -16,17 +16,63 @@ from ttpa.objectives.online import GRPO
 if TYPE_CHECKING:
     from torch import Tensor
 
+    Both = tuple[Tensor, Tensor]  # of the chosen and of the rejected answers, each (B,)
+    Losses = tuple[Tensor, dict[str, Tensor]]
 
-def _check_weight(sft_weight: float) -> None:
-    if not sft_weight >= 0:
-        raise ConfigError.at(
-            "objective.loss.sft_weight", sft_weight, "must not be negative", "0 switches the anchor off"
-        )
+__all__ = ["DPO", "GRPO", "IPO", "ORPO", "RFT", "Gold", "Hinge", "PreferenceLoss", "RobustDPO", "SimPO"]
 
 
-def _check_beta(beta: float, remedy: str) -> None:
-    if not beta > 0:
-        raise ConfigError.at("objective.loss.beta", beta, "must be positive", remedy)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceLoss:
+    """An objective that contrasts the two answers of a pair.
+
+    Args:
+        beta: What the objective makes of it; positive.
+        sft_weight: Weight of the chosen answers' token-mean NLL.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    beta: float
+    sft_weight: float = 0.0
+    consumes: ClassVar[str] = "pair"
+    contrasts: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = True
+    usual_beta: ClassVar[str] = "TRL's default is 0.1"
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ConfigError.at("objective.loss.beta", self.beta, "must be positive", self.usual_beta)
+        if not self.sft_weight >= 0:
+            raise ConfigError.at(
+                "objective.loss.sft_weight", self.sft_weight, "must not be negative", "0 switches the anchor off"
+            )
+        self._check()
+
+    def losses(
+        self,
+        chosen_B: Tensor,
+        rejected_B: Tensor,
+        chosen_lengths_B: Tensor,
+        rejected_lengths_B: Tensor,
+        ref_chosen_B: Tensor | None,
+        ref_rejected_B: Tensor | None,
+    ) -> Losses:
+        """Loss of each pair (B,) and metrics, without the anchor. Summed log-probs of the answers and their lengths in
+        tokens; the reference's are None where `needs_reference` is False.
+        """
+        from ttpa.objectives import functional
+
+        reference: Any = (ref_chosen_B, ref_rejected_B)
+        return self._losses(functional, (chosen_B, rejected_B), (chosen_lengths_B, rejected_lengths_B), reference)
+
+    def _check(self) -> None:
+        """Refuses what else there is to refuse."""
+
+    def _losses(self, by: Any, answers: Both, lengths: Both, reference: Both) -> Losses:
+        """`losses` by the functions of `ttpa.objectives.functional`."""
+        raise NotImplementedError
 
 
 def _check_smoothing(label_smoothing: float) -> None:
@@ -35,7 +81,7 @@ def _check_smoothing(label_smoothing: float) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DPO:
+class DPO(PreferenceLoss):
     """Direct preference optimisation (2305.18290, Eq. 7); see `functional.dpo_losses`.
 
     Args:
@@ -47,37 +93,19 @@ class DPO:
         ConfigError: a value out of range.
     """
 
-    beta: float
     label_smoothing: float = 0.0
-    sft_weight: float = 0.0
-    consumes: ClassVar[str] = "pair"
-    contrasts: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = True
+    usual_beta: ClassVar[str] = "The DPO paper uses 0.1"
 
-    def __post_init__(self) -> None:
-        _check_beta(self.beta, "The DPO paper uses 0.1")
+    def _check(self) -> None:
         _check_smoothing(self.label_smoothing)
-        _check_weight(self.sft_weight)
 
-    def losses(
-        self,
-        chosen_B: Tensor,
-        rejected_B: Tensor,
-        chosen_lengths_B: Tensor,
-        rejected_lengths_B: Tensor,
-        ref_chosen_B: Tensor,
-        ref_rejected_B: Tensor,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of each pair (B,) and metrics, without the anchor."""
-        from ttpa.objectives import functional
-
-        return functional.dpo_losses(
-            chosen_B, rejected_B, ref_chosen_B, ref_rejected_B, beta=self.beta, label_smoothing=self.label_smoothing
-        )
+    def _losses(self, by: Any, answers: Both, lengths: Both, reference: Both) -> Losses:
+        found: Losses = by.dpo_losses(*answers, *reference, beta=self.beta, label_smoothing=self.label_smoothing)
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SimPO:
+class SimPO(PreferenceLoss):
     """Simple preference optimisation (2405.14734, Eq. 6); see `functional.simpo_losses`. Reference-free.
 
     Args:
@@ -89,15 +117,11 @@ class SimPO:
         ConfigError: a value out of range.
     """
 
-    beta: float
     gamma_beta_ratio: float
-    sft_weight: float = 0.0
-    consumes: ClassVar[str] = "pair"
-    contrasts: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = False
+    usual_beta: ClassVar[str] = "The SimPO paper uses 2.0 to 10"
 
-    def __post_init__(self) -> None:
-        _check_beta(self.beta, "The SimPO paper uses 2.0 to 10")
+    def _check(self) -> None:
         if not self.gamma_beta_ratio >= 0:
             raise ConfigError.at(
                 "objective.loss.gamma_beta_ratio",
@@ -105,32 +129,14 @@ class SimPO:
                 "must not be negative",
                 "It is gamma divided by beta; iTool's 2.5 / 0.5 is 0.2",
             )
-        _check_weight(self.sft_weight)
 
-    def losses(
-        self,
-        chosen_B: Tensor,
-        rejected_B: Tensor,
-        chosen_lengths_B: Tensor,
-        rejected_lengths_B: Tensor,
-        ref_chosen_B: Tensor | None,
-        ref_rejected_B: Tensor | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of each pair (B,) and metrics, without the anchor."""
-        from ttpa.objectives import functional
-
-        return functional.simpo_losses(
-            chosen_B,
-            rejected_B,
-            chosen_lengths_B,
-            rejected_lengths_B,
-            beta=self.beta,
-            gamma_beta_ratio=self.gamma_beta_ratio,
-        )
+    def _losses(self, by: Any, answers: Both, lengths: Both, reference: Both) -> Losses:
+        found: Losses = by.simpo_losses(*answers, *lengths, beta=self.beta, gamma_beta_ratio=self.gamma_beta_ratio)
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RobustDPO:
+class RobustDPO(PreferenceLoss):
     """DPO that is unbiased under flipped pairs (2403.00409); see `functional.robust_dpo_losses`.
 
     Args:
@@ -142,37 +148,18 @@ class RobustDPO:
         ConfigError: a value out of range.
     """
 
-    beta: float
     label_smoothing: float
-    sft_weight: float = 0.0
-    consumes: ClassVar[str] = "pair"
-    contrasts: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        _check_beta(self.beta, "TRL's default is 0.1")
+    def _check(self) -> None:
         _check_smoothing(self.label_smoothing)
-        _check_weight(self.sft_weight)
 
-    def losses(
-        self,
-        chosen_B: Tensor,
-        rejected_B: Tensor,
-        chosen_lengths_B: Tensor,
-        rejected_lengths_B: Tensor,
-        ref_chosen_B: Tensor,
-        ref_rejected_B: Tensor,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of each pair (B,) and metrics, without the anchor."""
-        from ttpa.objectives import functional
-
-        return functional.robust_dpo_losses(
-            chosen_B, rejected_B, ref_chosen_B, ref_rejected_B, beta=self.beta, label_smoothing=self.label_smoothing
-        )
+    def _losses(self, by: Any, answers: Both, lengths: Both, reference: Both) -> Losses:
+        found: Losses = by.robust_dpo_losses(*answers, *reference, beta=self.beta, label_smoothing=self.label_smoothing)
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hinge:
+class Hinge(PreferenceLoss):
     """The hinge of SLiC-HF (2305.10425) on log-ratios to the reference; see `functional.hinge_losses`.
 
     Args:
@@ -183,33 +170,15 @@ class Hinge:
         ConfigError: a value out of range.
     """
 
-    beta: float
-    sft_weight: float = 0.0
-    consumes: ClassVar[str] = "pair"
-    contrasts: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = True
+    usual_beta: ClassVar[str] = "TRL's default is 0.1, a margin of 10 nats"
 
-    def __post_init__(self) -> None:
-        _check_beta(self.beta, "TRL's default is 0.1, a margin of 10 nats")
-        _check_weight(self.sft_weight)
-
-    def losses(
-        self,
-        chosen_B: Tensor,
-        rejected_B: Tensor,
-        chosen_lengths_B: Tensor,
-        rejected_lengths_B: Tensor,
-        ref_chosen_B: Tensor,
-        ref_rejected_B: Tensor,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of each pair (B,) and metrics, without the anchor."""
-        from ttpa.objectives import functional
-
-        return functional.hinge_losses(chosen_B, rejected_B, ref_chosen_B, ref_rejected_B, beta=self.beta)
+    def _losses(self, by: Any, answers: Both, lengths: Both, reference: Both) -> Losses:
+        found: Losses = by.hinge_losses(*answers, *reference, beta=self.beta)
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IPO:
+class IPO(PreferenceLoss):
     """Identity preference optimisation (2310.12036, Eq. 17); see `functional.ipo_losses`.
 
     Args:
@@ -221,43 +190,18 @@ class IPO:
         ConfigError: a value out of range.
     """
 
-    beta: float
     length_normalised: bool = True
-    sft_weight: float = 0.0
-    consumes: ClassVar[str] = "pair"
-    contrasts: ClassVar[bool] = True
-    needs_reference: ClassVar[bool] = True
+    usual_beta: ClassVar[str] = "TRL's default is 0.1, a margin of 5 nats"
 
-    def __post_init__(self) -> None:
-        _check_beta(self.beta, "TRL's default is 0.1, a margin of 5 nats")
-        _check_weight(self.sft_weight)
-
-    def losses(
-        self,
-        chosen_B: Tensor,
-        rejected_B: Tensor,
-        chosen_lengths_B: Tensor,
-        rejected_lengths_B: Tensor,
-        ref_chosen_B: Tensor,
-        ref_rejected_B: Tensor,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of each pair (B,) and metrics, without the anchor."""
-        from ttpa.objectives import functional
-
-        return functional.ipo_losses(
-            chosen_B,
-            rejected_B,
-            ref_chosen_B,
-            ref_rejected_B,
-            chosen_lengths_B,
-            rejected_lengths_B,
-            beta=self.beta,
-            length_normalised=self.length_normalised,
+    def _losses(self, by: Any, answers: Both, lengths: Both, reference: Both) -> Losses:
+        found: Losses = by.ipo_losses(
+            *answers, *reference, *lengths, beta=self.beta, length_normalised=self.length_normalised
         )
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ORPO:
+class ORPO(PreferenceLoss):
     """Odds-ratio preference optimisation (2403.07691, Eq. 6); see `functional.orpo_loss`. Reference-free.
 
     Args:
@@ -268,35 +212,12 @@ class ORPO:
         ConfigError: a value out of range.
     """
 
-    beta: float
     sft_weight: float = 1.0
-    consumes: ClassVar[str] = "pair"
-    contrasts: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        _check_beta(self.beta, "TRL's default is 0.1")
-        _check_weight(self.sft_weight)
-
-    def losses(
-        self,
-        chosen_B: Tensor,
-        rejected_B: Tensor,
-        chosen_lengths_B: Tensor,
-        rejected_lengths_B: Tensor,
-        ref_chosen_B: Tensor | None,
-        ref_rejected_B: Tensor | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Odds-ratio loss of each pair (B,) and metrics, without the NLL."""
-        from ttpa.objectives import functional
-
-        return functional.orpo_losses(chosen_B, rejected_B, chosen_lengths_B, rejected_lengths_B, beta=self.beta)
-
-
-__all__ = ["DPO", "GRPO", "IPO", "ORPO", "RFT", "Gold", "Hinge", "PreferenceLoss", "RobustDPO", "SimPO"]
-
-PreferenceLoss: TypeAlias = DPO | SimPO | RobustDPO | Hinge | IPO | ORPO
-"""Objectives that contrast the two answers of a pair."""
+    def _losses(self, by: Any, answers: Both, lengths: Both, reference: Both) -> Losses:
+        found: Losses = by.orpo_losses(*answers, *lengths, beta=self.beta)
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
