@@ -23,7 +23,7 @@ What it does not do: decide which candidates become pairs (`ttpa.pairs`) or name
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -138,32 +138,23 @@ class ESM:
 def _parts(sample: Sample, gold: ToolCall, raw: ToolCall, against_gold: bool) -> dict[str, float]:
     """The five parts of one call against one target call, slips mended."""
     call = read_call(raw)
-    tool = None if call is None else sample.tool(call.name)
-    if call is None or tool is None:
-        return _ZERO
-    if not call.arguments:
-        return _ONE if call.name == gold.name and not gold.arguments else _ZERO
-    given, wanted = call.arguments, gold.arguments
-    size = max(len(given), len(wanted))
-    known = [key for key in given if key in tool.properties]
-    searched = wanted if against_gold else given
-    return {
-        "name": float(call.name == gold.name),
-        "required": _share(tool, searched),
-        "key": len(known) / size,
-        "type": sum(type_ok(given[key], tool.properties[key]) for key in known) / size,
-        "value": sum(
-            1.0 if values_equal(given[key], wanted[key]) else _likeness(given[key], wanted[key])
-            for key in given
-            if key in wanted
-        )
-        / size,
-    }
+    return _ZERO if call is None else _compared(sample, gold, call, against_gold, type_ok, values_equal)
 
 
 def _released_parts(sample: Sample, gold: ToolCall, raw: ToolCall) -> dict[str, float]:
     """The five parts as the released function counts them; arguments it cannot read are an empty object."""
     call = read_call(raw) or ToolCall(name=raw.name)
+    return _compared(sample, gold, call, True, _released_type, _python_equal)
+
+
+def _compared(
+    sample: Sample,
+    gold: ToolCall,
+    call: ToolCall,
+    against_gold: bool,
+    fits: Callable[[Any, Any], bool],
+    equal: Callable[[Any, Any], bool],
+) -> dict[str, float]:
     tool = sample.tool(call.name)
     if tool is None:
         return _ZERO
@@ -174,11 +165,11 @@ def _released_parts(sample: Sample, gold: ToolCall, raw: ToolCall) -> dict[str, 
     known = [key for key in given if key in tool.properties]
     return {
         "name": float(call.name == gold.name),
-        "required": _share(tool, wanted),
+        "required": _share(tool, wanted if against_gold else given),
         "key": len(known) / size,
-        "type": sum(_released_type(given[key], tool.properties[key]) for key in known) / size,
+        "type": sum(fits(given[key], tool.properties[key]) for key in known) / size,
         "value": sum(
-            1.0 if _python_equal(given[key], wanted[key]) else _likeness(given[key], wanted[key])
+            1.0 if equal(given[key], wanted[key]) else _likeness(given[key], wanted[key])
             for key in given
             if key in wanted
         )
