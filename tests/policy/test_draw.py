@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ttpa.policy.draw import Drawn, candidates_of, draw, random_bits
+from ttpa.policy.draw import ROUNDING, Drawn, candidates_of, draw, random_bits
 from ttpa.policy.engine import Sampling, TokenRule, key_of
 
 SCRIPT = (0.1, 0.4, 0.05, 0.25, 0.15, 0.05)
@@ -283,7 +283,7 @@ def test_candidates_are_the_top_k_within_delta_of_the_best(k: int, delta: float,
 
 
 def test_a_gap_equal_to_delta_is_within_it() -> None:
-    """Delta set to a gap, to the bit, and to the number below it; rounding could decide, so the draw is close."""
+    """Delta set to a gap, and to one below it by more than rounding; rounding could decide, so the draw is close."""
     row = torch.tensor([[1.0, 0.0, 1.0]])
 
     def chosen(delta: float) -> tuple[list[int], list[bool], Tensor]:
@@ -295,8 +295,31 @@ def test_a_gap_equal_to_delta_is_within_it() -> None:
     ids, mask, probs = chosen(0.0)
     assert set(ids[:2]) == {0, 2} and mask == [True, True, False] and probs.dtype == torch.float64
     gap = float(probs[0] - probs[2])
-    assert chosen(gap)[1] == [True, True, True] and chosen(math.nextafter(gap, 0))[1] == [True, True, False]
+    assert chosen(gap)[1] == [True, True, True] and chosen(gap - 2 * ROUNDING)[1] == [True, True, False]
     assert drawn(ruled(3, gap), row).close_R.tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("probs", "delta", "candidates"),
+    [
+        ((0.5, 0.3, 0.2), 0.2, 2),
+        ((0.6, 0.4), 0.2, 2),
+        ((0.55, 0.45), 0.1, 2),
+        ((0.45, 0.35, 0.2), 0.1, 2),
+        ((0.4, 0.35, 0.25), 0.05, 2),
+        ((0.35, 0.25, 0.25, 0.15), 0.1, 3),
+        ((0.7, 0.2, 0.1), 0.5, 2),
+        ((0.4, 0.4, 0.2), 0.0, 2),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gap_of_round_probabilities_equals_a_round_delta(
+    probs: tuple[float, ...], delta: float, candidates: int, dtype: torch.dtype
+) -> None:
+    logps = torch.tensor([probs], dtype=dtype).log()
+    rule = TokenRule(k=3, delta=delta, draw="uniform", span="everywhere")
+    for given in (logps, torch.log_softmax(logps, -1)):
+        assert candidates_of(given, rule)[2].sum() == candidates
 
 
 def test_a_sure_token_leaves_no_choice() -> None:

@@ -21,6 +21,8 @@ from ttpa.policy.engine import Sampling, TokenRule
 
 NOISE = 4e-5
 """Differences of log-probs below which a decision is called close; float32 rounding is about a tenth of it."""
+ROUNDING = 1e-6
+"""Probabilities computed in float32 differ from the true ones by less."""
 _ODD = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
 """Odd 64-bit constants: the golden ratio's and the two of the splitmix64 finaliser (Steele et al. 2014), as signed."""
 
@@ -38,7 +40,7 @@ class Drawn:
 
 
 def candidates_of(logps_RV: Tensor, rule: TokenRule) -> tuple[Tensor, Tensor, Tensor]:
-    """The tokens a rule may draw: C = {v in top k : p_1 - p_v <= delta}.
+    """The tokens a rule may draw: C = {v in top k : p_1 - p_v <= delta}, equality up to rounding.
 
     Args:
         logps_RV: Natural-log probabilities.
@@ -49,7 +51,7 @@ def candidates_of(logps_RV: Tensor, rule: TokenRule) -> tuple[Tensor, Tensor, Te
     """
     top_RK, ids_RK = logps_RV.double().topk(min(rule.k, logps_RV.shape[-1]), -1)
     probs_RK = top_RK.exp()
-    return ids_RK, probs_RK, probs_RK[:, :1] - probs_RK <= rule.delta
+    return ids_RK, probs_RK, probs_RK[:, :1] - probs_RK <= rule.delta + ROUNDING
 
 
 def _mixed(x: Tensor) -> Tensor:
