@@ -157,6 +157,13 @@ def test_form_is_told_by_type_unless_said() -> None:
         ("java", "A.f(x=new int[3], y=1)", FAILED),
         ("java", "f(x=1)", FAILED),  # shorter than what the official parser mends
         ("java", "The answer is 5.", FAILED),
+        ("java", "[[A.f(x='y', z=5)]]", ("A.f", {"x": "y", "z": "5"})),
+        ("java", "[ [A.f(x=12)] ;]", ("A.f", {"x": "12"})),
+        ("java", "[[A.f(x=1)]]", FAILED),
+        ("java", "[[A.f(x=1)];]", ("A.f", {"x": "1"})),
+        ("java", "[[A.f(x='y', z=5);]]", FAILED),
+        ("java", "[[[A.f(x='y', z=5)]]]", FAILED),
+        ("java", "[[A.f(x='y')], [A.f(x='z')]]", FAILED),
         ("java", "", WRONG_FORM),
         ("java", "new Thing(x=1)", WRONG_FORM),
         ("javascript", "f(a=[1, 'x'], b={k: 1, 'l': [2]}, c=\"s\")",

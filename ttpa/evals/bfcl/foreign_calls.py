@@ -20,6 +20,7 @@ from ttpa.evals.bfcl.python_calls import MAX_CHARS, Call, Undecodable
 
 _NAME = r"[A-Za-z_]\w*"
 _HEAD = re.compile(rf"({_NAME}(?:\.{_NAME})*)\(", re.ASCII)
+_WRAPPED = re.compile(r"\s*\[(.*[^;\s])\s*\]\s*(;?)\s*", re.DOTALL)
 _ARGUMENT = re.compile(
     rf"""\s*({_NAME})\s*=\s*(?:"([^"\\\n]*)"|'([^'\\\n]*)'|(-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?|{_NAME}))\s*([,)])""",
     re.ASCII,
@@ -51,6 +52,8 @@ def read_foreign_call(text: str, language: Language) -> Call | None:
     text = text[1:-1]
     if len(text) > MAX_CHARS:
         raise Undecodable(f"longer than {MAX_CHARS} characters")
+    if language == "java":
+        text = _unwrapped(text)
     quick = _quick(text, language)
     if quick is not None:
         return quick
@@ -66,6 +69,14 @@ def read_foreign_call(text: str, language: Language) -> Call | None:
         raise Undecodable("a surrogate without its partner") from None
     except RecursionError:
         raise Undecodable("nested too deeply") from None
+
+
+def _unwrapped(text: str) -> str:
+    """Java without a second pair of brackets, which the official parser reads over but in short texts."""
+    found = _WRAPPED.fullmatch(text)
+    if found is None or not (found[2] or len(text.encode(errors="surrogatepass")) >= MENDED_BYTES):
+        return text
+    return found[1] + ";"  # as a statement: how short it is without the brackets plays no part
 
 
 def _quick(text: str, language: Language) -> Call | None:
