@@ -144,6 +144,7 @@ def test_what_can_run_is_let_through(facts: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("word", ["cluster=slurm", "cluster=local,joblib"])
 def test_a_launcher_that_is_not_installed_is_named_with_the_extra(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster.shutil, "which", lambda program: f"/bin/{program}")
     cluster.check_plugins([word, "seed=0,1"])
 
     def missing(package: str) -> None:
@@ -153,6 +154,25 @@ def test_a_launcher_that_is_not_installed_is_named_with_the_extra(word: str, mon
     with pytest.raises(ConfigError, match=r"pip install 'ttpa\[cluster\]'"):
         cluster.check_plugins([word, "seed=0,1"])
     cluster.check_plugins(["cluster=local", "seed=0,1"])
+
+
+def test_slurm_needs_a_machine_that_can_submit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster.shutil, "which", lambda program: None)
+    with pytest.raises(ConfigError) as caught:
+        cluster.check_plugins(["cluster=slurm_preemptible"])
+    assert str(caught.value) == (
+        "cluster=slurm_preemptible: no srun on this machine. Start it on a login node, or use cluster=joblib."
+    )
+    cluster.check_plugins(["cluster=slurm"], launches=False)  # --cfg job shows it anywhere
+    cluster.check_plugins(["cluster=slurm", "cluster=local"])  # the last one counts
+
+
+def test_a_cell_is_refused_where_the_launcher_starts_one_process() -> None:
+    with pytest.raises(ConfigError, match="devices=2: a sweep with cluster=joblib starts one process a cell"):
+        cluster.check_cell(["cluster=slurm", "seed=0", "cluster=joblib"], 2)
+    cluster.check_cell(["seed=0"], 1)
+    for words in (["cluster=slurm"], ["cluster=of_my_own"], ["hydra/launcher=submitit_slurm"]):
+        cluster.check_cell(words, 2)
 
 
 def test_cells_side_by_side_write_lines_and_redraw_nothing() -> None:

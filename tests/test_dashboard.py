@@ -144,6 +144,18 @@ def test_a_mistake_is_named_with_what_there_is(words: list[str], said: str) -> N
         dashboard.parse(words)
 
 
+@pytest.mark.parametrize(("out", "why"), [("folder", "Is a directory"), ("file/x.json", "File exists")])
+def test_a_place_that_cannot_be_written_is_one_line(
+    out: str, why: str, alone: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    (alone / "folder").mkdir()
+    (alone / "file").touch()
+    with pytest.raises(SystemExit) as ended:
+        run("demo", f"out={out}", monkeypatch=monkeypatch)
+    wanted = f"ttpa-dashboard: error: out={out}: cannot be written ({why}). Give a file in a folder.\n"
+    assert (ended.value.code, capsys.readouterr().err) == (2, wanted)
+
+
 @pytest.mark.usefixtures("alone")
 def test_a_refusal_of_the_server_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     def refuse(_: Any) -> None:

@@ -154,24 +154,30 @@ def measured(accuracy: float) -> dict[str, Any]:
 GIVEN = {"sft_10": 0.50, "sft_30": 0.60, "sft_100": 0.62, "itool_10": 0.52, "itool_30": 0.64, "itool_100": 0.70}
 
 
+def rows_of_the_table() -> list[cells.Cell]:
+    wanted = spec.load(ROOT / "experiments" / "itool_gain_decay")
+    with cells.Composer() as composer:
+        return cells.cells_of(composer, wanted, wanted.preset("embedded"))
+
+
+def write(cell: cells.Cell, folder: Path, accuracy: float, **other: Any) -> None:
+    """A made-up result row of the cell, with other settings in some groups."""
+    groups = {group: json.loads(text) for group, text in zip(config.IDENTITY, cell.key.groups, strict=True)}
+    row = {
+        "run": "", "row_version": 1, "name": "any", "seed": cell.seed, "rounds": cell.key.rounds, "choices": {},
+        "config": {**groups, **other}, "stages": {"baseline": "evaluate-0", "evaluation": "evaluate-1"},
+        "versions": dict(VERSIONS), "baseline": measured(0.4), "explored": {}, "cost": {},
+        "metrics": measured(accuracy),
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    (folder / f"{cell.row.key}-{cell.seed}.jsonl").write_text(json.dumps(row) + "\n")
+
+
 def test_reading_results_of_a_folder(tmp_path: Path) -> None:
     """Rows of the real table, made up here but for one cell; nothing is run, and the curves are what was given."""
-    folder = ROOT / "experiments" / "itool_gain_decay"
-    wanted = spec.load(folder)
-    with cells.Composer() as composer:
-        every = cells.cells_of(composer, wanted, wanted.preset("embedded"))
-    (tmp_path / "results").mkdir()
-    for cell in every:
-        if cell.row.key not in GIVEN or (cell.row.key, cell.seed) == ("itool_100", 2):
-            continue
-        groups = {group: json.loads(text) for group, text in zip(config.IDENTITY, cell.key.groups, strict=True)}
-        row = {
-            "run": "", "row_version": 1, "name": "any", "seed": cell.seed, "rounds": cell.key.rounds, "choices": {},
-            "config": groups, "stages": {"baseline": "evaluate-0", "evaluation": "evaluate-1"},
-            "versions": dict(VERSIONS), "baseline": measured(0.4), "explored": {}, "cost": {},
-            "metrics": measured(GIVEN[cell.row.key] + 0.01 * (cell.seed - 1)),
-        }  # fmt: skip
-        (tmp_path / "results" / f"{cell.row.key}-{cell.seed}.jsonl").write_text(json.dumps(row) + "\n")
+    for cell in rows_of_the_table():
+        if cell.row.key in GIVEN and (cell.row.key, cell.seed) != ("itool_100", 2):
+            write(cell, tmp_path / "results", GIVEN[cell.row.key] + 0.01 * (cell.seed - 1))
     check = f"""
         given = {GIVEN!r}
         assert not tiny and "temporary" not in globals() and "not results" not in axes.get_title()
@@ -192,13 +198,25 @@ def test_reading_results_of_a_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 
+def test_reading_kept_records_where_other_tables_share_the_warm_up(tmp_path: Path) -> None:
+    """A run of another objective has the first row of the table, and no other."""
+    write(rows_of_the_table()[0], tmp_path / "results", 0.5, objective={})
+    check = """
+        assert not tiny and RESULTS == RECORDS and (there, missing) == (21, 0)
+        assert all(estimate.n == 3 for points in curves.values() for _, _, estimate in points)
+    """
+    execute("03_reading_results", tmp_path, check, 'RESULTS, STORE = Path("results"), Path("store")')
+
+
 @pytest.mark.slow
 def test_reading_results_of_tiny_runs(tmp_path: Path) -> None:
-    """Without rows the notebook makes some; the figure has what their files say."""
+    """Without rows but of the shared warm-up the notebook makes some; the figure has what their files say."""
+    write(rows_of_the_table()[0], tmp_path / "results", 0.5, objective={})
     check = """
         import json
         import statistics
 
+        assert (there, missing) == (1, 20)
         assert tiny and "not results" in axes.get_title() and not any(line.missing for line in table.lines)
         rows = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.jsonl"))]
         assert len(rows) == 12 and STORE.is_dir()
@@ -210,6 +228,7 @@ def test_reading_results_of_tiny_runs(tmp_path: Path) -> None:
                 some = [row[role]["accuracy"]["value"] for row in mine if row["config"]["select"]["limit"] == limit]
                 assert abs(estimate.value - 100 * statistics.mean(some)) < 1e-9 and len(some) == 2
     """
-    notebook = execute("03_reading_results", tmp_path, check, 'RESULTS, STORE = Path("results"), Path("store")')
+    places = 'RESULTS, STORE, RECORDS = Path("results"), Path("store"), Path("results")'
+    notebook = execute("03_reading_results", tmp_path, check, places)
     assert pictures(notebook) == 1
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]

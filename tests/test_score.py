@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ttpa.errors import ConfigError
-from ttpa.records import Candidate, Sample, ToolCall, dumps, write_jsonl
+from ttpa.records import Candidate, Sample, Score, ToolCall, dumps, write_jsonl
 from ttpa.score import BENCHMARK_KEYS, SCORER_KEYS, main, parse
 from ttpa.toolcall import get_syntax
 
@@ -253,7 +253,10 @@ def test_data_folders_that_cannot_be_used(run: Any, tmp_path: Path) -> None:
     assert "no such file" in told(lambda folder: (folder / answers).unlink())
     assert f"{answers}:2: no id and ground_truth" in told(replace(answers, [wanted, {"id": "multiple_1"}]))
     assert "no accepted answers for multiple_1" in told(replace(answers, [wanted]))
-    assert "no question multiple_1" in told(replace("BFCL_v4_multiple.json", [question]))
+    assert f"{answers}:2: no question multiple_1 in " in told(replace("BFCL_v4_multiple.json", [question]))
+    assert f"{answers}:2: multiple_0 is there twice" in told(replace(answers, [wanted, wanted]))
+    of_text = {"id": "multiple_0", "function": [{"name": "f.x", "parameters": {"required": 5}}]}
+    assert "BFCL_v4_multiple.json:1 and " in told(replace("BFCL_v4_multiple.json", [of_text]))
     assert "multiple_0 is there twice" in told(replace("BFCL_v3_irrelevance.json", [question]))
     other = {"id": "multiple_0", "function": [{"name": "g"}]}
     assert "calls 'f.x', which has no document" in told(replace("BFCL_v4_multiple.json", [other]))
@@ -345,21 +348,79 @@ def test_scorer_with_another_syntax(run: Any, tmp_path: Path, toy_samples: tuple
     assert answer.status == 0 and answer.rows[0]["valid"]
 
 
-def test_scorer_wrong_rows(run: Any, tmp_path: Path, toy_samples: tuple[Sample, ...]) -> None:
+def test_scorer_wrong_rows(
+    run: Any, tmp_path: Path, toy_samples: tuple[Sample, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = Score(value=0.0, exact=False)
+    monkeypatch.setattr("ttpa.score._make_scorer", lambda options: lambda sample, candidate: wrong)
     write_jsonl(tmp_path / "samples.jsonl", toy_samples)
     samples = f"samples={tmp_path / 'samples.jsonl'}"
     for row, message in (
         ({"id": "toy-9", "result": "[]"}, "unknown id toy-9"),
         ({"id": "toy-0", "result": 5}, "neither a text nor a list"),
         ({"sample_id": "toy-0", "calls": "[{]"}, "no candidate"),
+        ({"sample_id": "toy-0", "calls": "[" * 100_000}, "no candidate"),
+        ({"sample_id": ["toy-0"], "calls": None}, "no candidate"),
+        ({"sample_id": "toy-0", "calls": [{"name": 5, "arguments": {}}]}, "no candidate"),
     ):
         outputs = lines(tmp_path / "outputs", [{"id": "toy-0", "result": "[]"}, row])
         answer = run("scorer=esm", samples, f"outputs={outputs}")
         assert answer.status == 1 and f"{outputs}:2: " in answer.err and message in answer.err
         assert len(answer.rows) == 1
-    bad = lines(tmp_path / "bad", [{"id": "toy-0"}])
-    answer = run("scorer=esm", f"samples={bad}", f"outputs={outputs}")
-    assert answer.status == 1 and f"{bad}:1: no sample" in answer.err
+    good = toy_samples[0].to_json()
+    wrong_fields = [
+        {"id": 5}, {"id": ["x"]}, {"dialogue_id": ["x"]}, {"tools": "[" * 100_000},
+        {"tools": '[{"name": "f", "parameters": 5}]'}, {"tools": '[{"name": "f", "parameters": {"required": 5}}]'},
+        {"target": '[{"name": "f", "arguments": 5}]'}, {"target": '[{"name": ["f"], "arguments": {}}]'},
+    ]  # fmt: skip
+    for row in ({"id": "toy-0"}, *({**good, **fields} for fields in wrong_fields)):
+        bad = lines(tmp_path / "bad", [row])
+        answer = run("scorer=esm", f"samples={bad}", f"outputs={outputs}")
+        assert answer.status == 1 and f"{bad}:1: no sample" in answer.err
+    answer = run("scorer=esm", f"samples={lines(tmp_path / 'bad', [good, good])}", f"outputs={outputs}")
+    assert answer.status == 1 and f"{bad}:2: toy-0 is there twice" in answer.err
+
+
+@pytest.mark.parametrize("syntax", ["python", "json"])
+@pytest.mark.parametrize("scorer", ["esm", "ast", "slm_json", "toolrl"])
+def test_arguments_that_are_no_object(
+    run: Any, tmp_path: Path, toy_samples: tuple[Sample, ...], scorer: str, syntax: str
+) -> None:
+    """They are the model's mistake, whatever they are, and the next row is scored."""
+    samples = tmp_path / "samples.jsonl"
+    write_jsonl(samples, toy_samples)
+    broken = ['{"city": "Paris"', "[1]", "5", 5, None, [1]]
+    rows: list[Any] = [{"id": "toy-0", "result": [{"get_weather": arguments}]} for arguments in broken]
+    rows.append({"id": "toy-4", "result": [{"get_weather": '{"city": "Paris"}'}, {"get_weather": "{"}]})
+    right = {"id": "toy-0", "result": [{"get_weather": {"city": "Paris"}}]}
+    outputs = lines(tmp_path / "outputs", [*rows, right])
+    answer = run(f"scorer={scorer}", f"samples={samples}", f"outputs={outputs}", f"syntax={syntax}")
+    assert answer.status == 0, answer.err
+    assert [row["six_error"] for row in answer.rows[:-1]] == ["format"] * len(rows)
+    assert answer.rows[-1]["score"] > 0
+
+
+def test_what_is_valid_shows_no_error(run: Any, tmp_path: Path, toy_samples: tuple[Sample, ...]) -> None:
+    """Also where a scorer of its own mind takes an unreadable text for the words that are wanted."""
+    samples = tmp_path / "samples.jsonl"
+    write_jsonl(samples, toy_samples)
+    outputs = lines(tmp_path / "outputs", [{"id": "toy-5", "result": None}, {"id": "toy-0", "result": None}])
+    answer = run("scorer=slm_json", f"samples={samples}", f"outputs={outputs}")
+    assert [(row["valid"], row["six_error"]) for row in answer.rows] == [(True, ""), (False, "format")]
+
+
+def test_calls_of_rows_that_are_no_candidates(run: Any, tmp_path: Path, toy_samples: tuple[Sample, ...]) -> None:
+    """Only a row with sample_id and without a result is a candidate; its calls may be a list."""
+    samples = tmp_path / "samples.jsonl"
+    write_jsonl(samples, toy_samples)
+    call = {"name": "get_weather", "arguments": {"city": "Paris"}}
+    rows = [
+        {"id": "toy-0", "result": '[get_weather(city="Paris")]', "calls": 3},
+        {"sample_id": "toy-0", "calls": [call]},
+        {"sample_id": "toy-0", "calls": []},
+    ]
+    answer = run("scorer=esm", f"samples={samples}", f"outputs={lines(tmp_path / 'outputs', rows)}")
+    assert [row["valid"] for row in answer.rows] == [True, True, False], answer.err
 
 
 # --- as a process ----------------------------------------------------------------------------------------------------
@@ -466,6 +527,45 @@ def test_a_hostile_answer_does_not_stop_the_file(run: Any, tmp_path: Path, resul
     assert [row["valid"] for row in answer.rows] == [False, True]
     answer = run("benchmark=bfcl", f"data={data}", f"outputs={lines(tmp_path / 'o', ['{9' + '9' * 6000, good])}")
     assert answer.status == 1 and "o:1: not JSON" in answer.err
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize("other", ["9" * 5000, DEEP, f'[{{"id": "multiple_3"}}, {DEEP}]'])
+def test_a_hostile_value_beside_the_answer(run: Any, tmp_path: Path, other: str) -> None:
+    """The answer counts, and wherever the id stands it is found."""
+    outputs = lines(tmp_path / "o", [f'{{"note": {other}, "result": "f.x(a=1)", "id": "multiple_0"}}'])
+    answer = run("benchmark=bfcl", f"data={small(tmp_path / 'data')}", f"outputs={outputs}")
+    assert answer.status == 0, answer.err
+    assert [(row["id"], row["valid"]) for row in answer.rows] == [("multiple_0", True)]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (f'{{"id": "irrelevance_0", "note": {DEEP}}}', "irrelevance_0 has no result"),
+        (f'{{"id": "irrelevance_0", "result": {DEEP}', "not JSON"),
+        (f'{{"id": "irrelevance_0", "result": {DEEP[:150_000]}', "not JSON"),
+        ('{"id": "irrelevance_0", "result": "' + '\\"' * 100_000, "not JSON"),
+        (DEEP, "a list where a row"),
+    ],
+    ids=["no result", "cut", "cut within", "cut text", "no row"],
+)
+def test_a_hostile_row_that_is_no_answer(run: Any, tmp_path: Path, row: str, message: str) -> None:
+    good = {"id": "irrelevance_0", "result": "No."}
+    outputs = lines(tmp_path / "o", [good, row])
+    answer = run("benchmark=bfcl", f"data={small(tmp_path / 'data')}", f"outputs={outputs}")
+    assert answer.status == 1 and f"{outputs}:2: " in answer.err and message in answer.err
+    assert len(answer.rows) == 1
+
+
+@pytest.mark.parametrize("key", ["outputs", "samples"])
+def test_a_file_that_is_not_utf_8(run: Any, tmp_path: Path, key: str) -> None:
+    (tmp_path / "o").write_bytes('\n{"id": "irrelevance_0", "result": "\xe9t\xe9"}\n'.encode("latin-1"))
+    first = ["scorer=esm", "outputs=-"] if key == "samples" else ["benchmark=bfcl", f"data={small(tmp_path / 'data')}"]
+    answer = run(*first, f"{key}={tmp_path / 'o'}")
+    assert answer.status == 1 and "o:2: not UTF-8 (" in answer.err and "Save the file as UTF-8." in answer.err
 
 
 def test_against_itself_and_too_few(run: Any, tmp_path: Path) -> None:

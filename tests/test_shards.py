@@ -69,7 +69,7 @@ def test_ids_under_another_key(tmp_path: Path) -> None:
     assert Shard(tmp_path / "s", key="sample_id").done_ids() == {"a"}
 
 
-@pytest.mark.parametrize("tail", [B[:-1], b'{"id":"b","x"', b"\0\0\0", b'{"id":"b",\n', b"[1]\n", b'{"x":1}\n'])
+@pytest.mark.parametrize("tail", [B[:-1], b'{"id":"b","x"', b"\0\0\0", b'{"id":"b",\n', b"{"])
 def test_a_torn_last_line_is_no_row_and_is_cut_off_by_the_next_append(tmp_path: Path, tail: bytes) -> None:
     path = tmp_path / "s"
     path.write_bytes(A + tail)
@@ -127,6 +127,16 @@ def test_a_damaged_line_before_the_last_is_an_error_with_its_place(tmp_path: Pat
     with pytest.raises(DataError, match=r"s:2: "):
         Shard(path).append([{"id": "c"}])
     assert path.read_bytes() == A + b"oops\n" + B
+
+
+@pytest.mark.parametrize("before", [b"", A])
+@pytest.mark.parametrize("tail", [b"[1]\n", b'{"x":1}\n', b'{"x":1}', b'{"id":3}', b"5", b"notes"])
+def test_a_last_line_that_no_kill_leaves_is_not_cut_off(tmp_path: Path, before: bytes, tail: bytes) -> None:
+    path = tmp_path / "s"
+    path.write_bytes(before + tail)
+    with pytest.raises(DataError, match=f"s:{1 + bool(before)}: not a JSON object with text under 'id'"):
+        Shard(path).append([{"id": "b", "x": 2}])
+    assert path.read_bytes() == before + tail
 
 
 @pytest.mark.parametrize("bad", [{"x": 1}, {"id": 3}, {"id": None}])

@@ -126,6 +126,12 @@ def test_a_cell_that_cannot_run_says_why(folder: Path) -> None:
     assert "failed" in lines[0] and "Use sampler=mcts" in lines[0] and not done
 
 
+def test_a_value_of_another_type_is_said_as_a_run_says_it(folder: Path) -> None:
+    lines, done = status.report(folder, None, ["sampler.n=abc"])
+    said = "sampler.n=abc: must be a whole number (the default is 6), not text. See conf/sampler/ for what it means."
+    assert lines[0] == f"group seed=0  failed   {said}" and not done
+
+
 @pytest.mark.parametrize(
     ("changed", "said"), [({"versions": {"align": 0}}, "built by align 0"), ({}, "built by other files")]
 )

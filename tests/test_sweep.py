@@ -21,7 +21,7 @@ from tests.test_pipeline import SMALL
 from ttpa import config, sweep
 from ttpa.errors import ConfigError, TtpaError
 from ttpa.stages import VERSIONS
-from ttpa.status import plan, report
+from ttpa.status import error_of, plan, report
 from ttpa.tables.cli import table as made
 
 FOLDER = "experiments/product"
@@ -51,17 +51,16 @@ class FakeLaunch:
     """A launcher that builds nothing: it marks the stages a job would build, and writes the record of a whole run.
 
     Args:
-        fails: Job -> role of the stage that it cannot build; None where it can build all.
+        fails: Job -> role of the stage that it cannot build, "start" where it is refused before any; None where it can
+            build all.
     """
 
     def __init__(self, fails: Callable[[str], str | None] = lambda job: None) -> None:
         self.fails = fails
         self.waves: list[list[str]] = []
         self.built: list[str] = []
-        self.made_with: list[Sequence[str]] = []
 
     def make(self, overrides: Sequence[str]) -> FakeLaunch:
-        self.made_with.append(overrides)
         return self
 
     def __call__(self, jobs: Sequence[Sequence[str]]) -> list[BaseException | None]:
@@ -73,9 +72,13 @@ class FakeLaunch:
         with open_dict(cfg):
             cfg.choices = {group: name for group, name in cfg.hydra.runtime.choices.items() if group in config.IDENTITY}
             del cfg["hydra"]
-        stages = plan(cfg)
+        stages, broken = plan(cfg), self.fails(" ".join(job))
+        if broken == "start":
+            return TtpaError("refused")
         for role, stage in stages.items():
-            if role == self.fails(" ".join(job)):
+            if role == broken:
+                error_of(stage).parent.mkdir(parents=True, exist_ok=True)
+                error_of(stage).write_text("Traceback ...")
                 return TtpaError(f"{role} broke")
             if not stage.cached:
                 stage.path.mkdir(parents=True)
@@ -114,7 +117,9 @@ def test_waves_send_one_job_a_stage_and_then_every_cell(table: Callable[..., Non
     assert Counter(fake.built) == {"data": 2, "warmup": 2, "explore": 4, "align": 8, "evaluate": 10}
     again = FakeLaunch()
     assert run(again) == 0
-    assert again.waves == [] and again.made_with == []
+    assert again.waves == []
+    with pytest.raises(ConfigError, match="cluster/nowhere"):  # the launcher is looked for all the same
+        sweep.sweep([FOLDER, "cluster=nowhere"])
 
 
 def test_what_is_there_is_not_launched(table: Callable[..., None]) -> None:
@@ -187,6 +192,44 @@ def test_a_cell_that_is_refused_is_a_failure_without_a_job(
     assert "failed: bad seed=0: pairs=siblings takes pairs from a search tree" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("sampler.n=2.0", "must be a whole number (the default is 6), not a number. See conf/sampler/"),
+        ("trainer.lightning.devices=2", "a sweep with cluster=local starts one process a cell. Use 1"),
+    ],
+)
+def test_a_refused_cell_does_not_stop_those_that_share_its_stages(
+    word: str, said: str, table: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It comes first, so it would be sent for all of them."""
+    table(
+        rows=[{"key": "bad", "label": "bad", "overrides": ["objective=dpo", "sampler=group", word]}, ROWS[1]], seeds=[0]
+    )
+    fake = FakeLaunch()
+    assert run(fake) == 1
+    assert [len(wave) for wave in fake.waves] == [1, 2, 4] and word not in str(fake.waves)
+    assert capsys.readouterr().err.startswith(f"ttpa-sweep: failed: bad seed=0: {word}: {said}")
+
+
+def test_a_job_that_builds_nothing_is_followed_by_the_next_cell_that_shares_its_stage(
+    table: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The traceback that an earlier sweep left is no sign of a build."""
+    table(seeds=[0])
+    assert run(FakeLaunch(lambda job: "warmup")) == 1
+    assert capsys.readouterr().err.count("not launched") == 3
+    fake = FakeLaunch(lambda job: "start" if "sampler=group objective=dpo" in job else None)
+    assert run(fake) == 1
+    assert [job.split(" seed")[0] for wave in fake.waves[:3] for job in wave] == [
+        "sampler=group objective=dpo", "sampler=group objective=simpo", "sampler=group objective=simpo",
+        "sampler=tps objective=dpo",
+    ]  # fmt: skip
+    assert [len(wave) for wave in fake.waves] == [1, 1, 2, 3]
+    err = capsys.readouterr().err
+    assert "failed: group+dpo seed=0: TtpaError: refused\n" in err and "not launched" not in err
+
+
 def test_outdated_records_are_run_again_only_on_request(table: Callable[..., None]) -> None:
     run(FakeLaunch(), "seed=0")
     path = next(Path("results").iterdir())
@@ -224,7 +267,8 @@ def test_what_breaks_the_launcher_is_no_verdict_on_a_cell(table: Callable[..., N
     [
         (["outdated=yes"], "outdated=yes: must be true or false"),
         (["preset=gpu"], "preset=gpu: not in"),
-        (["cluster=nowhere"], "cluster/nowhere"),
+        (["cluster=nowhere"], "slurm_preemptible. Correct the launcher's overrides: cluster=nowhere."),
+        (["cluster=joblib", "cluster.jobs=abc"], "overrides: cluster=joblib cluster.jobs=abc."),
         (["sampler.x=1"], "sampler.x"),
     ],
 )

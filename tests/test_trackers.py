@@ -19,7 +19,7 @@ from omegaconf import open_dict
 from ttpa import config, pipeline
 from ttpa.errors import ConfigError
 from ttpa.modules.sft import SFTModule
-from ttpa.trackers import TRACKED, StageFacts, Tracking, has_key
+from ttpa.trackers import TRACKED, StageFacts, Tracking, check_options, has_key
 from ttpa.trackers.wandb import WandbTracker, flat, mode_of
 
 TINY = (
@@ -82,6 +82,9 @@ class Run:
 
 def runs_below(folder: Path) -> dict[str, Run]:
     """Run id -> run; fails when an id was opened twice."""
+    import wandb
+
+    wandb.teardown()  # a run of this process is finished before its last records are in the file
     found = [Run(path) for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]
     assert len({one.run.run_id for one in found}) == len(found)
     return {one.run.run_id: one for one in found}
@@ -284,12 +287,14 @@ def test_a_tracker_is_opened_told_and_closed_and_its_failures_cost_nothing(
     stage: str, fails: str, log: list[str]
 ) -> None:
     seen: list[str] = []
+    shown: list[str] = []
     tracking = Tracking(lambda *_: Fake(seen, fails), tracks=True)
     tracking.begin(facts(stage), Path())
-    tracking.publish(Path(stage), {})
+    tracking.publish(Path(stage), {}, shown.append)
     tracking.end(failed=False)
     tracking.end(failed=False)
     assert seen == log and tracking.logger is False
+    assert shown == ["logger: align was not published: OSError: no network"] * (fails == "publish")
 
 
 def test_a_tracker_that_cannot_be_opened_stops_the_run() -> None:
@@ -308,6 +313,43 @@ def test_a_server_that_refuses_is_told_in_one_line(tmp_path: Path, monkeypatch: 
     options = {"save_dir": str(tmp_path), "project": "p", "entity": None, "offline": False}
     with pytest.raises(ConfigError, match="align-0123456789ab in project p: API key is wrong. .*logger=csv"):
         WandbTracker(facts=facts(), table_rows=1, max_artifact_mb=1.0, **options).begin()
+
+
+def test_a_place_that_cannot_be_a_folder_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    options = {"save_dir": str(tmp_path / "file"), "project": "p", "entity": None, "offline": True}
+    with pytest.raises(ConfigError) as caught:
+        WandbTracker(facts=facts(), table_rows=1, max_artifact_mb=1.0, **options)
+    why = "cannot be made a folder (File exists). Give another folder."
+    assert str(caught.value) == f"logger.save_dir={tmp_path / 'file'}: {why}"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("wandb", "table_rows=-1"), "must be a whole number, 0 or more"),
+        (("wandb", "table_rows=1.5"), "must be a whole number, 0 or more"),
+        (("wandb", "max_artifact_mb=-5"), "must be a number, 0 or more"),
+        (("wandb", "max_artifact_mb=nan"), "must be a number, 0 or more"),
+        (("wandb", "offline=maybe"), "must be true, false or null"),
+        (("wandb", "entity=5"), "must be a user, a team or null"),
+        (("wandb", "project=null"), "must be a name"),
+        (("wandb", "save_dir=5"), "must be a folder"),
+        (("csv", "save_dir=5"), "must be a folder"),
+    ],
+)
+def test_a_value_that_a_logger_cannot_have_stops_the_run_before_any_stage(
+    words: tuple[str, str], said: str, alone: Path
+) -> None:
+    option, value = words
+    with pytest.raises(ConfigError) as caught:
+        run_here(f"logger={option}", f"logger.{value}")
+    shown = value.replace("null", "None")
+    assert str(caught.value).startswith(f"logger.{shown}: {said}. See conf/logger/") and not list(alone.iterdir())
+
+
+def test_the_smallest_values_are_accepted() -> None:
+    check_options({"project": "p", "entity": None, "offline": None, "table_rows": 0, "max_artifact_mb": 0})
 
 
 def test_a_key_decides_whether_runs_are_uploaded(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -31,16 +32,22 @@ def _run_id(*, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
 
 
-def _check_overrides(cfg: DictConfig) -> None:
-    """Types of overridden values, against the same options without them."""
-    groups = set(HydraConfig.get().runtime.choices)
+def chosen_and_set(overrides: Iterable[str], is_group: Callable[[str], bool]) -> tuple[list[str], list[str]]:
+    """The overrides that choose options, and the keys that the others set: what `config.check_types` compares."""
     chosen, keys = [], []
-    for override in HydraConfig.get().overrides.task:
+    for override in overrides:
         key = override.lstrip("+~").split("=")[0]
-        if key.split("@")[0] in groups or override.startswith("~"):
+        if is_group(key.split("@")[0]) or override.startswith("~"):
             chosen.append(override)
         elif not override.startswith("+") or override.startswith("++"):
             keys.append(key)
+    return chosen, keys
+
+
+def _check_overrides(cfg: DictConfig) -> None:
+    """Types of overridden values, against the same options without them."""
+    groups = set(HydraConfig.get().runtime.choices)
+    chosen, keys = chosen_and_set(HydraConfig.get().overrides.task, groups.__contains__)
     if keys:
         config.check_types(cfg, hydra.compose("config", overrides=chosen), keys)
 
@@ -58,6 +65,7 @@ def job(cfg: DictConfig) -> None:
     hydra_cfg = HydraConfig.get()
     single = hydra_cfg.mode == RunMode.RUN
     try:
+        _check_overrides(cfg)
         cluster.check_launch(
             choice=hydra_cfg.runtime.choices["cluster"],
             sweep=not single,
@@ -67,7 +75,6 @@ def job(cfg: DictConfig) -> None:
         )
         if not single and "gpus" in cfg.cluster:
             cluster.take_gpu(cfg.cluster.gpus)
-        _check_overrides(cfg)
         _prepare(cfg)
         folder = Path(hydra_cfg.runtime.output_dir)
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
@@ -108,7 +115,7 @@ def main() -> None:
     if len(sys.argv) == 1:
         sys.argv.append("experiment=demo")
     try:
-        cluster.check_plugins(sys.argv[1:])
+        cluster.check_plugins(sys.argv[1:], launches=not {"-m", "--multirun"}.isdisjoint(sys.argv[1:]))
     except TtpaError as error:
         print(f"ttpa: error: {error}", file=sys.stderr)
         sys.exit(2)

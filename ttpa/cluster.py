@@ -10,6 +10,7 @@ import fcntl
 import io
 import os
 import pickle
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -30,16 +31,28 @@ POLL_S = 0.5
 _kept: list[IO[str]] = []
 
 
-def check_plugins(words: Sequence[str]) -> None:
-    """Looks for the launchers that a command line asks for, before Hydra says only that a file is missing.
+def check_plugins(words: Sequence[str], launches: bool = True) -> None:
+    """Looks for the launcher that a command line asks for, before Hydra says only that a file is missing.
+
+    Args:
+        words: Overrides; of several for the group `cluster` the last one counts.
+        launches: Whether the command hands jobs to the launcher.
 
     Raises:
-        ConfigError: a launcher is not installed; says what to install.
+        ConfigError: the launcher is not installed, or cannot submit from here; says what to do.
     """
-    chosen = [word.partition("=")[2] for word in words if word.startswith("cluster=")]
-    for option in (one.strip() for value in chosen for one in value.split(",")):
+    for option in (one.strip() for one in _choice(words).split(",")):
         if option in PLUGINS and not _installed(PLUGINS[option]):
             raise ConfigError(f"cluster={option}: its launcher is not installed: pip install 'ttpa[cluster]'.")
+        if launches and option.startswith("slurm") and shutil.which("srun") is None:
+            raise ConfigError(
+                f"cluster={option}: no srun on this machine. Start it on a login node, or use cluster=joblib."
+            )
+
+
+def _choice(words: Sequence[str]) -> str:
+    """The option of the group `cluster` that overrides choose."""
+    return ["local", *(word.partition("=")[2] for word in words if word.startswith("cluster="))][-1]
 
 
 def _installed(package: str) -> bool:
@@ -83,6 +96,17 @@ def check_launch(*, choice: str, sweep: bool, launcher: str, devices: Any, proce
             "training needs a process a device, and this run is a single process",
             "Start it with `torchrun --nproc-per-node N -m ttpa.cli ...`, or with `-m cluster=slurm`",
         )
+
+
+def check_cell(words: Sequence[str], devices: Any) -> None:
+    """As `check_launch`, for a cell that a sweep is about to launch on this machine with these overrides.
+
+    Raises:
+        ConfigError: says what to use instead.
+    """
+    choice = _choice(words)
+    if choice in ("local", "joblib") and not any(word.startswith("hydra/launcher=") for word in words):
+        check_launch(choice=choice, sweep=True, launcher="", devices=devices, processes=0)
 
 
 def take_gpu(count: int) -> None:

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ttpa.errors import ConfigError, TtpaError
 from ttpa.store import fingerprint
-from ttpa.trackers import StageFacts
+from ttpa.trackers import StageFacts, check_options
 
 # Hydra copies this singleton, whole, for each composition and for each group that `--help` lists: half of its time.
 ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
@@ -179,6 +179,11 @@ def check_scalars(cfg: DictConfig) -> None:
     for key in ("store", "results", "runs"):
         if not isinstance(cfg.paths[key], str) or not cfg.paths[key]:
             raise ConfigError.at(f"paths.{key}", cfg.paths[key], "must be a folder", "See conf/paths/default.yaml")
+    # Null is the stage's folder, which is not known yet.
+    if "save_dir" in cfg.logger and not isinstance(cfg.logger.save_dir, str | None):
+        raise ConfigError.at("logger.save_dir", cfg.logger.save_dir, "must be a folder", "See conf/logger/")
+    if tracks(cfg):
+        check_options(cfg.logger)
 
 
 def check_trainer(options: DictConfig) -> None:

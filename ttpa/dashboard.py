@@ -218,8 +218,13 @@ def main() -> None:
             return
         path = Path(options["out"] or f"{options['name']}-dashboard.json")
         pages = as_json(options)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(pages, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(pages, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError.at(
+                "out", path, f"cannot be written ({error.strerror})", "Give a file in a folder"
+            ) from None
         print(path)
     except TtpaError as error:
         print(f"ttpa-dashboard: error: {error}", file=sys.stderr)

@@ -181,7 +181,7 @@ class _Graph:
             result = self.store.stage(
                 name, version=stages.VERSIONS[name], config=settings, inputs=inputs, build=work, label=label
             )
-            tracking.publish(result.path, result.metrics)
+            tracking.publish(result.path, result.metrics, self.view.note)
             failed = False
         finally:
             tracking.end(failed)

@@ -249,10 +249,9 @@ def _scorer(options: dict[str, str]) -> None:
     scorer = _make_scorer(options)
     samples = {}
     for line in read_lines(options["samples"]):
-        try:
-            sample = Sample.from_json(line.row)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{line}: no sample ({type(error).__name__}: {error}). Take samples.jsonl.") from None
+        sample = _sample(line)
+        if sample.id in samples:
+            raise DataError(f"{line}: {sample.id} is there twice. Keep one sample of an id.")
         samples[sample.id] = sample
     errors: Counter[str] = Counter()
     counts: dict[str, list[float]] = {}
@@ -266,7 +265,7 @@ def _scorer(options: dict[str, str]) -> None:
                 if sample_of is None:
                     raise DataError(f"{line}: unknown id {candidate.sample_id}. samples= must hold the sample.")
                 score = scorer(sample_of, candidate)
-                label = primary_error(six_errors(sample_of, candidate.calls))
+                label = "" if score.exact else primary_error(six_errors(sample_of, candidate.calls))
                 errors[label] += 1
                 count = counts.setdefault(sample_of.cluster, [0, 0, 0.0])
                 count[0] += 1
@@ -287,6 +286,20 @@ def _scorer(options: dict[str, str]) -> None:
         _print_scorer(options["scorer"], counts, errors)
     if theirs is not None:
         print(compared(ours, theirs))
+
+
+def _sample(line: Line) -> Sample:
+    """The sample of a row, with all that scorers rely on."""
+    try:
+        sample = Sample.from_json(line.row)
+        names = [sample.id, sample.cluster, *(call.name for call in sample.target)]
+        names += [name for tool in sample.tools for name in (tool.name, *tool.required)]
+        objects = [*(tool.parameters for tool in sample.tools), *(call.arguments for call in sample.target)]
+        if not all(isinstance(one, str) for one in names) or not all(isinstance(one, Mapping) for one in objects):
+            raise TypeError("ids and names must be text, parameters and arguments objects")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"{line}: no sample ({type(error).__name__}: {error}). Take samples.jsonl.") from None
+    return sample
 
 
 def _print_scorer(name: str, counts: dict[str, list[float]], errors: Counter[str]) -> None:
@@ -327,20 +340,19 @@ _UNSAID = {"index": 0, "text": "", "token_ids": (), "logps": (), "error": None, 
 """What a candidate need not say to be scored."""
 
 
-def _parsed(call: ToolCall) -> ToolCall:
-    """A call with its arguments as an object, where their text is one."""
-    found = read_call(call)
-    return call if found is None else found
-
-
 def _candidate(line: Line, syntax: Syntax) -> Candidate:
-    """The candidate of a row; calls are taken from the row, or read from its text, or from its list of {name: json}."""
+    """The candidate of a row; calls are a candidate's own, or read from the row's text or list of {name: json}."""
     row = line.row
-    if "calls" in row:
+    if "sample_id" in row and "calls" in row and "result" not in row:
+        calls = row["calls"]
         try:
-            return Candidate.from_json({**_UNSAID, **row})
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            found = Candidate.from_json({**_UNSAID, **row, "calls": dumps(calls) if isinstance(calls, list) else calls})
+            texts = (found.sample_id, found.text, *(call.name for call in found.calls or ()))
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError("sample_id, text and the names of calls must be text")
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise DataError(f"{line}: no candidate ({type(error).__name__}: {error}).") from None
+        return found
     answer = read_answer(line)
     if isinstance(answer.result, list):
         pairs = [next(iter(item.items())) for item in answer.result if isinstance(item, dict) and len(item) == 1]
@@ -348,7 +360,8 @@ def _candidate(line: Line, syntax: Syntax) -> Candidate:
         # Arguments stay JSON text: scorers read them, and say what is wrong where they cannot.
         calls = tuple(ToolCall(name=str(name), arguments=value) for name, value in pairs) if whole else None
         reason = None if whole else "not a list of {name: json}"
-        text = syntax.print([_parsed(call) for call in calls]) if calls else dumps(answer.result)
+        readable = [made for call in calls or () if (made := read_call(call)) is not None]
+        text = syntax.print(readable) if readable and len(readable) == len(pairs) else dumps(answer.result)
         return Candidate(sample_id=answer.case_id, index=0, text=text, calls=calls, error=reason)
     if answer.result is None:
         return Candidate(sample_id=answer.case_id, index=0, text="", error="not readable")

@@ -33,8 +33,8 @@ HOPELESS = 32
 class Shard:
     """One append-only file of JSON objects, told apart by the text under `key`.
 
-    Reading never changes the file. A torn last line (no newline, or not JSON: the mark of a kill in the middle of a
-    write) does not count as a row, and the next `append` cuts it off first. One writer at a time.
+    Reading never changes the file. A torn last line (a row without its newline, or not JSON: the mark of a kill in the
+    middle of a write) does not count as a row, and the next `append` cuts it off first. One writer at a time.
 
     Example:
         >>> import tempfile
@@ -56,7 +56,7 @@ class Shard:
         """Ids of the rows in the file.
 
         Raises:
-            DataError: a line before the last is not a row; names file and line.
+            DataError: a line is neither a row nor torn; names file and line.
         """
         self._look()
         return set(self._ids)
@@ -71,7 +71,7 @@ class Shard:
             How many rows were added.
 
         Raises:
-            DataError: a line before the last is not a row; names file and line.
+            DataError: a line is neither a row nor torn; names file and line.
             ValueError: a row without a text id; nothing was written.
         """
         self._look()
@@ -100,7 +100,7 @@ class Shard:
         """Yields the rows in file order.
 
         Raises:
-            DataError: a line before the last is not a row; names file and line.
+            DataError: a line is neither a row nor torn; names file and line.
         """
         for row, _ in self._scan():
             yield row
@@ -131,25 +131,27 @@ class Shard:
         if not self.path.exists():
             return
         end = 0
-        bad: tuple[int, bytes] | None = None
+        torn: tuple[int, bytes] | None = None
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                if bad is not None:
-                    where = f"{self.path}:{bad[0]}: not a JSON object with text under {self.key!r}: {bad[1][:80]!r}"
-                    raise DataError(f"{where}. Remove the line; its sample is computed again.")
-                row = self._parse(line)
-                if row is None:
-                    bad = (number, line)  # forgiven if it turns out to be the last line
+                if torn is not None:
+                    raise self._damaged(*torn)
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    if not line.startswith((b"{", b"\0")):  # zeros are what a crash of the machine may leave
+                        raise self._damaged(number, line) from None
+                    torn = number, line  # forgiven if it turns out to be the last line
                     continue
-                end += len(line)
-                yield row, end
+                if not isinstance(row, dict) or not isinstance(row.get(self.key), str):
+                    raise self._damaged(number, line)
+                if line.endswith(b"\n"):
+                    end += len(line)
+                    yield row, end
 
-    def _parse(self, line: bytes) -> dict[str, Any] | None:
-        try:
-            row = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
-            return None
-        return row if isinstance(row, dict) and isinstance(row.get(self.key), str) else None
+    def _damaged(self, number: int, line: bytes) -> DataError:
+        where = f"{self.path}:{number}: not a JSON object with text under {self.key!r}: {line[:80]!r}"
+        return DataError(f"{where}. Remove the line; its sample is computed again.")
 
 
 def guarded(work: Work, key: Callable[[Any], str], field: str = "id") -> Work:

@@ -83,6 +83,21 @@ def plan(cfg: DictConfig) -> dict[str, StageResult]:
     return {**outcome.shared, **(outcome.cells[0].stages if outcome.cells else {})}
 
 
+def plan_of(cell: Cell) -> dict[str, StageResult]:
+    """The plan of a cell, with the types of its overrides checked as a run checks them; the composer must be open.
+
+    Raises:
+        ConfigError, DataError: as `plan`, or a value of another type than its default.
+    """
+    cell.check()
+    return plan(cell.cfg())
+
+
+def error_of(stage: StageResult) -> Path:
+    """Where the traceback of a stage's last build is, if it failed."""
+    return stage.path.with_name(f"{stage.path.name}.part") / "error.txt"
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """What a cell is at: one of `STATES`, and what a person wants to know about it."""
@@ -95,7 +110,7 @@ def state_of(cell: Cell, records: Records) -> State:
     """Looks at the record, then at the first stage that is not finished."""
     record = records.of(cell)
     try:
-        stages = plan(cell.cfg())
+        stages = plan_of(cell)
     except TtpaError as error:
         return State("done") if record else State("failed", str(error))
     if record is not None:
@@ -123,7 +138,7 @@ def _stage_state(role: str, stage: StageResult, done: int, total: int) -> State:
         holder, age_s, _ = seen
         who = f"pid {holder.get('pid')} on {holder.get('host')} since {holder.get('started')}"
         return State("running", f"{what}: {who}, heartbeat {age_s:.0f} s ago")
-    error = stage.path.with_name(f"{stage.path.name}.part") / "error.txt"
+    error = error_of(stage)
     if error.exists():
         return State("failed", f"{what}: {error}")
     return State("missing", f"{what}: interrupted, its holder is gone" if seen else what if done else "")

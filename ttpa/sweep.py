@@ -25,12 +25,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ttpa import cli, cluster
 from ttpa.errors import ConfigError, TtpaError
-from ttpa.status import plan
+from ttpa.status import error_of, plan_of
 from ttpa.store import StageResult
 from ttpa.tables import cells, spec
 from ttpa.tables.cells import Cell, Key
@@ -82,7 +82,8 @@ def missing(every: Sequence[Cell], records: cells.Records, outdated: bool) -> Sw
         if record is not None and not outdated:
             continue
         try:
-            stages = plan(cell.cfg())
+            stages = plan_of(cell)
+            cluster.check_cell(cell.overrides, cell.cfg().trainer.lightning.devices)
         except TtpaError as error:
             sweep.failures[cell.label] = str(error)
             continue
@@ -107,6 +108,12 @@ def target(stages: Mapping[str, StageResult], wave: str) -> StageResult | None:
     return None if stage is None or (stage.path / "done.json").exists() else stage
 
 
+def _errors(stages: Mapping[str, StageResult]) -> dict[Path, int]:
+    """The tracebacks that failed builds of a cell's stages left, and when."""
+    files = [error_of(stage) for stage in stages.values()]
+    return {file: file.stat().st_mtime_ns for file in files if file.exists()}
+
+
 def run_waves(sweep: Sweep, preset: spec.Preset, common: Sequence[str], launch: Launch) -> int:
     """Sends the waves off, one after the other. Returns how many jobs were launched.
 
@@ -123,20 +130,25 @@ def run_waves(sweep: Sweep, preset: spec.Preset, common: Sequence[str], launch: 
             stage = None if wave is None else target(sweep.plans[cell.key], wave)
             if wave is None or stage is not None:
                 groups.setdefault(cell.key if stage is None else stage.path, []).append(cell)
-        if not groups:
-            continue
-        first = [group[0] for group in groups.values()]
-        print(f"ttpa-sweep: wave {wave or 'whole run'}: {len(first)} jobs for {len(sweep.todo)} cells", flush=True)
-        jobs = [[*cell.overrides, *common, f"until={wave or 'null'}"] for cell in first]
-        errors = launch(jobs)
-        launched += len(jobs)
-        for error, (shared, group) in zip(errors, groups.items(), strict=True):
-            if error is None:
-                continue
-            sweep.drop(group[0], f"{type(error).__name__}: {error}")
-            if isinstance(shared, Path) and not (shared / "done.json").exists():
-                for cell in group[1:]:
-                    sweep.drop(cell, f"not launched: {group[0].label} failed to build {shared.name}, which it needs")
+        while groups:
+            first = [group[0] for group in groups.values()]
+            print(f"ttpa-sweep: wave {wave or 'whole run'}: {len(first)} jobs for {len(sweep.todo)} cells", flush=True)
+            before = [_errors(sweep.plans[cell.key]) for cell in first]
+            errors = launch([[*cell.overrides, *common, f"until={wave or 'null'}"] for cell in first])
+            launched += len(first)
+            again: dict[object, list[Cell]] = {}
+            for error, old, (shared, (leader, *others)) in zip(errors, before, groups.items(), strict=True):
+                if error is None:
+                    continue
+                sweep.drop(leader, f"{type(error).__name__}: {error}")
+                if not others or not isinstance(shared, Path) or (shared / "done.json").exists():
+                    continue
+                if _errors(sweep.plans[leader.key]) == old:  # it was refused before any build: send the next one
+                    again[shared] = others
+                    continue
+                for cell in others:
+                    sweep.drop(cell, f"not launched: {leader.label} failed to build {shared.name}, which it needs")
+            groups = again
     return launched
 
 
@@ -158,9 +170,10 @@ class HydraLaunch:
                 run_mode=RunMode.MULTIRUN,
                 with_log_configuration=True,
             )
+            OmegaConf.resolve(self.config.hydra.launcher)
         except (HydraException, OmegaConfBaseException) as error:
-            why = " ".join(str(error.__cause__ or error).split())
-            raise ConfigError(f"{' '.join(overrides)}: {why.rstrip('.')}. Correct the overrides.") from None
+            said = [word for word in overrides if word.startswith(("cluster", "hydra"))]
+            raise ConfigError(f"{cells.why(error)}. Correct the launcher's overrides: {' '.join(said)}.") from None
         self.context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(self.config))
         self.launched = 0
 
@@ -209,13 +222,14 @@ def sweep(words: Sequence[str], launcher: Callable[[Sequence[str]], Launch] = Hy
     with cells.Composer() as composer:
         every = cells.cells_of(composer, wanted, preset, extra)
         results = Path(cells.paths(every, wanted, preset)["results"])
+        # Launcher and folders are the same for all cells; an override of the preset may need the row's option.
+        launch = launcher(every[0].overrides)
         records = cells.read_records(results, every)
         left = missing(every, records, own.get("outdated") == "true")
         about = f"{wanted.name}, preset {preset.name}: {len(left.todo)} of {len(every)} cells to run"
         print(f"ttpa-sweep: {about}", flush=True)
         if left.todo:
-            # Launcher and folders are the same for all cells; an override of the preset may need the row's option.
-            run_waves(left, preset, [f"name={wanted.name}"], launcher(left.todo[0].overrides))
+            run_waves(left, preset, [f"name={wanted.name}"], launch)
             records = cells.read_records(results, every)
     holes = [cell.label for cell in every if records.of(cell) is None]
     for warning in dict.fromkeys(records.warnings):

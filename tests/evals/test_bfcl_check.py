@@ -215,7 +215,11 @@ def test_answers_that_do_not_belong_to_the_question(answers: Any, message: str) 
 
 
 def test_documents_that_are_no_schema() -> None:
-    for parameters in ([1], {"properties": [1]}):
+    of_type = [{"type": 5}, {"type": ["string"]}, {"type": "array", "items": {"type": ["string"]}}]
+    for parameters in (
+        [1], {"properties": [1]}, {"required": 5}, {"required": "a"}, {"required": [["a"]]},
+        *({"properties": {"a": schema}} for schema in of_type),
+    ):  # fmt: skip
         with pytest.raises(DataError, match="x_7: parameters of 'f'"):
             Case("x_7", CATEGORIES["multiple"], [{"name": "f", "parameters": parameters}], [{"f": {}}])
 

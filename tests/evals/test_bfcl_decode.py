@@ -292,6 +292,10 @@ def test_limits() -> None:
     assert isinstance(read_calls(f"f(a={deep}, b=g())")[0][1]["a"], list)
     with pytest.raises(Undecodable, match="nested"):
         read_calls(f"f(a=[[{deep}]], b=g())")
+    for inner in (deep[1:-1], f"x, {deep[1:-1]}"):  # as JSON is read, and with a name
+        assert isinstance(read_calls(f"f(a=[{inner}])")[0][1]["a"], list)
+        with pytest.raises(Undecodable, match="nested"):
+            read_calls(f"f(a=[[{inner}]])")
     assert read_calls(f"f(a='{'(' * 500}', b=g())")[0][1]["a"] == "(" * 500  # brackets in strings do not count
     assert read_calls(f"f(a=2**{MAX_BITS // 2})")[0][1]["a"] == 2 ** (MAX_BITS // 2)
     with pytest.raises(Undecodable, match="too many digits"):

@@ -507,7 +507,8 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], Any], str]] = 
     "turns": (lambda row, answer: row["question"].pop(), ":2: question is no list of"),
     "message": (lambda row, answer: row["question"][0].append("x"), ":2: question is no list of"),
     "missed": (lambda row, answer: row.update(missed_function={"1": ["nothing"]}), ":2: missed_function="),
-    "twice": (lambda row, answer: row.update(id="multi_turn_miss_func_0"), ":2: "),
+    "twice": (lambda row, answer: row.update(id="multi_turn_miss_func_0"), ":2: multi_turn_miss_func_0 is there twice"),
+    "answer twice": (lambda row, answer: answer.update(id="multi_turn_miss_func_0"), "miss_func.json:2: multi_turn_"),
 }  # fmt: skip
 
 
@@ -519,6 +520,15 @@ def test_wrong_rows(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError) as told:
         read_multi_turn(folder, CATEGORIES["multi_turn_miss_func"])
     assert message in str(told.value)
+
+
+def test_an_answer_without_a_question(tmp_path: Path) -> None:
+    package()
+    folder = copied(tmp_path / "data", "multi_turn_miss_func", 2, lambda row, answer: None)
+    questions = folder / "BFCL_v4_multi_turn_miss_func.json"
+    questions.write_text(questions.read_text(encoding="utf-8").splitlines()[0])
+    with pytest.raises(DataError, match=r"possible_answer/.*json:2: no question multi_turn_miss_func_1 in "):
+        read_multi_turn(folder, CATEGORIES["multi_turn_miss_func"])
 
 
 def test_function_documents_of_the_data_folder_come_first(tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def test_a_file_a_query_is_read_too(tmp_path: Path) -> None:
         ('{"5": {"query": "q"}}', r"query 5 is no ToolBench answer \(KeyError 'answer'\).*converts?|convert"),
         ('{"5": {"query": "q", "answer": {"answer_details": [1]}}}', r"query 5 is no ToolBench answer"),
         ("[" * 100_000, r"not a JSON file"),
+        ('{"5": {"answer": {}}, "7": {}, "5": {"answer": {}}}', r"G1_tool\.json: 5 is there twice"),
     ],
 )
 def test_files_of_another_form_are_refused_by_name(text: str, message: str, tmp_path: Path) -> None:
@@ -113,6 +114,17 @@ def test_calls_are_held_against_the_schemas_of_their_tools() -> None:
     found = {key: step_errors(answer) for key, answer in read_answers(ANSWERS, "I1-Inst").items()}
     assert found["101"] == [] and found["103"] == ["tool_name"] and found["104"] == ["format"]
     assert found["102"] == ["missing_required", "parameter_name", "parameter_type", "parameter_value"]
+
+
+@pytest.mark.parametrize("required", [5, "a", [["a"]], [None]])
+def test_a_tool_whose_required_names_are_none_has_no_schema(required: Any, tmp_path: Path) -> None:
+    tool = {"name": "f", "parameters": {"properties": {"a": {}}, "required": required}}
+    text = json.dumps(
+        {"5": {**record([node("f")]), "available_tools": [tool, {**tool, "name": "g", "parameters": {}}]}}
+    )
+    (tmp_path / "G1_tool.json").write_text(text.replace('"arguments":', '"arguments": 1, "arguments":'))
+    (found,) = read_answers(tmp_path, "I1-Tool").values()
+    assert [one.name for one in found.tools] == ["g"] and [step.call.name for step in found.steps] == ["f"]
 
 
 # --- votes and ties by hand ------------------------------------------------------------------------------------------

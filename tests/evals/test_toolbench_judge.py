@@ -209,9 +209,21 @@ def test_a_torn_or_foreign_cache(server: Server, tmp_path: Path) -> None:
     judge = Judge(endpoint(server), cache)
     assert [judge.ask(QUESTION, vote) for vote in (0, 1)] == ["solved"] * 2 and len(server.asked) == 2
     assert [json.loads(line)["vote"] for line in cache.read_text().splitlines()] == [0, 1]
-    cache.write_text('{"key": "a", "text": "another file"}\n')
-    with pytest.raises(ConfigError, match="cache=.*no verdicts"):
-        Judge(endpoint(server), cache)
+    for foreign in ('{"key": "a", "text": "another file"}\n', '{"my": "data"}', "[]\n", "notes\n"):
+        cache.write_text(foreign)
+        with pytest.raises(ConfigError, match="cache=.*no verdicts"):
+            Judge(endpoint(server), cache)
+        assert cache.read_text() == foreign
+
+
+@pytest.mark.parametrize("choice", ["banana", ["solved"], 5])
+def test_a_kept_verdict_that_nobody_can_give(server: Server, tmp_path: Path, choice: Any) -> None:
+    cache = tmp_path / "v.jsonl"
+    judge = Judge(endpoint(server), cache)
+    cache.write_text(json.dumps({"key": judge.key(QUESTION, 0), "choice": choice}) + "\n")
+    with pytest.raises(ConfigError, match=r"cache=.*v.jsonl: holds .* where one of solved, .* Remove the line of key"):
+        Judge(endpoint(server), cache).ask(QUESTION, 0)
+    assert not server.asked
 
 
 def test_hostile_answers_stay_between_the_markers(tmp_path: Path) -> None:

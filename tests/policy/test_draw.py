@@ -318,8 +318,8 @@ def test_a_gap_of_round_probabilities_equals_a_round_delta(
 ) -> None:
     logps = torch.tensor([probs], dtype=dtype).log()
     rule = TokenRule(k=3, delta=delta, draw="uniform", span="everywhere")
-    for given in (logps, torch.log_softmax(logps, -1)):
-        assert candidates_of(given, rule)[2].sum() == candidates
+    for scores in (logps, torch.log_softmax(logps, -1)):
+        assert candidates_of(scores, rule)[2].sum() == candidates
 
 
 def test_a_sure_token_leaves_no_choice() -> None:

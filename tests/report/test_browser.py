@@ -153,6 +153,13 @@ def test_it_renders_and_fits(
     for picture in page.query_selector_all("figure.chart svg"):
         box = picture.bounding_box()
         assert box["width"] > 200 and box["height"] > 50
+    sizes = page.evaluate(
+        """() => [...document.querySelectorAll("figure svg text")].map(text => {
+            const m = text.getScreenCTM(), scale = Math.sqrt(Math.abs(m.a * m.d - m.b * m.c));
+            return parseFloat(getComputedStyle(text).fontSize) * scale;
+        })"""
+    )
+    assert min(sizes) > 10.9, "of words in pictures, in pixels"
 
 
 def test_the_narrowest_phone_scrolls_boxes_and_not_the_page(

@@ -173,7 +173,7 @@ def test_means_of_curves_are_taken_at_the_same_steps(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("file", "why"),
     [
-        ("", "no curves were found (logger=csv writes them)"),
+        ("", "no curves for this page: logger=csv writes them; with logger=wandb see the stage's W&B run"),
         ("logs/events.out.tfevents.1.h", "tensorboard --logdir"),
         ("logs/version_0/metrics.csv", "fewer than two logged points"),
     ],
@@ -189,6 +189,14 @@ def test_why_there_are_no_curves(lab: Lab, file: str, why: str) -> None:
     assert not any("logger=none" in one for one in said)
     assert sum("(dpo" in one or "; dpo" in one for one in said) == 1
     assert any(why in one and "dpo" in one for one in said)
+
+
+def test_words_of_a_chart_are_no_smaller_than_eleven_pixels() -> None:
+    line = charts.Line(label="a", x=[1, 2], y=[3, 4])
+    for chart in (charts.lines("l", "t", "d", [line], x="x", y="y"), charts.heat("h", "t", "d", ["a"], ["b"], [[0.1]])):
+        (units,) = map(float, re.findall(r'viewBox="0 0 ([\d.]+)', chart.svg))
+        smallest = min(map(float, re.findall(r"font-size: ([\d.]+)px", chart.svg)))
+        assert smallest * chart.width / units == pytest.approx(11, abs=0.1)
 
 
 def test_labels_are_cut_in_the_middle() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -13,7 +14,7 @@ import pytest
 
 from tests.report.conftest import Html
 from tests.tables.conftest import TABLE, found, row_of, write_table
-from ttpa.report import of_table
+from ttpa.report import cli, of_table
 from ttpa.report.gather import Arm, Gathered, gather_rows
 from ttpa.report.palette import contrast
 from ttpa.report.rows import Record
@@ -155,6 +156,22 @@ def test_a_table_that_nobody_ran_is_holes(folder: Path, report: Callable[..., st
     page = Html(report(str(folder), preset="cluster"))
     assert {attributes["id"] for tag, attributes in page.tags if tag == "section"} == {"table", "runs"}
     assert "0 of 3 cells have a result" in page.text
+
+
+def test_folders_and_overrides_are_those_of_the_other_commands(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = copy.deepcopy(TABLE)
+    content["presets"]["embedded"]["overrides"] = ["paths.results=there", "paths.store=here"]
+    write_table(folder, content)
+    monkeypatch.chdir(tmp_path)
+    options = cli.parse([str(folder / "table.yaml"), "seed=1", "objective.beta=0.5", "out=page.html"])
+    assert options.overrides == ("seed=1", "objective.beta=0.5")
+    fill(folder, tmp_path / "results", lambda cell: cell.seed == 1)
+    (tmp_path / "results").rename("there")
+    made = of_table.read(folder, "", options.results, options.store, ["seed=1"])
+    assert (str(made.results), str(made.store)) == ("there", "here")
+    assert made.subtitle == "Table small, preset embedded: 3 of 3 cells have a result."
 
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in (ROOT / "experiments").glob("*/table.yaml")))

@@ -152,6 +152,9 @@ def test_a_row_that_cannot_be_composed_is_named_in_one_line(word: str, folder: P
     with pytest.raises(ConfigError, match="row ours, preset embedded: ") as caught:
         found(folder)
     assert "\n" not in str(caught.value) and word.split("=")[0] in str(caught.value)
+    assert str(caught.value).endswith(f". Correct the preset's overrides, or {word}.") and "path" not in str(
+        caught.value
+    )
 
 
 def test_a_record_is_found_by_its_configuration(folder: Path, write: Callable[..., Path]) -> None:

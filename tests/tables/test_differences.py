@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +86,15 @@ def test_better_needs_the_questions_and_the_seeds(
     assert difference_in(text)[-1] == said and difference_in(text)[4].endswith(" samples")
     assert text.count("p by samples is over questions with the seeds fixed; the t interval over the seeds") == 1
     assert ("have no width" in text or "has no width" in text) == (ours == (80, 80, 80))
+
+
+def test_csv_holds_what_is_shown_of_a_difference(folder: Path, write: Callable[..., Path]) -> None:
+    """40, 42 and 38: 40 +- 4.30265 * 2 / sqrt(3) over the seeds."""
+    fill_by_seed(folder, write, (80, 82, 78), (40, 40, 40))
+    (row,) = [row for row in csv.DictReader(io.StringIO(table([FOLDER, "format=csv"])[0])) if row["against"]]
+    assert (row["interval"], row["n"], row["samples"], row["verdict"]) == ("samples", "3", "300", "better")
+    numbers = [float(row[key]) for key in ("value", "over_seeds", "over_seeds_low", "over_seeds_high")]
+    assert numbers == pytest.approx([40, 40, 40 - 4.96828, 40 + 4.96828], abs=1e-4)
 
 
 def test_seeds_that_all_differ_by_the_same_have_no_p(folder: Path, write: Callable[..., Path]) -> None:

@@ -85,6 +85,8 @@ MISTAKES: dict[str, tuple[Callable[[dict[str, Any]], None], list[str]]] = {
     "skips nothing": (set_at("rows", 1, value={"product": {"sampler": ["tps"]}, "skip": [{"sampler": "mcts"}]}),
                       ["rows[1].skip[0]", "sampler=mcts is not in the product"]),
     "no number": (set_at("columns", 0, "scale", value=float("nan")), ["columns[0].scale=nan", "a number"]),
+    "too great a number": (set_at("columns", 0, "scale", value=10**400), ["columns[0].scale=1000", "fewer digits"]),
+    "too many digits": (set_at("columns", 0, "digits", value=400), ["columns[0].digits=400", "at most 17"]),
     "no published number": (set_at("published", 0, "value", value=float("nan")), ["published[0].value=nan"]),
     "a scale of 0": (set_at("columns", 0, "scale", value=0), ["columns[0].scale=0", "every number 0", "100"]),
     "a unit of 0": (set_at("published", 0, "unit_scale", value=0), ["published[0].unit_scale=0", "every number 0"]),
@@ -98,6 +100,11 @@ MISTAKES: dict[str, tuple[Callable[[dict[str, Any]], None], list[str]]] = {
                          ["rows[1].overrides[0]='paths.results=x'", "share the folders", "command line"]),
     "folders of a row's preset": (set_at("rows", 1, "overrides", value={"embedded": ["paths=debug"], "cluster": []}),
                                   ["rows[1].overrides.embedded[0]='paths=debug'", "share the folders"]),
+    "a launcher of a row": (set_at("rows", 1, "overrides", value=["cluster.partition=p"]),
+                            ["rows[1].overrides[0]='cluster.partition=p'", "share the launcher",
+                             "Give cluster.partition= to the preset or on the command line"]),
+    "a launcher of Hydra": (set_at("rows", 1, "overrides", value=["hydra/launcher=joblib"]), ["share the launcher"]),
+    "a product of launchers": (set_at("rows", 1, value={"product": {"cluster": ["local"]}}), ["share the launcher"]),
     "two lines of label": (set_at("rows", 1, "label", value="a\nb"), ["rows[1].label='a\\nb'", "one line", "break"]),
     "two lines of title": (set_at("title", value="a\u2028b"), ["title='a\\u2028b'", "one line"]),
     "a difference twice": (set_at("differences", value=[["ours", "sft"], ["sft", "ours"]]),
@@ -125,11 +132,49 @@ def test_a_mistake_is_one_line_with_file_key_and_remedy(mistake: str, folder: Pa
         assert words in message
 
 
-@pytest.mark.parametrize("text", ["rows: [", "- a\n- b\n", "", "title: \udc80"])
+@pytest.mark.parametrize("text", ["rows: [", "- a\n- b\n", "", "title: \udc80", "a: 2026-13-01", "a: " + 5000 * "1"])
 def test_what_is_no_table_is_refused(text: str, folder: Path) -> None:
     (folder / "table.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ConfigError, match=re.escape(str(folder / "table.yaml"))):
         spec.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("title: a\nclaim: b\ntitle: c\n", ":3: the key 'title' is there twice. Keep one of them."),
+        ("presets:\n  embedded: {}\n  embedded: {}\n", ":3: the key 'embedded' is there twice. Keep one of them."),
+        ("rows: [{key: a, 'key': b}]\n", ":1: the key 'key' is there twice. Keep one of them."),
+        ("title: " + 3000 * "[", ": nested too deeply. Close the brackets."),
+    ],
+)
+def test_what_yaml_forbids_is_refused(text: str, said: str, folder: Path) -> None:
+    (folder / "table.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        spec.load(folder)
+    assert str(caught.value) == f"{folder / 'table.yaml'}{said}"
+
+
+def test_a_key_that_a_mapping_takes_over_may_be_set_again(folder: Path) -> None:
+    """A merge (`<<`) of a merge: the keys that come with it are not the mapping's own."""
+    content = {key: value for key, value in TABLE.items() if key not in ("presets", "title")}
+    write_table(folder, content)
+    with (folder / "table.yaml").open("a") as file:
+        file.write("presets:\n  embedded: &a {overrides: [], seeds: [0]}\n  more: &b {<<: *a, seeds: [1]}\n")
+        file.write("  cluster: {<<: *b, seeds: [2]}\ntitle: t\n")
+    assert [preset.seeds for preset in spec.load(folder).presets.values()] == [(0,), (1,), (2,)]
+
+
+@pytest.mark.parametrize("name", ["50% odd_name", "-x", "ä"])
+def test_a_folder_that_cannot_name_runs_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    write_table(tmp_path / name, TABLE)
+    with pytest.raises(ConfigError) as caught:
+        spec.load(tmp_path / name)
+    assert str(caught.value) == (
+        f"{tmp_path / name / 'table.yaml'}: the folder={name!r}: names runs and files. "
+        "Name it with letters, digits, '.', '_' and '-'."
+    )
 
 
 def test_a_folder_without_table_is_refused(tmp_path: Path) -> None:

@@ -204,6 +204,7 @@ def test_csv_holds_every_number_to_the_last_digit(filled: Path) -> None:
     (difference,) = [row for row in rows if row["kind"] == "difference"]
     assert (difference["row"], difference["against"]) == ("ours", "sft")
     assert float(difference["value"]) == pytest.approx(10.0)
+    assert difference["over_seeds"] == difference["samples"] == "" and difference["verdict"].startswith("no interval")
     assert len(rows) == 3 * 2 + 1 and set(rows[0]) == set(render.CSV_HEAD)
 
 
@@ -257,6 +258,9 @@ def test_the_file_is_the_standard_output(filled: Path) -> None:
         ([FOLDER, "fromat=csv"], "fromat"),
         ([FOLDER, "cost=yes"], "cost=yes: must be true or false"),
         ([FOLDER, "--verbose"], "--verbose: not of the form key=value"),
+        ([FOLDER, "results="], "results=: is empty. Give a value, or leave it out"),
+        ([FOLDER, "store="], "store=: is empty"),
+        ([FOLDER, "out="], "out=: is empty"),
         ([], "Give one folder"),
         (["a", "b"], "Give one folder of experiments/, not a, b"),
         (["nowhere"], "nowhere/table.yaml: no such file"),

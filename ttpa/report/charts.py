@@ -134,7 +134,7 @@ def lines(
             figure.legend(loc="outside lower center", ncols=_legend_columns(series))
         svg = _svg(figure, name, title, description)
     data = _points(every or series, x, y)
-    return Chart(title=title, description=description, svg=svg, width=288, data=data, note=note)
+    return Chart(title=title, description=description, svg=svg, width=_width(figure), data=data, note=note)
 
 
 def _legend_columns(series: Sequence[Line]) -> int:
@@ -208,7 +208,7 @@ def bars(
         svg = _svg(figure, name, title, description)
     rows = [[Cell(label), *(dash(one.values[k]) for one in every or series)] for k, label in enumerate(labels)]
     data = Grid(caption=title, columns=["", *(one.label for one in every or series)], rows=rows)
-    return Chart(title=title, description=description, svg=svg, width=288, data=data, note=note)
+    return Chart(title=title, description=description, svg=svg, width=_width(figure), data=data, note=note)
 
 
 def heat(
@@ -266,7 +266,7 @@ def heat(
         for row, found, more in zip(rows, values, stars, strict=True)
     ]
     data = Grid(caption=title, columns=["", *columns], rows=cells)
-    return Chart(title=title, description=description, svg=svg, width=round(72 * wide), data=data, note=note)
+    return Chart(title=title, description=description, svg=svg, width=_width(figure), data=data, note=note)
 
 
 def _starred(value: float | None, digits: int, star: str) -> Cell:
@@ -296,6 +296,11 @@ def _cell(column: int, row: int, colour: str, hatch: str | None = None) -> Any:
 def _kept(ink: str) -> str:
     """Black as a colour that matplotlib writes down: it leaves out the default."""
     return "#010101" if ink == "#000000" else ink
+
+
+def _width(figure: Figure) -> int:
+    """CSS pixels at which the figure's words are as small as they may be: 11."""
+    return round(11 / STYLE["font.size"] * 72 * figure.get_figwidth())
 
 
 def _svg(figure: Figure, name: str, title: str, description: str) -> str:

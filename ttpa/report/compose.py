@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 def runs(options: Options) -> Page:
     """The page of a result file or of all rows of a name."""
-    files = find_rows(options.target, options.results)
+    files = find_rows(options.target, options.results or Path("results"))
     single = Path(options.target).is_file()
     records, left_out = read_rows(files)
     title = f"{records[0].name} {records[0].run}" if single else options.target
-    found = gather(records, options.store, title, left_out)
+    found = gather(records, options.store or Path("store"), title, left_out)
     size = f"{plural(len(found.arms), 'cell')} over {plural(len(found.seeds), 'seed')}"
     kind = "A run" if len(records) == 1 else f"A sweep of {size}"
     names = ", ".join(dict.fromkeys(record.name for record in records))
@@ -71,13 +71,13 @@ def table(options: Options) -> Page:
     Raises:
         ConfigError: no table there, or one that cannot work.
     """
-    made = of_table.read(Path(options.target), options.preset, options.results, options.store)
+    made = of_table.read(Path(options.target), options.preset, options.results, options.store, options.overrides)
     own = [Section("table", "Table", made.blocks), Section("table-heat", "Rows by columns", made.heat)]
     if not made.rows:
-        nothing = Text(f"No result of these cells is in {options.results}, so there are no runs to show.", True)
+        nothing = Text(f"No result of these cells is in {made.results}, so there are no runs to show.", True)
         last = Section("runs", "Runs", [nothing])
         return Page(title=made.title, subtitle=made.subtitle, head=[], sections=[*own, last], warnings=made.warnings)
-    found = gather_rows(made.rows, options.store, made.title)
+    found = gather_rows(made.rows, made.store, made.title)
     return Page(
         title=made.title,
         subtitle=made.subtitle,

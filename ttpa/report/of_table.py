@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ttpa.errors import ConfigError, DataError
+from ttpa.errors import DataError
 from ttpa.report import charts
 from ttpa.report.blocks import Block, Cell, Grid, Text
 from ttpa.report.gather import Arm, warmup_part
@@ -25,7 +25,9 @@ MOST_COLUMNS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A table. `rows` are those that have results, in order; `warnings` say what was left out."""
+    """A table. `rows` are those that have results, in order; `warnings` say what was left out; `results` and `store`
+    are the folders that were read.
+    """
 
     title: str
     subtitle: str
@@ -34,24 +36,21 @@ class Found:
     heat: list[Block]
     rows: list[Arm]
     warnings: list[str]
+    results: Path
+    store: Path
 
 
-def read(folder: Path, preset: str, results: Path, store: Path) -> Found:
-    """Makes the table of a folder.
+def read(folder: Path, preset: str, results: Path | None, store: Path | None, extra: Sequence[str] = ()) -> Found:
+    """Makes the table of a folder; see `build.from_folder`.
 
     Raises:
         ConfigError: no table.yaml, or one that cannot work; no such preset.
     """
-    from ttpa.tables import build, cells, render, spec
+    from ttpa.tables import build, render
 
-    wanted = spec.load(folder)
-    chosen = wanted.preset(preset or None)
-    with cells.Composer() as composer:
-        every = cells.cells_of(composer, wanted, chosen)
-    if not every:
-        raise ConfigError.at("preset", chosen.name, f"no row of {wanted.file} is shown in it", "See the rows' presets")
-    records = cells.read_records(results, every)
-    made = build.make(wanted, chosen, every, records, store)
+    whole = build.from_folder(folder, preset or None, extra, results=results, store=store)
+    made, every, records = whole.table, whole.cells, whole.records
+    wanted, chosen = made.spec, made.preset
     rows = _rows(every, records)
     filled = sum(records.of(cell) is not None for cell in every)
     warnings = list(dict.fromkeys(records.warnings))
@@ -71,6 +70,8 @@ def read(folder: Path, preset: str, results: Path, store: Path) -> Found:
         heat=_heat(made, values),
         rows=rows,
         warnings=warnings,
+        results=whole.results,
+        store=whole.store,
     )
 
 

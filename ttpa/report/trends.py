@@ -138,7 +138,7 @@ def _no_curves(without: Sequence[tuple[Arm, Stage]]) -> list[Block]:
         elif any(logs.glob("version_*")):
             why = "fewer than two logged points, too few for a curve (trainer.lightning.log_every_n_steps)"
         else:
-            why = "no curves were found (logger=csv writes them)"
+            why = "no curves for this page: logger=csv writes them; with logger=wandb see the stage's W&B run"
         ids, labels = reasons.setdefault(why, (set(), {}))
         ids.add(stage.id)
         labels[arm.label] = None

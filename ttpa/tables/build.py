@@ -1,8 +1,8 @@
 """One table as plain values: what every cell shows, what is missing, what the paper printed, which rows differ.
 
-`make` takes a read table.yaml, its cells and the records found for them. Nothing is hidden: a seed without a record is
-named, a record of other stage versions is flagged, a published number stands beside ours with its source, and a
-difference is only taken where both were measured on the same thing. What this module does not do: format
+`from_folder` reads a table.yaml and the records of its cells, `make` puts them together. Nothing is hidden: a seed
+without a record is named, a record of other stage versions is flagged, a published number stands beside ours with its
+source, and a difference is only taken where both were measured on the same thing. What this module does not do: format
 (`ttpa.tables.render`), take differences (`ttpa.tables.paired`) or compute statistics (`ttpa.tables.numbers`).
 """
 
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ttpa.stages import VERSIONS
-from ttpa.tables.cells import Cell, Record, Records
+from ttpa.tables.cells import Cell, Composer, Record, Records, cells_of, paths, read_records
 from ttpa.tables.numbers import Estimate, over_seeds
 from ttpa.tables.paired import Difference, differences_of
 from ttpa.tables.records import SHARES, number_at
-from ttpa.tables.spec import Column, Preset, Published, Row, Spec
+from ttpa.tables.spec import Column, Preset, Published, Row, Spec, load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +56,51 @@ class Table:
     differences: tuple[Difference, ...]
     notes: tuple[str, ...]
     with_cost: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A table with what it was made of. `results` and `store` are the folders that were read."""
+
+    table: Table
+    cells: Sequence[Cell]
+    records: Records
+    results: Path
+    store: Path
+
+
+def from_folder(
+    folder: Path,
+    preset: str | None,
+    extra: Sequence[str] = (),
+    *,
+    results: Path | None = None,
+    store: Path | None = None,
+    with_cost: bool = False,
+) -> Made:
+    """The table of a folder of experiments/. What is wrong with records is in their `warnings`.
+
+    Args:
+        folder: Holds the table.yaml.
+        preset: One of its presets; None: the first.
+        extra: Overrides of every cell, and `seed=`; see `cells_of`.
+        results, store: Folders; None: those of the cells.
+        with_cost: See `make`.
+
+    Raises:
+        ConfigError: a table.yaml, a preset or overrides that cannot work.
+    """
+    wanted = load(folder)
+    chosen = wanted.preset(preset)
+    with Composer() as composer:
+        cells = cells_of(composer, wanted, chosen, extra)
+        folders = paths(cells, wanted, chosen)
+    results, store = results or Path(folders["results"]), store or Path(folders["store"])
+    records = read_records(results, cells)
+    if not results.is_dir():
+        records.warnings.append(f"{results}: no such folder, so every cell is a hole. Set results=DIR.")
+    table = make(wanted, chosen, cells, records, store, with_cost=with_cost)
+    return Made(table=table, cells=cells, records=records, results=results, store=store)
 
 
 def make(

@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ttpa import config
+from ttpa.cli import chosen_and_set
 from ttpa.errors import ConfigError
 from ttpa.tables.records import Key, Record, Records, read_records, text
 from ttpa.tables.spec import Preset, Row, Spec
@@ -54,6 +55,8 @@ class Cell:
     """The row's configuration, with any seed; an open composer is needed the first time."""
     folders: Callable[[], Mapping[str, str]]
     """Where the row keeps things; an open composer is needed."""
+    check: Callable[[], None]
+    """Refuses overridden values of another type than their defaults, as a run does; an open composer is needed."""
 
     @property
     def label(self) -> str:
@@ -165,9 +168,7 @@ class Composer(AbstractContextManager["Composer"]):
         head, _, value = word.partition("=")
         if "." in head:
             return True
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        repository = hydra.config_loader.repository  # type: ignore[attr-defined]
+        repository = _repository()
         return not repository.group_exists(head) or _is_plain(repository, f"{head}/{value}")
 
     def identity(self, shared: Sequence[str], own: Sequence[str]) -> tuple[Plain, int]:
@@ -190,6 +191,26 @@ class Composer(AbstractContextManager["Composer"]):
         """The folders of a row; the values stand where Hydra puts them, whatever keys the row changes beside them."""
         found: Mapping[str, str] = OmegaConf.create(self.parts(shared, own)).paths
         return found
+
+    def check(self, shared: Sequence[str], own: Sequence[str]) -> None:
+        """Types of overridden values, against the same options without them.
+
+        Raises:
+            ConfigError: see `config.check_types`.
+        """
+
+        def is_group(key: str) -> bool:
+            return key.startswith("hydra.") or _repository().group_exists(key)  # a search path, or a group
+
+        (options, keys), (more, others) = chosen_and_set(shared, is_group), chosen_and_set(own, is_group)
+        config.check_types(self.whole([*shared, *own]), OmegaConf.create(self.parts(options, more)), [*keys, *others])
+
+
+def _repository() -> Any:
+    """Where Hydra finds option files."""
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    return hydra.config_loader.repository  # type: ignore[attr-defined]
 
 
 def _heads(own: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -265,18 +286,31 @@ def cells_of(composer: Composer, spec: Spec, preset: Preset, extra: Sequence[str
         try:
             groups, rounds = composer.identity(shared, own)
         except (HydraException, OmegaConfBaseException) as error:
-            why = " ".join(str(error.__cause__ or error).split("\nSearch path:")[0].split())
             raise ConfigError(
-                f"{spec.file}: row {row.key}, preset {preset.name}: {' '.join((*shared, *own)) or 'no overrides'}: "
-                f"{why.rstrip('.')}. `ttpa --cfg job` with these words shows what they make."
+                f"{spec.file}: row {row.key}, preset {preset.name}: {why(error)}. Correct the preset's overrides, or "
+                f"{' '.join((*own, *_deciding(words))) or 'those of the command line'}."
             ) from None
         texts = [text(groups[group]) for group in config.IDENTITY]
         for seed in seeds:
             key = Key(tuple(one.replace(str(_SEED), str(seed)) for one in texts), seed, rounds)
-            overrides = (*preset.overrides, *given, *words, f"seed={seed}")
-            made, folders = partial(composer.whole, (*shared, *own)), partial(composer.folders, shared, own)
-            cells.append(Cell(row=row, seed=seed, overrides=overrides, key=key, compose=made, folders=folders))
+            cells.append(
+                Cell(
+                    row=row,
+                    seed=seed,
+                    overrides=(*preset.overrides, *given, *words, f"seed={seed}"),
+                    key=key,
+                    compose=partial(composer.whole, (*shared, *own)),
+                    folders=partial(composer.folders, shared, own),
+                    check=partial(composer.check, shared, own),
+                )
+            )
     return cells
+
+
+def why(error: Exception) -> str:
+    """What Hydra says of overrides that it cannot compose, in one line and without the places it looked at."""
+    said = re.split(r"\n(?:Config search|Search) path:", str(error.__cause__ or error))[0]
+    return " ".join(said.split()).rstrip(".")
 
 
 def paths(cells: Sequence[Cell], spec: Spec, preset: Preset) -> Mapping[str, str]:

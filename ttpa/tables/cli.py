@@ -34,7 +34,7 @@ def split(words: Sequence[str], own: Sequence[str], command: str) -> tuple[Path,
     """The folder, this command's own keys, and overrides for every cell.
 
     Raises:
-        ConfigError: no folder, two of them, or a word that is neither.
+        ConfigError: no folder, two of them, an own key twice or empty, or a word that is neither.
 
     Example:
         >>> split(["experiments/x", "preset=cluster", "seed=0"], ("preset",), "ttpa-table")[1:]
@@ -51,6 +51,8 @@ def split(words: Sequence[str], own: Sequence[str], command: str) -> tuple[Path,
             extra.append(word)
         elif key in found:
             raise ConfigError.at(key, value, "given twice", "Give it once")
+        elif not value:
+            raise ConfigError.at(key, value, "is empty", "Give a value, or leave it out")
         else:
             found[key] = value
     if len(folders) != 1:
@@ -78,20 +80,13 @@ def table(words: Sequence[str]) -> tuple[str, list[str]]:
     folder, options, extra = split(words, OWN, "ttpa-table")
     if options.get("cost", "false") not in ("true", "false"):
         raise ConfigError.at("cost", options["cost"], "must be true or false", "Use cost=true")
-    from ttpa.tables import build, cells, render, spec
+    from ttpa.tables import build, render
 
     style = _format(options)
-    wanted = spec.load(folder)
-    preset = wanted.preset(options.get("preset"))
-    with cells.Composer() as composer:
-        found = cells.cells_of(composer, wanted, preset, extra)
-        paths = cells.paths(found, wanted, preset)
-    results, store = Path(options.get("results", paths["results"])), Path(options.get("store", paths["store"]))
-    records = cells.read_records(results, found)
-    if not results.is_dir():
-        records.warnings.append(f"{results}: no such folder, so every cell is a hole. Set results=DIR.")
-    made = build.make(wanted, preset, found, records, store, with_cost=options.get("cost") == "true")
-    return render.FORMATS[style](made), records.warnings
+    results, store = (Path(options[key]) if key in options else None for key in ("results", "store"))
+    with_cost = options.get("cost") == "true"
+    made = build.from_folder(folder, options.get("preset"), extra, results=results, store=store, with_cost=with_cost)
+    return render.FORMATS[style](made.table), made.records.warnings
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ttpa.tables.build import Entry, Line, Table
+from ttpa.tables.numbers import Estimate, Paired
 from ttpa.tables.paired import Difference
 from ttpa.tables.spec import TRUST, Column, Published
 
@@ -130,24 +131,26 @@ def _difference(one: Difference, column: Column, labels: Mapping[str, str]) -> t
     name = Text(f"{labels[one.ours]} - {labels[one.against]}")
     if one.paired is None:
         return name, Text(DASH), Text(DASH), Text(DASH), Text(""), Text(one.verdict)
-    digits, scale = column.digits, column.scale
 
-    def interval(value: float, low: float | None, high: float | None) -> str:
-        text = number(value * scale, digits, sign=True)
-        if low is None or high is None:
-            return text
-        bounds = sorted((low * scale, high * scale))
-        return f"{text} [{', '.join(number(bound, digits, sign=True) for bound in bounds)}]"
+    def interval(found: Paired | Estimate) -> str:
+        text, *bounds = (number(part, column.digits, sign=True) for part in _scaled(found, column.scale))
+        return f"{text} [{', '.join(bounds)}]" if bounds else text
 
     seeds = one.paired.seeds
     return (
         name,
-        Text(interval(one.paired.value, one.paired.low, one.paired.high)),
-        Text(interval(seeds.value, seeds.low, seeds.high) if seeds.n > 1 else DASH),
+        Text(interval(one.paired)),
+        Text(interval(seeds) if seeds.n > 1 else DASH),
         Text(DASH if one.p_adjusted is None else _p(one.p_adjusted)),
         Text(_count(one.paired.samples, "sample") if one.method == "samples" else _count(seeds.n, "seed")),
         Text(one.verdict),
     )
+
+
+def _scaled(found: Paired | Estimate, scale: float) -> list[float]:
+    """Value, low and high in the unit shown; the value alone without an interval."""
+    bounds = () if found.low is None or found.high is None else sorted((found.low * scale, found.high * scale))
+    return [found.value * scale, *bounds]
 
 
 def _count(number: int, what: str) -> str:
@@ -298,11 +301,16 @@ def page(table: Table) -> str:
 CSV_HEAD = (
     "kind", "row", "label", "column", "value", "low", "high", "interval", "n", "seeds", "missing", "outdated",
     "published", "trust", "source", "to_published", "against", "p_adjusted",
+    "over_seeds", "over_seeds_low", "over_seeds_high", "samples", "verdict",
 )  # fmt: skip
 
 
 def comma_separated(table: Table) -> str:
-    """One line a row and column (`kind` cell), then one a paired difference (`kind` difference)."""
+    """One line a row and column (`kind` cell), then one a paired difference (`kind` difference).
+
+    Of a difference, `interval` says what `value`, `low`, `high` and `p_adjusted` are by (samples or seeds), `n` counts
+    seeds and `samples` samples (empty by seeds); `over_seeds` and its bounds are of the seeds' own differences.
+    """
     out = io.StringIO()
     writer = csv.DictWriter(out, CSV_HEAD, lineterminator="\n", restval="")
     writer.writeheader()
@@ -327,12 +335,13 @@ def comma_separated(table: Table) -> str:
     for difference in table.differences:
         row = {"kind": "difference", "row": difference.ours, "against": difference.against}
         row |= {"column": table.columns[0].key, "interval": difference.method}
-        row["p_adjusted"] = _plain(difference.p_adjusted)
-        if difference.paired is not None:
-            low, high = difference.paired.low, difference.paired.high
-            bounds = ["", ""] if low is None or high is None else sorted((low * scale, high * scale))
-            row |= {"value": difference.paired.value * scale, "low": bounds[0], "high": bounds[1]}
-            row["n"] = difference.paired.seeds.n
+        row |= {"p_adjusted": _plain(difference.p_adjusted), "verdict": difference.verdict}
+        if (paired := difference.paired) is not None:
+            row |= zip(("value", "low", "high"), _scaled(paired, scale), strict=False)
+            row |= {"n": paired.seeds.n, "samples": paired.samples or ""}
+            if paired.seeds.n > 1:
+                names = ("over_seeds", "over_seeds_low", "over_seeds_high")
+                row |= zip(names, _scaled(paired.seeds, scale), strict=False)
         writer.writerow(row)
     return out.getvalue()
 

@@ -8,18 +8,21 @@ What this module does not do: compose a configuration (`ttpa.tables.cells`), or 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ttpa.errors import ConfigError
+from ttpa.tables.nodes import Node, read
 
 TRUST = {"printed": "p", "secondary": "s", "unclear": "?"}
 """How far a published number can be trusted -> its mark: read in the paper, from another source, not clear."""
 WAVES = ("warmup", "explore", "align", None)
+MOST_DIGITS = 17
+"""After the point; a number has no more."""
 SET_BY_THE_TABLE = ("seed", "name", "until")
+SHARED_BY_ROWS = {"paths": "folders", "cluster": "launcher", "hydra": "launcher"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,106 +117,24 @@ def load(folder: Path) -> Spec:
     Raises:
         ConfigError: there is no such file, it is not YAML, or the first thing in it that cannot work.
     """
-    import yaml  # type: ignore[import-untyped,unused-ignore]
-
     file = folder / "table.yaml" if folder.suffix != ".yaml" else folder
     if not file.is_file():
         raise ConfigError(f"{file}: no such file. Give a folder of experiments/ that holds a table.yaml.")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        why = " ".join(str(error).split())
-        raise ConfigError(f"{file}: not YAML ({why}). Mend that line.") from None
-    return _spec(_Node(content, file, ""), file)
+    return _spec(read(file), file)
 
 
 # --- checking --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Node:
-    """A value of the file and where it stands, for messages."""
-
-    value: Any
-    file: Path
-    key: str
-
-    def wrong(self, problem: str, remedy: str) -> ConfigError:
-        return ConfigError.at(f"{self.file}: {self.key or 'the file'}", f"{self.value!r:.80}", problem, remedy)
-
-    def mapping(self, needed: Sequence[str] = (), optional: Sequence[str] = (), free: bool = False) -> dict[str, _Node]:
-        """Key -> node of a mapping whose keys are known; with `free` any text is a key."""
-        if not isinstance(self.value, dict):
-            raise self.wrong("must be a mapping", f"Keys: {', '.join((*needed, *optional)) or 'names'}")
-        for key in self.value:
-            if not isinstance(key, str) or not (free or key in needed or key in optional):
-                known = ", ".join((*needed, *optional)) or "text"
-                raise self.at(str(key), self.value[key]).wrong("unknown key", f"Known are {known}")
-        for key in needed:
-            if key not in self.value:
-                raise ConfigError(f"{self.file}: {self.key or 'the file'}: {key} is missing. Add it.")
-        return {key: self.at(key, value) for key, value in self.value.items()}
-
-    def at(self, key: str, value: Any) -> _Node:
-        return _Node(value, self.file, f"{self.key}.{key}" if self.key else key)
-
-    def items(self, what: str, empty: bool = False) -> list[_Node]:
-        if not isinstance(self.value, list) or not (self.value or empty):
-            raise self.wrong(f"must be a list of {what}", "Write [a, b]")
-        return [_Node(item, self.file, f"{self.key}[{at}]") for at, item in enumerate(self.value)]
-
-    def text(self, lines: bool = False) -> str:
-        if not isinstance(self.value, str) or not self.value.strip():
-            raise self.wrong("must be text", "Quote it")
-        if not lines and len(self.value.strip().splitlines()) > 1:
-            raise self.wrong("must be one line", "Take the line break out")
-        return self.value.strip()
-
-    def number(self) -> float:
-        if isinstance(self.value, bool) or not isinstance(self.value, int | float) or not abs(self.value) < math.inf:
-            raise self.wrong("must be a number", "Write it without a unit")
-        return self.value
-
-    def scale(self) -> float:
-        if not (found := self.number()):
-            raise self.wrong("makes every number 0", "Use 1, or 100 for per cent")
-        return found
-
-    def whole(self) -> int:
-        if type(self.value) is not int or self.value < 0:
-            raise self.wrong("must be a whole number of at least 0", "For example 3")
-        return self.value
-
-    def one_of(self, known: Iterable[Any]) -> Any:
-        options = list(known)
-        if self.value not in options or isinstance(self.value, bool):
-            shown = ", ".join("null" if option is None else str(option) for option in options)
-            raise self.wrong("unknown", f"Known are {shown}")
-        return self.value
-
-    def overrides(self, of_row: bool = False) -> tuple[str, ...]:
-        """A list of Hydra overrides, without those that the table sets itself."""
-        for node in self.items("Hydra overrides", empty=True):
-            head, sign, _ = node.text().partition("=")
-            if not sign and not head.startswith("~"):
-                raise node.wrong("not a Hydra override", "Write key=value")
-            node.settable(head, of_row)
-        return tuple(str(item).strip() for item in self.value)
-
-    def settable(self, head: str, of_row: bool) -> None:
-        """Refuses what the table sets itself, and folders of one row alone."""
-        key = head.lstrip("+~")
-        if key in SET_BY_THE_TABLE:
-            raise self.wrong(f"{key} is set by the table itself", "Use the keys seeds and waves of the preset")
-        if of_row and key.split(".")[0] == "paths":
-            raise self.wrong("all rows share the folders", "Give paths.* to the preset or on the command line")
-
 
 TOP = ("title", "claim", "columns", "rows", "presets")
 OPTIONAL = ("paper", "differences", "published")
 
 
-def _spec(node: _Node, file: Path) -> Spec:
+def _spec(node: Node, file: Path) -> Spec:
+    name = file.parent.resolve().name
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):  # as `name=` of its runs
+        raise ConfigError.at(
+            f"{file}: the folder", repr(name), "names runs and files", "Name it with letters, digits, '.', '_' and '-'"
+        )
     top = node.mapping(TOP, OPTIONAL)
     presets = {name: _preset(name, entry) for name, entry in top["presets"].mapping(free=True).items()}
     if not presets:
@@ -230,7 +151,7 @@ def _spec(node: _Node, file: Path) -> Spec:
         if published.setdefault((one.row, one.column), one) is not one:
             raise entry.wrong(f"row {one.row} has a number in column {one.column} already", "Keep one of the two")
     return Spec(
-        name=file.parent.resolve().name,
+        name=name,
         file=file,
         title=top["title"].text(),
         claim=" ".join(top["claim"].text(lines=True).split()),
@@ -243,7 +164,7 @@ def _spec(node: _Node, file: Path) -> Spec:
     )
 
 
-def _differences(node: _Node, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+def _differences(node: Node, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
     found: list[tuple[str, str]] = []
     for entry in node.items("pairs of rows", empty=True):
         pair = entry.items("two row keys")
@@ -258,17 +179,17 @@ def _differences(node: _Node, names: Sequence[str]) -> tuple[tuple[str, str], ..
     return tuple(found)
 
 
-def _unique(node: _Node, keys: Sequence[str]) -> None:
+def _unique(node: Node, keys: Sequence[str]) -> None:
     for at, key in enumerate(keys):
         if key in keys[:at]:
             raise ConfigError(f"{node.file}: {node.key}: the key {key!r} is there twice. Give each its own key.")
 
 
-def _paper(node: _Node) -> dict[str, str]:
+def _paper(node: Node) -> dict[str, str]:
     return {key: entry.text() for key, entry in node.mapping(("name",), ("arxiv", "where")).items()}
 
 
-def _preset(name: str, node: _Node) -> Preset:
+def _preset(name: str, node: Node) -> Preset:
     entry = node.mapping(("overrides", "seeds"), ("waves", "cost", "comparable"))
     seeds = tuple(seed.whole() for seed in entry["seeds"].items("seeds"))
     if len(set(seeds)) < len(seeds):
@@ -286,11 +207,11 @@ def _preset(name: str, node: _Node) -> Preset:
         if not isinstance(comparable, bool):
             raise entry["comparable"].wrong("must be true or false", "true: same data and model as the paper")
     cost = entry["cost"].text() if "cost" in entry else ""
-    overrides = entry["overrides"].overrides()
+    overrides = _overrides(entry["overrides"])
     return Preset(name=name, overrides=overrides, seeds=seeds, waves=waves, cost=cost, comparable=comparable)
 
 
-def _column(node: _Node, presets: Mapping[str, Preset]) -> Column:
+def _column(node: Node, presets: Mapping[str, Preset]) -> Column:
     entry = node.mapping(("key", "label", "metric"), ("scale", "digits", "better"))
     metric = entry["metric"]
     if isinstance(metric.value, str):
@@ -306,12 +227,12 @@ def _column(node: _Node, presets: Mapping[str, Preset]) -> Column:
         label=entry["label"].text(),
         metric=paths,
         scale=entry["scale"].scale() if "scale" in entry else 1.0,
-        digits=entry["digits"].whole() if "digits" in entry else 3,
+        digits=entry["digits"].whole(most=MOST_DIGITS) if "digits" in entry else 3,
         better=entry["better"].one_of(("high", "low")) if "better" in entry else "high",
     )
 
 
-def _rows(node: _Node, presets: Mapping[str, Preset]) -> list[Row]:
+def _rows(node: Node, presets: Mapping[str, Preset]) -> list[Row]:
     shared = ("overrides", "policy", "presets")
     if isinstance(node.value, dict) and "product" in node.value:
         entry = node.mapping(("product",), ("skip", *shared))
@@ -339,9 +260,31 @@ def _rows(node: _Node, presets: Mapping[str, Preset]) -> list[Row]:
     ]
 
 
-def _by_preset(node: _Node, shown: Sequence[str], presets: Mapping[str, Preset]) -> dict[str, tuple[str, ...]]:
+def _overrides(node: Node, of_row: bool = False) -> tuple[str, ...]:
+    """A list of Hydra overrides, without those that the table sets itself."""
+    for item in node.items("Hydra overrides", empty=True):
+        head, sign, _ = item.text().partition("=")
+        if not sign and not head.startswith("~"):
+            raise item.wrong("not a Hydra override", "Write key=value")
+        _settable(item, head, of_row)
+    return tuple(str(item).strip() for item in node.value)
+
+
+def _settable(node: Node, head: str, of_row: bool) -> None:
+    """Refuses what the table sets itself, and what cannot be of one row alone."""
+    key = head.lstrip("+~")
+    if key in SET_BY_THE_TABLE:
+        raise node.wrong(f"{key} is set by the table itself", "Use the keys seeds and waves of the preset")
+    group = re.split("[./@]", key)[0]
+    if of_row and group in SHARED_BY_ROWS:
+        raise node.wrong(
+            f"all rows share the {SHARED_BY_ROWS[group]}", f"Give {key}= to the preset or on the command line"
+        )
+
+
+def _by_preset(node: Node, shown: Sequence[str], presets: Mapping[str, Preset]) -> dict[str, tuple[str, ...]]:
     if isinstance(node.value, list):
-        return {"": node.overrides(of_row=True)}
+        return {"": _overrides(node, of_row=True)}
     entry = node.mapping(free=True)
     for name in entry:
         if name not in presets:
@@ -349,10 +292,10 @@ def _by_preset(node: _Node, shown: Sequence[str], presets: Mapping[str, Preset])
     for name in shown:
         if name not in entry:
             raise node.wrong(f"no overrides for preset {name}", f"Add {name}: [], or presets: [...] without it")
-    return {name: given.overrides(of_row=True) for name, given in entry.items()}
+    return {name: _overrides(given, of_row=True) for name, given in entry.items()}
 
 
-def _product(entry: Mapping[str, _Node]) -> list[dict[str, str]]:
+def _product(entry: Mapping[str, Node]) -> list[dict[str, str]]:
     """Key -> option, for every combination that is not skipped."""
     axes = {key: [_plain(option) for option in axis.items("options")] for key, axis in _axes(entry["product"]).items()}
     skips = []
@@ -369,23 +312,23 @@ def _product(entry: Mapping[str, _Node]) -> list[dict[str, str]]:
     return kept
 
 
-def _axes(node: _Node) -> dict[str, _Node]:
+def _axes(node: Node) -> dict[str, Node]:
     axes = node.mapping(free=True)
     if not axes:
         raise node.wrong("holds no group", "Write sampler: [group, tps]")
     for key, axis in axes.items():
-        axis.settable(key, of_row=True)
+        _settable(axis, key, of_row=True)
     return axes
 
 
-def _plain(node: _Node) -> str:
+def _plain(node: Node) -> str:
     """An option as an override writes it."""
     if node.value is None or isinstance(node.value, bool):
         return {None: "null", True: "true", False: "false"}[node.value]
     return str(node.number()) if isinstance(node.value, int | float) else node.text()
 
 
-def _published(node: _Node, rows: Sequence[str], columns: Sequence[str]) -> Published:
+def _published(node: Node, rows: Sequence[str], columns: Sequence[str]) -> Published:
     entry = node.mapping(("row", "column", "value", "source", "trust"), ("unit_scale", "note"))
     note = entry["note"].value if "note" in entry else ""
     if not isinstance(note, str | None):

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ttpa.errors import ConfigError
+
 log = logging.getLogger("ttpa")
 
 TRACKED = ("warmup", "explore", "align", "evaluate")
@@ -42,6 +44,27 @@ def has_key() -> bool:
         except (OSError, netrc.NetrcParseError):
             continue
     return False
+
+
+OPTIONS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "project": (lambda value: isinstance(value, str) and value != "", "must be a name"),
+    "entity": (lambda value: value is None or isinstance(value, str), "must be a user, a team or null"),
+    "offline": (lambda value: value is None or isinstance(value, bool), "must be true, false or null"),
+    "table_rows": (lambda value: type(value) is int and value >= 0, "must be a whole number, 0 or more"),
+    "max_artifact_mb": (lambda value: type(value) in (int, float) and value >= 0, "must be a number, 0 or more"),
+}
+"""Key of `conf/logger/wandb.yaml` -> which values it takes."""
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Checks a tracker's options before any work: the tracker itself is only made when the first stage is begun.
+
+    Raises:
+        ConfigError: the first value that it cannot have; names it.
+    """
+    for key, (fits, rule) in OPTIONS.items():
+        if key in options and not fits(options[key]):
+            raise ConfigError.at(f"logger.{key}", options[key], rule, "See conf/logger/wandb.yaml for what it means")
 
 
 def option_key(group: str) -> str:
@@ -129,14 +152,18 @@ class Tracking:
             self._logger = self.make(*self._stage)
         return self._logger
 
-    def publish(self, folder: Path, metrics: Mapping[str, Any]) -> None:
-        """The stage is in the store: tells its tracker, if it was built here. A tracker's failure is only noted."""
+    def publish(self, folder: Path, metrics: Mapping[str, Any], note: Callable[[str], None]) -> None:
+        """The stage is in the store: tells its tracker, if it was built here. A tracker's failure is only
+        noted, on the screen too.
+        """
         if not self.tracks or not self._logger:
             return
         try:
             self._logger.publish(folder, metrics)
         except Exception as error:
-            log.warning("logger: %s was not published: %s: %s", folder.name, type(error).__name__, error)
+            message = f"logger: {folder.name} was not published: {type(error).__name__}: {error}"
+            log.warning("%s", message)
+            note(message)
 
     def end(self, failed: bool) -> None:
         """Closes what is open; nothing otherwise."""

@@ -60,7 +60,11 @@ class WandbTracker(WandbLogger):
         max_artifact_mb: float,
     ) -> None:
         folder = Path(save_dir).resolve()  # its service keeps the working directory that it was started in
-        folder.mkdir(parents=True, exist_ok=True)  # wandb would go to a temporary one instead
+        try:
+            folder.mkdir(parents=True, exist_ok=True)  # wandb would go to a temporary one instead
+        except OSError as error:
+            problem = f"cannot be made a folder ({error.strerror})"
+            raise ConfigError.at("logger.save_dir", save_dir, problem, "Give another folder") from None
         # Lightning's own `offline` would set WANDB_MODE for every later job of this process.
         super().__init__(
             project=project,
@@ -93,8 +97,9 @@ class WandbTracker(WandbLogger):
             _ = self.experiment
         except Exception as error:
             remedy = "Check the key and logger.entity, or use logger.offline=true or logger=csv"
+            why = " ".join(str(error).split())  # pydantic's take several lines
             raise ConfigError(
-                f"logger=wandb: no run {self.facts.id} in project {self.name}: {error}. {remedy}."
+                f"logger=wandb: no run {self.facts.id} in project {self.name}: {why}. {remedy}."
             ) from None
 
     @rank_zero_only

@@ -78,9 +78,9 @@ class Case:
             return
         names = [function["name"] for function in functions]
         for function in functions:
-            schema = function.get("parameters") or {}
-            if not isinstance(schema, Mapping) or not isinstance(schema.get("properties") or {}, Mapping):
-                raise DataError(f"{case_id}: parameters of {show(function['name'])} are no schema with properties.")
+            if not _is_schema(function.get("parameters") or {}):
+                problem = "are no schema: properties is an object, required a list of names, type a text"
+                raise DataError(f"{case_id}: parameters of {show(function['name'])} {problem}.")
         for answer in answers:
             one = isinstance(answer, Mapping) and len(answer) == 1
             if not one or not isinstance(next(iter(answer.values())), Mapping):
@@ -139,6 +139,17 @@ class Case:
             if self.category.rule != "parallel":
                 return refused(fault)
         return _any_order(calls, expected, dots)
+
+
+def _is_schema(schema: Any) -> bool:
+    """Whether what the checker looks at is of the published form."""
+    properties = schema.get("properties") or {} if isinstance(schema, Mapping) else None
+    if not isinstance(properties, Mapping) or not isinstance(schema.get("required"), list | None):
+        return False
+    outer = [one for one in properties.values() if isinstance(one, Mapping)]
+    inner = [one["items"] for one in outer if isinstance(one.get("items"), Mapping)]
+    names = all(isinstance(name, str) for name in schema.get("required") or ())
+    return names and all(isinstance(one.get("type"), str | None) for one in (*outer, *inner))
 
 
 def _key(result: Any, function_calling: bool | None, dots: bool) -> Hashable:

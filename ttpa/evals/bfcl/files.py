@@ -13,7 +13,7 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
@@ -26,7 +26,10 @@ from ttpa.evals.bfcl.categories import SINGLE_TURN, Category, category_of_id, fi
 from ttpa.records import dumps
 
 _NAME = re.compile(r"BFCL_v(\d+)_(\w+?)\.jsonl?(?:\.gz)?")
-_ID = re.compile(r'\s*\{\s*"(id|sample_id)"\s*:\s*"([^"\\]*)"')
+_TOKEN = re.compile(r'"(?:[^"\\]+|\\.?)*"?|[\[\]{}]', re.DOTALL)
+"""A text, also one that is cut off, or a bracket."""
+_DEEP = 500
+"""Python reads JSON of about 1,000 levels, less what its own calls take."""
 _GZIP = b"\x1f\x8b"
 
 
@@ -65,10 +68,10 @@ def read_lines(path: str | Path, *, answers: bool = False) -> Iterator[Line]:
     Args:
         path: The file.
         answers: Whether models wrote what is in the rows: then numbers without end and brackets without bottom in them
-            are no error of the file, and the row has `result` None.
+            are no error of the file, but None.
 
     Raises:
-        DataError: the file cannot be read, is cut, or holds a line that is no JSON object; names file and line.
+        DataError: the file cannot be read, is cut, or has a line that is no JSON object in UTF-8; names file and line.
     """
     name = "standard input" if str(path) == "-" else str(path)
     number = 0
@@ -78,11 +81,10 @@ def read_lines(path: str | Path, *, answers: bool = False) -> Iterator[Line]:
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line.decode("utf-8"))
+                    row = _answer_row(line.decode("utf-8")) if answers else json.loads(line.decode("utf-8"))
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{name}:{number}: not UTF-8 ({error}). Save the file as UTF-8.") from None
                 except (ValueError, RecursionError) as error:
-                    if answers and (found := _hostile(line)) is not None:
-                        yield Line(file=name, number=number, row=found)
-                        continue
                     raise DataError(f"{name}:{number}: not JSON ({error}). Write the line again.") from None
                 if not isinstance(row, dict):
                     raise DataError(f"{name}:{number}: a {type(row).__name__} where a row, a JSON object, belongs.")
@@ -93,17 +95,41 @@ def read_lines(path: str | Path, *, answers: bool = False) -> Iterator[Line]:
         raise DataError(f"{name}:{number + 1}: file cut or damaged ({error}). Write it again.") from None
 
 
-def _hostile(line: bytes) -> dict[str, Any] | None:
-    """The row of an answer that JSON's rules allow and Python does not read: too deep, or a number too long."""
-    text = line.decode("utf-8", "replace")
-    found = _ID.match(text)
+def _answer_row(text: str) -> Any:
+    """The row of an answer; what JSON's rules allow and Python does not read in it is None.
+
+    Raises:
+        ValueError, RecursionError: it is no JSON.
+    """
     try:
-        json.loads(text, parse_int=len)  # a number of any length
-    except RecursionError:
-        pass
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return json.loads(_shallow(text), parse_int=_int)
+
+
+def _int(digits: str) -> int | None:
+    try:
+        return int(digits)
     except ValueError:
-        return None
-    return None if found is None else {found[1]: found[2], "result": None}
+        return None  # too long
+
+
+def _shallow(text: str) -> str:
+    """A JSON text with null for each member that nests too deeply."""
+    kept: list[str] = []
+    end = start = depth = deepest = 0
+    for token in _TOKEN.finditer(text):
+        if token[0] in ("[", "{"):
+            depth += 1
+            if depth == 2:
+                start, deepest = token.start(), 0
+            deepest = max(deepest, depth)
+        elif token[0] in ("]", "}"):
+            depth -= 1
+            if depth == 1 and deepest > _DEEP:
+                kept += [text[end:start], "null"]
+                end = token.end()
+    return "".join([*kept, text[end:]])
 
 
 @contextmanager
@@ -171,9 +197,7 @@ def read_cases(folder: str | Path) -> dict[str, Case]:
             if case.case_id in cases:
                 raise DataError(f"{line}: {case.case_id} is there twice. Keep one version of a category in a folder.")
             cases[case.case_id] = case
-        if answers:
-            lost = next(iter(answers))
-            raise DataError(f"{path}: no question {lost}, which possible_answer/ has. Take both from one release.")
+        check_used(answers, cases, path)
     if not cases and not any(category.rule == "multi_turn" for _, category in files):
         raise DataError(f"data={folder}: no questions. BFCL_v4_<category>.json files belong there, as published.")
     return cases
@@ -194,7 +218,7 @@ def read_answers(folder: Path, questions: Path) -> dict[str, Line]:
     """The rows of accepted answers that belong to a file of questions, by id.
 
     Raises:
-        DataError: no such file, or a row that is not of the published form; names file and line.
+        DataError: no such file, an id twice, or a row that is not of the published form; names file and line.
     """
     stem = questions.name.removesuffix(".gz")
     names = (stem, f"{stem}.gz")
@@ -208,24 +232,37 @@ def read_answers(folder: Path, questions: Path) -> dict[str, Line]:
         case_id = line.row.get("id")
         if not isinstance(case_id, str) or not isinstance(line.row.get("ground_truth"), list):
             raise DataError(f"{line}: no id and ground_truth. Take the file as published.")
+        if case_id in answers:
+            raise DataError(f"{line}: {case_id} is there twice. Take the file as published.")
         answers[case_id] = line
     return answers
 
 
-def _case(line: Line, category: Category, answers: dict[str, Line]) -> Case:
+def check_used(answers: Mapping[str, Line], cases: Collection[str], questions: Path) -> None:
+    """Refuses accepted answers to a question that is not there.
+
+    Raises:
+        DataError: there is one; names its file and line.
+    """
+    for case_id, line in answers.items():
+        if case_id not in cases:
+            raise DataError(f"{line}: no question {case_id} in {questions}. Take both from one release.")
+
+
+def _case(line: Line, category: Category, answers: Mapping[str, Line]) -> Case:
     case_id, functions = line.row.get("id"), line.row.get("function")
     known = isinstance(functions, list) and all(isinstance(one, dict) and "name" in one for one in functions)
     if not isinstance(case_id, str) or not isinstance(functions, list) or not known:
         raise DataError(f"{line}: no id and function documents. Take the file as published.")
     if not category.has_answers:
         return Case(case_id, category, functions)
-    answer = answers.pop(case_id, None)
+    answer = answers.get(case_id)
     if answer is None:
         raise DataError(f"{line}: no accepted answers for {case_id}. Take questions and answers from one release.")
     try:
         return Case(case_id, category, functions, answer.row["ground_truth"])
     except DataError as error:
-        raise DataError(f"{answer}: {error}") from None
+        raise DataError(f"{line} and {answer}: {error}") from None
 
 
 def unknown_id(line: Line, case_id: str) -> DataError:

@@ -33,7 +33,7 @@ from ttpa.errors import DataError
 from ttpa.evals.base import Row
 from ttpa.evals.bfcl import official
 from ttpa.evals.bfcl.categories import Category
-from ttpa.evals.bfcl.files import Line, question_files, read_answers, read_lines
+from ttpa.evals.bfcl.files import Line, check_used, question_files, read_answers, read_lines
 from ttpa.evals.bfcl.multi_turn_run import CLASSES, compare, execute, read_step
 from ttpa.evals.bfcl.verdict import Fault, Verdict, accepted, refused
 from ttpa.records import Candidate, Message, Sample, ToolSpec, dumps
@@ -121,7 +121,8 @@ def read_multi_turn(folder: Path, category: Category) -> Mapping[str, MultiTurnC
 
     Raises:
         ConfigError: the extra `bfcl` is missing.
-        DataError: a row that is not of the published form; names file and line.
+        DataError: a question without answers or answers without a question, an id twice, or a row that is not of the
+            published form; names file and line.
     """
     official.require()
     cases: dict[str, MultiTurnCase] = {}
@@ -134,6 +135,7 @@ def read_multi_turn(folder: Path, category: Category) -> Mapping[str, MultiTurnC
             if case.case_id in cases:
                 raise DataError(f"{line}: {case.case_id} is there twice. Keep one version of a category in a folder.")
             cases[case.case_id] = case
+        check_used(answers, cases, path)
     return cases
 
 

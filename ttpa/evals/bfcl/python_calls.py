@@ -17,6 +17,7 @@ import json
 import keyword
 import re
 import warnings
+from functools import lru_cache
 from typing import Any
 
 from ttpa.evals.bfcl.fold import NotConstant, fold
@@ -145,22 +146,25 @@ def _plain(double: str | None, single: str | None, number: str | None, fraction:
     return _WORDS.get(word, word) if word is not None else None
 
 
-def _reads_as_json(text: str) -> bool:
-    """Whether JSON can read the lists and dicts of a text, if it can, only as Python does."""
+@lru_cache(maxsize=1)  # looks at the whole text, and is asked by each of its lists and dicts
+def _as_json(text: str) -> str | None:
+    """The text as JSON can read its lists and dicts, if it can, only as Python does; None where it might not."""
     if "\\" in text or ("'" in text and '"' in text):
-        return False
-    return not ("true" in text or "false" in text or "null" in text or "NaN" in text or "Infinity" in text)
+        return None
+    if "true" in text or "false" in text or "null" in text or "NaN" in text or "Infinity" in text or _too_deep(text):
+        return None
+    return text.replace("'", '"')  # where only one kind of quotes is used, which one makes no difference
 
 
 def _container(text: str, at: int, depth: int) -> tuple[Any, int] | None:
     """The list or dict that begins at `at`, and where it ends."""
-    if depth == 0 and _reads_as_json(text):
+    as_json = _as_json(text) if depth == 0 else None
+    if as_json is not None:
         try:
-            # Where only one kind of quotes is used, which one makes no difference.
-            return _JSON.raw_decode(text.replace("'", '"'), at)
+            return _JSON.raw_decode(as_json, at)
         except (ValueError, RecursionError):
             pass  # not JSON: names, trailing commas
-    if depth > MAX_DEPTH:
+    if depth >= MAX_DEPTH - 2:  # the brackets of the list and of the call count, too
         return None
     close = "]" if text[at] == "[" else "}"
     opened = _OPEN.match(text, at)
@@ -236,7 +240,7 @@ def _no_call_first(text: str) -> bool:
 
 def _too_deep(text: str) -> bool:
     """Whether brackets outside of strings nest too deeply. Strings are told from the rest roughly: one line each."""
-    if sum(text.count(bracket) for bracket in "([{") <= MAX_DEPTH:
+    if text.count("(") + text.count("[") + text.count("{") <= MAX_DEPTH:
         return False
     depth = 0
     for bracket in _BRACKET.findall(_LITERAL.sub("", text)):

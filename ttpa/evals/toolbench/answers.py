@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,10 +136,21 @@ def _ids(value: Any) -> frozenset[str]:
 
 
 def _load(path: Path) -> Any:
+    twice: list[str] = []
+
+    def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        # The outermost object is made last. Further inside is what a model wrote, where a key twice is no error.
+        twice[:] = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        return found
+
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=made)
     except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"{path}: not a JSON file ({error}). Write it again.") from None
+    if twice and isinstance(content, Mapping):
+        raise DataError(f"{path}: {twice[0]} is there twice. Keep one.")
+    return content
 
 
 def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -214,5 +226,8 @@ def _tool(item: Any) -> ToolSpec | None:
         return None
     parameters = spec.get("parameters")
     if not isinstance(parameters, Mapping) or not isinstance(parameters.get("properties", {}), Mapping):
+        return None
+    required = parameters.get("required")
+    if not isinstance(required, list | None) or not all(isinstance(name, str) for name in required or ()):
         return None
     return ToolSpec(name=spec["name"], description=str(spec.get("description") or ""), parameters=parameters)

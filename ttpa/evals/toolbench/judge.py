@@ -223,7 +223,7 @@ class Judge:
 
     Raises:
         ConfigError: the cache is a file of another kind.
-        DataError: the cache is damaged before its last line; names file and line.
+        DataError: a line behind the first is no row; names file and line.
     """
 
     def __init__(
@@ -238,11 +238,14 @@ class Judge:
         """Requests sent by this object, retries included."""
         self._shard = Shard(cache, key="key")
         self._known: dict[str, str | None] = {}
-        for row in self._shard.rows():
-            if "choice" not in row:
-                problem = "holds rows that are no verdicts"
-                raise ConfigError.at("cache", cache, problem, "Give a file of its own, or one that is not there yet")
-            self._known[row["key"]] = row["choice"]
+        try:
+            for row in self._shard.rows():
+                self._known[row["key"]] = row["choice"]
+        except (KeyError, DataError) as error:
+            if self._known and isinstance(error, DataError):
+                raise
+            problem, remedy = "holds rows that are no verdicts", "Give a file of its own, or one that is not there yet"
+            raise ConfigError.at("cache", cache, problem, remedy) from None
         self._transport, self._lock, self._stopped = transport, threading.Lock(), threading.Event()
         self._sleep = sleep or self._stopped.wait
 
@@ -261,13 +264,13 @@ class Judge:
         """The verdict of one vote: a choice of the question, or None where no reply could be read.
 
         Raises:
-            ConfigError: the key is not in the environment.
+            ConfigError: the key is not in the environment, or the cache holds a verdict that nobody can give.
             DataError: the endpoint cannot be reached or refuses; what was judged so far is kept.
         """
         key = self.key(question, vote)
         with self._lock:
             if key in self._known:
-                return self._known[key]
+                return self._kept(key, question)
         body = self._body(question.prompt, vote)
         choice, asked = None, 0
         while choice is None and asked <= self.endpoint.reasks:
@@ -278,6 +281,13 @@ class Judge:
                 self._shard.append([{**row, "choice": choice, "asked": asked}])
                 self._known[key] = choice
             return self._known[key]
+
+    def _kept(self, key: str, question: Question) -> str | None:
+        choice = self._known[key]
+        if choice not in (None, *question.choices):
+            problem = f"holds {choice!r:.60} where one of {', '.join(question.choices)} belongs"
+            raise ConfigError.at("cache", self._shard.path, problem, f"Remove the line of key {key}")
+        return choice
 
     def _body(self, prompt: str, vote: int) -> bytes:
         request: dict[str, Any] = {
