@@ -187,11 +187,11 @@ def _attend(rows: Rows, layer: int, query: Tensor, key: Tensor, value: Tensor, s
     B, G = R // M, H // J
     prompt_k, prompt_v = rows.prompts.keys[layer], rows.prompts.values[layer]
     own_k, own_v = rows.put(layer, key, value)
-    asking_BJQD = query.view(B, M, J, G, L, D).transpose(1, 2).reshape(B, J, M * G * L, D)
-    far = (asking_BJQD * scale) @ prompt_k.mT
+    query = query * scale
+    far = query.view(B, M, J, G, L, D).transpose(1, 2).reshape(B, J, M * G * L, D) @ prompt_k.mT
     far_closed, near_closed = rows.closed(L, own_k.shape[2])
     far = far.masked_fill_(far_closed, float("-inf"))
-    near = (query * scale).reshape(R, J, G * L, D) @ own_k.mT
+    near = query.reshape(R, J, G * L, D) @ own_k.mT
     near = near.view(R, J, G, L, -1).masked_fill_(near_closed, float("-inf"))
     near = near.view(B, M, J, G * L, -1).transpose(1, 2).reshape(B, J, M * G * L, -1)
     weights = torch.softmax(torch.cat([far, near], -1), -1)  # sums in float32 whatever the scores are

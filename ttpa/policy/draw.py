@@ -56,16 +56,21 @@ def candidates_of(logps_RV: Tensor, rule: TokenRule) -> tuple[Tensor, Tensor, Te
 
 def _mixed(x: Tensor) -> Tensor:
     """The splitmix64 finaliser: int64 to int64, every bit of the result depends on every bit of x."""
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _ODD[1]
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _ODD[2]
-    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+    x = _folded(x, 30).mul_(_ODD[1])
+    x = _folded(x, 27).mul_(_ODD[2])
+    return _folded(x, 31)
+
+
+def _folded(x: Tensor, shift: int) -> Tensor:
+    """x ^ (x >> shift), the shift without the sign; in place where it can be, since V is large."""
+    return (x >> shift).bitwise_and_((1 << 64 - shift) - 1).bitwise_xor_(x)
 
 
 def random_bits(key_R: Tensor, position: int, count: int) -> Tensor:
     """32 random bits for each of `count` tokens at a position of each answer, int64 (R, count)."""
     at_R1 = _mixed(key_R + (position + 1) * _ODD[0] % (1 << 63))[:, None]
     tokens_V = torch.arange(1, count + 1, device=key_R.device) * _ODD[0]
-    return (_mixed(at_R1 ^ tokens_V) >> 32) & 0xFFFFFFFF
+    return _mixed(at_R1 ^ tokens_V).bitwise_right_shift_(32).bitwise_and_(0xFFFFFFFF)
 
 
 def draw(
@@ -115,10 +120,10 @@ def _race(
 
     `open_RV` are tokens of which rounding decides whether they are kept.
     """
-    uniform_RV = (random_bits(key_R, position, scores_RV.shape[-1]).float() + 0.5) * 2.0**-32
-    uniform_RV = uniform_RV.clamp(max=1 - 2.0**-24)  # the largest would round to 1, which never arrives
+    uniform_RV = random_bits(key_R, position, scores_RV.shape[-1]).float().add_(0.5).mul_(2.0**-32)
+    uniform_RV.clamp_(max=1 - 2.0**-24)  # the largest would round to 1, which never arrives
     # log(p / E) with E = -log(1 - u); log1p is exact for small u, where the winners are.
-    speed_RV = scores_RV - (-torch.log1p(-uniform_RV)).log()
+    speed_RV = scores_RV - uniform_RV.neg_().log1p_().neg_().log_()
     able_RV = speed_RV if kept_RV is None else speed_RV.masked_fill(~kept_RV, float("-inf"))
     token_R = able_RV.argmax(-1)
     best_R1 = able_RV.gather(-1, token_R[:, None])
