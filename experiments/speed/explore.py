@@ -213,9 +213,9 @@ def main() -> None:
     else:
         found = [plain_sampling(model, 16, length, ANSWER, args.rounds) for length in (256, 512)]
         few = max(2, args.rounds // 2)
-        for case in (model, narrow, embedded_model()):
+        for case in (narrow, model, embedded_model()):
             trees = 128 if case.config.hidden_size < model.config.hidden_size else 64
-            found += [searches(case, trees, length, ANSWER // 2, few) for length in (256, 512)]
+            found += [searches(case, trees, length, ANSWER, few) for length in (256, 512)]
     rounds = 1 if args.quick else args.rounds
     about = (
         f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {args.threads} threads, torch {torch.__version__}, "
