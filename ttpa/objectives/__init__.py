@@ -7,6 +7,7 @@ these classes ever sees a model. Importing this package imports no torch.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,7 +24,7 @@ __all__ = ["DPO", "GRPO", "IPO", "ORPO", "RFT", "Gold", "Hinge", "PreferenceLoss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PreferenceLoss:
+class PreferenceLoss(ABC):
     """An objective that contrasts the two answers of a pair.
 
     Args:
@@ -70,9 +71,9 @@ class PreferenceLoss:
     def _check(self) -> None:
         """Refuses what else there is to refuse."""
 
+    @abstractmethod
     def _losses(self, by: Any, answers: Both, lengths: Both, reference: Both) -> Losses:
         """`losses` by the functions of `ttpa.objectives.functional`."""
-        raise NotImplementedError
 
 
 def _check_smoothing(label_smoothing: float) -> None:
