@@ -68,7 +68,7 @@ class PreferenceLoss(ABC):
         reference: Any = (ref_chosen_B, ref_rejected_B)
         return self._losses(functional, (chosen_B, rejected_B), (chosen_lengths_B, rejected_lengths_B), reference)
 
-    def _check(self) -> None:
+    def _check(self) -> None:  # noqa: B027 (most have nothing more to refuse)
         """Refuses what else there is to refuse."""
 
     @abstractmethod
