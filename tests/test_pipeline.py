@@ -86,19 +86,36 @@ def rows(folder: Path) -> dict[str, dict]:
 
 
 def test_a_product_shares_warmup_and_exploration_and_a_second_run_builds_nothing(tmp_path: Path) -> None:
-    """2 samplers x 2 scorers x 3 objectives: 1 data, 1 warm-up, 4 explorations, 12 alignments, 12 evaluations and the
-    one of the warm-up; every cell alone would be 12 x 6 = 72."""
+    """2 samplers x 2 scorers x 3 objectives: 1 data, 1 warm-up, 4 explorations, 12 alignments, 12 evaluations; every
+    cell alone would be 12 x 5 = 60."""
     product = ("-m", "sampler=tps,group", "scorer=esm,ast", "objective=dpo,simpo,rft")
     ttpa(tmp_path, *product)
-    assert Counter(built(tmp_path)) == {"data": 1, "warmup": 1, "explore": 4, "align": 12, "evaluate": 13}
+    assert Counter(built(tmp_path)) == {"data": 1, "warmup": 1, "explore": 4, "align": 12, "evaluate": 12}
     first = rows(tmp_path)
     assert len(first) == 12
     cells = {(r["choices"]["sampler"], r["choices"]["scorer"], r["choices"]["objective"]) for r in first.values()}
     assert len(cells) == 12
     ttpa(tmp_path, *product)
-    assert len(built(tmp_path)) == 31
+    assert len(built(tmp_path)) == 30
     assert rows(tmp_path) == first
     assert not list((tmp_path / "store").glob("*.lock"))
+
+
+def test_the_warm_up_is_evaluated_by_a_single_run_and_by_a_sweep_on_request(tmp_path: Path) -> None:
+    sweep = ("-m", "objective=dpo,simpo")
+    shown = ttpa(tmp_path, *sweep)
+    assert Counter(built(tmp_path))["evaluate"] == 2 and "warm-up  " not in shown and "dpo" in shown
+    assert all(row["baseline"] == {} and "baseline" not in row["stages"] for row in rows(tmp_path).values())
+    shown = ttpa(tmp_path, "objective=dpo")
+    assert Counter(built(tmp_path))["evaluate"] == 3 and "dpo - warm-up: " in shown
+    assert {row["choices"]["objective"] for row in rows(tmp_path).values() if row["baseline"]} == {"dpo"}
+    # What the store has by then is shown by a sweep too, and nothing is lost from the record that held it.
+    assert "simpo - warm-up: " in ttpa(tmp_path, *sweep)
+    assert all(row["baseline"]["accuracy"] and row["stages"]["baseline"] for row in rows(tmp_path).values())
+    ttpa(tmp_path, "-m", "seed=1,2", "baseline=true")
+    assert Counter(built(tmp_path))["evaluate"] == 3 + 4
+    ttpa(tmp_path, "seed=3", "baseline=false")
+    assert Counter(built(tmp_path))["evaluate"] == 7 + 1
 
 
 def test_until_stops_early_and_the_waves_are_reused(folder: Path) -> None:

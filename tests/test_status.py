@@ -98,11 +98,11 @@ def test_the_four_states(folder: Path) -> None:
         ["cold", "seed=0", "missing"],
     ]
     assert lines[0].endswith("done")
-    assert f"explore1 ({failed.stem}), 3 of 6 stages done: " in lines[1] and str(Path(*failed.parts[-2:])) in lines[1]
+    assert f"explore1 ({failed.stem}), 2 of 5 stages done: " in lines[1] and str(Path(*failed.parts[-2:])) in lines[1]
     assert (
         f"pid {os.getpid()} on " in lines[2] and re.search(r"heartbeat \d s ago", lines[2]) and running.name in lines[2]
     )
-    assert lines[3].endswith("3 of 6 stages done")
+    assert lines[3].endswith("2 of 5 stages done")
     assert lines[4] == "4 cells of four, preset embedded: 1 done, 1 running, 1 failed, 1 missing" and not done
 
 

@@ -72,6 +72,7 @@ class FakeLaunch:
         with open_dict(cfg):
             cfg.choices = {group: name for group, name in cfg.hydra.runtime.choices.items() if group in config.IDENTITY}
             del cfg["hydra"]
+            cfg.baseline = bool(cfg.baseline)  # as in every job of a sweep
         stages, broken = plan(cfg), self.fails(" ".join(job))
         if broken == "start":
             return TtpaError("refused")
@@ -88,7 +89,7 @@ class FakeLaunch:
             names = {role: stage.path.name for role, stage in stages.items()}
             row: dict[str, Any] = {"row_version": 1, "seed": cfg.seed, "rounds": cfg.rounds, "stages": names}
             row |= {"versions": VERSIONS, "config": config.identity(cfg, *config.IDENTITY)}
-            row |= {"metrics": {}, "baseline": {}, "cost": {}}
+            row |= {"metrics": {}, "baseline": {"stage": names["baseline"]} if cfg.baseline else {}, "cost": {}}
             Path("results").mkdir(exist_ok=True)
             (Path("results") / f"{names['evaluation']}.jsonl").write_text(json.dumps(row) + "\n")
         return None
@@ -109,12 +110,12 @@ def test_waves_send_one_job_a_stage_and_then_every_cell(table: Callable[..., Non
         for seed in (0, 1)
     ]
     assert third == [
-        f"sampler={sampler} objective={objective} seed={seed} name=product until=null"
+        f"sampler={sampler} objective={objective} seed={seed} name=product until=null baseline=true"
         for sampler in ("group", "tps")
         for objective in ("dpo", "simpo")
         for seed in (0, 1)
     ]
-    assert Counter(fake.built) == {"data": 2, "warmup": 2, "explore": 4, "align": 8, "evaluate": 10}
+    assert Counter(fake.built) == {"data": 2, "warmup": 2, "explore": 4, "align": 8, "evaluate": 8 + 2}
     again = FakeLaunch()
     assert run(again) == 0
     assert again.waves == []
@@ -139,6 +140,22 @@ def test_objectives_without_exploration_have_no_explore_wave(table: Callable[...
     run(fake)
     assert [len(wave) for wave in fake.waves] == [1, 2, 4]
     assert all("objective=dpo" in job for job in fake.waves[1])
+
+
+def test_a_warm_up_row_of_a_later_table_is_served_by_a_run_that_is_there(table: Callable[..., None]) -> None:
+    """Sweeps evaluate the warm-up for a row that shows it only; a run of which all else is there adds it."""
+    table(rows=ROWS[1:], seeds=[0])
+    fake = FakeLaunch()
+    run(fake)
+    assert Counter(fake.built) == {"data": 1, "warmup": 1, "explore": 2, "align": 4, "evaluate": 4}
+    table(seeds=[0])
+    assert "baseline (evaluate-" in report(Path(FOLDER), None, [])[0][0]
+    fake = FakeLaunch()
+    assert run(fake) == 0
+    assert fake.waves == [["sampler=group objective=dpo seed=0 name=product until=null baseline=true"]]
+    assert fake.built == ["evaluate"]
+    fake = FakeLaunch()
+    assert run(fake) == 0 and fake.waves == []
 
 
 def test_a_warm_up_row_alone_is_run_once(table: Callable[..., None]) -> None:
@@ -287,8 +304,7 @@ def ttpa_sweep() -> subprocess.CompletedProcess[str]:
 
 def test_a_sweep_of_real_runs_builds_every_stage_once_and_then_nothing(table: Callable[..., None]) -> None:
     """2 samplers x 2 scorers x 2 objectives over one data set and one warm-up: 1 data + 1 warm-up + 4 explorations +
-    8 alignments + 8 evaluations = 22, and the one evaluation of the warm-up policy that all eight share. Each cell
-    alone would be 8 x 5 = 40, and 8 evaluations of the warm-up.
+    8 alignments + 8 evaluations = 22. Each cell alone would be 8 x 5 = 40.
     """
     product = {"sampler": ["group", "tps"], "scorer": ["esm", "ast"], "objective": ["dpo", "simpo"]}
     table(rows=[{"product": product}], seeds=[0])
@@ -296,14 +312,14 @@ def test_a_sweep_of_real_runs_builds_every_stage_once_and_then_nothing(table: Ca
     done = ttpa_sweep()
     log = Path("store/executions.jsonl")
     stages = Counter(json.loads(line)["stage"] for line in log.read_text().splitlines())
-    assert stages == {"data": 1, "warmup": 1, "explore": 4, "align": 8, "evaluate": 8 + 1}
+    assert stages == {"data": 1, "warmup": 1, "explore": 4, "align": 8, "evaluate": 8}
     assert [line for line in done.stdout.splitlines() if line.startswith("ttpa-sweep: wave")] == [
         "ttpa-sweep: wave warmup: 1 jobs for 8 cells",
         "ttpa-sweep: wave explore: 4 jobs for 8 cells",
         "ttpa-sweep: wave whole run: 8 jobs for 8 cells",
     ]
     assert "0 of 8 cells to run" in ttpa_sweep().stdout
-    assert len(log.read_text().splitlines()) == 23
+    assert len(log.read_text().splitlines()) == 22
     assert not list(Path("store").glob("*.lock")) and not list(Path("store").glob("*.part"))
     lines, complete = report(Path(FOLDER), None, [])
     assert complete and lines[-1] == "8 cells of product, preset embedded: 8 done"

@@ -58,6 +58,8 @@ def _prepare(cfg: DictConfig) -> None:
         cfg.choices = {group: name for group, name in choices.items() if group in config.IDENTITY}
         if choices["experiment"]:
             cfg.choices.experiment = choices["experiment"]
+        if cfg.baseline is None:
+            cfg.baseline = HydraConfig.get().mode == RunMode.RUN
 
 
 def job(cfg: DictConfig) -> None:

@@ -26,7 +26,7 @@ from ttpa.trackers import StageFacts, check_options
 ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 
 IDENTITY = ("data", "model", "warmup", "select", "sampler", "scorer", "pairs", "objective", "eval")
-SCALARS = ("name", "seed", "rounds", "until", "controls", "choices", "stage")
+SCALARS = ("name", "seed", "rounds", "until", "baseline", "controls", "choices", "stage")
 EXECUTION = ("trainer", "engine", "executor", "logger", "cluster", "paths")
 ALLOWED_TARGETS = ("ttpa.", "torch.", "pytorch_lightning.")
 
@@ -174,6 +174,8 @@ def check_scalars(cfg: DictConfig) -> None:
         raise ConfigError.at("rounds", cfg.rounds, "must be at least 1", "Use until=warmup to stop after the warm-up")
     if cfg.until not in (None, "warmup", "explore", "align"):
         raise ConfigError.at("until", cfg.until, "unknown stage", "Use warmup, explore or align; null runs to the end")
+    if not isinstance(cfg.baseline, bool | None):
+        raise ConfigError.at("baseline", cfg.baseline, "must be true, false or null", "See conf/config.yaml")
     if not isinstance(cfg.controls, DictConfig):
         raise ConfigError.at("controls", cfg.controls, "must map names to objectives", "See conf/experiment/demo.yaml")
     for key in ("store", "results", "runs"):

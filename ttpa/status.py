@@ -46,6 +46,9 @@ class Planner(Store):
         self.root = Path(root)
         self.executions = []
 
+    def find(self, name: str, **_: Any) -> None:
+        """A plan holds what a run must have, not what happens to be there."""
+
     def stage(
         self,
         name: str,
@@ -84,13 +87,16 @@ def plan(cfg: DictConfig) -> dict[str, StageResult]:
 
 
 def plan_of(cell: Cell) -> dict[str, StageResult]:
-    """The plan of a cell, with the types of its overrides checked as a run checks them; the composer must be open.
+    """The plan of a cell in a sweep, with the types of its overrides checked as a run checks them; the composer must be
+    open. The warm-up is evaluated for the rows that show it.
 
     Raises:
         ConfigError, DataError: as `plan`, or a value of another type than its default.
     """
     cell.check()
-    return plan(cell.cfg())
+    cfg = cell.cfg()
+    cfg.baseline = cell.row.warmup_only
+    return plan(cfg)
 
 
 def error_of(stage: StageResult) -> Path:

@@ -184,6 +184,14 @@ class Store:
         finally:
             lock.release()
 
+    def find(
+        self, name: str, *, version: int, config: Mapping[str, Any], inputs: Mapping[str, StageResult]
+    ) -> StageResult | None:
+        """The stage if it is finished; nothing is built or waited for. Arguments as for `stage`."""
+        fp = fingerprint(name, version, config, {role: result.fingerprint for role, result in inputs.items()})
+        final = self.root / f"{name}-{fp}"
+        return _result(name, fp, final, cached=True) if _finished(final) else None
+
     def _acquire(self, lock: Lock, final: Path, what: str) -> bool:
         """True with the lock held, False when the stage was finished by somebody else."""
         told, pause_s = False, POLL_S

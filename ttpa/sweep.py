@@ -54,11 +54,18 @@ ttpa-sweep: launches the cells of a table that have no record yet.
 
 @dataclass(slots=True)
 class Sweep:
-    """What is left of a table, and what went wrong: label -> reason."""
+    """What is left of a table, and what went wrong: label -> reason. `starts` are the warm-ups that a row shows."""
 
     todo: list[Cell]
+    starts: frozenset[tuple[object, ...]] = frozenset()
     plans: dict[Key, Mapping[str, StageResult]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+
+    def ends(self, cell: Cell, wave: str | None) -> list[str]:
+        """The overrides that say how far a job goes."""
+        if wave is None and cell.key.warmup() in self.starts:
+            return ["until=null", "baseline=true"]
+        return [f"until={wave or 'null'}"]
 
     def drop(self, cell: Cell, reason: str) -> None:
         """Takes a cell out of the later waves."""
@@ -69,33 +76,38 @@ class Sweep:
 def missing(every: Sequence[Cell], records: cells.Records, outdated: bool) -> Sweep:
     """The cells to run, each configuration once, with their plans.
 
-    A row that shows the warm-up policy is served by any other row's run over the same warm-up, so it is only run itself
-    where there is none. A cell that is refused before any work is a failure here and now.
+    A row that shows the warm-up policy is served by any other row's run over the same warm-up: one that is to be run
+    anyway, else one whose stages are there, and only where no row has that warm-up is it run itself. A cell that is
+    refused before any work is a failure here and now.
     """
-    served = {cell.key.warmup() for cell in every if not cell.row.warmup_only}
-    wanted = [cell for cell in every if not (cell.row.warmup_only and cell.key.warmup() in served)]
-    sweep = Sweep([])
-    for cell in wanted:
-        if cell.key in sweep.plans or (cell.row.warmup_only and any(_same_warmup(cell, other) for other in sweep.todo)):
-            continue
-        record = records.of(cell)
-        if record is not None and not outdated:
-            continue
-        try:
-            stages = plan_of(cell)
-            cluster.check_cell(cell.overrides, cell.cfg().trainer.lightning.devices)
-        except TtpaError as error:
-            sweep.failures[cell.label] = str(error)
-            continue
-        role = "baseline" if cell.row.warmup_only else "evaluation"
-        if record is None or record.row["stages"].get(role) != f"{stages[role].name}-{stages[role].fingerprint}":
-            sweep.plans[cell.key] = stages
-            sweep.todo.append(cell)
+    shown = [cell for cell in every if cell.row.warmup_only]
+    sweep = Sweep([], frozenset(cell.key.warmup() for cell in shown))
+    for cell in every:
+        if not cell.row.warmup_only:
+            _add(sweep, cell, cell, records, outdated)
+    for cell in shown:
+        alike = [other for other in every if other.key.warmup() == cell.key.warmup()]
+        if not any(other.key in sweep.plans for other in alike):
+            able = [other for other in alike if other.label not in sweep.failures]
+            _add(sweep, cell, min(able, key=lambda other: other.row.warmup_only, default=cell), records, outdated)
     return sweep
 
 
-def _same_warmup(cell: Cell, other: Cell) -> bool:
-    return cell.key.warmup() == other.key.warmup()
+def _add(sweep: Sweep, cell: Cell, runner: Cell, records: cells.Records, outdated: bool) -> None:
+    """Adds the cell that would run for a cell, where its record is missing or, on request, outdated."""
+    record = records.of(cell)
+    if runner.key in sweep.plans or (record is not None and not outdated):
+        return
+    try:
+        stages, plan = plan_of(cell), plan_of(runner)
+        cluster.check_cell(runner.overrides, runner.cfg().trainer.lightning.devices)
+    except TtpaError as error:
+        sweep.failures[cell.label] = str(error)
+        return
+    role = "baseline" if cell.row.warmup_only else "evaluation"
+    if record is None or record.row["stages"].get(role) != f"{stages[role].name}-{stages[role].fingerprint}":
+        sweep.plans[runner.key] = plan
+        sweep.todo.append(runner)
 
 
 def target(stages: Mapping[str, StageResult], wave: str) -> StageResult | None:
@@ -134,7 +146,7 @@ def run_waves(sweep: Sweep, preset: spec.Preset, common: Sequence[str], launch: 
             first = [group[0] for group in groups.values()]
             print(f"ttpa-sweep: wave {wave or 'whole run'}: {len(first)} jobs for {len(sweep.todo)} cells", flush=True)
             before = [_errors(sweep.plans[cell.key]) for cell in first]
-            errors = launch([[*cell.overrides, *common, f"until={wave or 'null'}"] for cell in first])
+            errors = launch([[*cell.overrides, *common, *sweep.ends(cell, wave)] for cell in first])
             launched += len(first)
             again: dict[object, list[Cell]] = {}
             for error, old, (shared, (leader, *others)) in zip(errors, before, groups.items(), strict=True):

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from ttpa.evals.stats import paired_difference
-from ttpa.pipeline import Outcome, exact_by_id
+from ttpa.evals.stats import exact_by_id, paired_difference
+from ttpa.pipeline import Outcome
 from ttpa.scorers.six_errors import LABELS
 from ttpa.store import StageResult
 
@@ -145,7 +145,7 @@ class ScreenView:
 
     def summary(self, outcome: Outcome, run_folder: str) -> None:
         """The tables of a run."""
-        if "baseline" in outcome.shared:
+        if outcome.cells and "evaluation" in outcome.cells[0].stages:
             for table in (accuracy_table(outcome), category_table(outcome), error_table(outcome)):
                 if table is not None:
                     title, table.title = str(table.title), None  # rich would break it at the width of the table
@@ -185,8 +185,8 @@ def found(result: StageResult) -> str:
 
 
 def policies(outcome: Outcome) -> dict[str, tuple[StageResult, StageResult]]:
-    """Name -> (the stage that made the policy, its evaluation); the warm-up first."""
-    rows = {"warm-up": (outcome.shared["warmup"], outcome.shared["baseline"])}
+    """Name -> (the stage that made the policy, its evaluation); the warm-up first, if it was evaluated."""
+    rows = {"warm-up": (outcome.shared["warmup"], outcome.shared["baseline"])} if "baseline" in outcome.shared else {}
     for cell in outcome.cells:
         last = [stage for role, stage in cell.stages.items() if role.startswith("align")][-1]
         rows[cell.objective] = (last, cell.stages["evaluation"])
@@ -204,7 +204,7 @@ def share(entry: Mapping[str, Any] | None, *, interval: bool = False) -> str:
 
 def accuracy_table(outcome: Outcome) -> Table:
     """Exact-call accuracy by band and what each policy cost."""
-    metrics = outcome.shared["baseline"].metrics
+    metrics = outcome.cells[0].stages["evaluation"].metrics
     table = Table(
         title=f"Exact-call accuracy, {metrics['split']} split ({metrics['accuracy']['n']} samples), 95 % interval",
         title_justify="left",
@@ -277,7 +277,7 @@ def error_table(outcome: Outcome) -> Table:
 def differences(outcome: Outcome) -> list[str]:
     """Paired differences of the run's objective against the warm-up and against the controls, in words."""
     rows = policies(outcome)
-    exact = {name: exact_by_id(evaluation) for name, (_, evaluation) in rows.items()}
+    exact = {name: exact_by_id(evaluation.path) for name, (_, evaluation) in rows.items()}
     lines = []
     main = outcome.cells[0].objective
     for other in rows:

@@ -38,6 +38,29 @@ def test_a_sweep_has_every_section(lab: Lab, report: Report) -> None:
     assert "A sweep of 5 cells over 2 seeds: 10 result rows of made." in Html(text).text
 
 
+def without_baseline(file: Path) -> Path:
+    """The row as a sweep leaves it that evaluated no warm-up."""
+    row = json.loads(file.read_text())
+    row["baseline"] = {}
+    del row["stages"]["baseline"], row["cost"]["baseline"]
+    file.write_text(json.dumps(row) + "\n")
+    return file
+
+
+def test_a_sweep_without_an_evaluation_of_the_warm_up_has_every_section(lab: Lab, report: Report) -> None:
+    for seed in (0, 1):
+        for sampler in ("tps", "mcts"):
+            without_baseline(lab.row(seed, sampler=sampler))
+    said = "No row holds an evaluation of the warm-up, and none is a control"
+    text = report("made")
+    assert anchors(text) == set(SECTIONS) - {"heat", "decay"}
+    assert said in Html(text).text and "evaluate warm-up" not in Html(text).text
+    assert said in report(str(without_baseline(lab.row(7))))
+    lab.row(2, sampler="tps")  # one seed has it: the differences are those of that seed
+    page = Html(report("made")).text
+    assert said not in page and "evaluate warm-up" in page
+
+
 def test_a_run_has_what_one_row_can_tell(lab: Lab, report: Report) -> None:
     text = report(str(lab.row()))
     assert anchors(text) == set(SECTIONS) - {"heat", "decay"}

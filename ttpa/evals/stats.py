@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ttpa.errors import ConfigError, DataError
+from ttpa.records import read_jsonl
 
 _BLOCK = 1 << 20  # draws held in memory at a time: 8 MiB of indices
 
@@ -67,6 +69,12 @@ def bootstrap_interval(
     means = mean + _resampled(sums, np.bincount(index).astype(np.int64), resamples, seed)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return mean, float(low), float(high)
+
+
+def exact_by_id(evaluation: Path) -> tuple[dict[str, float], dict[str, str]]:
+    """Of a stage's folder: sample id -> 1.0 if the answer was right, and -> its cluster; seen tools only."""
+    rows = [row for row in read_jsonl(evaluation / "rows.jsonl") if "unseen_tool" not in row["tags"]]
+    return {row["id"]: float(row["exact"]) for row in rows}, {row["id"]: row["cluster"] for row in rows}
 
 
 def paired_difference(

@@ -118,13 +118,14 @@ def gather(records: Sequence[Record], store: Path, title: str, left_out: Sequenc
                 notes.append(f"{record.file.name} has the settings and seed of {twin.file.name}; the latter is shown.")
             continue
         cell[record.seed] = record
-        starts.setdefault(record.start_key, {}).setdefault(record.seed, record)
+        if record.baseline:  # a sweep leaves the warm-up out
+            starts.setdefault(record.start_key, {}).setdefault(record.seed, record)
     firsts = [found[min(found)] for found in cells.values()]
     varying = [group for group in firsts[0].choices if len({one.choices.get(group) for one in firsts}) > 1]
     labels = _labels(firsts, varying)
     arms = [Arm(label=label, records=found) for label, found in zip(labels, cells.values(), strict=True)]
     before = [found[min(found)] for found in starts.values()]
-    names = _labels(before, [group for group in varying if group in START], START) if len(before) > 1 else [""]
+    names = [""] if len(before) == 1 else _labels(before, [group for group in varying if group in START], START)
     begun = [
         Arm(label="warm-up" + (f" ({name})" if name else ""), records=found, warmup=True)
         for name, found in zip(names, starts.values(), strict=True)
@@ -141,7 +142,7 @@ def gather_rows(rows: Sequence[Arm], store: Path, title: str) -> Gathered:
     more: dict[str, tuple[Arm, dict[int, Record]]] = {}
     for arm in arms:
         for seed, record in arm.records.items():
-            if record.start_key not in shown:
+            if record.baseline and record.start_key not in shown:
                 more.setdefault(record.start_key, (arm, {}))[1].setdefault(seed, record)
     alone = len(starts) + len(more) == 1
     for arm, found in more.values():

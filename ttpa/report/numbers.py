@@ -163,12 +163,10 @@ def _costs(arm: Arm) -> list[Cell]:
 @lru_cache(maxsize=512)
 def _answers(folder: Path) -> tuple[dict[str, float], dict[str, str]] | None:
     """Whether each sample was answered right, and its cluster; None where the file is gone or damaged."""
-    from ttpa.pipeline import exact_by_id
-    from ttpa.store import StageResult
+    from ttpa.evals.stats import exact_by_id
 
-    stage = StageResult(name="evaluate", fingerprint="", path=folder, metrics={}, cached=True, seconds=0.0)
     try:
-        return exact_by_id(stage)
+        return exact_by_id(folder)
     except (OSError, UnicodeDecodeError, DataError, KeyError, TypeError):
         return None
 
@@ -200,6 +198,11 @@ def differences(found: Gathered) -> list[Block]:
             by_seed.append(seen)
         if any(by_seed):
             rows.append(_difference_row(arm, other, by_seed))
+    if not pairs:
+        said = (
+            "No row holds an evaluation of the warm-up, and none is a control: no differences. baseline=true adds one."
+        )
+        return [Text(said)]
     if not rows:
         return [Text("Paired differences need the rows of two evaluations, which are not in the store.", True)]
     seeds = [f"seed {seed}" for seed in found.seeds]

@@ -89,7 +89,7 @@ def _rows(every: Sequence[cells.Cell], records: cells.Records) -> list[Arm]:
     own = {
         cell.key.warmup(): read[cell.row.key, cell.seed]
         for cell in reversed(every)
-        if not cell.row.warmup_only and (cell.row.key, cell.seed) in read
+        if not cell.row.warmup_only and (own_record := read.get((cell.row.key, cell.seed))) and own_record.baseline
     }
     found: dict[str, tuple[cells.Cell, dict[int, Record]]] = {}
     for cell in every:

@@ -198,7 +198,7 @@ def record_of(file: Path, row: Any, place: str = "") -> Record:
     for role, name in row["stages"].items():
         if not isinstance(name, str) or not STAGE.fullmatch(name):
             raise DataError(f"{place}: stages.{role}={name!r} names no stage. Run the same command again to write it.")
-    for role in ("baseline", "evaluation"):
+    for role in ("evaluation", "baseline") if row["baseline"] else ("evaluation",):
         if role not in row["stages"]:
             raise DataError(f"{place}: stages has no {role}. Run the same command again to write it.")
     kept = {key: row[key] for key in NEEDED if key != "config"}

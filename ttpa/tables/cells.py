@@ -336,7 +336,7 @@ def _seeds(preset: Preset, extra: Sequence[str]) -> tuple[tuple[int, ...], tuple
     seeds, words = preset.seeds, []
     for word in extra:
         head, _, value = word.partition("=")
-        if head in ("name", "until"):
+        if head in ("name", "until", "baseline"):
             raise ConfigError.at(head, value, "is set by the table itself", "Leave it out")
         if head != "seed":
             words.append(word)

@@ -122,7 +122,7 @@ def read_records(folder: Path, cells: Sequence[Cell]) -> Records:
                 continue
             if key in wanted.keys:
                 found.by_key.setdefault(key, []).append(Record(path, row))
-            if key.warmup() in wanted.warmups:
+            if key.warmup() in wanted.warmups and row["baseline"]:
                 found.by_warmup.setdefault(key.warmup(), []).append(Record(path, row))
     return found
 
@@ -177,7 +177,8 @@ def _check(row: Mapping[str, Any]) -> None:
     for role, stage in row["stages"].items():
         if not isinstance(stage, str):
             raise TypeError(f"stages.{role} is no text")
-    for role in ("baseline", "evaluation"):
+    # A record of a sweep may say nothing of the warm-up; one that does names the evaluation.
+    for role in ("evaluation", "baseline") if row["baseline"] else ("evaluation",):
         if role not in row["stages"]:
             raise KeyError(f"stages.{role}")
     for name, version in row["versions"].items():
