@@ -406,8 +406,8 @@ def test_counts_are_those_of_what_was_computed() -> None:
 
 def test_a_prompt_with_a_beginning_is_kept_for_the_next_call() -> None:
     expected = tokens(engine(model_of()).generate(PROMPTS, 2, SAMPLED, SEEDS, PREFIXES))
-    given = 2 * sum(map(len, PREFIXES))
-    for rows in (1, 128):
+    # Rows that begin alike share the beginning; the last prompt is there twice, with beginnings of its own.
+    for rows, given in ((1, 2 * sum(map(len, PREFIXES))), (128, sum(map(len, PREFIXES)))):
         made = engine(model_of(), rows)
         made.generate(PROMPTS, 2, SAMPLED, SEEDS, PREFIXES)
         assert made.counts["prefilled"] == ALL_OF_THEM + given
@@ -420,6 +420,20 @@ def test_a_prompt_with_a_beginning_is_kept_for_the_next_call() -> None:
         made.reset()
         made.generate(PROMPTS, 2, SAMPLED, SEEDS, PREFIXES)
         assert made.counts["prefilled"] == 2 * ALL_OF_THEM + 3 * given
+
+
+def test_beginnings_of_several_rows_are_computed_once() -> None:
+    """Some alike and some not, behind one prompt and behind others: the answers are those of each row by itself."""
+    asked = [(0, (5, 6)), (0, (5, 6)), (0, (7,)), (0, ()), (1, (5, 6)), (1, (5, 6)), (2, (8, 9, 5))]
+    prompts, prefixes = [PROMPTS[at] for at, _ in asked], [prefix for _, prefix in asked]
+    seeds = [f"row-{number}" for number in range(len(asked))]
+    together, alone = engine(model_of(), 64), engine(model_of(), 1)
+    found = together.generate(prompts, 2, SAMPLED, seeds, prefixes)
+    same(found, alone.generate(prompts, 2, SAMPLED, seeds, prefixes))
+    assert len({tuple(answer.token_ids) for group in found for answer in group}) > len(asked)
+    read = sum(len(PROMPTS[at]) for at in range(3))
+    assert together.counts["prefilled"] == read + sum(len(prefix) for _, prefix in set(asked))
+    assert alone.counts["prefilled"] == read + 2 * sum(map(len, prefixes))
 
 
 def test_prompts_without_beginnings_are_not_kept() -> None:

@@ -25,6 +25,26 @@ def reference(query_HLD: Tensor, key_JSD: Tensor, value_JSE: Tensor, scale: floa
     return (weights @ value_JSE.double().repeat_interleave(groups, 0)).transpose(0, 1).float()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("lengths", "groups", "sizes"), [([3, 150, 64], 3, (8, 6)), ([65], 1, (4, 4)), ([1], 2, (6, 8))]
+)
+def test_prompts_in_half_precision(dtype: torch.dtype, lengths: list[int], groups: int, sizes: tuple[int, int]) -> None:
+    """They are computed in strips; nothing of the padding behind a prompt comes through."""
+    generator, (B, P, J) = torch.Generator().manual_seed(5), (len(lengths), max(lengths), 2)
+    query, key, value = (
+        torch.randn(B, P, heads, size, generator=generator).to(dtype).transpose(1, 2)
+        for heads, size in ((J * groups, sizes[0]), (J, sizes[0]), (J, sizes[1]))
+    )
+    state = Prompts(length_B=torch.tensor(lengths))
+    with decoding(SimpleNamespace(_attn_implementation="sdpa"), state):
+        out, _ = decode_attention(SimpleNamespace(layer_idx=0), query, key, value, None, scaling=0.4)
+    assert out.dtype == dtype and out.is_contiguous()
+    for b, length in enumerate(lengths):
+        expected = reference(query[b, :, :length], key[b, :, :length], value[b, :, :length], 0.4)
+        assert torch.allclose(out[b, :length].float(), expected, atol=0.03)
+
+
 class Made:
     """Prompts of given lengths and rows behind them, with everything a row has seen kept aside."""
 

@@ -187,23 +187,34 @@ class Batch(_Decoder):
         return list(groups), [n for group in groups.values() for n in group + group[:1] * (width - len(group))], width
 
     def _begin(self) -> tuple[list[int], Rows, Tensor]:
-        """Reads prompts and prefixes; the places of the batch, its state, the next logits."""
+        """Reads prompts and prefixes, each once; the places of the batch, its state, the next logits."""
         keys, places, width = self._places(range(len(self.rows)))
         prompts = self.engine.read(keys, self.keep)
-        prefixes = [self.rows[k].prefix for k in places]
+        first: dict[tuple[Ids, ...], int] = {}
+        for number in places:
+            first.setdefault(self._given(number), number)
+        _, few, share = self._places(list(first.values()))
+        prefixes = [self.rows[k].prefix for k in few]
         longest = max(map(len, prefixes))
-        open_RT = torch.ones(len(places), longest + self.longest, dtype=torch.bool)
+        open_RT = torch.ones(len(few), longest + self.longest, dtype=torch.bool)
         for at, prefix in enumerate(prefixes):
             open_RT[at, : longest - len(prefix)] = False
-        state = Rows(prompts, width, open_RT.to(self.device))
-        logits_RV = prompts.logits_BV.repeat_interleave(width, 0)
+        state = Rows(prompts, share, open_RT.to(self.device))
+        logits_RV = prompts.logits_BV.repeat_interleave(share, 0)
         if longest:
             pad = self.engine.policy.renderer.pad_id
             ids_RL = torch.tensor([[*[pad] * (longest - len(p)), *p] for p in prefixes], device=self.device)
-            self.engine.counts["prefilled"] += sum(len(self.rows[k].prefix) for k in set(places))
+            self.engine.counts["prefilled"] += sum(len(self.rows[k].prefix) for k in set(few))
             given = torch.tensor([bool(p) for p in prefixes], device=self.device)
             logits_RV = torch.where(given[:, None], self._step(state, ids_RL), logits_RV)
-        return places, state, logits_RV
+        place_of = {self._given(number): at for at, number in reversed(list(enumerate(few)))}
+        which = torch.tensor([place_of[self._given(number)] for number in places], device=self.device)
+        return places, state.pick(None, which, width), logits_RV[which]
+
+    def _given(self, number: int) -> tuple[Ids, ...]:
+        """What a row begins with: rows with the same prompt and prefix share it."""
+        row = self.rows[number]
+        return tuple(self.prompts[row.prompt]), tuple(row.prefix)
 
     def _step(self, state: Rows, ids_RL: Tensor) -> Tensor:
         """Runs the model on the next tokens of every row; logits behind the last one (R, V)."""
