@@ -174,7 +174,7 @@ def test_files_hold_no_code(path: Path) -> None:
 )
 def test_an_experiment_sets_only_what_exists_whatever_is_selected(name: str) -> None:
     content = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
-    assert set(content) <= {"defaults", "name", "seed", "rounds", "until", "controls"}
+    assert set(content) <= {"defaults", "name", "seed", "rounds", "until", "baseline", "controls"}
     assert content["name"] == name
     for entry in content["defaults"]:
         ((key, option),) = entry.items()
