@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import ttpa.policy.decode_attention as decode_attention_module
 from ttpa.policy.decode_attention import BLOCK, NAME, Prompts, Rows, decode_attention, decoding, side_by_side
 
 LAYERS = 2
@@ -25,12 +26,21 @@ def reference(query_HLD: Tensor, key_JSD: Tensor, value_JSE: Tensor, scale: floa
     return (weights @ value_JSE.double().repeat_interleave(groups, 0)).transpose(0, 1).float()
 
 
+@pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ("lengths", "groups", "sizes"), [([3, 150, 64], 3, (8, 6)), ([65], 1, (4, 4)), ([1], 2, (6, 8))]
 )
-def test_prompts_in_half_precision(dtype: torch.dtype, lengths: list[int], groups: int, sizes: tuple[int, int]) -> None:
-    """They are computed in strips; nothing of the padding behind a prompt comes through."""
+def test_prompts_in_half_precision(
+    fast: bool,
+    dtype: torch.dtype,
+    lengths: list[int],
+    groups: int,
+    sizes: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In strips or not; nothing of the padding behind a prompt comes through."""
+    monkeypatch.setattr(decode_attention_module, "FAST_BFLOAT16", fast)
     generator, (B, P, J) = torch.Generator().manual_seed(5), (len(lengths), max(lengths), 2)
     query, key, value = (
         torch.randn(B, P, heads, size, generator=generator).to(dtype).transpose(1, 2)

@@ -28,8 +28,10 @@ from transformers.masking_utils import AttentionMaskInterface
 NAME = "ttpa_decode"
 BLOCK = 16
 """Slots by which the part of a buffer grows that is attended to."""
+FAST_BFLOAT16 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+"""Whether the CPU has products in bfloat16; float16 has none here (5 times slower in strips)."""
 STRIP = 64
-"""Tokens of a prompt whose attention is one matrix product, where torch's kernel is not used."""
+"""Tokens of a prompt whose attention is one matrix product on such a CPU."""
 
 
 @dataclass(slots=True)
@@ -183,11 +185,11 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Attention of prompts to themselves, (B, H, P, E). Padding is on the right: no token of a prompt sees it."""
     (B, H, P, D), (J, E) = query.shape, value.shape[1::2]
     G = H // J
-    if query.is_cuda or query.dtype == torch.float32:
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or not FAST_BFLOAT16:
         if G > 1:
             key, value = key.repeat_interleave(G, 1), value.repeat_interleave(G, 1)
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
-    # On CPU, torch's kernel is no faster in 16 bits than in float32; matrix products of strips are (1.7 to 3 times).
+    # Torch's kernel is no faster in bfloat16 than in float32; matrix products of strips are (1.7 to 3 times).
     query = (query * scale).view(B, J, G, P, D)
     out, later = query.new_empty(B, J, G, P, E), torch.ones(STRIP, STRIP, dtype=torch.bool).triu(1)
     for start in range(0, P, STRIP):
