@@ -134,8 +134,9 @@ def test_seeds_and_overrides_of_the_command_line(folder: Path) -> None:
     assert every[-1].cfg().sampler.n == 4
     with pytest.raises(ConfigError, match="seed=x: must be whole numbers"):
         found(folder, "seed=x")
-    with pytest.raises(ConfigError, match="until=warmup: is set by the table"):
-        found(folder, "until=warmup")
+    for word in ("until=warmup", "baseline=false", "name=mine"):
+        with pytest.raises(ConfigError, match=f"{word}: is set by the table"):
+            found(folder, word)
 
 
 def test_what_runs_the_cells_decides_nothing(folder: Path) -> None:

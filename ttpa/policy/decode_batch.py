@@ -207,8 +207,8 @@ class Batch(_Decoder):
             self.engine.counts["prefilled"] += sum(len(self.rows[k].prefix) for k in set(few))
             given = torch.tensor([bool(p) for p in prefixes], device=self.device)
             logits_RV = torch.where(given[:, None], self._step(state, ids_RL), logits_RV)
-        place_of = {self._given(number): at for at, number in reversed(list(enumerate(few)))}
-        which = torch.tensor([place_of[self._given(number)] for number in places], device=self.device)
+        place_of = _first_places(few)
+        which = torch.tensor([place_of[first[self._given(number)]] for number in places], device=self.device)
         return places, state.pick(None, which, width), logits_RV[which]
 
     def _given(self, number: int) -> tuple[Ids, ...]:

@@ -32,7 +32,7 @@ from ttpa import config
 from ttpa.cli import chosen_and_set
 from ttpa.errors import ConfigError
 from ttpa.tables.records import Key, Record, Records, read_records, text
-from ttpa.tables.spec import Preset, Row, Spec
+from ttpa.tables.spec import SET_BY_THE_TABLE, Preset, Row, Spec
 
 __all__ = ["Cell", "Composer", "Key", "Record", "Records", "cells_of", "paths", "read_records"]
 
@@ -336,11 +336,11 @@ def _seeds(preset: Preset, extra: Sequence[str]) -> tuple[tuple[int, ...], tuple
     seeds, words = preset.seeds, []
     for word in extra:
         head, _, value = word.partition("=")
-        if head in ("name", "until", "baseline"):
-            raise ConfigError.at(head, value, "is set by the table itself", "Leave it out")
-        if head != "seed":
+        if head not in SET_BY_THE_TABLE:
             words.append(word)
             continue
+        if head != "seed":
+            raise ConfigError.at(head, value, "is set by the table itself", "Leave it out")
         if not all(part.isdecimal() for part in value.split(",")):
             raise ConfigError.at("seed", value, "must be whole numbers", "For example seed=0 or seed=0,1")
         seeds = tuple(dict.fromkeys(int(part) for part in value.split(",")))

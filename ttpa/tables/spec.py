@@ -21,7 +21,7 @@ TRUST = {"printed": "p", "secondary": "s", "unclear": "?"}
 WAVES = ("warmup", "explore", "align", None)
 MOST_DIGITS = 17
 """After the point; a number has no more."""
-SET_BY_THE_TABLE = ("seed", "name", "until")
+SET_BY_THE_TABLE = ("seed", "name", "until", "baseline")
 SHARED_BY_ROWS = {"paths": "folders", "cluster": "launcher", "hydra": "launcher"}
 
 
@@ -274,7 +274,9 @@ def _settable(node: Node, head: str, of_row: bool) -> None:
     """Refuses what the table sets itself, and what cannot be of one row alone."""
     key = head.lstrip("+~")
     if key in SET_BY_THE_TABLE:
-        raise node.wrong(f"{key} is set by the table itself", "Use the keys seeds and waves of the preset")
+        raise node.wrong(
+            f"{key} is set by the table itself", "Use the keys seeds and waves of the preset, policy of a row"
+        )
     group = re.split("[./@]", key)[0]
     if of_row and group in SHARED_BY_ROWS:
         raise node.wrong(
