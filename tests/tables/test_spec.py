@@ -94,7 +94,7 @@ MISTAKES: dict[str, tuple[Callable[[dict[str, Any]], None], list[str]]] = {
                         ["published[1]=", "row ours has a number in column all already", "Keep one"]),
     "a product of seeds": (set_at("rows", 1, value={"product": {"seed": [0, 1]}}), ["product.seed=[0, 1]", "seeds"]),
     "a product of waves": (set_at("rows", 1, value={"product": {"until": ["warmup"]}}), ["product.until=", "waves"]),
-    "a warm-up outright": (set_at("rows", 1, "overrides", value=["baseline=true"]), ["baseline is set", "policy of a row"]),
+    "a warm-up outright": (set_at("rows", 1, "overrides", value=["baseline=true"]), ["baseline is set", "policy"]),
     "a product of names": (set_at("rows", 1, value={"product": {"name": ["a"]}}), ["product.name=", "set by"]),
     "a product of folders": (set_at("rows", 1, value={"product": {"paths.store": ["a"]}}), ["product.paths.store="]),
     "folders of a row": (set_at("rows", 1, "overrides", value=["paths.results=x"]),
