@@ -64,9 +64,9 @@ def toy_samples() -> tuple[Sample, ...]:
 @pytest.fixture
 def tiny_policy(toy_samples: tuple[Sample, ...]) -> Policy:
     """The embedded model with hidden size 32 and one layer, untrained; its tokenizer has seen the toy samples."""
+    from ttpa.calls import get_syntax
     from ttpa.policy.specs import TinyModel
     from ttpa.prompts import compact_segments
-    from ttpa.toolcall import get_syntax
 
     spec = TinyModel(hidden=32, layers=1, heads=4, feed_forward=64, vocab=340, max_tokens=256)
     syntax = get_syntax(spec.syntax)

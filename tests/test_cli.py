@@ -117,7 +117,7 @@ def test_the_configuration_is_shown_without_heavy_imports(tmp_path: Path) -> Non
     answer = ttpa(tmp_path, "--cfg", "job", "sampler=tps", "seed=3")
     shown = yaml.safe_load(answer.out)
     assert (answer.status, answer.err, answer.imported) == (0, "", "")
-    assert (shown["seed"], shown["sampler"]["_target_"]) == (3, "ttpa.samplers.tps.TPS")
+    assert (shown["seed"], shown["sampler"]["_target_"]) == (3, "ttpa.explore.tps.TPS")
     assert [path.name for path in tmp_path.iterdir()] == ["imported"]
 
 

@@ -17,9 +17,9 @@ import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ttpa import config, pipeline
 from ttpa.errors import ConfigError
-from ttpa.store import StageResult, fingerprint
+from ttpa.run import config, pipeline
+from ttpa.run.store import StageResult, fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -272,7 +272,7 @@ def test_one_answer_a_sample_is_enough_without_contrast_or_with_the_target(overr
 
 def test_parts_are_made_without_loading_a_model_or_a_heavy_package() -> None:
     code = (
-        "import sys; from hydra import compose, initialize_config_module; from ttpa import pipeline\n"
+        "import sys; from hydra import compose, initialize_config_module; from ttpa.run import pipeline\n"
         "with initialize_config_module('ttpa.conf', version_base='1.3'):\n"
         "    cfg = compose('config', overrides=['model=hf', 'data=xlam'])\n"
         "parts = pipeline.build_parts(cfg)\n"

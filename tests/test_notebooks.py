@@ -15,9 +15,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from ttpa import config
-from ttpa.stages import VERSIONS
-from ttpa.tables import cells, spec
+from ttpa.results.tables import cells, spec
+from ttpa.run import config
+from ttpa.run.stages import VERSIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -71,9 +71,9 @@ def test_it_is_valid_and_carries_no_outputs(path: Path) -> None:
 
 def test_records_and_scorers(tmp_path: Path) -> None:
     check = """
-        from ttpa import config
-        from ttpa.scorers import SIX
-        from ttpa.tables.cells import Composer
+        from ttpa.run import config
+        from ttpa.explore.scorers import SIX
+        from ttpa.results.tables.cells import Composer
 
         assert [kind for (kind,) in (found for found in labels.values() if found)] == [*SIX, "call_count"]
         by_kind = {name: dict(zip(candidates, found, strict=True)) for name, found in scores.items()}

@@ -171,14 +171,14 @@ def test_one_version() -> None:
     [
         ("ttpa", ("torch", "hydra", "omegaconf", "numpy")),
         ("ttpa.cli", ("torch", "transformers", "pytorch_lightning", "peft", "datasets", "wandb")),
-        ("ttpa.status", ("torch", "transformers", "pytorch_lightning", "peft", "datasets", "wandb")),
-        ("ttpa.sweep", ("torch", "transformers", "pytorch_lightning", "peft", "datasets", "wandb")),
-        ("ttpa.tables.cli", ("torch", "hydra", "omegaconf", "numpy")),
-        ("ttpa.tables.render", ("torch", "transformers", "pytorch_lightning", "peft", "datasets", "wandb")),
-        ("ttpa.report.cli", ("torch", "transformers", "pytorch_lightning", "hydra", "matplotlib", "jinja2")),
-        ("ttpa.trackers", ("torch", "pytorch_lightning", "wandb", "hydra")),
-        ("ttpa.dashboard", ("torch", "pytorch_lightning", "wandb", "wandb_workspaces", "hydra")),
-        ("ttpa.score", ("torch", "transformers", "pytorch_lightning", "hydra", "datasets")),
+        ("ttpa.results.status", ("torch", "transformers", "pytorch_lightning", "peft", "datasets", "wandb")),
+        ("ttpa.results.sweep", ("torch", "transformers", "pytorch_lightning", "peft", "datasets", "wandb")),
+        ("ttpa.results.tables.cli", ("torch", "hydra", "omegaconf", "numpy")),
+        ("ttpa.results.tables.render", ("torch", "transformers", "pytorch_lightning", "peft", "datasets", "wandb")),
+        ("ttpa.results.report.cli", ("torch", "transformers", "pytorch_lightning", "hydra", "matplotlib", "jinja2")),
+        ("ttpa.run.tracking", ("torch", "pytorch_lightning", "wandb", "hydra")),
+        ("ttpa.results.dashboard", ("torch", "pytorch_lightning", "wandb", "wandb_workspaces", "hydra")),
+        ("ttpa.benchmarks.score", ("torch", "transformers", "pytorch_lightning", "hydra", "datasets")),
     ],
 )
 def test_import_is_light(module: str, heavy: tuple[str, ...]) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from ttpa.calls import SYNTAXES, get_syntax
 from ttpa.data.toolace import ToolACE
 from ttpa.data.xlam import XLAM
 from ttpa.errors import ConfigError, DataError
+from ttpa.io import read_jsonl
 from ttpa.policy.tokenizer import train_tokenizer
 from ttpa.prompts import COMPACT_TOKENS, JUDGE, Renderer, compact_segments, signature
-from ttpa.records import Message, Sample, ToolCall, ToolSpec, read_jsonl
-from ttpa.toolcall import SYNTAXES, get_syntax
+from ttpa.records import Message, Sample, ToolCall, ToolSpec
 
 DATA = Path(__file__).resolve().parent / "data"
 CHATML = (

@@ -18,8 +18,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ttpa import cluster, config, ranks
 from ttpa.errors import TtpaError
+from ttpa.run import cluster, config, ranks
 
 log = logging.getLogger("ttpa")
 
@@ -80,8 +80,8 @@ def job(cfg: DictConfig) -> None:
         _prepare(cfg)
         folder = Path(hydra_cfg.runtime.output_dir)
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
-        from ttpa import pipeline
-        from ttpa.view import make_view
+        from ttpa.results.view import make_view
+        from ttpa.run import pipeline
 
         # The screen belongs to the first process.
         with open(os.devnull, "w") as nowhere:

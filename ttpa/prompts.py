@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from ttpa.calls import ParseError, Syntax
+from ttpa.calls.text_stream import TextStream
 from ttpa.errors import ConfigError, DataError
-from ttpa.records import Candidate, Message, Sample, ToolCall, ToolSpec, dumps
-from ttpa.text_stream import TextStream
-from ttpa.toolcall import ParseError, Syntax
+from ttpa.io import dumps
+from ttpa.records import Candidate, Message, Sample, ToolCall, ToolSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,30 +1,19 @@
 """The nouns of the project: frozen dataclasses with a JSON round trip. Standard library only.
 
-What these records do not do: validate a call against a schema (`ttpa.toolcall.schema`), render a prompt
-(`ttpa.prompts`) or score (`ttpa.scorers`). Tools travel as JSON *text* inside a row, so a columnar reader sees a
+What these records do not do: validate a call against a schema (`ttpa.calls.schema`), render a prompt
+(`ttpa.prompts`) or score (`ttpa.explore.scorers`). Tools travel as JSON *text* inside a row, so a columnar reader sees a
 string and can never pad one tool's schema with another tool's keys.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from ttpa.errors import DataError
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def dumps(value: Any) -> str:
-    """Compact JSON text, key order and non-ASCII kept: text -> object -> text is the identity on its own output."""
-    # Half a surrogate pair, which a model may write in a string, has no UTF-8 and stays escaped.
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text if text.isascii() else _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+from ttpa.io import dumps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,31 +358,3 @@ class Group:
             candidates=tuple(Candidate.from_json(candidate) for candidate in row["candidates"]),
             scores=tuple(Score.from_json(score) for score in row["scores"]),
         )
-
-
-def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
-    """Writes records (or plain JSON objects), one a line, whole or not at all. Returns the number of lines."""
-    part = path.with_name(path.name + ".part")
-    count = 0
-    with part.open("w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            file.write(dumps(row.to_json() if hasattr(row, "to_json") else row) + "\n")
-            count += 1
-    part.replace(path)
-    return count
-
-
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the JSON objects of a JSON-lines file.
-
-    Raises:
-        DataError: a line is not JSON; names file and line.
-    """
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise DataError(
-                    f"{path}:{number}: not a JSON line ({error}). Remove the line or write the file again."
-                ) from None

@@ -14,6 +14,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from ttpa.calls import get_syntax
 from ttpa.data.rows import BadRow, read_rows
 from ttpa.data.source import FileSource
 from ttpa.data.toolace import ToolACE
@@ -21,7 +22,6 @@ from ttpa.data.xlam import XLAM
 from ttpa.policy.logprobs import Row
 from ttpa.prompts import Renderer
 from ttpa.records import Sample, tools_to_text
-from ttpa.toolcall import get_syntax
 
 DATA = Path(__file__).parents[2] / "tests" / "data"
 SMALL_VOCAB, LARGE_VOCAB, MEMORY_VOCAB = 2_048, 50_000, 150_000

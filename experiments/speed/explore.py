@@ -32,10 +32,10 @@ from cases import SMALL_VOCAB  # noqa: E402
 from ours import fresh_model  # noqa: E402
 from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 
+from ttpa.explore.mcts import MCTS  # noqa: E402
+from ttpa.explore.sampler import Task  # noqa: E402
 from ttpa.policy.decode import HFEngine  # noqa: E402
 from ttpa.policy.engine import Sampling  # noqa: E402
-from ttpa.samplers.base import Task  # noqa: E402
-from ttpa.samplers.mcts import MCTS  # noqa: E402
 
 N, ANSWER, EMBEDDED_VOCAB = 5, 64, 768
 ROWS = 256

@@ -34,13 +34,13 @@ from cases import EOS, FIRST_WORD, PAD, SMALL_VOCAB  # noqa: E402
 from ours import CLIP, LEARNING_RATE, fresh_model  # noqa: E402
 from trl_side import tokenizer_of  # noqa: E402
 
-from ttpa.modules.grpo import GRPOModule  # noqa: E402
-from ttpa.modules.rollouts import Answer, Group, RolloutData, now  # noqa: E402
-from ttpa.modules.settings import OptimizerSettings  # noqa: E402
-from ttpa.objectives import GRPO  # noqa: E402
 from ttpa.policy.decode import HFEngine  # noqa: E402
 from ttpa.policy.engine import Sampling  # noqa: E402
 from ttpa.policy.tree_logprobs import tree_token_logps  # noqa: E402
+from ttpa.train.grpo import GRPOModule  # noqa: E402
+from ttpa.train.objectives import GRPO  # noqa: E402
+from ttpa.train.rollouts import Answer, Group, RolloutData, now  # noqa: E402
+from ttpa.train.settings import OptimizerSettings  # noqa: E402
 
 Split = dict[str, float]
 PARTS = ("generate", "score", "train")

@@ -16,11 +16,11 @@ from cases import EOS, PAD, Case, Work
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ttpa.objectives.functional import dpo_loss, grpo_loss, simpo_loss, weighted_nll
 from ttpa.policy.batching import bucket_by_tokens
+from ttpa.policy.forest import TokenTree
 from ttpa.policy.logprobs import Row, token_logps
 from ttpa.policy.tree_logprobs import tree_token_logps
-from ttpa.tree import TokenTree
+from ttpa.train.objectives.functional import dpo_loss, grpo_loss, simpo_loss, weighted_nll
 
 LEARNING_RATE = 1e-5
 DPO_BETA, SIMPO_BETA, CLIP = 0.1, 2.0, 0.2

@@ -30,9 +30,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ttpa.evals.bfcl.cases import Case
-from ttpa.evals.bfcl.categories import CATEGORIES, category_of_id
-from ttpa.evals.bfcl.files import read_cases, read_lines
+from ttpa.benchmarks.bfcl.cases import Case
+from ttpa.benchmarks.bfcl.categories import CATEGORIES, category_of_id
+from ttpa.benchmarks.bfcl.files import read_cases, read_lines
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "tests" / "data" / "bfcl"

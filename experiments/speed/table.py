@@ -16,9 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from ttpa import config
-from ttpa.stages import VERSIONS
-from ttpa.tables import cells, spec
+from ttpa.results.tables import cells, spec
+from ttpa.run import config
+from ttpa.run.stages import VERSIONS
 
 TABLE = """\
 title: "Sampler x scorer x objective x selection"
@@ -82,7 +82,7 @@ def write(folder: Path, number: int) -> None:
 def main(number: int, folder: Path) -> None:
     if not (folder / "results").exists():
         write(folder, number)
-    command = [sys.executable, "-m", "ttpa.tables.cli", str(folder), f"results={folder / 'results'}"]
+    command = [sys.executable, "-m", "ttpa.results.tables.cli", str(folder), f"results={folder / 'results'}"]
     for _ in range(3):
         start = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=True)

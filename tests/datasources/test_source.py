@@ -21,7 +21,8 @@ from ttpa.data.source import SPLITS, DataSource, split_of
 from ttpa.data.toolace import ToolACE
 from ttpa.data.xlam import XLAM
 from ttpa.errors import ConfigError, DataError
-from ttpa.records import Sample, read_jsonl, tools_from_text, tools_to_text
+from ttpa.io import read_jsonl
+from ttpa.records import Sample, tools_from_text, tools_to_text
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 FILES = ("train", "validation", "test")

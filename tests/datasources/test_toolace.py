@@ -13,7 +13,8 @@ from ttpa.data.repair import MAX_CHARS, MAX_REPAIRS, parse_split
 from ttpa.data.rows import BadRow
 from ttpa.data.toolace import ToolACE, looks_like_call, split_system
 from ttpa.errors import ConfigError
-from ttpa.records import Message, Sample, ToolCall, read_jsonl
+from ttpa.io import read_jsonl
+from ttpa.records import Message, Sample, ToolCall
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 REAL = {"dialogues": DATA / "toolace_dialogues.jsonl.gz", "from_rlla": DATA / "toolace_from_rlla.jsonl.gz"}

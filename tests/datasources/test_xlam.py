@@ -11,7 +11,8 @@ import pytest
 
 from ttpa.data.rows import BadRow
 from ttpa.data.xlam import XLAM, parameters_schema
-from ttpa.records import Sample, read_jsonl
+from ttpa.io import read_jsonl
+from ttpa.records import Sample
 
 REAL = Path(__file__).resolve().parents[1] / "data" / "xlam.jsonl.gz"
 TOOLS = [{"name": "now", "description": "Time", "parameters": {"zone": {"description": "Zone", "type": "str"}}}]

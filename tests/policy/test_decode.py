@@ -33,6 +33,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from ttpa.calls import get_syntax
+from ttpa.calls.stream import stream_of
 from ttpa.errors import ConfigError
 from ttpa.policy import decode, decode_batch
 from ttpa.policy.decode import HFEngine
@@ -40,8 +42,6 @@ from ttpa.policy.draw import candidates_of
 from ttpa.policy.engine import Engine, Generated, Sampling, TokenRule
 from ttpa.policy.logprobs import Row, token_logps
 from ttpa.policy.tree_logprobs import tree_token_logps
-from ttpa.toolcall import get_syntax
-from ttpa.toolcall.stream import stream_of
 
 VOCAB, PAD, STOPS = 24, 0, (1, 2)
 SIZES: dict[str, Any] = {

@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from ttpa.errors import ConfigError, DataError
-from ttpa.modules.optim import build_optimizer
-from ttpa.modules.settings import OptimizerSettings
 from ttpa.policy.logprobs import Row, token_logps
 from ttpa.policy.policy import Policy
 from ttpa.policy.specs import HFModel, Lora, TinyModel, load_policy, spec_from_json
 from ttpa.policy.tokenizer import train_tokenizer
 from ttpa.records import Sample
+from ttpa.train.optim import build_optimizer
+from ttpa.train.settings import OptimizerSettings
 
 TEXTS = ("get_weather(city,days:int)", '[get_weather(city="Paris")]', "Weather in Paris?")
 TINY = TinyModel(hidden=16, layers=1, heads=2, feed_forward=24, vocab=300, max_tokens=64)

@@ -38,12 +38,11 @@ from transformers import (
 )
 
 from ttpa.policy import head, tree_attention
+from ttpa.policy.forest import TokenTree, ancestor_mask
 from ttpa.policy.head import target_logps
 from ttpa.policy.logprobs import Row, TokenLogps, token_logps
 from ttpa.policy.tree_attention import Block, plan_blocks
 from ttpa.policy.tree_logprobs import WORTH, answer_sums, choose_forward, flex_mask, tree_problem, tree_token_logps
-from ttpa.tree import TokenTree
-from ttpa.tree.forest import ancestor_mask
 
 VOCAB, PAD = 64, 0
 ALWAYS = 2.0

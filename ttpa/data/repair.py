@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import re
 
+from ttpa.calls import ParseError, get_syntax
+from ttpa.calls.base import Malformed
+from ttpa.calls.scanning import Scanner
+from ttpa.calls.writing import write_value
 from ttpa.records import ToolCall
-from ttpa.toolcall import ParseError, get_syntax
-from ttpa.toolcall.base import Malformed
-from ttpa.toolcall.scanning import Scanner
-from ttpa.toolcall.writing import write_value
 
 MAX_REPAIRS = 32
 """Arguments mended in one turn at most: each costs two more readings of it."""

@@ -4,7 +4,7 @@
 read rows, turn each into samples or say why not, split, write. A subclass supplies one method, `convert`.
 
 What this module does not do: read files (`ttpa.data.rows`), know the layout of any set (`ttpa.data.toolace`,
-`ttpa.data.xlam`), pick samples (`ttpa.selection`) or render prompts (`ttpa.prompts`). The data stage of the pipeline
+`ttpa.data.xlam`), pick samples (`ttpa.explore.select`) or render prompts (`ttpa.prompts`). The data stage of the pipeline
 calls it.
 """
 
@@ -23,8 +23,9 @@ from typing import Any, Protocol, runtime_checkable
 from ttpa.data.bands import BANDS, PAPER, Bands
 from ttpa.data.rows import CUT, SUFFIXES, BadRow, Row, data_files, file_digest, is_hub_id, read_rows
 from ttpa.errors import ConfigError, DataError
-from ttpa.executor import Executor, LocalExecutor
-from ttpa.records import Sample, ToolSpec, dumps, write_jsonl
+from ttpa.io import dumps, write_jsonl
+from ttpa.records import Sample, ToolSpec
+from ttpa.run.executor import Executor, LocalExecutor
 
 SPLITS = {"warmup": "train.jsonl", "explore": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"}
 _HALF_PAIR = re.compile("[\ud800-\udfff]")  # half of a surrogate pair: valid in JSON escapes, but UTF-8 cannot write it

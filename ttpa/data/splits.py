@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ttpa.records import Sample, read_jsonl
+from ttpa.io import read_jsonl
+from ttpa.records import Sample
 
 
 def read_split(data: Path, name: str) -> list[Sample]:

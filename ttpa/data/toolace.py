@@ -7,7 +7,7 @@ Every call turn becomes a sample whose messages are the turns before it. Instruc
 are taken out of the system text, because prompts render tools and call syntax themselves; whatever else stood there
 stays.
 
-What this module does not do: parse calls (`ttpa.toolcall`) or mend them (`ttpa.data.repair`, tried only on turns that
+What this module does not do: parse calls (`ttpa.calls`) or mend them (`ttpa.data.repair`, tried only on turns that
 do not parse). Tool names are kept as published, spaces included.
 """
 
@@ -18,14 +18,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ttpa.calls import ParseError, get_syntax
+from ttpa.calls.schema import normalise_schema
 from ttpa.data.bands import band_of
 from ttpa.data.repair import parse_split
 from ttpa.data.rows import DECODER, BadRow
 from ttpa.data.source import Converted, FileSource, content_key, unique_tools
 from ttpa.errors import ConfigError
 from ttpa.records import Message, Sample, ToolCall, ToolSpec
-from ttpa.toolcall import ParseError, get_syntax
-from ttpa.toolcall.schema import normalise_schema
 
 _ROLES = ("user", "assistant", "tool")
 _MARKER = re.compile(r"functions? in JSON format that you can invoke:?", re.IGNORECASE)

@@ -18,11 +18,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ttpa.calls.schema import normalise_type
 from ttpa.data.bands import band_of
 from ttpa.data.rows import DECODER, BadRow
 from ttpa.data.source import Converted, FileSource, content_key, unique_tools
 from ttpa.records import Message, Sample, ToolCall, ToolSpec
-from ttpa.toolcall.schema import normalise_type
 
 _OPTIONAL = re.compile(r"\boptional\b", re.IGNORECASE)
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from ttpa.calls.text_stream import CallWatch
 from ttpa.policy.decode_attention import Rows, decoding
 from ttpa.policy.draw import Drawn, draw
 from ttpa.policy.engine import Generated, Ids, Sampling
 from ttpa.policy.head import decoder_and_head, head_logits
-from ttpa.text_stream import CallWatch
 
 if TYPE_CHECKING:
     from ttpa.policy.decode import HFEngine

@@ -16,7 +16,7 @@ Ids = Sequence[int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRule:
-    """Token-level preference sampling as an engine applies it; see `ttpa.samplers.tps`.
+    """Token-level preference sampling as an engine applies it; see `ttpa.explore.tps`.
 
     Args:
         k: Size of the top set.

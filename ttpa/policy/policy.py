@@ -1,6 +1,6 @@
 """A policy in memory: transformers model, tokenizer, renderer. Creates, loads, saves; attaches adapters.
 
-Who trains it: `ttpa.modules`. Who samples from it: `ttpa.policy.decode`. File format: `ttpa.policy.specs`.
+Who trains it: `ttpa.train`. Who samples from it: `ttpa.policy.decode`. File format: `ttpa.policy.specs`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from ttpa.calls import get_syntax
 from ttpa.errors import ConfigError, DataError
+from ttpa.io import dumps
 from ttpa.policy.head import head_agrees
 from ttpa.policy.specs import HFModel, TinyModel, spec_from_json
 from ttpa.policy.tokenizer import train_tokenizer
 from ttpa.prompts import Renderer
-from ttpa.records import dumps
-from ttpa.toolcall import get_syntax
 
 transformers_logging.disable_progress_bar()
 # Notices to the library's own developers, repeated at every load.

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ttpa.calls import SYNTAXES
 from ttpa.errors import ConfigError
-from ttpa.toolcall import SYNTAXES
 
 if TYPE_CHECKING:
     from ttpa.policy.policy import Policy

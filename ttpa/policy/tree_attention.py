@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ttpa.tree import TokenTree
-from ttpa.tree.tree import Ints
+from ttpa.policy.forest import TokenTree
+from ttpa.policy.tree import Ints
 
 NAME = "ttpa_tree"
 CALL_COST = 10_000

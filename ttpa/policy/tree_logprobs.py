@@ -1,6 +1,6 @@
 """Log-probs of given answers over token trees: what sequences share is computed once.
 
-All sequences of a call are merged into one forest (`ttpa.tree`) and packed into one row without padding; the model runs
+All sequences of a call are merged into one forest (`ttpa.policy.forest`) and packed into one row without padding; the model runs
 once, the LM head only behind the nodes that have a token to predict. Results are those of `ttpa.policy.logprobs`,
 token for token, and so are the gradients. An architecture whose attention is not the plain causal one (sliding
 windows, linear attention) keeps the padded path and says so once.
@@ -21,11 +21,11 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from ttpa.policy.batching import bucket_by_tokens
+from ttpa.policy.forest import TokenTree
 from ttpa.policy.head import decoder_and_head, target_logps
 from ttpa.policy.logprobs import Row, TokenLogps, token_logps
+from ttpa.policy.tree import Ints
 from ttpa.policy.tree_attention import NAME, Layout, laid_out, layout_now, plan_blocks, thinned, tree_attention
-from ttpa.tree import TokenTree
-from ttpa.tree.tree import Ints
 
 log = logging.getLogger("ttpa")
 

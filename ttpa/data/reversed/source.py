@@ -5,7 +5,7 @@ Writes four splits: `warmup` (demonstrations with the annotation defects of `ttp
 defect sites, validation and test questions depend on `world_seed` alone, so that runs of different seeds are judged on
 the same questions; warm-up and exploration questions are drawn anew for each `seed`.
 
-Samples are made in waves (`ttpa.shards.run_waves`), wherever the executor computes, and gathered in `drawn.jsonl`, from
+Samples are made in waves (`ttpa.run.shards.run_waves`), wherever the executor computes, and gathered in `drawn.jsonl`, from
 which a killed build goes on; the splits are written from it at the end, in their own order, and it is removed.
 """
 
@@ -25,9 +25,10 @@ from ttpa.data.reversed.simulator import BANDS, band_at, draw_sample
 from ttpa.data.reversed.world import NOUNS, VERBS, World, make_world
 from ttpa.data.source import HERE, Progress, silent
 from ttpa.errors import ConfigError, DataError
-from ttpa.executor import Executor
-from ttpa.records import Sample, dumps
-from ttpa.shards import Shard, run_waves
+from ttpa.io import dumps
+from ttpa.records import Sample
+from ttpa.run.executor import Executor
+from ttpa.run.shards import Shard, run_waves
 
 SPLITS = ("warmup", "explore", "validation", "test")
 WAVE = 500

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ttpa.calls.schema import check_call
 from ttpa.records import ToolCall, ToolSpec
-from ttpa.toolcall.schema import check_call
 
 VERBS = ("book", "find", "send", "check", "cancel", "update", "rate", "share")
 NOUNS = (

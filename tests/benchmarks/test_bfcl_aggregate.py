@@ -1,0 +1,159 @@
+"""Totals against published tables, and what happens to them when categories are missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ttpa.benchmarks.bfcl.aggregate import VERSIONS, Aggregate, aggregates
+from ttpa.benchmarks.bfcl.categories import CATEGORIES, category_of_id, find_category
+from ttpa.benchmarks.bfcl.summary import Summary
+from ttpa.benchmarks.bfcl.verdict import Fault, accepted, refused
+from ttpa.errors import ConfigError, DataError
+
+# Published rows, in per cent with two decimals: so totals agree to 0.01. The first is a score table that its authors
+# sent to GitHub ShishirPatil/gorilla (pull request 1308, score/data_*.csv); the second is of GitHub
+# maxkochanoff/function-calling (data_overall.csv, Llama-3.1-8B-Instruct prompted); the third is data_non_live.csv and
+# data_live.csv of the leaderboard's own site (2024-10, Qwen2.5-72B-Instruct prompted).
+V4 = {
+    "simple_python": 94.50, "simple_java": 76.00, "simple_javascript": 72.00, "multiple": 94.50, "parallel": 91.50,
+    "parallel_multiple": 88.00, "irrelevance": 85.42, "live_simple": 84.11, "live_multiple": 71.89,
+    "live_parallel": 75.00, "live_parallel_multiple": 75.00, "live_irrelevance": 89.71, "multi_turn_base": 60.50,
+    "multi_turn_miss_func": 51.00, "multi_turn_miss_param": 47.50, "multi_turn_long_context": 56.00,
+    "web_search_base": 77.00, "web_search_no_snippet": 82.00, "memory_kv": 87.10, "memory_vector": 87.10,
+    "memory_rec_sum": 87.10,
+}  # fmt: skip
+# That table gives only the mean of the three simple categories (72.92) and of the two irrelevance ones (48.59). 129 of
+# 240 and 383 of 882 is what fits that mean and both totals; the simple parts need not be told apart.
+V3 = {
+    "simple": 72.92, "java": 72.92, "javascript": 72.92, "multiple": 93.00, "parallel": 87.50,
+    "parallel_multiple": 84.00, "irrelevance": 100 * 129 / 240, "live_simple": 74.03, "live_multiple": 73.03,
+    "live_parallel": 50.00, "live_parallel_multiple": 54.17, "live_irrelevance": 100 * 383 / 882,
+    "live_relevance": 77.78, "multi_turn_base": 10.00, "multi_turn_miss_func": 8.50, "multi_turn_miss_param": 7.00,
+    "multi_turn_long_context": 9.00,
+}  # fmt: skip
+V3_EXEC = {
+    "simple": 98.75, "java": 62.00, "javascript": 82.00, "multiple": 97.50, "parallel": 93.50,
+    "parallel_multiple": 91.50, "exec_simple": 100.00, "rest": 98.57, "exec_multiple": 94.00, "exec_parallel": 90.00,
+    "exec_parallel_multiple": 85.00, "irrelevance": 81.67, "live_simple": 84.11, "live_multiple": 81.67,
+    "live_parallel": 62.50, "live_parallel_multiple": 75.00, "live_irrelevance": 64.29, "live_relevance": 94.44,
+}  # fmt: skip
+
+
+def totals(table: dict[str, float], version: str) -> dict[str, Aggregate]:
+    scores = {name: value / 100 for name, value in table.items()}
+    return {total.name: total for total in aggregates(scores, version=version)}
+
+
+@pytest.mark.parametrize(
+    ("table", "version", "published"),
+    [
+        (V4, "v4", {"overall": 74.50, "non_live": 88.71, "simple": 80.83, "live": 74.32, "irrelevance": 87.56,
+                    "multi_turn": 53.75, "web_search": 79.50, "memory": 87.10}),
+        (V3, "v3", {"overall": 49.36, "live": 61.22, "multi_turn": 8.62, "irrelevance": 48.59, "relevance": 77.78}),
+        (V3_EXEC, "v3_exec", {"non_live": 90.37, "simple": 80.92, "simple_exec": 99.29, "live": 75.03}),
+    ],
+)  # fmt: skip
+def test_published_tables(table: dict[str, float], version: str, published: dict[str, float]) -> None:
+    found = totals(table, version)
+    for name, value in published.items():
+        assert found[name].value == pytest.approx(value / 100, abs=0.00011), name
+        assert found[name].covered == pytest.approx(1)
+
+
+def test_overall_of_columns() -> None:
+    """Two published rows of columns: v3's overall score is the plain mean of non-live, live and multi-turn."""
+    for non_live, live, multi_turn, overall in ((81.15, 57.93, 11.38, 50.15), (87.65, 78.29, 23.84, 63.26)):
+        scores = {}
+        for term, value in zip(VERSIONS["v3"].parts, (non_live, live, multi_turn), strict=True):
+            scores.update(dict.fromkeys(leaves(term), value / 100))
+        assert aggregates(scores, version="v3")[0].value == pytest.approx(overall / 100, abs=0.0001)
+
+
+def leaves(part: Any) -> list[str]:
+    return [part] if isinstance(part, str) else [leaf for inner in part.parts for leaf in leaves(inner)]
+
+
+def test_weights_by_hand() -> None:
+    """v4: one category right, all others wrong, gives that category's weight; v3 likewise."""
+    names = leaves(VERSIONS["v4"])
+    assert len(names) == 21
+    weights = {
+        "simple_java": 0.1 / 4 / 3, "multiple": 0.1 / 4, "live_multiple": 0.1 * 1053 / 1351,
+        "live_parallel": 0.1 * 16 / 1351, "irrelevance": 0.05, "multi_turn_base": 0.3 / 4, "web_search_base": 0.4 / 4,
+        "memory_kv": 0.4 / 6,
+    }  # fmt: skip
+    for name, weight in weights.items():
+        scores = {other: float(other == name) for other in names}
+        assert aggregates(scores)[0].value == pytest.approx(weight)
+    names = leaves(VERSIONS["v3"])
+    weights = {
+        "simple_java": 1 / 45, "irrelevance": 1 / 15, "live_irrelevance": 882 / 2251 / 3,
+        "live_relevance": 18 / 2251 / 3,
+    }  # fmt: skip
+    for name, weight in weights.items():
+        scores = {other: float(other == name) for other in names}
+        assert aggregates(scores, version="v3")[0].value == pytest.approx(weight)
+
+
+def test_what_was_not_run_is_none_and_not_zero() -> None:
+    """The leaderboard's own table gives 0.82 % for a run of which simple_python alone, at 98 %, was done."""
+    found = totals({"simple_python": 98.0}, "v4")
+    assert found["overall"].value is None and found["non_live"].value is None and found["simple"].value is None
+    assert found["overall"].covered == pytest.approx(0.1 / 12)
+    assert found["simple"].covered == pytest.approx(1 / 3)
+    assert found["agentic"].value is None and found["agentic"].covered == 0
+    assert all(total.value is None and total.covered == 0 for total in aggregates({}))
+
+
+def test_partly_done() -> None:
+    """Without multi-turn and agentic there are totals below the overall score; covered shares count questions."""
+    scores = {name: 0.5 for name, category in CATEGORIES.items() if category.rule not in ("multi_turn", "agentic")}
+    found = {total.name: total for total in aggregates(scores)}
+    assert found["overall"].value is None and found["overall"].covered == pytest.approx(0.3)
+    assert found["live"].value == found["non_live"].value == 0.5
+    cases = {name: CATEGORIES[name].rows // 2 for name in scores}
+    half = {total.name: total for total in aggregates(scores, cases=cases)}
+    assert half["live"].value == 0.5 and half["live"].covered == pytest.approx(0.5, abs=0.001)
+    assert not half["relevance"].counts and half["relevance"].depth == 0
+
+
+def test_bad_scores() -> None:
+    with pytest.raises(DataError, match="chess: no category"):
+        aggregates({"chess": 0.5})
+    with pytest.raises(DataError, match=r"multiple: a score of 94\.5"):
+        aggregates({"multiple": 94.5})
+    with pytest.raises(ConfigError, match="version=v5"):
+        aggregates({}, version="v5")
+
+
+def test_categories() -> None:
+    assert sum(category.rows for category in CATEGORIES.values()) == 1390 + 2251 + 800 + 665
+    assert find_category("java") is find_category("simple_java")
+    assert category_of_id("live_parallel_multiple_3-2-1") is CATEGORIES["live_parallel_multiple"]
+    assert category_of_id("simple_7") is CATEGORIES["simple_python"]
+    assert category_of_id("toy-1") is None
+    rules = {name: category.rule for name, category in CATEGORIES.items()}
+    assert rules["parallel_multiple"] == rules["live_parallel"] == "parallel"
+    assert rules["live_multiple"] == "multiple" and rules["simple_java"] == "one"
+    assert rules["live_irrelevance"] == "irrelevance" and rules["live_relevance"] == "relevance"
+    assert CATEGORIES["live_simple"].live and not CATEGORIES["parallel"].live
+
+
+def test_summary_counts_and_intervals() -> None:
+    """Three questions answered as often each; then one more answer to one of them."""
+    summary = Summary()
+    right, wrong = accepted("fine"), refused(Fault("value_error:string", "no"))
+    category = CATEGORIES["live_parallel"]
+    for case_id, verdicts in {"a": (right, right), "b": (wrong, wrong), "c": (right, wrong)}.items():
+        for verdict in verdicts:
+            summary.add(case_id, category, verdict)
+    (found,) = summary.accuracies()
+    assert (found.value, found.answers, found.cases, found.published) == (0.5, 6, 3, 16)
+    assert found.low is not None and found.high is not None and found.low < 0.5 < found.high
+    assert summary.errors == {"parameter_value": 3}
+    summary.add("a", category, right)
+    (found,) = summary.accuracies()
+    assert found.value == pytest.approx(4 / 7)
+    assert {total.name: total for total in summary.aggregates("v4")}["live"].covered == pytest.approx(3 / 1351)

@@ -1,0 +1,92 @@
+"""The official package at arm's length: prompts equal to its own, its absence, and what an import leaves behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from tests.benchmarks.official_package import entries, package
+from ttpa.benchmarks.bfcl import official
+from ttpa.benchmarks.bfcl.categories import CATEGORIES
+from ttpa.benchmarks.bfcl.files import read_lines
+from ttpa.errors import ConfigError
+
+INSTALL = "pip install --no-deps bfcl-eval==2026.3.23 mpmath"
+
+
+@pytest.mark.parametrize("missing", ["bfcl_eval", "mpmath"])
+def test_missing_package(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ConfigError, match="extra `bfcl`") as told:
+        official.require()
+    assert missing.replace("_", "-") in str(told.value) and INSTALL in str(told.value)
+    with pytest.raises(ConfigError, match="extra `bfcl`"):
+        official.system_prompt([], CATEGORIES["multiple"])
+
+
+def test_another_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bfcl_eval")
+    pytest.importorskip("mpmath")
+    monkeypatch.setattr(official, "version", lambda name: "2025.1.1")
+    with pytest.raises(ConfigError, match="bfcl-eval=2025.1.1: .*another release") as told:
+        official.require()
+    assert INSTALL in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "category",
+    ["simple_python", "simple_java", "simple_javascript", "parallel_multiple", "irrelevance", "live_simple",
+     "live_multiple", "live_irrelevance"],
+)  # fmt: skip
+def test_prompts_are_those_of_the_package(category: str) -> None:
+    """The first questions of a category, and all whose user brought a system message."""
+    utils = package().models
+    lines = read_lines(official.data_folder() / f"BFCL_v4_{category}.json")
+    raw: dict[str, Any] = {line.row["id"]: line.row for line in lines}
+    with_system = 0
+    for at, (case_id, entry) in enumerate(entries(category).items()):
+        own = entry["question"][0][0]["role"] == "system"
+        if at >= 40 and not own:
+            continue
+        with_system += own
+        turn, functions = raw[case_id]["question"][0], raw[case_id]["function"]
+        before = deepcopy((turn, functions))
+        expected = utils.system_prompt_pre_processing_chat_model(entry["question"][0], entry["function"], case_id)
+        assert official.official_messages(turn, functions, CATEGORIES[category]) == expected
+        assert (turn, functions) == before
+    assert with_system or category not in ("live_simple", "live_multiple")
+
+
+def test_texts_of_steps() -> None:
+    calls, results = ["cd(folder='a')", "ls()"], ['{"a": "it\'s"}', "None"]
+    expected = package().models.format_execution_results_prompting({}, results, {"model_responses_decoded": calls})
+    assert official.results_text(calls, results) == expected
+    assert official.step_limit() == package().prompts.MAXIMUM_STEP_LIMIT == 20
+    listed = official.added_functions_text([{"name": "f"}], listed=True)
+    assert listed == "[{'name': 'f'}]\n" + official.added_functions_text([{"name": "f"}], listed=False)
+
+
+def test_nothing_is_left_behind() -> None:
+    """No client of a provider is loaded, no folder made, and the environment is as before."""
+    package()
+    code = """
+import json, os, sys
+from ttpa.benchmarks.bfcl import official
+from ttpa.benchmarks.bfcl.categories import CATEGORIES
+from ttpa.benchmarks.bfcl.multi_turn import read_multi_turn
+folder = official.data_folder()
+before = sorted(os.listdir(folder.parents[1])) + sorted(os.listdir(folder.parent))
+official.official_messages([{"role": "user", "content": "hi"}], [], CATEGORIES["multiple"])
+case = next(iter(read_multi_turn(folder, CATEGORIES["multi_turn_base"]).values()))
+case.judge([[] for _ in case.truth])
+after = sorted(os.listdir(folder.parents[1])) + sorted(os.listdir(folder.parent))
+loaded = [name for name in ("bfcl_eval.constants.model_config", "openai", "anthropic", "torch") if name in sys.modules]
+print(json.dumps([before == after, "BFCL_PROJECT_ROOT" in os.environ, loaded]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [True, False, []] and done.stderr == ""

@@ -1,0 +1,271 @@
+"""ToolBench: finished answers as files, and votes and ties by hand with a judge that follows a script."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ttpa.benchmarks.toolbench.answers import SUBSETS, read_answers, read_ids
+from ttpa.benchmarks.toolbench.judge import Question
+from ttpa.benchmarks.toolbench.scoring import coin, outcome, score_answer, step_errors, summarise
+from ttpa.calls.six_errors import LABELS
+from ttpa.errors import ConfigError, DataError
+
+DATA = Path(__file__).resolve().parents[1] / "data" / "toolbench"
+ANSWERS, REFERENCE, SOLVABLE = DATA / "answers", DATA / "reference", DATA / "solvable"
+QUESTION = Question(prompt="?", field="status", choices=("solved", "unsure", "unsolved"))
+
+# --- reading answers -------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_read_as_the_converter_writes_them() -> None:
+    found = read_answers(ANSWERS, "I1-Inst")
+    assert list(found) == ["101", "102", "103", "104"]
+    first = found["101"]
+    assert (first.query, first.finished, first.hopeless, first.method) == ("Weather in Paris?", True, False, "CoT@1")
+    assert [step.call.name for step in first.steps] == ["current_for_weather"] and "12 degrees" in first.steps[
+        0
+    ].response
+    assert [tool.name for tool in first.tools] == ["current_for_weather", "search_for_news", "Finish"]
+    assert "12 degrees in Paris." in first.final_answer
+    assert (found["103"].finished, found["103"].hopeless) == (False, True)
+    assert (found["104"].finished, found["104"].hopeless) == (True, True)  # it gives up
+    assert read_answers(ANSWERS, "I2-Cat") == {}
+
+
+def node(name: str, arguments: Any = "{}", *below: Any) -> dict[str, Any]:
+    message = {"name": name, "arguments": arguments, "response": {"ok": 1}}
+    return {"role": "tool", "message": message, "next": list(below)}
+
+
+def folder_of(tmp_path: Path, **records: Any) -> Path:
+    (tmp_path / "G1_tool.json").write_text(json.dumps(records), encoding="utf-8")
+    return tmp_path
+
+
+def record(details: Any, final: Any = "done", **more: Any) -> dict[str, Any]:
+    return {"query": "q", "available_tools": [], "answer": {"final_answer": final, "answer_details": details}, **more}
+
+
+@pytest.mark.parametrize(
+    ("details", "names", "finished"),
+    [
+        ([node("a", "{}", node("Finish"))], ["a"], True),
+        ([node("Finish", "{}", node("a"))], ["a"], False),  # the last call is what counts
+        ([node("a", "{}", node("b"), node("Finish"))], ["a", "b"], False),  # only the first branch is looked at
+        ([node("a"), node("Finish")], ["a"], False),
+        (node("Finish"), [], True),
+        ([{"role": "tool", "message": "{'name': 'Finish', 'arguments': {}, 'response': ''}", "next": []}], [], True),
+        ([{"role": "tool", "message": "no object", "next": []}], [""], False),
+        ([], [], False),
+    ],
+)
+def test_the_chain_of_first_nodes_decides(details: Any, names: list[str], finished: bool, tmp_path: Path) -> None:
+    (found,) = read_answers(folder_of(tmp_path, **{"5": record(details)}), "I1-Tool").values()
+    assert ([step.call.name for step in found.steps], found.finished) == (names, finished)
+
+
+def test_a_file_a_query_is_read_too(tmp_path: Path) -> None:
+    (tmp_path / "I1-Tool").mkdir()
+    for number in (7, 12):
+        (tmp_path / "I1-Tool" / f"{number}_CoT@1.json").write_text(json.dumps(record([node("Finish")])))
+    assert list(read_answers(tmp_path, "I1-Tool")) == ["12", "7"]
+    (tmp_path / "G1_tool.json").write_text(json.dumps({"7": record([])}))
+    with pytest.raises(DataError, match="query 7 is there twice"):
+        read_answers(tmp_path, "I1-Tool")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"G1_tool\.json: not a JSON file \(.*line 1"),
+        ("[]", r"a list where an object of answers belongs"),
+        ('{"5": 1}', r"query 5 is no ToolBench answer"),
+        ('{"5": {"query": "q"}}', r"query 5 is no ToolBench answer \(KeyError 'answer'\).*converts?|convert"),
+        ('{"5": {"query": "q", "answer": {"answer_details": [1]}}}', r"query 5 is no ToolBench answer"),
+        ("[" * 100_000, r"not a JSON file"),
+        ('{"5": {"answer": {}}, "7": {}, "5": {"answer": {}}}', r"G1_tool\.json: 5 is there twice"),
+    ],
+)
+def test_files_of_another_form_are_refused_by_name(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "G1_tool.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_answers(tmp_path, "I1-Tool")
+
+
+def test_lists_of_solvable_queries(tmp_path: Path) -> None:
+    assert read_ids(SOLVABLE) == {"I1-Inst": frozenset({"101", "103", "999"})}
+    whole = tmp_path / "ids.json"
+    whole.write_text(json.dumps({"G3_instruction": [7], "I1-Tool": {"5": 0}}))
+    assert read_ids(whole) == {"I3-Inst": frozenset({"7"}), "I1-Tool": frozenset({"5"})}
+    for bad in ({"x": 1}, {"I1-Tool": 5}):
+        whole.write_text(json.dumps(bad))
+        with pytest.raises((ConfigError, DataError), match="solvable"):
+            read_ids(whole)
+
+
+def test_calls_are_held_against_the_schemas_of_their_tools() -> None:
+    found = {key: step_errors(answer) for key, answer in read_answers(ANSWERS, "I1-Inst").items()}
+    assert found["101"] == [] and found["103"] == ["tool_name"] and found["104"] == ["format"]
+    assert found["102"] == ["missing_required", "parameter_name", "parameter_type", "parameter_value"]
+
+
+@pytest.mark.parametrize("required", [5, "a", [["a"]], [None]])
+def test_a_tool_whose_required_names_are_none_has_no_schema(required: Any, tmp_path: Path) -> None:
+    tool = {"name": "f", "parameters": {"properties": {"a": {}}, "required": required}}
+    text = json.dumps(
+        {"5": {**record([node("f")]), "available_tools": [tool, {**tool, "name": "g", "parameters": {}}]}}
+    )
+    (tmp_path / "G1_tool.json").write_text(text.replace('"arguments":', '"arguments": 1, "arguments":'))
+    (found,) = read_answers(tmp_path, "I1-Tool").values()
+    assert [one.name for one in found.tools] == ["g"] and [step.call.name for step in found.steps] == ["f"]
+
+
+# --- votes and ties by hand ------------------------------------------------------------------------------------------
+
+
+class Scripted:
+    """A judge that says one thing a vote: status, task or preference."""
+
+    def __init__(self, **said: str) -> None:
+        self.said = {field: words.split() for field, words in said.items()}
+        self.asked: Counter[str] = Counter()
+
+    def ask(self, question: Question, vote: int) -> str | None:
+        self.asked[question.field] += 1
+        choice = self.said[question.field][vote]
+        return None if choice == "?" else choice
+
+
+def scored(judge: Scripted, *measures: str, votes: int = 4, known: bool = False, one: str = "101") -> dict[str, Any]:
+    mine, theirs = read_answers(ANSWERS, "I1-Inst")[one], read_answers(REFERENCE, "I1-Inst").get(one)
+    return score_answer(mine, theirs, judge, votes, measures, known)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("status", "task", "passes"),
+    [
+        ("solved solved unsolved unsolved", "- - solvable solvable", 2),
+        ("solved solved solved unsolved", "- - - solvable", 3),
+        ("solved unsolved unsolved unsolved", "- solvable solvable solvable", 1),
+        ("unsolved unsolved unsolved unsolved", "unsolvable unsolvable solvable solvable", 2),
+        ("unsure unsure unsolved unsolved", "unsolvable unsolvable solvable solvable", 2),
+        ("unsolved unsolved unsolved unsolved", "unsolvable unsolvable unsolvable unsolvable", 4),
+    ],
+)
+def test_pass_rate_counts_an_even_vote_as_a_pass_in_the_headline(status: str, task: str, passes: int) -> None:
+    row = scored(judge := Scripted(status=status, task=task), "pass_rate")
+    assert row["passes"] == passes and row["statuses"] == status.split()
+    assert row["pass_rate"] is row["exact"] is (passes >= 2)
+    assert row["pass_rate_csv"] is (coin("label ", "101", 0) if passes == 2 else passes > 2)
+    assert judge.asked["task"] == 4 - status.split().count("solved")
+    assert row["sopr"] is row["win_rate"] is row["sowr"] is None
+    assert summarise([row])["ties"] == (passes == 2)
+
+
+def test_where_the_judge_is_unsure_a_coin_decides() -> None:
+    for status, task in (("unsure", "solvable"), ("unsure", "unsure"), ("unsolved", "unsure"), ("?", "?")):
+        row = scored(Scripted(status=" ".join([status] * 4), task=" ".join([task] * 4)), "pass_rate")
+        assert row["passes"] == sum(coin("pass ", "101", vote) for vote in range(4))
+        assert row["malformed"] == (8 if status == "?" else 0)
+    falls = [coin("pass ", str(number), vote) for number in range(500) for vote in range(4)]
+    assert 900 < sum(falls) < 1100
+
+
+def test_on_a_list_of_solvable_queries_nobody_is_asked_about_that() -> None:
+    row = scored(judge := Scripted(status="solved unsolved unsolved"), "pass_rate", votes=3, known=True)
+    assert row["passes"] == 1 and row["pass_rate"] is False and judge.asked == {"status": 3}
+
+
+def test_sopr_by_hand() -> None:
+    assert scored(Scripted(status="solved unsure unsolved"), "sopr", votes=3)["sopr"] == 0.5
+    assert scored(Scripted(status="solved solved ?"), "sopr", votes=3)["sopr"] == pytest.approx(2.5 / 3)
+
+
+@pytest.mark.parametrize("one", ["103", "104"])
+def test_without_finish_or_given_up_nobody_is_asked_for_a_status(one: str) -> None:
+    row = scored(judge := Scripted(task="unsolvable " * 4), "pass_rate", "sopr", one=one)
+    assert row["statuses"] == ["unsolved"] * 4 and row["sopr"] == 0 and judge.asked["status"] == 0
+    # Without a Finish call it fails whatever the query; who gives up on an unsolvable one passes.
+    assert row["passes"] == (0 if one == "103" else 4) and judge.asked["task"] == (0 if one == "103" else 4)
+
+
+def first_shown(vote: int) -> str:
+    return "b" if coin("order", "101", vote) else "a"
+
+
+def other(choice: str) -> str:
+    return "ab"[choice == "a"]
+
+
+@pytest.mark.parametrize(
+    ("results", "expected"),
+    [("win win lose", "win"), ("lose lose win", "lose"), ("win lose tie", "tie"), ("win tie tie", "win"),
+     ("tie tie tie", "tie"), ("? ? lose", "lose")],
+)  # fmt: skip
+def test_preferences_follow_the_votes_whatever_is_shown_first(results: str, expected: str) -> None:
+    shown = {"win": first_shown, "lose": lambda vote: other(first_shown(vote))}
+    said = [shown[one](vote) if one in shown else one for vote, one in enumerate(results.split())]
+    judge = Scripted(status="solved solved solved", better=" ".join(said))
+    row = scored(judge, "sowr", "win_rate", votes=3)
+    assert row["sowr"] == row["win_rate"] == expected == outcome(results.replace("?", "tie").split())
+    assert row["malformed"] == results.count("?")
+
+
+class ByAnswer(Scripted):
+    """Says other things of the reference, whose final answer is "It is 12 degrees."."""
+
+    def ask(self, question: Question, vote: int) -> str | None:
+        field = question.field + ("_reference" if "It is 12 degrees." in question.prompt else "")
+        return super().ask(Question(prompt="", field=field if field in self.said else question.field, choices=()), vote)
+
+
+def test_statuses_decide_before_the_judge_compares() -> None:
+    judge = ByAnswer(status="solved unsure unsolved", status_reference="unsolved unsolved solved")
+    assert scored(judge, "sowr", votes=3)["sowr"] == "win" and not judge.asked["better"]
+    judge = ByAnswer(status="unsolved unsolved solved", status_reference="unsure solved solved", better="- - tie")
+    assert scored(judge, "sowr", votes=3)["sowr"] == "lose" and judge.asked["better"] == 1
+
+
+def test_a_pass_against_a_fail_decides_the_win_rate_and_not_sowr() -> None:
+    """Ours is unsolved on an unsolvable query and passes; theirs is unsolved too, on what the judge calls solvable."""
+    three = "unsolved unsolved unsolved"
+
+    class Tasks(ByAnswer):
+        said_of: Iterator[str]
+
+        def ask(self, question: Question, vote: int) -> str | None:
+            if question.field == "task":  # ours is asked for first; the question is the same
+                return next(self.said_of)
+            return super().ask(question, vote)
+
+    judge = Tasks(status=three, status_reference=three, better=" ".join(other(first_shown(vote)) for vote in range(3)))
+    judge.said_of = itertools.chain(["unsolvable"] * 3, ["solvable"] * 3)
+    row = scored(judge, "win_rate", "sowr", votes=3)
+    assert (row["win_rate"], row["sowr"]) == ("win", "lose") and row["pass_rate"] is None and row["exact"] is True
+
+
+def test_numbers_by_hand() -> None:
+    statuses = {"1": "solved solved", "2": "solved unsolved", "3": "unsolved unsolved", "4": "unsure unsolved"}
+    rows = []
+    for (name, status), subset in itertools.product(statuses.items(), ("I1-Inst", "I3-Inst")):
+        row = scored(Scripted(status=status), "pass_rate", "sopr", votes=2, known=True)
+        wins = {"sowr": "win" if name == "1" else "tie"}
+        rows.append({**row, **wins, "id": f"{subset}/{name}", "cluster": name, "subset": subset})
+    found = summarise(rows)
+    assert found["pass_rate"]["subsets"]["I1-Inst"]["value"] == (2 + coin("pass ", "101", 0)) / 4  # an unsure vote
+    assert found["sopr"]["all"]["value"] == pytest.approx((1 + 0.5 + 0 + 0.25) / 4)
+    assert found["sowr"]["all"]["value"] == 0.25 and found["sowr"]["all"]["ties"] == 6
+    assert found["win_rate"]["all"] is None and found["pass_rate"]["average"] is None
+    assert found["pass_rate"]["subsets"]["I2-Cat"] is None and found["accuracy"] == found["pass_rate"]["all"]
+    assert found["accuracy"]["low"] < found["accuracy"]["value"] < found["accuracy"]["high"]
+    assert set(found["errors"]) == set(LABELS) and found["errors"]["call_count"] is None
+    every = [{**row, "subset": subset} for row in rows[::2] for subset in SUBSETS]
+    assert summarise(every)["sopr"]["average"] == pytest.approx(1.75 / 4)
+    assert summarise([])["accuracy"]["value"] is None and summarise([])["ties"] is None

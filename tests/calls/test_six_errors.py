@@ -1,0 +1,166 @@
+"""The six errors: one candidate per label, total over random calls, and the matching against brute force."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ttpa.calls.six_errors import (
+    LABELS,
+    SIX,
+    best_matching,
+    explain,
+    find_errors,
+    is_exact,
+    match_calls,
+    primary_error,
+    six_errors,
+)
+from ttpa.records import Candidate, Sample, ToolCall, ToolSpec
+
+
+def spec(name: str, required: tuple[str, ...], **types: str) -> ToolSpec:
+    properties = {key: {"type": kind} for key, kind in types.items()}
+    return ToolSpec(name=name, parameters={"type": "object", "properties": properties, "required": list(required)})
+
+
+def call(name: str, /, **arguments: Any) -> ToolCall:
+    return ToolCall(name=name, arguments=arguments)
+
+
+TOOLS = (spec("f", ("city",), city="string", days="integer", unit="string"), spec("g", ("key",), key="string"))
+GOLD = call("f", city="Rome", days=3)
+
+
+def sample(*target: ToolCall) -> Sample:
+    return Sample(id="s", tools=TOOLS, messages=(), target=target, source="test")
+
+
+@pytest.mark.parametrize(
+    ("made", "labels"),
+    [
+        (GOLD, ()),
+        (call("f", city="Rome", days=3.0), ()),
+        (call("f", city="Rom", days=3), ("parameter_value",)),
+        (call("f", city="Rome", days="3"), ("parameter_type",)),
+        (call("f", city="Rome", days=True), ("parameter_type",)),
+        (call("f", city="Rome", days=3, zip=1), ("parameter_name",)),
+        (call("f", days=3), ("missing_required",)),
+        (call("f", town="Rome", days=3), ("missing_required", "parameter_name")),
+        (call("f", city="Rome"), ("parameter_value",)),  # an optional one left to its default
+        (call("f", city="Rome", days=3, unit="C"), ("parameter_value",)),  # an optional one the target leaves out
+        (call("F", city="Rome", days=3), ("tool_name",)),  # no such tool: judged as a misspelt f
+        (call("F", days=4), ("tool_name", "missing_required", "parameter_value")),
+        (call("g", key="x"), ("tool_name",)),  # another tool, rightly called
+        (call("g", city="Rome"), ("tool_name", "missing_required", "parameter_name")),
+    ],
+)
+def test_hand_worked(made: ToolCall, labels: tuple[str, ...]) -> None:
+    assert six_errors(sample(GOLD), [made]) == labels
+
+
+def test_format() -> None:
+    assert six_errors(sample(GOLD), None) == six_errors(sample(), None) == ("format",)
+    junk: Any = "{"
+    assert six_errors(sample(GOLD), [ToolCall(name="f", arguments=junk)]) == ("format",)
+    text: Any = '{"city": "Rome", "days": 3}'
+    assert six_errors(sample(GOLD), [ToolCall(name="f", arguments=text)]) == ()
+
+
+def test_call_count_is_a_seventh_bucket() -> None:
+    assert "call_count" not in SIX and list(LABELS) == [*SIX, "call_count"]
+    assert six_errors(sample(GOLD), []) == ("call_count",)
+    assert six_errors(sample(GOLD), [GOLD, GOLD]) == ("call_count",)
+    assert six_errors(sample(call("f")), [call("f", zip=1), call("f")]) == ("call_count",)
+    assert six_errors(sample(), [GOLD, call("nonsense")]) == ("call_count",)
+    assert six_errors(sample(), []) == ()
+    assert six_errors(sample(GOLD, call("g", key="k")), [call("g", key="?")]) == ("parameter_value", "call_count")
+
+
+def test_a_target_that_breaks_its_schema_is_no_error() -> None:
+    odd = call("f", days="three", zip=1)
+    assert six_errors(sample(odd), [odd]) == ()
+    assert six_errors(sample(odd), [call("f", days="three")]) == ("parameter_value",)
+    lost = call("not_listed", a=1)
+    assert six_errors(sample(lost), [lost]) == ()
+    assert six_errors(sample(lost), [call("not_listed", a=2, b=1)]) == ("parameter_name", "parameter_value")
+
+
+def test_a_tool_that_allows_any_parameter_has_no_wrong_name() -> None:
+    free = ToolSpec(name="f", parameters={"type": "object", "additionalProperties": {"type": "string"}})
+    wanted = Sample(id="s", tools=(free,), messages=(), target=(call("f", x="1"),), source="test")
+    assert six_errors(wanted, [call("f", x="1", y="2")]) == ("parameter_value",)
+    assert six_errors(wanted, [call("f", x="1", y=2)]) == ("parameter_type",)
+
+
+def test_primary_error_follows_the_fixed_order() -> None:
+    assert primary_error(reversed(LABELS)) == "format"
+    assert [primary_error(LABELS[at:]) for at in range(7)] == list(LABELS)
+    assert primary_error(()) == ""
+
+
+def test_matching_prefers_names_then_equal_arguments() -> None:
+    one, two = call("f", city="Rome", days=1), call("f", city="Oslo", days=2)
+    wrong, other = call("f", city="Oslo", days=9), call("g", city="Rome", days=1)
+    assert match_calls([one, two], [wrong, other]) == [(one, other), (two, wrong)]
+    assert six_errors(sample(one, two), [wrong, one]) == ("parameter_value",)
+    pairs = match_calls([one, call("g", key="k")], [call("g", key="?"), call("f", city="?", days=0)])
+    assert [(gold.name, made.name) for gold, made in pairs] == [("f", "f"), ("g", "g")]
+
+
+def test_sentences() -> None:
+    def of(*calls: ToolCall) -> str:
+        return explain(sample(GOLD), Candidate(sample_id="s", index=0, text="", calls=calls))
+
+    assert of(GOLD) == "calls equal the target"
+    assert of(call("f", city="Rom", days=3)) == "value of 'city' is 'Rom', expected 'Rome'"
+    assert of(call("f", town="Rome", days=3)) == "required parameter 'city' of 'f' is missing (and 1 more)"
+    assert of(call("f", city="Rome", days="3")) == "type of 'days' is not integer: '3'"
+    broken = Candidate(sample_id="s", index=0, text="", error="unclosed bracket at character 4")
+    assert explain(sample(GOLD), broken) == "the reply does not parse as tool calls: unclosed bracket at character 4"
+
+
+def any_calls(nan: bool) -> st.SearchStrategy[ToolCall]:
+    numbers = st.integers(0, 3) | st.floats(allow_nan=nan)
+    values = st.one_of(st.sampled_from(["Rome", "Rom"]), numbers, st.booleans(), st.none(), st.just([1]))
+    return st.builds(
+        lambda name, arguments: ToolCall(name=name, arguments=arguments),
+        st.sampled_from(["f", "g", "h"]),
+        st.dictionaries(st.sampled_from(["city", "days", "unit", "key", "zz"]), values, max_size=4),
+    )
+
+
+@given(gold=st.lists(any_calls(True), max_size=3), made=st.none() | st.lists(any_calls(True), max_size=3))
+@settings(max_examples=500, deadline=None)
+def test_exact_has_no_label_and_everything_else_has_one(gold: list[ToolCall], made: list[ToolCall] | None) -> None:
+    labels = six_errors(sample(*gold), made)
+    assert bool(labels) != is_exact(sample(*gold), made)
+    assert set(labels) <= set(LABELS) and list(labels) == sorted(labels, key=LABELS.index)
+    assert [finding.label for finding in find_errors(sample(*gold), made)][:1] == list(labels[:1])
+
+
+@given(gold=st.lists(any_calls(False), min_size=1, max_size=3), data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_one_slip_has_a_label_whatever_the_order(gold: list[ToolCall], data: st.DataObject) -> None:
+    slip = [*gold[:-1], ToolCall(name=gold[-1].name, arguments={**gold[-1].arguments, "another": 1})]
+    made = data.draw(st.permutations(slip))
+    assert six_errors(sample(*gold), made)
+    assert six_errors(sample(*gold), made) == six_errors(sample(*gold), slip)
+
+
+@given(data=st.data(), rows=st.integers(0, 4), columns=st.integers(0, 5))
+@settings(max_examples=200, deadline=None)
+def test_best_matching_is_optimal(data: st.DataObject, rows: int, columns: int) -> None:
+    line = st.lists(st.integers(-5, 5), min_size=columns, max_size=columns)
+    table = data.draw(st.lists(line, min_size=rows, max_size=rows))
+    found = best_matching(table)
+    assert len(found) == min(rows, columns)
+    assert len({row for row, _ in found}) == len({column for _, column in found}) == len(found)
+    tall = [list(line) for line in zip(*table, strict=True)] if rows > columns else table
+    short, long = min(rows, columns), max(rows, columns)
+    best = max(sum(tall[at][to] for at, to in enumerate(order)) for order in permutations(range(long), short))
+    assert sum(table[row][column] for row, column in found) == best

@@ -1,0 +1,175 @@
+"""Text as tokens come: nothing lost, nothing twice, no character in parts; and whether a call is open."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ttpa.calls import SYNTAXES, get_syntax
+from ttpa.calls.stream import stream_of
+from ttpa.calls.text_stream import CallWatch, TextStream
+from ttpa.policy.tokenizer import train_tokenizer
+
+TEXTS = [
+    "[get_weather(city='München', days=3)]",
+    "天气怎么样北京",
+    "emoji 😀😃👩‍👩‍👧 flags 🇩🇪",
+    "naïve café",
+    "\n\t x",
+]
+LOST = "\ufffd"
+
+
+@cache
+def trained() -> Any:
+    """The small model's: merges within words, so characters of several bytes are mostly split."""
+    return train_tokenizer(TEXTS * 3, 340)
+
+
+@cache
+def misaligned() -> Any:
+    """Bytes, and tokens of two and three bytes that end in the middle of one character and begin another."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    shown = _letters()
+    vocab = {letter: number for number, letter in enumerate(letters)}
+    for text in ("天气怎么样", "😀😃😄", "ééé", "€1€"):
+        data = text.encode()
+        for size in (2, 3, 4):
+            for at in range(len(data) - size + 1):
+                vocab.setdefault("".join(shown[byte] for byte in data[at : at + size]), len(vocab))
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def _letters() -> dict[int, str]:
+    """Byte -> the letter that byte-level tokenizers write for it (GPT-2's table)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {byte: chr(byte) for byte in plain} | {byte: chr(256 + number) for number, byte in enumerate(others)}
+
+
+def cut(text: str, rng: random.Random, longest: int = 4) -> list[int]:
+    """The text's bytes as tokens of `misaligned`, cut at random."""
+    vocab, shown, data, ids, at = misaligned().get_vocab(), _letters(), text.encode(), [], 0
+    while at < len(data):
+        sizes = [s for s in range(1, longest + 1) if "".join(shown[b] for b in data[at : at + s]) in vocab]
+        size = min(rng.choice(sizes), len(data) - at)
+        ids.append(vocab["".join(shown[b] for b in data[at : at + size])])
+        at += size
+    return ids
+
+
+def pushed(tokenizer: Any, ids: list[int]) -> list[str]:
+    stream = TextStream(tokenizer)
+    return [stream.push(token) for token in ids]
+
+
+def test_a_character_comes_with_its_last_byte() -> None:
+    """a, then the four bytes of an emoji one by one, then the two of a letter, then b."""
+    ids = [misaligned().convert_tokens_to_ids(_letters()[byte]) for byte in "a😀éb".encode()]
+    assert pushed(misaligned(), ids) == ["a", "", "", "", "😀", "", "é", "b"]
+
+
+@given(text=st.text(st.sampled_from("ab[]'=,天气怎么样😀😃é€ \n"), max_size=25) | st.text(max_size=10))
+@settings(max_examples=80, deadline=None)
+def test_the_pieces_of_a_text_are_the_text(text: str) -> None:
+    ids = trained()(text, add_special_tokens=False)["input_ids"]
+    pieces = pushed(trained(), ids)
+    assert "".join(pieces) == trained().decode(ids) == text or text.endswith(LOST)
+    assert all(LOST not in piece for piece in pieces) or LOST in text
+
+
+@given(text=st.text(st.sampled_from("ab'é€"), max_size=25), seed=st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_tokens_may_end_within_short_characters(text: str, seed: int) -> None:
+    pieces = pushed(misaligned(), cut(text, random.Random(seed), 2))
+    assert "".join(pieces) == text
+    assert all(LOST not in piece for piece in pieces)
+
+
+@given(text=st.text(st.sampled_from("ab'天气怎么样😀😃😄é€1"), max_size=25), seed=st.integers(0, 99))
+@example(text="天气怎么样天气怎么样" * 3, seed=1)
+@settings(max_examples=100, deadline=None)
+def test_tokens_may_end_within_characters_again_and_again(text: str, seed: int) -> None:
+    pieces = pushed(misaligned(), cut(text, random.Random(seed)))
+    assert "".join(pieces) == text
+    assert all(LOST not in piece for piece in pieces)
+
+
+def test_bytes_that_are_no_character_are_shown_as_lost_and_the_stream_goes_on() -> None:
+    single = {byte: misaligned().convert_tokens_to_ids(letter) for byte, letter in _letters().items()}
+    for data in (b"a\xff\xfe\xfdbc", b"\x80\x80\x80\x80\x80xyz", b"ok\xf0\x9f\x98[f()]"):
+        ids = [single[byte] for byte in data]
+        found = "".join(pushed(misaligned(), ids))
+        assert found == misaligned().decode(ids)
+        assert found.endswith(data[-2:].decode())
+
+
+@given(data=st.lists(st.sampled_from([*b"a\xff\x80\xe5\xf0", "😀", "天"]), max_size=12))
+@example(data=[0x80, 0x80, 0x80, "😀", ord("a")])
+@settings(max_examples=100, deadline=None)
+def test_what_is_no_character_does_not_swallow_the_next_one(data: list[int | str]) -> None:
+    """Any bytes: what has been given out is what all of it decodes to, up to what may still become a character."""
+    single = {byte: misaligned().convert_tokens_to_ids(letter) for byte, letter in _letters().items()}
+    whole = b"".join(part.encode() if isinstance(part, str) else bytes([part]) for part in data)
+    ids = [single[byte] for byte in whole]
+    found = "".join(pushed(misaligned(), ids))
+    assert misaligned().decode(ids).startswith(found)
+    assert "".join(pushed(misaligned(), [*ids, single[ord("z")]])) == whole.decode(errors="replace") + "z"
+
+
+def test_special_tokens_are_text_too() -> None:
+    ids = [
+        *trained()("a", add_special_tokens=False)["input_ids"],
+        *trained().convert_tokens_to_ids(["<user>", "<eos>"]),
+    ]
+    assert pushed(trained(), ids) == ["a", "<user>", "<eos>"]
+
+
+def test_spaces_that_a_tokenizer_takes_off_the_beginning_are_not_lost_within() -> None:
+    """As sentencepiece tokenizers do: a word's space is in its token, and decoding drops the first one."""
+
+    class Words:
+        def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+            return "".join(f" w{token}" for token in ids)[1:]
+
+    assert pushed(Words(), [1, 2, 3, 4]) == ["w1", " w2", " w3", " w4"]
+
+
+def test_a_long_text_is_decoded_in_short_windows() -> None:
+    class Counting:
+        longest = 0
+
+        def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+            Counting.longest = max(Counting.longest, len(ids))
+            return "x" * len(ids)
+
+    assert pushed(Counting(), [0] * 500) == ["x"] * 500
+    assert Counting.longest <= 8
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_a_watch_says_whether_a_call_is_open(syntax: str) -> None:
+    """As `CallStream` does of the text so far, after every token of a call with characters of several bytes."""
+    from ttpa.records import ToolCall
+
+    written = get_syntax(syntax)
+    call = ToolCall(name="get_weather", arguments={"city": "München 天气 😀", "days": 3})
+    ids = trained()(written.print((call, call)) + " and so on", add_special_tokens=False)["input_ids"]
+    watch, seen = CallWatch(trained(), written), []
+    for at, token in enumerate(ids):
+        stream = stream_of(written)
+        stream.feed(trained().decode(ids[:at]).rstrip(LOST))
+        assert watch.inside == stream.inside
+        seen.append(watch.inside)
+        watch.push(token)
+    assert not watch.inside and not seen[0] and any(seen)

@@ -1,0 +1,313 @@
+"""Batches, and what holds of every scorer: its bounds, the target scores best, each of the six errors costs, and no
+text a model can write makes it raise.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ttpa.calls import ParseError, get_syntax
+from ttpa.calls.six_errors import SIX, is_exact, six_errors
+from ttpa.errors import DataError
+from ttpa.explore.scorers import ESM, ASTMatch, Reward, Scorer, SLMJson, ToolRL, Weighted, bounds_of, score_batch
+from ttpa.explore.scorers.rewards import takes_step
+from ttpa.records import Candidate, Sample, Score, ToolCall, ToolSpec
+
+
+def spec(name: str, required: tuple[str, ...], **types: str) -> ToolSpec:
+    properties = {key: {"type": kind} for key, kind in types.items()}
+    return ToolSpec(name=name, parameters={"type": "object", "properties": properties, "required": list(required)})
+
+
+def call(name: str, /, **arguments: Any) -> ToolCall:
+    return ToolCall(name=name, arguments=arguments)
+
+
+TOOLS = (
+    spec("f", ("city", "days"), city="string", days="integer", unit="string"),
+    spec("g", ("city",), city="string", days="integer"),
+    spec("now", ()),
+)
+GOLD, OTHER = call("f", city="Rome", days=3), call("g", city="Oslo")
+
+
+def sample(*target: ToolCall, text: str | None = None) -> Sample:
+    return Sample(id="s", tools=TOOLS, messages=(), target=target, target_text=text, source="test")
+
+
+SCORERS: dict[str, Scorer] = {
+    "esm": ESM(),
+    "esm as released": ESM(as_released=True, required_against="gold"),
+    "ast": ASTMatch(),
+    "ast partial": ASTMatch(partial=True),
+    "slm_json": SLMJson(),
+    "slm_json any, no scale": SLMJson(syntax="any", scale_extra=False),
+    "toolrl": ToolRL(),
+    "toolrl optimal": ToolRL(matching="optimal"),
+    "toolrl refined": ToolRL(similarity="refined"),
+    "toolrl intermediate": ToolRL(similarity="intermediate"),
+    "toolrl coarse": ToolRL(similarity="coarse"),
+    "toolrl steps": ToolRL(schedule="max1step30max3"),
+    "toolrl linear": ToolRL(schedule="linear", correct_max=1),
+    "toolrl length": ToolRL(length="scheduled", value_equality="strict"),
+    "toolrl plain": ToolRL(format="plain", syntax="json"),
+    "toolrl plain, any, optimal, strict": ToolRL(format="plain", matching="optimal", value_equality="strict"),
+    "weighted": Weighted(
+        parts={"esm": ESM(), "tool": ToolRL(format="plain", schedule="linear"), "slm": SLMJson()},
+        weights={"esm": 0.5, "tool": 2, "slm": 1},
+    ),
+}
+EVERY = pytest.mark.parametrize("scorer", SCORERS.values(), ids=SCORERS)
+STEPS = (0, 29, 30, 75, 150, 1000)
+
+
+def in_tags(scorer: Scorer) -> bool:
+    return isinstance(scorer, ToolRL) and scorer.format == "rlla"
+
+
+def plain(text: str) -> Candidate:
+    calls = get_syntax("json").parse(text)
+    error = calls.reason if isinstance(calls, ParseError) else None
+    return Candidate(
+        sample_id="s", index=0, text=text, calls=None if isinstance(calls, ParseError) else calls, error=error
+    )
+
+
+def written(scorer: Scorer, calls: Sequence[ToolCall], reply: str = "Done.") -> Candidate:
+    """An answer that makes these calls, as the scorer reads them; without any, a reply."""
+    if not in_tags(scorer):
+        return plain(get_syntax("json").print(calls) if calls else reply)
+    lines = "\n".join(json.dumps({"name": made.name, "parameters": made.arguments}) for made in calls)
+    body = f"<tool_call>\n{lines}\n</tool_call>" if calls else f"<response>{reply}</response>"
+    return Candidate(sample_id="s", index=0, text=f"<think>So.</think>\n{body}", calls=tuple(calls))
+
+
+def score(scorer: Scorer, target: Sample, candidate: Candidate, step: int = 0) -> Score:
+    """Scored and checked to be within bounds."""
+    (found,) = score_batch(scorer, [target], [candidate], step=step)
+    assert all(math.isfinite(part) for part in found.detail.values())
+    assert found == score_batch(scorer, [target], [candidate], step=step)[0]
+    return found
+
+
+# ---- batches --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A scorer with a mistake."""
+
+    value: float
+
+    def __call__(self, sample: Sample, candidate: Candidate) -> Score:
+        return Score(value=self.value, exact=False)
+
+
+def test_a_batch_is_scored_in_order() -> None:
+    answers = [written(ASTMatch(), calls) for calls in ([GOLD], [OTHER], [GOLD])]
+    assert [one.value for one in score_batch(ASTMatch(), [sample(GOLD)] * 3, answers)] == [1, 0, 1]
+    assert score_batch(ASTMatch(), [], []) == []
+
+
+def test_only_who_takes_the_step_is_told() -> None:
+    assert {name for name, scorer in SCORERS.items() if takes_step(scorer)} == {
+        name for name in SCORERS if name.startswith(("toolrl", "weighted"))
+    }
+    scorer, gold = ToolRL(schedule="linear"), sample(GOLD)
+    values = [score_batch(scorer, [gold], [written(scorer, [GOLD])], step=step)[0].detail["format"] for step in STEPS]
+    assert values == pytest.approx([2, 2 - 29 / 150, 1.8, 1.5, 1, 1])
+    assert score_batch(ESM(), [gold], [written(ESM(), [GOLD])], step=5)[0].value == 1
+
+
+def test_a_function_is_a_scorer_too() -> None:
+    def half(sample: Sample, candidate: Candidate) -> Score:
+        return Score(value=0.5, exact=False)
+
+    assert score_batch(half, [sample()], [plain("")], step=3)[0].value == 0.5
+    assert bounds_of(half) == (0, 1)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 3])
+def test_lengths_must_agree(samples: int) -> None:
+    with pytest.raises(DataError, match=f"{samples} samples for 2 answers"):
+        score_batch(ESM(), [sample(GOLD)] * samples, [plain("")] * 2)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_no_number_is_a_mistake_of_the_scorer(value: float) -> None:
+    with pytest.raises(DataError, match=r"sample s: Broken gives -?(nan|inf) at step 0, which is no finite number"):
+        score_batch(Broken(value), [sample(GOLD)], [plain("")])
+
+
+def test_a_value_outside_the_bounds_is_a_mistake_of_the_scorer() -> None:
+    for value in (1 + 1e-6, -1e-6):
+        with pytest.raises(DataError, match=r"sample s: Broken gives .* outside its bounds \[0, 1\]"):
+            score_batch(Broken(value), [sample(GOLD)], [plain("")])
+    for value in (1 + 1e-10, -1e-10):
+        assert score_batch(Broken(value), [sample(GOLD)], [plain("")])[0].value == value
+
+
+# ---- every scorer ---------------------------------------------------------------------------------------------------
+
+
+@EVERY
+def test_bounds(scorer: Scorer) -> None:
+    assert isinstance(scorer, Scorer)
+    low, high = bounds_of(scorer)
+    assert low < high
+    assert isinstance(scorer, Reward) == takes_step(scorer) == hasattr(scorer, "bounds")
+    if not isinstance(scorer, Reward):
+        assert (low, high) == (0, 1)
+
+
+def best(scorer: Scorer, target: Sample, step: int = 0) -> Score:
+    return score(scorer, target, written(scorer, target.target, target.target_text or ""), step)
+
+
+@EVERY
+def test_the_target_reaches_the_upper_bound(scorer: Scorer) -> None:
+    """Where no schedule lowers it, and no words of thought are counted; at some step otherwise."""
+    top = max(best(scorer, sample(GOLD, OTHER), step).value for step in STEPS)
+    missing = 1 if isinstance(scorer, ToolRL) and scorer.length != "none" else 0
+    assert top == pytest.approx(bounds_of(scorer)[1] - missing, abs=0.01)
+
+
+ERRORS: dict[str, Sequence[ToolCall]] = {
+    "tool_name": [call("g", city="Rome", days=3)],
+    "missing_required": [call("f", city="Rome")],
+    "parameter_name": [call("f", city="Rome", days=3, town="Rome")],
+    "parameter_type": [call("f", city="Rome", days="3")],
+    "parameter_value": [call("f", city="Rome", days=4)],
+}
+
+
+@EVERY
+@pytest.mark.parametrize("step", [0, 75, 1000])
+@pytest.mark.parametrize("error", SIX)
+def test_each_of_the_six_errors_costs(scorer: Scorer, error: str, step: int) -> None:
+    target = sample(GOLD)
+    if error == "format":
+        whole = written(scorer, [GOLD])
+        broken = Candidate(sample_id="s", index=0, text=whole.text.replace('"name"', '"name'), error="broken")
+    else:
+        assert six_errors(target, ERRORS[error]) == (error,)
+        broken = written(scorer, ERRORS[error])
+    found = score(scorer, target, broken, step)
+    assert found.value < best(scorer, target, step).value - 1e-6
+    assert not found.exact
+    assert found.explanation
+
+
+@EVERY
+def test_an_unwanted_call_is_never_better_than_a_reply(scorer: Scorer) -> None:
+    target = sample(text="Done.")
+    assert score(scorer, target, written(scorer, [GOLD])).value < best(scorer, target).value
+
+
+# The release does not give its best score to a target that breaks its own schema, as some of these do.
+HONEST = {name: scorer for name, scorer in SCORERS.items() if name != "esm as released"}
+VALUES = st.one_of(st.sampled_from(["Rome", "Oslo", "3"]), st.integers(0, 3), st.booleans(), st.just([1]))
+CALLS = st.lists(
+    st.builds(
+        lambda name, arguments: ToolCall(name=name, arguments=arguments),
+        st.sampled_from(["f", "g", "now"]),
+        st.dictionaries(st.sampled_from(["city", "days", "unit", "zz"]), VALUES, max_size=3),
+    ),
+    max_size=3,
+)
+
+
+@pytest.mark.parametrize("scorer", HONEST.values(), ids=HONEST)
+@given(gold=CALLS, made=CALLS, step=st.sampled_from(STEPS))
+@settings(max_examples=40, deadline=None)
+def test_nothing_scores_above_the_target(scorer: Scorer, gold: list[ToolCall], made: list[ToolCall], step: int) -> None:
+    target = sample(*gold, text=None if gold else "Done.")
+    found = score(scorer, target, written(scorer, made), step)
+    assert found.value <= best(scorer, target, step).value + 1e-9
+    assert found.exact == is_exact(target, made)
+
+
+# ---- hostile texts --------------------------------------------------------------------------------------------------
+
+HOSTILE = {
+    "nothing": "",
+    "blanks": " \n\t ",
+    "deep": "[" * 100_000,
+    "deep and closed": "[" * 50_000 + "]" * 50_000,
+    "megabytes": "[{" * 1_000_000,
+    "deep arguments": '{"name": "f", "parameters": ' + '{"a": ' * 20_000 + "1" + "}" * 20_001,
+    "deep, but readable": '{"name": "f", "parameters": ' + '{"a": ' * 60 + "1" + "}" * 61,
+    "a huge whole number": '{"name": "f", "parameters": {"city": "Rome", "days": ' + "9" * 6000 + "}}",
+    "a large whole number": '{"name": "f", "parameters": {"city": "Rome", "days": ' + "9" * 4000 + "}}",
+    "a huge number": '{"name": "f", "parameters": {"city": "Rome", "days": 1e999}}',
+    "nan": '{"name": "f", "parameters": {"city": NaN, "days": -Infinity}}',
+    "controls": "".join(map(chr, range(32))) + "\x7f\u2028\ufeff",
+    "surrogates": '\ud800\udfff{"name": "f", "parameters": {"city": "\udc00"}}\ud800',
+    "escaped surrogates": r'{"name": "f", "parameters": {"city": "\ud800", "days": 3}}',
+    "code": '__import__("os").system("true")',
+    "a call of code": '[__import__(name="os")]',
+    "no object": '["name", "parameters"]\nnull\n1',
+    "no names": '{"name": ["f"], "parameters": [1]}',
+    "keys twice": '{"name": "f", "name": "g", "parameters": {}, "arguments": {}}',
+    "many calls": '{"name": "f", "parameters": {"city": "Rome"}}\n' * 2000,
+    "many in a list": "[" + ", ".join(['{"name": "f", "parameters": {"city": "Rome"}}'] * 2000) + "]",
+    "many tags": "<think></think>\n<tool_call>\n" * 3000,
+    "many closing tags": "<think>" + "</think>\n" * 30_000 + "</tool_call>" * 3000,
+    "a block that ends early": "<tool_call></tool_call><tool_call>",
+    "tags the wrong way round": "</tool_call>\n{}\n<tool_call>",
+}
+
+
+@EVERY
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_texts(scorer: Scorer, text: str) -> None:
+    for said in (text, f"<think></think>\n<tool_call>\n{text}\n</tool_call>") if in_tags(scorer) else (text,):
+        for target in (sample(GOLD, OTHER), sample(text="Done.")):
+            found = score(scorer, target, plain(said))
+            assert found.value <= best(scorer, target).value + 1e-9
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+PIECES = st.sampled_from(
+    ["<think>", "</think>", "\n", "<tool_call>", "</tool_call>", "<response>", "</response>", '{"name": "f", ',
+     '"parameters": {', '"arguments": {', "}", "}}", "[", "]", '"city": "Rome"', ", ", '"days": 3', "f(", "days=3)"]
+)  # fmt: skip
+TEXTS = st.one_of(
+    st.text(),
+    st.lists(PIECES, max_size=12).map("".join),
+    st.lists(JSON, max_size=3).map(lambda rows: "\n".join(map(json.dumps, rows))),
+    st.fixed_dictionaries({"name": st.just("f") | JSON, "parameters": JSON}).map(json.dumps),
+)
+
+
+@EVERY
+@given(text=TEXTS, wrapped=st.booleans(), step=st.sampled_from(STEPS))
+@settings(max_examples=60, deadline=None)
+def test_any_text(scorer: Scorer, text: str, wrapped: bool, step: int) -> None:
+    said = f"<think></think>\n<tool_call>\n{text}\n</tool_call>" if wrapped else text
+    for target in (sample(GOLD), sample(text="Done.")):
+        found = score(scorer, target, plain(said), step)
+        assert found.value <= best(scorer, target, step).value + 1e-9
+
+
+@EVERY
+def test_calls_that_came_from_elsewhere(scorer: Scorer) -> None:
+    """Records read from a file may hold arguments that are no object; the text need not agree with the calls."""
+    odd: list[Any] = ["{", "[1]", "no JSON", '{"city": "Rome", "days": 3}', [1], None, 1, math.nan, {"city": math.nan}]
+    for arguments in odd:
+        made = (ToolCall(name="f", arguments=arguments),)
+        for text in ("", '[{"name": "f", "arguments": {}}]'):
+            for target in (sample(GOLD), sample(text="Done.")):
+                score_batch(scorer, [target], [Candidate(sample_id="s", index=0, text=text, calls=made)])

@@ -1,0 +1,366 @@
+"""ToolRL's reward: the released code's numbers, every option worked by hand, schedules, and what cannot be read.
+
+The target is A(x=1, y="b") unless said otherwise, so S_max = 1 + 1 + 2 = 4 and correctness is 1.5 S - 3.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from ttpa.calls import ParseError, get_syntax
+from ttpa.errors import ConfigError
+from ttpa.explore.scorers import Reward, Scorer, ToolRL, bounds_of
+from ttpa.records import Candidate, Sample, ToolCall
+
+
+def call(name: str, /, **arguments: Any) -> ToolCall:
+    return ToolCall(name=name, arguments=arguments)
+
+
+def sample(*target: ToolCall, text: str | None = None) -> Sample:
+    return Sample(id="s", tools=(), messages=(), target=target, target_text=text, source="test")
+
+
+def lines(*calls: ToolCall) -> str:
+    return "\n".join(json.dumps({"name": made.name, "parameters": made.arguments}) for made in calls)
+
+
+def block(body: str) -> str:
+    return f"<think>Let me see.</think>\n<tool_call>\n{body}\n</tool_call>"
+
+
+def answer(text: str) -> Candidate:
+    return Candidate(sample_id="s", index=0, text=text)
+
+
+def made(*calls: ToolCall) -> Candidate:
+    return answer(block(lines(*calls)))
+
+
+GOLD = call("A", x=1, y="b")
+ONE, TWO = call("A", x=1), call("A", x=2)
+RIGHT = block(lines(GOLD))
+REPLY = "<think>Let me see.</think>\n<response>It is done.</response>"
+
+
+def test_it_is_a_reward() -> None:
+    assert isinstance(ToolRL(), Scorer)
+    assert isinstance(ToolRL(), Reward)
+
+
+@pytest.mark.parametrize(
+    ("target", "text", "total", "well_formed", "correct"),
+    [
+        (sample(GOLD), RIGHT, 4.0, 1, 3.0),
+        (sample(GOLD), block(lines(call("A", x=2, y="b"))), 2.5, 1, 1.5),
+        (sample(GOLD), block(lines(call("A", x="1", y="b"))), 2.5, 1, 1.5),
+        (sample(GOLD), block(lines(call("A", x=1.0, y="b"))), 4.0, 1, 3.0),
+        (sample(GOLD), block(lines(call("A", x=1, y="b", z=0))), 3.5, 1, 2.5),
+        (sample(GOLD), block(lines(call("A", x=1))), 1.75, 1, 0.75),
+        (sample(GOLD), block(lines(call("B", x=1, y="b"))), -2.0, 1, -3.0),
+        (sample(GOLD), block(lines(GOLD, call("C", q=1))), 3.25, 1, 2.25),
+        (sample(GOLD), block(lines(GOLD, GOLD, GOLD)), 3.0, 1, 2.0),
+        (sample(GOLD), RIGHT.replace("parameters", "arguments"), -2.0, 1, -3.0),
+        (sample(GOLD), block('{"name": "A", '), -2.0, 1, -3.0),
+        (sample(GOLD), REPLY, -3.0, 0, -3.0),
+        (sample(GOLD), RIGHT.replace("</think>", "</think> "), 3.0, 0, 3.0),
+        (sample(call("A"), call("B")), block(lines(call("B"), call("A"))), 4.0, 1, 3.0),
+        (sample(text="Done."), RIGHT, 0.0, 0, 0),
+        (sample(text="Done."), REPLY, 1.0, 1, 0),
+    ],
+)
+def test_the_numbers_of_the_released_code(
+    target: Sample, text: str, total: float, well_formed: float, correct: float
+) -> None:
+    score = ToolRL()(target, answer(text))
+    assert (score.value, score.detail["format"], score.detail["correct"]) == (total, well_formed, correct)
+
+
+@pytest.mark.parametrize(
+    ("target", "text", "well_formed"),
+    [
+        (sample(GOLD), f"  {RIGHT}\n", True),  # the release strips the answer
+        (sample(GOLD), f"{RIGHT} So there.", False),
+        (sample(GOLD), f"Well. {RIGHT}", False),
+        (sample(GOLD), RIGHT.replace("<think>Let me see.</think>\n", ""), False),
+        (sample(GOLD), RIGHT.replace("<tool_call>\n", "<tool_call>"), False),
+        (sample(GOLD), RIGHT + "\n</tool_call>", False),
+        (sample(GOLD), RIGHT.replace("Let", "<tool_call> Let"), False),
+        (sample(GOLD), RIGHT.replace("Let me see.", "a\nb"), True),
+        (sample(GOLD), RIGHT.replace("Let", "<think> Let"), True),  # the release counts only the tags of calls, replies
+        (sample(GOLD), RIGHT + REPLY.split("</think>")[1], False),
+        (sample(GOLD, text="Done."), RIGHT + REPLY.split("</think>")[1], True),
+        (sample(GOLD, text="Done."), RIGHT, False),
+        (sample(GOLD, text="Done."), REPLY, False),
+        (sample(text="Done."), REPLY + REPLY, False),
+        (sample(text="Done."), "Done.", False),
+        (sample(), "<think>Nothing to do.</think>", True),
+        (sample(), REPLY, False),
+    ],
+)
+def test_the_form_of_the_text_is_that_of_the_target(target: Sample, text: str, well_formed: bool) -> None:
+    assert ToolRL()(target, answer(text)).detail["format"] == well_formed
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "\n",
+        "null",
+        "1",
+        '"A"',
+        "[" + lines(GOLD) + "]",
+        lines(GOLD) + "\n\n" + lines(GOLD),
+        lines(GOLD) + "\nand",
+        '{"name": ["A"], "parameters": {}}',
+        '{"name": {}, "parameters": {}}',
+        '{"name": null, "parameters": {}}',
+        '{"name": "A", "parameters": [1, "b"]}',
+        '{"name": "A", "parameters": "{}"}',
+        '{"name": "A", "parameters": null}',
+        '{"parameters": {"x": 1, "y": "b"}}',
+        '{"name": "A", "parameters": {[]: 1}}',
+        '{"name": "A", "parameters": {"x": NaN, "y": "b"}}',
+        '{"name": "A", "parameters": {"x": -Infinity, "y": "b"}}',
+        '{"name": "A", "parameters": {"x": 1e999, "y": "b"}}',
+        '{"name": "A", "parameters": {"x": 1' + "0" * 5000 + ', "y": "b"}}',
+        '{"name": "A", "parameters": {"x": ' + "[" * 100_000 + "}}",
+        "[" * 100_000,
+        '{"name": "B", "arguments": {}}\n' + lines(GOLD),  # the release does not come to look at the first
+    ],
+    ids=lambda body: repr(body)[:40],
+)
+@pytest.mark.parametrize("similarity", ["finegrained", "coarse"])
+def test_calls_that_cannot_be_read_are_at_the_floor(body: str, similarity: Any) -> None:
+    score = ToolRL(similarity=similarity)(sample(GOLD), answer(block(body)))
+    assert (score.detail["correct"], score.exact) == (-3, False)
+    assert not any(score.detail[key] for key in ("name", "param", "value", "call") if key in score.detail)
+
+
+def test_a_surrogate_on_its_own_is_a_wrong_value() -> None:
+    text = '{"name": "A", "parameters": {"x": 1, "y": "\\ud800"}}'
+    score = ToolRL()(sample(GOLD), answer(block(text)))
+    assert score.value == 2.5
+    score.explanation.encode()
+
+
+def test_a_tag_without_the_other_is_unreadable_and_none_is_no_call() -> None:
+    for text in ("<tool_call>", "</tool_call>"):
+        assert not ToolRL()(sample(text="Done."), answer(text)).exact
+    assert ToolRL()(sample(text="Done."), answer("Done.")).exact
+
+
+def test_detail() -> None:
+    score = ToolRL()(sample(GOLD, call("B")), made(call("A", x=1, z=0), call("C")))
+    # S = 1/3 + (1/3 + 1), S_max = 1 + (1 + 2) + 1
+    assert score.detail == pytest.approx(
+        {"format": 1, "correct": 6 * (5 / 3) / 5 - 3, "name": 1 / 3, "param": 1 / 6, "value": 1 / 2}
+    )
+    assert set(ToolRL(similarity="coarse")(sample(GOLD), made(GOLD)).detail) == {"format", "correct", "call"}
+    assert set(ToolRL()(sample(text="Done."), made(GOLD)).detail) == {"format", "correct"}
+    assert ToolRL()(sample(GOLD), made(GOLD)).explanation == "calls equal the target"
+    assert ToolRL()(sample(GOLD), answer(REPLY)).explanation.startswith("the text has not the target's form; 0 calls")
+
+
+@pytest.mark.parametrize(
+    ("similarity", "target", "candidate", "correct"),
+    [
+        # Order counts where lists must be equal; calls in another order still have their parameters and values.
+        ("refined", (GOLD,), made(call("A", x=2, y="b")), 6 * 3 / 4 - 3),
+        ("refined", (GOLD,), made(call("A", y="b", x=2)), 6 * 2 / 4 - 3),
+        ("refined", (GOLD,), made(call("A", x=1, y="b", z=0)), 6 * 3 / 4 - 3),
+        ("refined", (GOLD,), made(GOLD, call("C")), 6 * 3 / 4 - 3),
+        ("refined", (call("A"), call("B")), made(call("B"), call("A")), 6 * 2 / 3 - 3),
+        ("refined", (GOLD,), made(GOLD), 3),
+        # S_max is 1 for the names and 1 for each call.
+        ("intermediate", (GOLD,), made(GOLD), 3),
+        ("intermediate", (GOLD,), made(call("A", x=2, y="b")), 6 * 1 / 2 - 3),
+        ("intermediate", (GOLD,), made(GOLD, call("C")), 6 * 1.5 / 2 - 3),
+        ("intermediate", (ONE, TWO), made(TWO, ONE), 3),
+        ("intermediate", (ONE, TWO), made(ONE), 6 * 1.5 / 3 - 3),
+        ("intermediate", (ONE, ONE), made(ONE, TWO), 6 * 2 / 3 - 3),
+        ("coarse", (GOLD,), made(GOLD), 3),
+        ("coarse", (GOLD,), made(call("A", y="b", x=1.0)), 3),
+        ("coarse", (GOLD,), made(call("A", x=2, y="b")), -3),
+        ("coarse", (ONE, TWO), made(TWO, ONE), -3),
+    ],
+)
+def test_similarity(similarity: Any, target: tuple[ToolCall, ...], candidate: Candidate, correct: float) -> None:
+    matchings: list[Any] = ["greedy", "optimal"]
+    for matching in matchings:
+        score = ToolRL(similarity=similarity, matching=matching)(sample(*target), candidate)
+        assert score.detail["correct"] == pytest.approx(correct, abs=1e-12)
+
+
+def test_greedy_matching_can_miss_the_best_one() -> None:
+    """Target A(x=1), A(x=1, y=2); answer A(x=1, y=2), A(x=9); S_max = 1 + 2 + 3.
+
+    The first target call is worth 1/2 + 1 with the first call made and 1 + 0 with the second; the second one 1 + 2 and
+    1/2 + 0. Greedy: S = 1 + 3/2 + 1/2 = 3; optimal: S = 1 + 1 + 3 = 5.
+    """
+    target, candidate = sample(ONE, call("A", x=1, y=2)), made(call("A", x=1, y=2), call("A", x=9))
+    assert ToolRL()(target, candidate).detail["correct"] == pytest.approx(0)
+    assert ToolRL(matching="optimal")(target, candidate).detail["correct"] == pytest.approx(2)
+
+
+@pytest.mark.parametrize(("equality", "correct"), [("released", 3), ("strict", 6 * 2 / 3 - 3)])
+def test_value_equality(equality: Any, correct: float) -> None:
+    """One parameter, so S_max = 3, and S = 2 with its value wrong."""
+    scorer = ToolRL(value_equality=equality)
+    for gold, value in ((ONE, True), (call("A", x={"k": [1]}), {"k": [True]})):
+        score = scorer(sample(gold), made(call("A", x=value)))
+        assert (score.detail["correct"], score.exact) == (correct, False)
+    assert scorer(sample(ONE), made(call("A", x=1.0))).detail["correct"] == 3
+
+
+STEPS = (0, 29, 30, 75, 150, 1000)
+
+
+@pytest.mark.parametrize(
+    ("options", "formats", "corrects"),
+    [
+        ({}, [(0, 1)] * 6, [3] * 6),
+        ({"correct_max": 1}, [(0, 1)] * 6, [1] * 6),
+        ({"schedule": "max1step30max3"}, [(0, 1)] * 2 + [(0, 0.5)] * 4, [1, 1, 3, 3, 3, 3]),
+        ({"schedule": "max1step30max3", "correct_max": 1}, [(0, 1)] * 2 + [(0, 0.5)] * 4, [1 / 3] * 2 + [1] * 4),
+        (
+            {"schedule": "linear"},
+            [(-2, 2), (-2 + 58 / 150, 2 - 29 / 150), (-1.6, 1.8), (-1, 1.5), (-1, 1), (-1, 1)],
+            [2, 2 + 29 / 150, 2.2, 2.5, 3, 3],
+        ),
+        (
+            {"schedule": "linear", "correct_max": 1},
+            [(-2, 2), (-2 + 58 / 150, 2 - 29 / 150), (-1.6, 1.8), (-1, 1.5), (-1, 1), (-1, 1)],
+            [2, 2 - 29 / 150, 1.8, 1.5, 1, 1],
+        ),
+    ],
+)
+def test_schedules(options: dict[str, Any], formats: list[tuple[float, float]], corrects: list[float]) -> None:
+    scorer = ToolRL(**options)
+    low, high = bounds_of(scorer)
+    reached = []
+    for step, (wrong, right), best in zip(STEPS, formats, corrects, strict=True):
+        good, bad = (scorer(sample(GOLD), answer(text), step=step) for text in (RIGHT, REPLY))
+        assert (good.detail["format"], good.detail["correct"]) == pytest.approx((right, best))
+        assert (bad.detail["format"], bad.detail["correct"]) == pytest.approx((wrong, -best))
+        assert scorer(sample(text="Done."), answer(REPLY), step=step).value == pytest.approx(right)
+        reached += [good.value, bad.value]
+    assert (min(reached), max(reached)) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize(
+    ("options", "bounds"),
+    [
+        ({}, (-3, 4)),
+        ({"correct_max": 1}, (-1, 2)),
+        ({"length": "fixed"}, (-3, 5)),
+        ({"schedule": "max1step30max3"}, (-3, 3.5)),
+        ({"schedule": "linear"}, (-4, 4)),
+        ({"schedule": "linear", "correct_max": 1, "length": "scheduled"}, (-4, 5)),
+        ({"format": "plain"}, (-3, 4)),
+    ],
+)
+def test_bounds(options: dict[str, Any], bounds: tuple[float, float]) -> None:
+    assert ToolRL(**options).bounds == bounds
+
+
+def thinking(words: int) -> Candidate:
+    return answer(RIGHT.replace("Let me see.", "word " * words))
+
+
+@pytest.mark.parametrize(
+    ("length", "words", "step", "value"),
+    [
+        ("fixed", 512, 0, 1),
+        ("fixed", 256, 1000, 0.5),
+        ("fixed", 100, 0, 0.2),  # 0.195, rounded
+        ("fixed", 900, 0, 1),
+        ("fixed", 0, 0, 0),
+        ("scheduled", 384, 0, 1),
+        ("scheduled", 192, 0, 0.5),
+        ("scheduled", 320, 105, 0.5),
+        ("scheduled", 320, 150, 0.5),
+        ("scheduled", 320, 1000, 0.5),
+        ("scheduled", 256, 105 // 2, 0.5),  # 256 / 510.8
+    ],
+)
+def test_length(length: Any, words: int, step: int, value: float) -> None:
+    score = ToolRL(length=length)(sample(GOLD), thinking(words), step=step)
+    assert score.detail["length"] == value
+    assert score.value == 4 + value
+
+
+def test_length_counts_the_last_thought_and_wants_both_tags() -> None:
+    scorer = ToolRL(length="fixed")
+    twice = answer("<think>" + "a " * 400 + "</think> <think>" + "b " * 128 + "</think>")
+    assert scorer(sample(GOLD), twice).detail["length"] == 0.25
+    assert scorer(sample(GOLD), answer("<think>" + "a " * 400)).detail["length"] == 0
+    assert scorer(sample(GOLD), answer("a " * 400 + "</think>")).detail["length"] == 0
+
+
+# ---- plain answers --------------------------------------------------------------------------------------------------
+
+
+def plain(text: str, syntax: str) -> Candidate:
+    calls = get_syntax(syntax).parse(text)
+    return Candidate(sample_id="s", index=0, text=text, calls=None if isinstance(calls, ParseError) else calls)
+
+
+@pytest.mark.parametrize("syntax", ["python", "json", "hermes", "llama3_json"])
+@pytest.mark.parametrize("option", ["its own", "any"])
+def test_plain_answers_have_the_same_correctness(syntax: str, option: str) -> None:
+    scorer = ToolRL(format="plain", syntax=syntax if option == "its own" else "any")
+    for calls in ([GOLD], [call("A", x=2, y="b")], [GOLD, GOLD], [call("B")], [call("A", x=1, z=2)]):
+        score = scorer(sample(GOLD), plain(get_syntax(syntax).print(calls), syntax))
+        assert score.value == ToolRL()(sample(GOLD), made(*calls)).value
+        assert score.exact == (calls == [GOLD])
+
+
+def test_plain_format() -> None:
+    scorer = ToolRL(format="plain", syntax="hermes")
+    text = get_syntax("hermes").print([GOLD])
+
+    def of(target: Sample, text: str) -> tuple[float, float]:
+        score = scorer(target, plain(text, "hermes"))
+        return score.detail["format"], score.detail["correct"]
+
+    assert of(sample(GOLD), text) == (1, 3)
+    assert of(sample(GOLD), f"Sure. {text}") == (0, 3)
+    assert of(sample(GOLD), "Sure.") == (0, -3)
+    assert of(sample(GOLD), text[:-1]) == (0, -3)
+    assert of(sample(text="Done."), "Done.") == (1, 0)
+    assert of(sample(text="Done."), text) == (0, 0)
+    assert of(sample(text="Done."), text[:-1]) == (0, 0)
+    said = scorer(sample(GOLD), plain(f"Sure. {text}", "hermes")).explanation
+    assert said == "the text is not calls alone; calls equal the target"
+
+
+def test_plain_arguments_that_are_no_object_are_at_the_floor() -> None:
+    junk: Any = "{"
+    text = get_syntax("json").print([GOLD])
+    candidate = Candidate(sample_id="s", index=0, text=text, calls=(ToolCall(name="A", arguments=junk),))
+    assert ToolRL(format="plain")(sample(GOLD), candidate).value == -2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "xml"}, "scorer.format=xml: must be rlla or plain. Use rlla"),
+        ({"matching": None}, "scorer.matching=None"),
+        ({"similarity": "fine"}, "scorer.similarity=fine"),
+        ({"correct_max": 2}, "scorer.correct_max=2: must be 3 or 1"),
+        ({"correct_max": True}, "scorer.correct_max=True"),
+        ({"schedule": "cosine"}, "scorer.schedule=cosine"),
+        ({"length": True}, "scorer.length=True"),
+        ({"value_equality": "bfcl"}, "scorer.value_equality=bfcl"),
+        ({"syntax": "xml"}, "scorer.syntax=xml"),
+        ({"format": "plain", "length": "fixed"}, "scorer.length=fixed: .* Use scorer.length=none"),
+    ],
+)
+def test_bad_configuration(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ToolRL(**options)

@@ -1,0 +1,292 @@
+"""Pairs: the released rule on worked cases, a second reading of it as an oracle, and what must never be a pair."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ttpa.errors import ConfigError
+from ttpa.explore.pairs import PairRule, make_pairs, pair_siblings
+from ttpa.records import Candidate, Pair, Sample, Score, ToolCall
+
+RELEASED = PairRule(
+    gold_below=0.8, require_exact_chosen=False, min_margin=0.0, rejected="all", max_pairs_per_sample=None
+)
+TARGET = ToolCall(name="f", arguments={"a": 0})
+SAMPLE = Sample(id="s", tools=(), messages=(), target=(TARGET,), source="test")
+GOLD = Candidate(sample_id="s", index=-1, text="gold", calls=(TARGET,))
+
+
+def made(index: int, a: Any, value: float, exact: bool = False) -> tuple[Candidate, Score]:
+    """A candidate calling f(a=...), with a given score."""
+    call = ToolCall(name="f", arguments={"a": a})
+    return Candidate(sample_id="s", index=index, text=f"f({a})", calls=(call,)), Score(value=value, exact=exact)
+
+
+def said(index: int, text: str, value: float = 0.0, parsed: bool = True) -> tuple[Candidate, Score]:
+    """A candidate without a call: a reply in words, or a text that does not parse."""
+    candidate = Candidate(sample_id="s", index=index, text=text, calls=() if parsed else None)
+    return candidate, Score(value=value, exact=False)
+
+
+def indices(pairs: list[Pair]) -> list[tuple[int, int]]:
+    return [(pair.chosen.index, pair.rejected.index) for pair in pairs]
+
+
+def rule(**changes: Any) -> PairRule:
+    return replace(RELEASED, **changes)
+
+
+def test_below_the_gate_the_target_beats_every_candidate() -> None:
+    pairs = make_pairs(SAMPLE, [made(0, 1, 0.7), said(1, "no"), made(2, 2, 0.7)], GOLD, RELEASED)
+    assert indices(pairs) == [(-1, 0), (-1, 1), (-1, 2)]
+    assert [pair.margin for pair in pairs] == pytest.approx([0.3, 1, 0.3])
+    assert pairs[0].chosen_score.exact
+    assert pairs[0].provenance["chosen"] == "gold" and pairs[0].provenance["max_score"] == 0.7
+
+
+def test_above_the_gate_the_last_best_candidate_beats_the_worse() -> None:
+    scored = [made(0, 1, 0.9), made(1, 2, 0.5), made(2, 3, 0.9), said(3, "no"), said(4, "{", parsed=False)]
+    pairs = make_pairs(SAMPLE, scored, GOLD, RELEASED)
+    assert indices(pairs) == [(2, 1), (2, 3), (2, 4)]
+    assert pairs[0].provenance["chosen"] == "candidate"
+    assert pairs[0].provenance["rule"]["gold_below"] == 0.8
+    assert Pair.from_json(json.loads(json.dumps(pairs[0].to_json()))) == pairs[0]
+
+
+def test_the_gate_is_open_at_its_own_value() -> None:
+    assert indices(make_pairs(SAMPLE, [made(0, 1, 0.8), made(1, 2, 0.1)], GOLD, RELEASED)) == [(0, 1)]
+
+
+@pytest.mark.parametrize("scored", [[], [made(0, 0, 1.0, True)], [made(0, 1, 0.9), made(1, 2, 0.9)]])
+def test_nothing_when_a_side_is_empty(scored: list[tuple[Candidate, Score]]) -> None:
+    assert make_pairs(SAMPLE, scored, GOLD, RELEASED) == []
+
+
+def test_identical_answers_count_once() -> None:
+    """Calls by value, with 1 and 1.0 equal and True apart; answers without a call by text."""
+    scored = [made(0, 1, 0.2), made(1, 1.0, 0.2), made(2, True, 0.2), said(3, "x"), said(4, "x"), said(5, "y")]
+    scored.append(said(6, "x", parsed=False))
+    assert indices(make_pairs(SAMPLE, scored, GOLD, RELEASED)) == [(-1, 0), (-1, 2), (-1, 3), (-1, 5)]
+
+
+def test_a_reply_without_a_call_is_rejected_even_when_it_scores_best() -> None:
+    pairs = make_pairs(SAMPLE, [said(0, "no", 0.9), made(1, 0, 0.9, True)], GOLD, RELEASED)
+    assert indices(pairs) == [(1, 0)]
+    assert make_pairs(SAMPLE, [said(0, "no", 0.9), said(1, "?", 0.9)], GOLD, RELEASED) == []
+
+
+def test_a_sample_that_wants_text_prefers_the_reply_without_a_call() -> None:
+    text = replace(SAMPLE, target=(), target_text="hello")
+    gold = Candidate(sample_id="s", index=-1, text="hello", calls=())
+    scored = [said(0, "hi", 1.0), made(1, 1, 0.0), said(2, "hey", 1.0)]
+    assert indices(make_pairs(text, scored, gold, RELEASED)) == [(2, 1)]
+    assert indices(make_pairs(text, scored[1:2], gold, RELEASED)) == [(-1, 1)]
+    assert indices(make_pairs(text, [said(0, "hello", 0.0), said(1, "bye", 0.0)], gold, RELEASED)) == [(-1, 1)]
+
+
+def test_require_exact_chosen() -> None:
+    strict = rule(require_exact_chosen=True)
+    near, far, right = made(0, 1, 0.9), made(1, 2, 0.1), made(2, 0, 1.0, True)
+    assert make_pairs(SAMPLE, [near, far], GOLD, strict) == []
+    assert indices(make_pairs(SAMPLE, [near, far], GOLD, replace(strict, gold_below=1.0))) == [(-1, 0), (-1, 1)]
+    assert indices(make_pairs(SAMPLE, [near, right, far], GOLD, strict)) == [(2, 0), (2, 1)]
+
+
+def test_require_exact_chosen_never_rejects_an_exact_answer() -> None:
+    """Replies in words that a judge tells apart: all are exact, since none has a call."""
+    text = replace(SAMPLE, target=(), target_text="hello")
+    gold = Candidate(sample_id="s", index=-1, text="hello", calls=())
+    scored = [said(0, "hi", 0.9), said(1, "hey", 0.5), said(2, "ho", 0.9), made(3, 1, 0.2)]
+    scored = [(item, replace(score, exact=not item.calls)) for item, score in scored]
+    assert indices(make_pairs(text, scored, gold, rule(require_exact_chosen=True))) == [(2, 3)]
+    assert indices(make_pairs(text, scored, gold, RELEASED)) == [(2, 1), (2, 3)]
+
+
+def test_gold_below_zero_never_uses_the_target() -> None:
+    assert make_pairs(SAMPLE, [made(0, 1, 0.0)], GOLD, rule(gold_below=0)) == []
+    assert indices(make_pairs(SAMPLE, [made(0, 1, 0.1), made(1, 2, 0.0)], GOLD, rule(gold_below=0))) == [(0, 1)]
+
+
+def test_margin_and_thinning() -> None:
+    scored = [made(0, 1, 0.2), made(1, 2, 0.7), made(2, 3, 0.7), made(3, 4, 0.5), made(4, 0, 1.0, True)]
+
+    def chosen(**changes: Any) -> list[int]:
+        return [index for _, index in indices(make_pairs(SAMPLE, scored, GOLD, rule(**changes)))]
+
+    assert chosen() == [0, 1, 2, 3]
+    assert chosen(min_margin=0.5) == [0, 3]
+    assert chosen(max_pairs_per_sample=2) == [0, 1]
+    assert chosen(rejected="nearest") == [1]
+    assert chosen(rejected="nearest", min_margin=0.4) == [3]
+    drawn = [chosen(rejected="random", seed=seed) for seed in range(40)]
+    assert {index for (index,) in drawn} == {0, 1, 2, 3}
+    assert drawn == [chosen(rejected="random", seed=seed) for seed in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("gold_below", 1.5),
+        ("gold_below", float("nan")),
+        ("gold_below", True),
+        ("min_margin", -0.1),
+        ("require_exact_chosen", 1),
+        ("rejected", "some"),
+        ("between", "cousins"),
+        ("max_pairs_per_sample", 0),
+    ],
+)
+def test_bad_configuration(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^pairs.{key}={value}: "):
+        rule(**{key: value})
+
+
+def released_rule(scored: list[tuple[Candidate, Score]]) -> list[tuple[int, int]]:
+    """The rule of the release as its loop does it: scores by candidate, then one pass that fills both sides."""
+    kept: dict[str, tuple[Candidate, float]] = {}
+    for candidate, score in scored:
+        kept.setdefault(repr(candidate.calls) if candidate.calls else candidate.text, (candidate, score.value))
+    if not kept:
+        return []
+    top = max(value for _, value in kept.values())
+    chosen, rejected = (-1, [item.index for item, _ in kept.values()]) if top < 0.8 else (None, [])
+    if chosen is None:
+        for candidate, value in kept.values():
+            if candidate.calls and value == top:
+                chosen = candidate.index
+            elif value < top or not candidate.calls:
+                rejected.append(candidate.index)
+    return [] if chosen is None else [(chosen, index) for index in rejected]
+
+
+SHAPES = st.tuples(st.integers(0, 6), st.sampled_from([0.0, 0.25, 0.5, 0.8, 0.9, 1.0]))
+
+
+@st.composite
+def candidates(draw: st.DrawFn) -> list[tuple[Candidate, Score]]:
+    """Up to seven candidates; equal answers have equal scores, as from a scorer."""
+    worth = draw(st.lists(SHAPES, max_size=7))
+    value = dict(worth)
+    return [
+        said(at, f"t{kind}", value[kind] * 0) if kind > 4 else made(at, kind + 1, value[kind])
+        for at, (kind, _) in enumerate(worth)
+    ]
+
+
+@given(scored=candidates())
+@settings(max_examples=300, deadline=None)
+def test_the_released_rule(scored: list[tuple[Candidate, Score]]) -> None:
+    assert indices(make_pairs(SAMPLE, scored, GOLD, RELEASED)) == released_rule(scored)
+
+
+@given(
+    scored=candidates(),
+    gold_below=st.sampled_from([0.0, 0.8, 1.0]),
+    strict=st.booleans(),
+    margin=st.sampled_from([0.0, 0.3]),
+    rejected=st.sampled_from(["all", "nearest", "random"]),
+    cap=st.none() | st.integers(1, 3),
+    gold_at=st.integers(1, 5),
+)
+@settings(max_examples=300, deadline=None)
+def test_what_holds_for_every_rule(
+    scored: list[tuple[Candidate, Score]],
+    gold_below: float,
+    strict: bool,
+    margin: float,
+    rejected: Any,
+    cap: int | None,
+    gold_at: int,
+) -> None:
+    target = ToolCall(name="f", arguments={"a": gold_at})
+    sample, gold = replace(SAMPLE, target=(target,)), replace(GOLD, calls=(target,))
+    scored = [(item, replace(score, exact=item.calls == (target,))) for item, score in scored]
+    options = rule(
+        gold_below=gold_below,
+        require_exact_chosen=strict,
+        min_margin=margin,
+        rejected=rejected,
+        max_pairs_per_sample=cap,
+    )
+    pairs = make_pairs(sample, scored, gold, options)
+    assert pairs == make_pairs(sample, scored, gold, options)
+    assert len(pairs) <= (1 if rejected != "all" else cap or len(scored))
+    for pair in pairs:
+        assert pair.rejected.calls != gold.calls and pair.rejected.calls != pair.chosen.calls
+        assert pair.chosen.calls and pair.margin >= margin
+        assert not strict or pair.chosen_score.exact
+        assert gold_below > 0 or pair.provenance["chosen"] == "candidate"
+
+
+# --- pairs of a search tree ------------------------------------------------------------------------------------------
+
+SIBLINGS = rule(between="siblings", gold_below=0.0)
+
+
+def of_tree(
+    scored: list[tuple[Candidate, Score]], *siblings: tuple[int, int], options: PairRule = SIBLINGS
+) -> list[tuple[int, int]]:
+    return indices(pair_siblings(SAMPLE, scored, [(left, right, {}) for left, right in siblings], options))
+
+
+def test_siblings_are_paired_as_the_search_found_them() -> None:
+    """In its order, whatever their scores; `gold_below` and `rejected` have no say."""
+    scored = [made(0, 1, 0.2), made(1, 2, 0.9), made(2, 0, 1.0, True), said(3, "no")]
+    found = [(1, 0), (2, 1), (0, 3), (0, 1)]
+    for options in (SIBLINGS, rule(between="siblings"), rule(between="siblings", rejected="nearest", gold_below=1.0)):
+        # The last has a margin below 0: by the search's values, which are of more than these two answers.
+        assert of_tree(scored, *found, options=options) == [(1, 0), (2, 1), (0, 3)]
+    assert of_tree(scored) == []
+
+
+def test_a_pair_of_siblings_keeps_its_scores_and_what_the_search_knows() -> None:
+    scored = [made(0, 1, 0.25), made(1, 0, 1.0, True)]
+    info = {"search": {"visits": [3, 1]}, "spans": {"chosen": 4, "rejected": 5}}
+    (pair,) = pair_siblings(SAMPLE, scored, [(1, 0, info)], SIBLINGS)
+    assert (pair.sample_id, pair.chosen, pair.chosen_score) == ("s", *scored[1])
+    assert (pair.rejected, pair.rejected_score, pair.margin) == (*scored[0], 0.75)
+    assert pair.provenance["search"] == info["search"] and pair.provenance["spans"] == info["spans"]
+    assert pair.provenance["chosen"] == "candidate" and pair.provenance["rule"]["between"] == "siblings"
+    assert Pair.from_json(json.loads(json.dumps(pair.to_json()))) == pair
+
+
+def test_siblings_that_say_the_same_or_whose_chosen_answer_cannot_win_give_no_pair() -> None:
+    brace = said(2, "{", 0.2, parsed=False)
+    scored = [made(0, 1, 0.5), made(1, 1.0, 0.5), brace, said(3, "no", 0.2), said(4, "no", 0.2), made(5, 2, 0.1)]
+    assert of_tree(scored, (0, 1), (2, 5), (3, 5), (3, 4)) == []
+    assert of_tree(scored, (0, 2), (0, 3), (0, 5)) == [(0, 2), (0, 3), (0, 5)]
+    text = replace(SAMPLE, target=(), target_text="hello")
+    assert indices(pair_siblings(text, scored, [(3, 5, {}), (3, 4, {}), (2, 3, {})], SIBLINGS)) == [(3, 5)]
+
+
+def test_siblings_found_at_several_nodes_are_one_pair() -> None:
+    """The first, with what was known there; the other way round is another pair."""
+    scored = [made(0, 1, 0.5), made(1, 2, 0.5)]
+    pairs = pair_siblings(SAMPLE, scored, [(0, 1, {"search": 1}), (1, 0, {}), (0, 1, {"search": 2})], SIBLINGS)
+    assert indices(pairs) == [(0, 1), (1, 0)] and pairs[0].provenance["search"] == 1
+
+
+def test_what_else_applies_to_siblings() -> None:
+    scored = [made(0, 0, 1.0, True), made(1, 1, 0.6), made(2, 2, 0.3), made(3, 0, 0.9, True), made(4, 3, 0.6)]
+    found = [(0, 1), (0, 2), (1, 2), (1, 4), (0, 4)]
+
+    def of(**changes: Any) -> list[tuple[int, int]]:
+        return of_tree(scored, *found, options=replace(SIBLINGS, **changes))
+
+    assert of() == found
+    assert of(min_margin=0.3) == [(0, 1), (0, 2), (1, 2), (0, 4)]
+    assert of(min_margin=0.5) == [(0, 2)]
+    assert of(max_pairs_per_sample=2) == found[:2]
+    assert of(max_pairs_per_sample=2, min_margin=0.35) == [(0, 1), (0, 2)]
+    assert of(require_exact_chosen=True) == [(0, 1), (0, 2), (0, 4)]
+    assert of_tree(scored, (0, 3), (3, 1), options=replace(SIBLINGS, require_exact_chosen=True)) == [(3, 1)]
+    words = [(said(0, "a")[0], Score(value=1, exact=True)), (said(1, "b")[0], Score(value=0.5, exact=True))]
+    text = replace(SAMPLE, target=(), target_text="a")
+    assert len(pair_siblings(text, words, [(0, 1, {})], SIBLINGS)) == 1
+    assert pair_siblings(text, words, [(0, 1, {})], replace(SIBLINGS, require_exact_chosen=True)) == []

@@ -1,0 +1,382 @@
+"""`ttpa-sweep`: what is launched, in which waves, and what a failure costs; then a sweep of real runs, counted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose
+from omegaconf import open_dict
+
+from tests.run.test_pipeline import SMALL
+from ttpa.errors import ConfigError, TtpaError
+from ttpa.results import sweep
+from ttpa.results.status import error_of, plan, report
+from ttpa.results.tables.cli import table as made
+from ttpa.run import config
+from ttpa.run.stages import VERSIONS
+
+FOLDER = "experiments/product"
+ROWS: list[dict[str, Any]] = [
+    {"key": "warm", "label": "warm-up", "policy": "warm-up"},
+    {"product": {"sampler": ["group", "tps"], "objective": ["dpo", "simpo"]}},
+]
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Writes the table; rows, seeds and further overrides can be others."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(rows: Sequence[Any] = ROWS, seeds: Sequence[int] = (0, 1), more: Sequence[str] = ()) -> None:
+        preset = {"overrides": [*SMALL, *more], "seeds": list(seeds), "waves": ["warmup", "explore", None]}
+        content = {"title": "t", "claim": "c.", "rows": list(rows), "presets": {"embedded": preset},
+                   "columns": [{"key": "all", "label": "all", "metric": "accuracy"}]}  # fmt: skip
+        Path(FOLDER).mkdir(parents=True, exist_ok=True)
+        (Path(FOLDER) / "table.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+    write()
+    return write
+
+
+class FakeLaunch:
+    """A launcher that builds nothing: it marks the stages a job would build, and writes the record of a whole run.
+
+    Args:
+        fails: Job -> role of the stage that it cannot build, "start" where it is refused before any; None where it can
+            build all.
+    """
+
+    def __init__(self, fails: Callable[[str], str | None] = lambda job: None) -> None:
+        self.fails = fails
+        self.waves: list[list[str]] = []
+        self.built: list[str] = []
+
+    def make(self, overrides: Sequence[str]) -> FakeLaunch:
+        return self
+
+    def __call__(self, jobs: Sequence[Sequence[str]]) -> list[BaseException | None]:
+        self.waves.append([" ".join(word for word in job if word not in SMALL) for job in jobs])
+        return [self._run(job) for job in jobs]
+
+    def _run(self, job: Sequence[str]) -> BaseException | None:
+        cfg = compose("config", overrides=list(job), return_hydra_config=True)
+        with open_dict(cfg):
+            cfg.choices = {group: name for group, name in cfg.hydra.runtime.choices.items() if group in config.IDENTITY}
+            del cfg["hydra"]
+            cfg.baseline = bool(cfg.baseline)  # as in every job of a sweep
+        stages, broken = plan(cfg), self.fails(" ".join(job))
+        if broken == "start":
+            return TtpaError("refused")
+        for role, stage in stages.items():
+            if role == broken:
+                error_of(stage).parent.mkdir(parents=True, exist_ok=True)
+                error_of(stage).write_text("Traceback ...")
+                return TtpaError(f"{role} broke")
+            if not stage.cached:
+                stage.path.mkdir(parents=True)
+                (stage.path / "done.json").write_text("{}")
+                self.built.append(stage.name)
+        if cfg.until is None:
+            names = {role: stage.path.name for role, stage in stages.items()}
+            row: dict[str, Any] = {"row_version": 1, "seed": cfg.seed, "rounds": cfg.rounds, "stages": names}
+            row |= {"versions": VERSIONS, "config": config.identity(cfg, *config.IDENTITY)}
+            row |= {"metrics": {}, "baseline": {"stage": names["baseline"]} if cfg.baseline else {}, "cost": {}}
+            Path("results").mkdir(exist_ok=True)
+            (Path("results") / f"{names['evaluation']}.jsonl").write_text(json.dumps(row) + "\n")
+        return None
+
+
+def run(fake: FakeLaunch, *words: str) -> int:
+    return sweep.sweep([FOLDER, *words], fake.make)
+
+
+def test_waves_send_one_job_a_stage_and_then_every_cell(table: Callable[..., None]) -> None:
+    fake = FakeLaunch()
+    assert run(fake) == 0
+    first, second, third = fake.waves
+    assert first == [f"sampler=group objective=dpo seed={seed} name=product until=warmup" for seed in (0, 1)]
+    assert second == [
+        f"sampler={sampler} objective=dpo seed={seed} name=product until=explore"
+        for sampler in ("group", "tps")
+        for seed in (0, 1)
+    ]
+    assert third == [
+        f"sampler={sampler} objective={objective} seed={seed} name=product until=null baseline=true"
+        for sampler in ("group", "tps")
+        for objective in ("dpo", "simpo")
+        for seed in (0, 1)
+    ]
+    assert Counter(fake.built) == {"data": 2, "warmup": 2, "explore": 4, "align": 8, "evaluate": 8 + 2}
+    again = FakeLaunch()
+    assert run(again) == 0
+    assert again.waves == []
+    with pytest.raises(ConfigError, match="cluster/nowhere"):  # the launcher is looked for all the same
+        sweep.sweep([FOLDER, "cluster=nowhere"])
+
+
+def test_what_is_there_is_not_launched(table: Callable[..., None]) -> None:
+    """A record ends a cell, a finished stage ends its wave: also those that another table left."""
+    table(rows=[{"key": "a", "label": "a", "overrides": ["sampler=tps", "objective=dpo"]}], seeds=[0])
+    run(FakeLaunch())
+    table(seeds=[0])
+    fake = FakeLaunch()
+    assert run(fake) == 0
+    assert [len(wave) for wave in fake.waves] == [1, 3]  # no warm-up; one exploration; three cells
+    assert "sampler=tps objective=dpo" not in " ".join(fake.waves[1])
+
+
+def test_objectives_without_exploration_have_no_explore_wave(table: Callable[..., None]) -> None:
+    table(rows=[{"product": {"objective": ["gold", "dpo"], "sampler": ["group", "tps"]}}], seeds=[0])
+    fake = FakeLaunch()
+    run(fake)
+    assert [len(wave) for wave in fake.waves] == [1, 2, 4]
+    assert all("objective=dpo" in job for job in fake.waves[1])
+
+
+def test_a_warm_up_row_of_a_later_table_is_served_by_a_run_that_is_there(table: Callable[..., None]) -> None:
+    """Sweeps evaluate the warm-up for a row that shows it only; a run of which all else is there adds it."""
+    table(rows=ROWS[1:], seeds=[0])
+    fake = FakeLaunch()
+    run(fake)
+    assert Counter(fake.built) == {"data": 1, "warmup": 1, "explore": 2, "align": 4, "evaluate": 4}
+    table(seeds=[0])
+    assert "baseline (evaluate-" in report(Path(FOLDER), None, [])[0][0]
+    fake = FakeLaunch()
+    assert run(fake) == 0
+    assert fake.waves == [["sampler=group objective=dpo seed=0 name=product until=null baseline=true"]]
+    assert fake.built == ["evaluate"]
+    fake = FakeLaunch()
+    assert run(fake) == 0 and fake.waves == []
+
+
+def test_a_warm_up_row_alone_is_run_once(table: Callable[..., None]) -> None:
+    table(rows=[ROWS[0], {**ROWS[0], "key": "b", "overrides": ["objective=dpo"]}], seeds=[0])
+    fake = FakeLaunch()
+    assert run(fake) == 0
+    assert [len(wave) for wave in fake.waves] == [1, 1, 1]
+    table(seeds=[0])
+    assert run(fake, "seed=0") == 0
+
+
+def test_seeds_and_overrides_reach_every_job(table: Callable[..., None]) -> None:
+    fake = FakeLaunch()
+    assert run(fake, "seed=5", "paths.store=elsewhere", "sampler.n=4") == 0
+    jobs = [job for wave in fake.waves for job in wave]
+    assert all("paths.store=elsewhere sampler.n=4 seed=5 name=product" in job for job in jobs)
+    assert [len(wave) for wave in fake.waves] == [1, 2, 4] and not Path("store").exists()
+
+
+def test_a_failed_cell_stops_itself_alone(table: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(job: str) -> str | None:
+        return "align1" if "sampler=tps" in job and "objective=dpo" in job and "seed=1" in job else None
+
+    fake = FakeLaunch(fails)
+    assert run(fake) == 1
+    assert [len(wave) for wave in fake.waves] == [2, 4, 8] and len(list(Path("results").iterdir())) == 7
+    assert "failed: tps+dpo seed=1: TtpaError: align1 broke" in capsys.readouterr().err
+    again = FakeLaunch()
+    assert run(again) == 0
+    assert [len(wave) for wave in again.waves] == [1]
+
+
+def test_cells_that_need_a_failed_stage_are_not_sent_to_fail(
+    table: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = FakeLaunch(lambda job: "warmup" if "seed=1" in job else None)
+    assert run(fake) == 1
+    assert [len(wave) for wave in fake.waves] == [2, 2, 4]
+    err = capsys.readouterr().err
+    assert "group+dpo seed=1: TtpaError: warmup broke" in err
+    assert err.count("not launched: group+dpo seed=1 failed to build warmup-") == 3
+
+
+def test_a_cell_that_is_refused_is_a_failure_without_a_job(
+    table: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    table(rows=[ROWS[1], {"key": "bad", "label": "bad", "overrides": ["pairs=siblings"]}], seeds=[0])
+    fake = FakeLaunch()
+    assert run(fake) == 1
+    assert len(fake.waves[-1]) == 4
+    assert "failed: bad seed=0: pairs=siblings takes pairs from a search tree" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("sampler.n=2.0", "must be a whole number (the default is 6), not a number. See conf/sampler/"),
+        ("trainer.lightning.devices=2", "a sweep with cluster=local starts one process a cell. Use 1"),
+    ],
+)
+def test_a_refused_cell_does_not_stop_those_that_share_its_stages(
+    word: str, said: str, table: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It comes first, so it would be sent for all of them."""
+    table(
+        rows=[{"key": "bad", "label": "bad", "overrides": ["objective=dpo", "sampler=group", word]}, ROWS[1]], seeds=[0]
+    )
+    fake = FakeLaunch()
+    assert run(fake) == 1
+    assert [len(wave) for wave in fake.waves] == [1, 2, 4] and word not in str(fake.waves)
+    assert capsys.readouterr().err.startswith(f"ttpa-sweep: failed: bad seed=0: {word}: {said}")
+
+
+def test_a_job_that_builds_nothing_is_followed_by_the_next_cell_that_shares_its_stage(
+    table: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The traceback that an earlier sweep left is no sign of a build."""
+    table(seeds=[0])
+    assert run(FakeLaunch(lambda job: "warmup")) == 1
+    assert capsys.readouterr().err.count("not launched") == 3
+    fake = FakeLaunch(lambda job: "start" if "sampler=group objective=dpo" in job else None)
+    assert run(fake) == 1
+    assert [job.split(" seed")[0] for wave in fake.waves[:3] for job in wave] == [
+        "sampler=group objective=dpo", "sampler=group objective=simpo", "sampler=group objective=simpo",
+        "sampler=tps objective=dpo",
+    ]  # fmt: skip
+    assert [len(wave) for wave in fake.waves] == [1, 1, 2, 3]
+    err = capsys.readouterr().err
+    assert "failed: group+dpo seed=0: TtpaError: refused\n" in err and "not launched" not in err
+
+
+def test_outdated_records_are_run_again_only_on_request(table: Callable[..., None]) -> None:
+    run(FakeLaunch(), "seed=0")
+    path = next(Path("results").iterdir())
+    row = json.loads(path.read_text())
+    path.write_text(json.dumps({**row, "stages": {**row["stages"], "evaluation": "evaluate-0"}}))
+    fake = FakeLaunch()
+    assert run(fake, "seed=0") == 0 and fake.waves == []
+    run(fake, "seed=0", "outdated=true")
+    assert [len(wave) for wave in fake.waves] == [1]
+
+
+def test_rounds_share_their_first_exploration(table: Callable[..., None]) -> None:
+    """Later rounds follow from the objective, so the second objective comes when the first exploration is there."""
+    table(rows=[{"product": {"objective": ["dpo", "simpo"]}, "overrides": ["rounds=2"]}], seeds=[0])
+    fake = FakeLaunch()
+    assert run(fake) == 0
+    assert [len(wave) for wave in fake.waves] == [1, 1, 2]
+
+
+def test_what_breaks_the_launcher_is_no_verdict_on_a_cell(table: Callable[..., None]) -> None:
+    class Broken:
+        def launch(self, jobs: Any, initial_job_idx: int) -> Any:
+            raise OSError("no more processes")
+
+    from ttpa.results.tables import cells
+
+    with cells.Composer(), pytest.MonkeyPatch.context() as patch:
+        launch = sweep.HydraLaunch([*SMALL])
+        patch.setattr(sweep.Plugins.instance(), "instantiate_launcher", lambda **_: Broken(), raising=False)
+        assert launch([["seed=0"], ["seed=1"]]) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["outdated=yes"], "outdated=yes: must be true or false"),
+        (["preset=gpu"], "preset=gpu: not in"),
+        (["cluster=nowhere"], "slurm_preemptible. Correct the launcher's overrides: cluster=nowhere."),
+        (["cluster=joblib", "cluster.jobs=abc"], "overrides: cluster=joblib cluster.jobs=abc."),
+        (["sampler.x=1"], "sampler.x"),
+    ],
+)
+def test_a_mistake_is_said_before_any_work(words: list[str], said: str, table: Callable[..., None]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        sweep.sweep([FOLDER, *words])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert not Path("store").exists()
+
+
+def ttpa_sweep() -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "ttpa.results.sweep", FOLDER], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+def test_a_sweep_of_real_runs_builds_every_stage_once_and_then_nothing(table: Callable[..., None]) -> None:
+    """2 samplers x 2 scorers x 2 objectives over one data set and one warm-up: 1 data + 1 warm-up + 4 explorations +
+    8 alignments + 8 evaluations = 22. Each cell alone would be 8 x 5 = 40.
+    """
+    product = {"sampler": ["group", "tps"], "scorer": ["esm", "ast"], "objective": ["dpo", "simpo"]}
+    table(rows=[{"product": product}], seeds=[0])
+    assert not report(Path(FOLDER), None, [])[1]
+    done = ttpa_sweep()
+    log = Path("store/executions.jsonl")
+    stages = Counter(json.loads(line)["stage"] for line in log.read_text().splitlines())
+    assert stages == {"data": 1, "warmup": 1, "explore": 4, "align": 8, "evaluate": 8}
+    assert [line for line in done.stdout.splitlines() if line.startswith("ttpa-sweep: wave")] == [
+        "ttpa-sweep: wave warmup: 1 jobs for 8 cells",
+        "ttpa-sweep: wave explore: 4 jobs for 8 cells",
+        "ttpa-sweep: wave whole run: 8 jobs for 8 cells",
+    ]
+    assert "0 of 8 cells to run" in ttpa_sweep().stdout
+    assert len(log.read_text().splitlines()) == 22
+    assert not list(Path("store").glob("*.lock")) and not list(Path("store").glob("*.part"))
+    lines, complete = report(Path(FOLDER), None, [])
+    assert complete and lines[-1] == "8 cells of product, preset embedded: 8 done"
+    text, warnings = made([FOLDER])
+    assert text.count("| 1/1 |") == 8 and warnings == []
+
+
+def rows_without_clock(folder: Path) -> dict[str, dict[str, Any]]:
+    """File name -> record without what a clock measured."""
+    found = {}
+    for path in folder.glob("results/*"):
+        (line,) = path.read_text().splitlines()
+        found[path.name] = {key: value for key, value in json.loads(line).items() if key != "cost"}
+    return found
+
+
+def fingerprints(store: Path) -> list[str]:
+    return [json.loads(line)["fingerprint"] for line in (store / "executions.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_killed_ten_times_it_ends_with_the_same_records_and_table(
+    table: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    table(rows=ROWS, seeds=[0])
+    ttpa_sweep()
+    reference, text = rows_without_clock(tmp_path), made([FOLDER])[0]
+    built = sorted(fingerprints(Path("store")))
+    monkeypatch.chdir(tmp_path / "experiments")
+    Path(FOLDER).mkdir(parents=True)
+    (Path(FOLDER) / "table.yaml").write_text((tmp_path / FOLDER / "table.yaml").read_text())
+    rng, killed = random.Random(0), 0
+    for _ in range(10):
+        command = [sys.executable, "-m", "ttpa.results.sweep", FOLDER]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=rng.uniform(1, 8))
+        killed += process.poll() is None
+        process.kill()
+        process.wait()
+    ttpa_sweep()
+    assert killed >= 3
+    assert rows_without_clock(Path()) == reference and made([FOLDER])[0] == text
+    assert sorted(fingerprints(Path("store"))) == built
+    assert not [path.name for path in Path("store").iterdir() if path.suffix in (".lock", ".part")]
+    assert not [path.name for path in Path("results").iterdir() if path.suffix != ".jsonl"]
+
+
+@pytest.mark.slow
+def test_two_sweeps_at_once_build_every_stage_once(table: Callable[..., None]) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    command = [sys.executable, "-m", "ttpa.results.sweep", FOLDER, "cluster=joblib", "cluster.jobs=4"]
+    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(timeout=600) for process in both] == [0, 0]
+    assert Counter(Counter(fingerprints(Path("store"))).values()) == {1: 26}
+    assert len(rows_without_clock(Path())) == 8
+    assert not [path.name for path in Path("store").iterdir() if path.suffix in (".lock", ".part")]

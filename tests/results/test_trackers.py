@@ -1,0 +1,372 @@
+"""Trackers: offline W&B runs read back from disk, closed whatever happens; curves of the other loggers."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_module
+from omegaconf import open_dict
+
+from ttpa.errors import ConfigError
+from ttpa.results.wandb import WandbTracker, flat, mode_of
+from ttpa.run import config, pipeline
+from ttpa.run.tracking import TRACKED, StageFacts, Tracking, check_options, has_key
+from ttpa.train.sft import SFTModule
+
+TINY = (
+    "data.warmup_samples=80", "data.explore_samples=8", "data.test_per_band=2", "data.test_unseen=1",
+    "data.validation_per_band=1", "model.hidden=16", "model.heads=2", "model.layers=1", "model.feed_forward=32",
+    "model.recipe.warmup.steps=4", "model.recipe.align.steps=2", "model.recipe.max_new_tokens=8", "sampler.n=3",
+    "pairs=released", "trainer.execution.threads=1", "trainer.lightning.log_every_n_steps=1",
+)  # fmt: skip
+KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "WANDB_BASE_URL")
+BLOCK, HEADER = 32768, 7
+
+
+def records(path: Path) -> Iterator[Any]:
+    """The records of a `.wandb` file: protocol buffers in LevelDB's log format, after 7 bytes that name it."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data = path.read_bytes()
+    assert data[:4] == b":W&B" and len(data) < 50e6
+    at, whole = HEADER, b""
+    while at + HEADER <= len(data):
+        room = BLOCK - at % BLOCK
+        if room < HEADER:
+            at += room
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        whole += data[at + HEADER : at + HEADER + length]
+        at += HEADER + length
+        if kind in (1, 4):  # whole, or the last part
+            record = Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
+
+
+def items(updates: Any) -> dict[str, Any]:
+    return {update.key or "/".join(update.nested_key): json.loads(update.value_json) for update in updates}
+
+
+class Run:
+    """One offline run as it would be uploaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.folder = path.parent
+        found = list(records(path))
+        (self.run,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]
+        self.exits = [record.exit.exit_code for record in found if record.WhichOneof("record_type") == "exit"]
+        self.history = [items(r.history.item) for r in found if r.WhichOneof("record_type") == "history"]
+        artifacts = [r.artifact for r in found if r.WhichOneof("record_type") == "artifact"]
+        self.artifacts = [one for one in artifacts if one.type != "run_table"]  # wandb's own, one a table
+        self.summary: dict[str, Any] = {}
+        for record in found:
+            if record.WhichOneof("record_type") == "summary":
+                self.summary |= items(record.summary.update)
+        self.config = items(self.run.config.update)
+
+    def table(self, name: str) -> dict[str, Any]:
+        (path,) = [row[f"{name}/path"] for row in self.history if f"{name}/path" in row]
+        return json.loads((self.folder / "files" / path).read_text())
+
+
+def runs_below(folder: Path) -> dict[str, Run]:
+    """Run id -> run; fails when an id was opened twice."""
+    import wandb
+
+    wandb.teardown()  # a run of this process is finished before its last records are in the file
+    found = [Run(path) for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]
+    assert len({one.run.run_id for one in found}) == len(found)
+    return {one.run.run_id: one for one in found}
+
+
+def private(folder: Path) -> dict[str, str]:
+    """An environment without anybody's key, in which W&B keeps its files below the folder."""
+    kept = {key: value for key, value in os.environ.items() if key not in KEYS}
+    own = {f"WANDB_{name}_DIR": str(folder / name.lower()) for name in ("DATA", "CACHE", "CONFIG")}
+    return {**kept, **own, "NETRC": str(folder / "no-netrc"), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two cells one after the other in one process, followed by W&B without a key."""
+    folder = tmp_path_factory.mktemp("swept")
+    words = ["-m", "logger=wandb", "experiment=ttpa", "objective=dpo,simpo", *TINY]
+    command = [sys.executable, "-m", "ttpa.cli", *words]
+    done = subprocess.run(command, cwd=folder, env=private(folder), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "wandb:" not in done.stderr + done.stdout, "the screen belongs to the view"
+    return folder
+
+
+def stages(folder: Path) -> dict[str, Path]:
+    return {path.parent.name: path.parent for path in folder.glob("store/*/done.json")}
+
+
+def test_every_trained_explored_or_evaluated_stage_is_one_run(swept: Path) -> None:
+    runs = runs_below(swept / "runs")
+    assert set(runs) == {name for name in stages(swept) if name.rsplit("-", 1)[0] in TRACKED}
+    assert len(runs) == 6, "warm-up and exploration are shared; align and evaluation are each cell's"
+    for key, one in runs.items():
+        assert one.run.job_type == key.rsplit("-", 1)[0]
+        assert (one.run.run_group, one.run.project, one.exits) == ("ttpa", "ttpa", [0])
+        assert one.run.display_name.endswith(", ttpa, seed 0")
+
+
+def test_tags_and_configuration_are_those_that_decided_the_stage(swept: Path) -> None:
+    runs = runs_below(swept / "runs")
+    (warmup,) = [one for one in runs.values() if one.run.job_type == "warmup"]
+    assert set(warmup.run.tags) == {"experiment=ttpa", "data=reversed", "model=tiny", "warmup=plain"}
+    aligned = [one for one in runs.values() if one.run.job_type == "align"]
+    assert sorted(tag for one in aligned for tag in one.run.tags if tag.startswith("objective=")) == [
+        "objective=dpo", "objective=simpo"]  # fmt: skip
+    for one in aligned:
+        assert {"sampler=tps", "scorer=esm", "pairs=released", "select=all"} < set(one.run.tags)
+        assert f"objective={one.config['objective_option']}" in one.run.tags
+        kept = yaml.safe_load((stages(swept)[one.run.run_id] / "config.yaml").read_text())["config"]
+        assert one.config["objective"] == kept["objective"] and one.config["seed"] == 0
+        assert not any(tag.startswith("eval=") for tag in one.run.tags) and "eval" not in one.config
+
+
+def test_curves_go_to_their_own_run(swept: Path) -> None:
+    for key, one in runs_below(swept / "runs").items():
+        losses = [row["trainer/global_step"] for row in one.history if "loss" in row]
+        expected = {"warmup": 4, "align": 2}.get(key.rsplit("-", 1)[0], 0)
+        assert len(losses) == expected and losses == sorted(set(losses))
+
+
+def test_pairs_errors_and_answers_are_tables(swept: Path) -> None:
+    for key, one in runs_below(swept / "runs").items():
+        stage, folder = key.rsplit("-", 1)[0], stages(swept)[key]
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert one.summary["stage"] == key
+        if stage == "explore":
+            table = one.table("tables/pairs")
+            pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+            assert [row[3] for row in table["data"]] == [pair["chosen"]["text"] for pair in pairs]
+        if stage == "evaluate":
+            assert one.summary["accuracy/value"] == metrics["accuracy"]["value"]
+            shares = {row[0]: row[1] for row in one.table("tables/six_errors")["data"]}
+            assert shares == {label: found["value"] for label, found in metrics["errors"].items()}
+            assert len(shares) == 7
+            written = (folder / "rows.jsonl").read_text().splitlines()
+            assert {row[0] for row in one.table("tables/answers")["data"]} == {json.loads(r)["id"] for r in written}
+
+
+def test_policies_and_pairs_are_artifacts_with_what_they_were_made_from(swept: Path) -> None:
+    runs = runs_below(swept / "runs")
+    logged = {a.name: (a.type, a.digest) for one in runs.values() for a in one.artifacts if not a.use_after_commit}
+    assert set(logged) == {key for key in runs if not key.startswith("evaluate")}
+    assert {kind for kind, _ in logged.values()} == {"policy", "pairs"}
+    for key, one in runs.items():
+        used = {a.name: (a.type, a.digest) for a in one.artifacts if a.use_after_commit}
+        made = json.loads((stages(swept)[key] / "provenance.json").read_text())["inputs"]
+        assert {name.rsplit("-", 1)[1] for name in used} == {fp for role, fp in made.items() if role != "data"}
+        assert all(logged[name] == contents for name, contents in used.items()), "the very same contents"
+
+
+def test_the_same_command_again_opens_no_run(swept: Path) -> None:
+    before = sorted((swept / "runs" / "wandb").iterdir())
+    words = ["-m", "logger=wandb", "experiment=ttpa", "objective=dpo,simpo", *TINY]
+    command = [sys.executable, "-m", "ttpa.cli", *words]
+    subprocess.run(command, cwd=swept, env=private(swept), capture_output=True, timeout=300, check=True)
+    assert sorted((swept / "runs" / "wandb").iterdir()) == before
+
+
+# ---- in this process ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for key in KEYS:
+        monkeypatch.delenv(key, raising=False)
+    for key, value in private(tmp_path).items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Silent:
+    def __getattr__(self, _: str) -> Any:
+        return lambda *_: None
+
+
+def run_here(*overrides: str) -> pipeline.Outcome:
+    with initialize_config_module("ttpa.conf", version_base="1.3"):
+        cfg = compose("config", overrides=[*TINY, *overrides], return_hydra_config=True)
+    with open_dict(cfg):
+        cfg.choices = {group: name for group, name in cfg.hydra.runtime.choices.items() if group in config.IDENTITY}
+        del cfg.hydra
+    return pipeline.run(cfg, Silent())  # type: ignore[arg-type]
+
+
+def test_a_run_ends_as_failed_when_training_fails_and_the_next_one_is_another(
+    alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    step = SFTModule.training_step
+
+    def fail(self: SFTModule, *words: Any) -> None:
+        step(self, *words)
+        if self.trainer.global_step == 2:
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(SFTModule, "training_step", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run_here("logger=wandb", "until=warmup")
+    assert wandb.run is None
+    (failed,) = runs_below(alone / "runs").values()
+    assert failed.exits == [1] and len([row for row in failed.history if "loss" in row]) == 1
+    monkeypatch.setattr(SFTModule, "training_step", step)
+    run_here("logger=wandb", "until=warmup", "seed=1", "paths.runs=again")
+    (other,) = runs_below(alone / "again").values()
+    assert other.exits == [0] and other.run.run_id != failed.run.run_id
+    assert len([row for row in other.history if "loss" in row]) == 4
+    assert "WANDB_MODE" not in os.environ, "the mode of one run must not decide the next one's"
+
+
+@pytest.mark.parametrize(("option", "pattern"), [("tensorboard", "logs/events.out.*"), ("csv", "logs/*/metrics.csv")])
+def test_other_loggers_keep_the_curves_in_the_stage(option: str, pattern: str, alone: Path) -> None:
+    run_here(f"logger={option}", "until=warmup")
+    (found,) = alone.glob(f"store/warmup-*/{pattern}")
+    text = found.read_bytes()
+    assert b"loss" in text and b"grad_norm" in text
+
+
+def test_large_artifacts_are_named_and_not_uploaded(alone: Path) -> None:
+    run_here("logger=wandb", "until=warmup", "logger.max_artifact_mb=0.001", "seed=2")
+    (one,) = runs_below(alone / "runs").values()
+    assert one.artifacts == [] and one.summary[f"not_uploaded/{one.run.run_id}"].endswith("/policy")
+
+
+def facts(stage: str = "align", **more: Any) -> StageFacts:
+    known = {"label": stage, "run": "demo", "seed": 0, "choices": {}, "config": {}, "inputs": {}}
+    return StageFacts(id=f"{stage}-0123456789ab", stage=stage, **{**known, **more})
+
+
+class Fake:
+    def __init__(self, log: list[str], fails: str = "") -> None:
+        self.log, self.fails = log, fails
+
+    def _do(self, what: str) -> None:
+        self.log.append(what)
+        if what.startswith(self.fails or "-"):
+            raise OSError("no network")
+
+    def begin(self) -> None:
+        self._do("begin")
+
+    def publish(self, folder: Path, metrics: Mapping[str, Any]) -> None:
+        self._do(f"publish {folder.name}")
+
+    def end(self, failed: bool) -> None:
+        self._do(f"end {failed}")
+
+
+@pytest.mark.parametrize(
+    ("stage", "fails", "log"),
+    [
+        ("align", "", ["begin", "publish align", "end False"]),
+        ("align", "publish", ["begin", "publish align", "end False"]),
+        ("align", "end", ["begin", "publish align", "end False"]),
+        ("data", "", []),
+    ],
+)
+def test_a_tracker_is_opened_told_and_closed_and_its_failures_cost_nothing(
+    stage: str, fails: str, log: list[str]
+) -> None:
+    seen: list[str] = []
+    shown: list[str] = []
+    tracking = Tracking(lambda *_: Fake(seen, fails), tracks=True)
+    tracking.begin(facts(stage), Path())
+    tracking.publish(Path(stage), {}, shown.append)
+    tracking.end(failed=False)
+    tracking.end(failed=False)
+    assert seen == log and tracking.logger is False
+    assert shown == ["logger: align was not published: OSError: no network"] * (fails == "publish")
+
+
+def test_a_tracker_that_cannot_be_opened_stops_the_run() -> None:
+    tracking = Tracking(lambda *_: Fake([], "begin"), tracks=True)
+    with pytest.raises(OSError, match="no network"):
+        tracking.begin(facts(), Path())
+
+
+def test_a_server_that_refuses_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    def refuse(**_: Any) -> None:
+        raise wandb.errors.AuthenticationError("API key is wrong")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    options = {"save_dir": str(tmp_path), "project": "p", "entity": None, "offline": False}
+    with pytest.raises(ConfigError, match="align-0123456789ab in project p: API key is wrong. .*logger=csv"):
+        WandbTracker(facts=facts(), table_rows=1, max_artifact_mb=1.0, **options).begin()
+
+
+def test_a_place_that_cannot_be_a_folder_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    options = {"save_dir": str(tmp_path / "file"), "project": "p", "entity": None, "offline": True}
+    with pytest.raises(ConfigError) as caught:
+        WandbTracker(facts=facts(), table_rows=1, max_artifact_mb=1.0, **options)
+    why = "cannot be made a folder (File exists). Give another folder."
+    assert str(caught.value) == f"logger.save_dir={tmp_path / 'file'}: {why}"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("wandb", "table_rows=-1"), "must be a whole number, 0 or more"),
+        (("wandb", "table_rows=1.5"), "must be a whole number, 0 or more"),
+        (("wandb", "max_artifact_mb=-5"), "must be a number, 0 or more"),
+        (("wandb", "max_artifact_mb=nan"), "must be a number, 0 or more"),
+        (("wandb", "offline=maybe"), "must be true, false or null"),
+        (("wandb", "entity=5"), "must be a user, a team or null"),
+        (("wandb", "project=null"), "must be a name"),
+        (("wandb", "save_dir=5"), "must be a folder"),
+        (("csv", "save_dir=5"), "must be a folder"),
+    ],
+)
+def test_a_value_that_a_logger_cannot_have_stops_the_run_before_any_stage(
+    words: tuple[str, str], said: str, alone: Path
+) -> None:
+    option, value = words
+    with pytest.raises(ConfigError) as caught:
+        run_here(f"logger={option}", f"logger.{value}")
+    shown = value.replace("null", "None")
+    assert str(caught.value).startswith(f"logger.{shown}: {said}. See conf/logger/") and not list(alone.iterdir())
+
+
+def test_the_smallest_values_are_accepted() -> None:
+    check_options({"project": "p", "entity": None, "offline": None, "table_rows": 0, "max_artifact_mb": 0})
+
+
+def test_a_key_decides_whether_runs_are_uploaded(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not has_key() and mode_of(None) == "offline" and mode_of(False) == "online"
+    (alone / "no-netrc").write_text("machine api.wandb.ai login user password key\n")
+    assert has_key() and mode_of(None) == "online" and mode_of(True) == "offline"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert not has_key()
+    monkeypatch.setenv("WANDB_API_KEY", "key")
+    assert has_key()
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert mode_of(True) is None, "the variable is wandb's own to read"
+
+
+def test_nested_metrics_get_one_name_each() -> None:
+    assert dict(flat({"a": {"b": 1, "c": {"d": "x"}}, "e": None, "f": [1], "g": True})) == {
+        "a/b": 1,
+        "a/c/d": "x",
+        "g": True,
+    }

@@ -1,0 +1,384 @@
+"""Launchers: options that compose; sweeps through joblib, submitit and a stand-in for SLURM; failures, preemption."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from safetensors.torch import load_file
+
+from ttpa.errors import ConfigError, TtpaError
+from ttpa.run import cluster, ranks
+from ttpa.run.executor import WaveLost
+from ttpa.train import train as train_module
+
+ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = sorted(path.stem for path in (ROOT / "conf" / "cluster").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+TINY = (
+    "data.warmup_samples=80", "data.explore_samples=8", "data.test_per_band=2", "data.test_unseen=1",
+    "data.validation_per_band=1", "model.hidden=16", "model.heads=2", "model.layers=1", "model.feed_forward=32",
+    "model.recipe.warmup.steps=4", "model.recipe.align.steps=2", "model.recipe.max_new_tokens=8", "pairs=released",
+    "logger=none", "trainer.execution.threads=1",
+)  # fmt: skip
+
+
+def start(folder: Path, *words: str, **env: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "ttpa.cli", "-m", *words]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    more = {"OMP_NUM_THREADS": "1", **env}
+    return subprocess.Popen(command, cwd=folder, env={**os.environ, **more}, start_new_session=True, **pipes)
+
+
+def sweep(folder: Path, *words: str, **env: str) -> tuple[int, str]:
+    child = start(folder, *words, **env)
+    try:
+        said, _ = child.communicate(timeout=300)
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+    return child.returncode, said
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted((folder / "results").glob("*.jsonl"))]
+
+
+def built(folder: Path) -> list[str]:
+    lines = (folder / "store" / "executions.jsonl").read_text().splitlines()
+    return sorted(json.loads(line)["stage"] for line in lines)
+
+
+def left(folder: Path) -> list[str]:
+    return [path.name for path in (folder / "store").iterdir() if path.suffix in (".lock", ".part")]
+
+
+# ---- options --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hydra_of_the_package() -> Iterator[None]:
+    with initialize_config_module("ttpa.conf", version_base="1.3"):
+        yield
+
+
+@pytest.mark.usefixtures("hydra_of_the_package")
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_with_every_experiment(option: str, experiment: str) -> None:
+    cfg = compose("config", overrides=[f"experiment={experiment}", f"cluster={option}"], return_hydra_config=True)
+    launchers = {"local": "Basic", "joblib": "Joblib", "slurm": "Slurm", "slurm_preemptible": "Slurm"}
+    assert cfg.hydra.launcher._target_.endswith(f".{launchers[option]}Launcher")
+    for key in cfg.hydra.launcher:
+        _ = cfg.hydra.launcher[key]  # every reference resolves
+    assert cfg.name == experiment
+
+
+@pytest.mark.usefixtures("hydra_of_the_package")
+def test_slurm_starts_a_task_and_takes_a_gpu_for_each_device() -> None:
+    one, two = (
+        compose("config", overrides=["cluster=slurm", *more], return_hydra_config=True).hydra.launcher
+        for more in ([], ["trainer.lightning.devices=2", "cluster.partition=a100", "cluster.time_min=90"])
+    )
+    assert (one.tasks_per_node, one.gpus_per_node, one.partition, one.timeout_min) == (1, 1, None, 1440)
+    assert (two.tasks_per_node, two.gpus_per_node, two.partition, two.timeout_min) == (2, 2, "a100", 90)
+    # With a GPU bound to each task, Lightning's second process would look for a second one in vain.
+    assert two.gpus_per_task is None
+
+
+@pytest.mark.usefixtures("hydra_of_the_package")
+def test_only_preemptible_jobs_come_back_by_themselves() -> None:
+    plain, preemptible = (
+        compose("config", overrides=[f"cluster={name}"], return_hydra_config=True).hydra.launcher
+        for name in ("slurm", "slurm_preemptible")
+    )
+    assert (plain.max_num_timeout, dict(plain.additional_parameters)) == (0, {})
+    assert (preemptible.max_num_timeout, dict(preemptible.additional_parameters)) == (3, {"requeue": True})
+
+
+SLURM, BASIC = "hydra_plugins.x.SlurmLauncher", "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"choice": "slurm", "sweep": False, "launcher": SLURM, "devices": 1}, "cluster=slurm .*Add -m"),
+        ({"choice": "local", "sweep": True, "launcher": BASIC, "devices": 2}, "devices=2: .*cluster=local .*torchrun"),
+        ({"choice": "joblib", "sweep": True, "launcher": "x.JoblibLauncher", "devices": [0, 1]}, r"devices=\[0, 1\]"),
+        ({"choice": "local", "sweep": True, "launcher": "x.LocalLauncher", "devices": "auto"}, "devices=auto"),
+        ({"choice": "local", "sweep": True, "launcher": BASIC, "devices": -1}, "devices=-1"),
+        (
+            {"choice": "local", "sweep": False, "launcher": BASIC, "devices": 2},
+            "single process. .*torchrun --nproc-per",
+        ),
+    ],
+)
+def test_what_would_wait_for_processes_that_nobody_starts_is_refused(facts: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        cluster.check_launch(**{"processes": 1, **facts})
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"choice": "slurm", "sweep": True, "launcher": SLURM, "devices": 4, "processes": 4},
+        {"choice": "local", "sweep": True, "launcher": BASIC, "devices": [3]},
+        {"choice": "local", "sweep": False, "launcher": BASIC, "devices": 2, "processes": 2},
+    ],
+)
+def test_what_can_run_is_let_through(facts: dict[str, Any]) -> None:
+    cluster.check_launch(**{"processes": 1, **facts})
+
+
+@pytest.mark.parametrize("word", ["cluster=slurm", "cluster=local,joblib"])
+def test_a_launcher_that_is_not_installed_is_named_with_the_extra(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster.shutil, "which", lambda program: f"/bin/{program}")
+    cluster.check_plugins([word, "seed=0,1"])
+
+    def missing(package: str) -> None:
+        raise ModuleNotFoundError(package)
+
+    monkeypatch.setattr(cluster, "find_spec", missing)
+    with pytest.raises(ConfigError, match=r"pip install 'ttpa\[cluster\]'"):
+        cluster.check_plugins([word, "seed=0,1"])
+    cluster.check_plugins(["cluster=local", "seed=0,1"])
+
+
+def test_slurm_needs_a_machine_that_can_submit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster.shutil, "which", lambda program: None)
+    with pytest.raises(ConfigError) as caught:
+        cluster.check_plugins(["cluster=slurm_preemptible"])
+    assert str(caught.value) == (
+        "cluster=slurm_preemptible: no srun on this machine. Start it on a login node, or use cluster=joblib."
+    )
+    cluster.check_plugins(["cluster=slurm"], launches=False)  # --cfg job shows it anywhere
+    cluster.check_plugins(["cluster=slurm", "cluster=local"])  # the last one counts
+
+
+def test_a_cell_is_refused_where_the_launcher_starts_one_process() -> None:
+    with pytest.raises(ConfigError, match="devices=2: a sweep with cluster=joblib starts one process a cell"):
+        cluster.check_cell(["cluster=slurm", "seed=0", "cluster=joblib"], 2)
+    cluster.check_cell(["seed=0"], 1)
+    for words in (["cluster=slurm"], ["cluster=of_my_own"], ["hydra/launcher=submitit_slurm"]):
+        cluster.check_cell(words, 2)
+
+
+def test_cells_side_by_side_write_lines_and_redraw_nothing() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    lines = cluster.Lines(terminal)
+    lines.write("data: done\n")
+    assert terminal.getvalue() == "data: done\n" and not lines.isatty()
+
+
+def test_errors_that_cannot_travel_travel_as_text() -> None:
+    error = ConfigError("sampler.n=0: must be at least 1.")
+    assert cluster.portable(error) is error
+    lost = cluster.portable(WaveLost(3, "gone"))
+    assert type(lost) is TtpaError and "wave 3: gone" in str(lost)
+    assert str(pickle.loads(pickle.dumps(lost))) == str(lost)
+
+
+HOLD = """
+import os, sys, time
+from ttpa.run import cluster
+cluster.take_gpu(int(sys.argv[1]))
+cluster.take_gpu(int(sys.argv[1]))
+print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_processes_share_out_the_gpus_and_the_next_one_waits(tmp_path: Path) -> None:
+    env = {**os.environ, "TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "5,7,9"}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    first, second, third = (
+        subprocess.Popen([sys.executable, "-c", HOLD, "2"], env=env, cwd=ROOT, **pipes) for _ in range(3)
+    )
+    children = [first, second, third]
+    try:
+        deadline, waiting = time.monotonic() + 60, children
+        had: dict[int, str] = {}
+        while len(had) < 2 and time.monotonic() < deadline:
+            time.sleep(0.2)
+            for child in waiting:
+                os.set_blocking(child.stdout.fileno(), False)  # type: ignore[union-attr]
+                if child.pid not in had and (line := child.stdout.readline()):  # type: ignore[union-attr]
+                    had[child.pid] = line.strip()
+        assert sorted(had.values()) == ["5", "7"], "the first two of those the process may see, one each"
+        (late,) = [child for child in children if child.pid not in had]
+        gone = next(child for child in children if child.pid in had)
+        gone.kill()
+        os.set_blocking(late.stdout.fileno(), True)  # type: ignore[union-attr]
+        assert late.stdout.readline().strip() == had[gone.pid]  # type: ignore[union-attr]
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
+
+
+# ---- signals --------------------------------------------------------------------------------------------------------
+
+
+def test_lightning_leaves_requeueing_to_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train_module.environment_plugins() == []
+    for key, value in {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "ttpa", "SLURM_JOB_ID": "7"}.items():
+        monkeypatch.setenv(key, value)
+    (found,) = train_module.environment_plugins()
+    assert not found.auto_requeue
+    for key in ("RANK", "GROUP_RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.setenv(key, "0")
+    assert train_module.environment_plugins() == [], "torchrun inside a SLURM job knows its processes itself"
+
+
+# ---- several processes of one run ------------------------------------------------------------------------------------
+
+
+def test_several_processes_build_the_same_stages_as_one(tmp_path: Path) -> None:
+    """torchrun, two processes: the first builds, the second trains along; the numbers are those of one process."""
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    words = ("-m", "ttpa.cli", "sampler.n=3", "trainer.execution.checkpoint_every_steps=1", *TINY)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    for folder, command in ((once, words), (twice, (*torchrun, *words, "trainer.lightning.devices=2"))):
+        folder.mkdir()
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, *command], cwd=folder, env=env, capture_output=True, timeout=200)
+        assert done.returncode == 0, done.stderr.decode()[-3000:]
+        assert done.stdout.decode().count("data: started") == 1, "the screen belongs to the first process"
+    assert built(once) == built(twice) and left(twice) == []
+    assert {path.name for path in once.glob("results/*")} == {path.name for path in twice.glob("results/*")}
+    for path in once.glob("store/*/policy/model/model.safetensors"):
+        mine, other = load_file(path), load_file(twice / path.relative_to(once))
+        assert all(torch.allclose(mine[name], other[name], atol=1e-3) for name in mine)
+        one, two = (
+            json.loads((folder / "store" / path.parts[-4] / "metrics.json").read_text()) for folder in (once, twice)
+        )
+        assert (one["steps"], one["tokens"]) == (two["steps"], two["tokens"])
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+
+
+def test_the_first_process_that_fails_takes_the_others_with_it(tmp_path: Path) -> None:
+    leader = ranks.Leader(tmp_path / "store", news=tmp_path / "news")
+    follower = ranks.Follower(tmp_path / "store", news=tmp_path / "news")
+    seen: list[str] = []
+
+    def build(workdir: Path) -> dict[str, Any]:
+        seen.append(workdir.name)
+        return {}
+
+    def fail(workdir: Path) -> dict[str, Any]:
+        raise RuntimeError("out of memory")
+
+    asked = {"version": 1, "config": {}, "inputs": {}}
+    first = leader.stage("data", build=build, **asked)
+    assert follower.stage("data", build=build, **asked).path == first.path
+    assert seen == [f"{first.path.name}.part"], "built once, by the first process"
+    first = leader.stage("warmup", build=build, **asked)
+    assert follower.stage("warmup", build=build, **asked).path == first.path
+    assert len(seen) == 2, "what was over when it was looked for is only read"
+    with pytest.raises(RuntimeError):
+        leader.stage("align", build=fail, **asked)
+    with pytest.raises(TtpaError, match="the first process of this run failed"):
+        follower.stage("evaluate", build=build, **asked)
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({}, (0, 1)),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, (0, 1)),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}, (3, 4)),
+        ({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}, (0, 1)),  # salloc without srun
+    ],
+)
+def test_the_place_of_a_process_is_read_off_what_started_it(env: dict[str, str], expected: tuple[int, int]) -> None:
+    found = ranks.place(env)
+    assert (found.rank, found.size) == expected
+
+
+# ---- sweeps ---------------------------------------------------------------------------------------------------------
+
+
+def test_joblib_runs_the_good_cells_when_one_fails_and_the_same_command_runs_nothing_again(tmp_path: Path) -> None:
+    words = ("cluster=joblib", "cluster.jobs=2", "sampler.n=0,3", *TINY)
+    status, said = sweep(tmp_path, *words)
+    assert status != 0 and "sampler.n=0: must be at least 1" in said
+    assert [row["config"]["sampler"]["n"] for row in rows(tmp_path)] == [3]
+    assert built(tmp_path) == ["align", "data", "evaluate", "explore", "warmup"] and left(tmp_path) == []
+    sweep(tmp_path, *words)
+    assert len(built(tmp_path)) == 5
+
+
+def test_submitit_runs_the_good_cells_when_one_fails(tmp_path: Path) -> None:
+    status, said = sweep(tmp_path, "hydra/launcher=submitit_local", "sampler.n=0,3", *TINY)
+    assert status != 0 and "sampler.n=0: must be at least 1" in said
+    assert [row["config"]["sampler"]["n"] for row in rows(tmp_path)] == [3]
+    assert left(tmp_path) == []
+
+
+@pytest.fixture
+def fake_slurm(tmp_path: Path) -> dict[str, str]:
+    """Variables under which submitit finds the stand-in."""
+    programs, home = tmp_path / "bin", tmp_path / "slurm"
+    programs.mkdir()
+    home.mkdir()
+    program = programs / "fake"
+    source = Path(__file__).with_name("fake_slurm.py").read_text(encoding="utf-8")
+    program.write_text(f"#!{sys.executable}\n{source}")
+    program.chmod(0o755)
+    for name in ("sbatch", "srun", "sacct", "scontrol"):
+        (programs / name).symlink_to(program)
+    return {"PATH": f"{programs}:{os.environ['PATH']}", "FAKE_SLURM": str(home)}
+
+
+@pytest.mark.slow
+def test_a_preempted_job_comes_back_and_goes_on_from_its_resume_point(
+    tmp_path: Path, fake_slurm: dict[str, str]
+) -> None:
+    """SIGTERM is let pass, SIGUSR2 has the job queued again; both cells want the stage that is interrupted."""
+    longer = ("model.recipe.warmup.steps=600", "trainer.execution.checkpoint_every_steps=20", "logger=csv")
+    words = ("cluster=slurm_preemptible", "cluster.gpus_per_node=null", "objective=simpo,dpo", *TINY, *longer)
+    child = start(tmp_path, *words, **fake_slurm)
+    try:
+        deadline = time.monotonic() + 200
+        while not (found := list(tmp_path.glob("store/warmup-*.part/last.ckpt"))) and time.monotonic() < deadline:
+            assert child.poll() is None, child.communicate()[0]
+            time.sleep(0.02)
+        assert found, "no resume point was written"
+        (attempt,) = json.loads((found[0].parent / "attempts.json").read_text())
+        os.kill(attempt["pid"], signal.SIGTERM)
+        time.sleep(0.2)
+        os.kill(attempt["pid"], signal.SIGUSR2)
+        said, _ = child.communicate(timeout=240)
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+    assert child.returncode == 0, said
+    script = (tmp_path / "slurm" / "script").read_text()
+    assert "#SBATCH --requeue" in script and "--signal=USR2@120" in script and "--gpus" not in script
+    assert sorted(row["choices"]["objective"] for row in rows(tmp_path)) == ["dpo", "simpo"]
+    assert built(tmp_path).count("warmup") == 1 and left(tmp_path) == []
+    (folder,) = tmp_path.glob("store/warmup-*")
+    assert json.loads((folder / "provenance.json").read_text())["attempts"] == 2
+    logs = "".join(path.read_text() for path in tmp_path.glob("runs/.submitit/*/*.err"))
+    logs += "".join(path.read_text() for path in tmp_path.glob("runs/.submitit/*/*.out"))
+    assert "Bypassing signal SIGTERM" in logs and "this job is preempted" in logs
+    curves = [path.read_text().splitlines() for path in sorted(folder.glob("logs/version_*/metrics.csv"))]
+    steps = [[int(line.split(",")[curve[0].split(",").index("step")]) for line in curve[1:]] for curve in curves]
+    assert len(steps) == 2 and min(steps[0]) < 20 <= min(steps[1]), "the second attempt did not begin anew"
+    assert max(steps[1]) > 500 and not list(tmp_path.glob("hpc_ckpt*"))

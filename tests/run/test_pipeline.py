@@ -1,0 +1,309 @@
+"""The graph end to end on a model of a few thousand weights: what is shared, what is rebuilt, what survives a kill."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, open_dict
+
+from ttpa.io import read_jsonl
+from ttpa.records import Sample
+from ttpa.results.view import make_view
+from ttpa.run import config, pipeline
+
+SMALL = (
+    "data.warmup_samples=80", "data.explore_samples=12", "data.test_per_band=4", "data.test_unseen=2",
+    "data.validation_per_band=2", "model.hidden=16", "model.heads=2", "model.layers=1", "model.feed_forward=32",
+    "model.recipe.warmup.steps=6", "model.recipe.align.steps=2", "model.recipe.max_new_tokens=12", "sampler.n=3",
+    "pairs=released", "logger=none", "trainer.execution.threads=1",
+)  # fmt: skip
+
+
+def command(*overrides: str) -> list[str]:
+    flags = [word for word in overrides if word.startswith("-")]
+    return [sys.executable, "-m", "ttpa.cli", *flags, *SMALL, *(word for word in overrides if word not in flags)]
+
+
+def ttpa(folder: Path, *overrides: str) -> str:
+    done = subprocess.run(command(*overrides), cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def composed_here(*overrides: str, base: Sequence[str] = SMALL) -> DictConfig:
+    """The configuration of a command line."""
+    with initialize_config_module("ttpa.conf", version_base="1.3"):
+        cfg = compose("config", overrides=[*base, *overrides], return_hydra_config=True)
+    with open_dict(cfg):
+        cfg.choices = {group: name for group, name in cfg.hydra.runtime.choices.items() if group in config.IDENTITY}
+        del cfg.hydra
+    return cfg
+
+
+def run_here(*overrides: str, base: Sequence[str] = SMALL) -> str:
+    """The same without the command line: one process, the current folder. Returns what a person would read."""
+    cfg = composed_here(*overrides, base=base)
+    shown = io.StringIO()
+    with make_view(shown) as view:
+        outcome = pipeline.run(cfg, view)
+    view.summary(outcome, "run folder")
+    return shown.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def built(folder: Path) -> list[str]:
+    """Stages built in the store so far, in order, over all processes."""
+    log = folder / "store" / "executions.jsonl"
+    return [json.loads(line)["stage"] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def rows(folder: Path) -> dict[str, dict]:
+    """Result rows by file name, without what a clock measured."""
+    found = {}
+    for path in sorted((folder / "results").glob("*.jsonl")):
+        lines = path.read_text().splitlines()
+        assert len(lines) == 1, f"{path.name} holds {len(lines)} rows"
+        found[path.name] = {key: value for key, value in json.loads(lines[0]).items() if key != "cost"}
+    return found
+
+
+def test_a_product_shares_warmup_and_exploration_and_a_second_run_builds_nothing(tmp_path: Path) -> None:
+    """2 samplers x 2 scorers x 3 objectives: 1 data, 1 warm-up, 4 explorations, 12 alignments, 12 evaluations; every
+    cell alone would be 12 x 5 = 60."""
+    product = ("-m", "sampler=tps,group", "scorer=esm,ast", "objective=dpo,simpo,rft")
+    ttpa(tmp_path, *product)
+    assert Counter(built(tmp_path)) == {"data": 1, "warmup": 1, "explore": 4, "align": 12, "evaluate": 12}
+    first = rows(tmp_path)
+    assert len(first) == 12
+    cells = {(r["choices"]["sampler"], r["choices"]["scorer"], r["choices"]["objective"]) for r in first.values()}
+    assert len(cells) == 12
+    ttpa(tmp_path, *product)
+    assert len(built(tmp_path)) == 30
+    assert rows(tmp_path) == first
+    assert not list((tmp_path / "store").glob("*.lock"))
+
+
+def test_the_warm_up_is_evaluated_by_a_single_run_and_by_a_sweep_on_request(tmp_path: Path) -> None:
+    sweep = ("-m", "objective=dpo,simpo")
+    shown = ttpa(tmp_path, *sweep)
+    assert Counter(built(tmp_path))["evaluate"] == 2 and "warm-up  " not in shown and "dpo" in shown
+    assert all(row["baseline"] == {} and "baseline" not in row["stages"] for row in rows(tmp_path).values())
+    shown = ttpa(tmp_path, "objective=dpo")
+    assert Counter(built(tmp_path))["evaluate"] == 3 and "dpo - warm-up: " in shown
+    assert {row["choices"]["objective"] for row in rows(tmp_path).values() if row["baseline"]} == {"dpo"}
+    # What the store has by then is shown by a sweep too, and nothing is lost from the record that held it.
+    assert "simpo - warm-up: " in ttpa(tmp_path, *sweep)
+    assert all(row["baseline"]["accuracy"] and row["stages"]["baseline"] for row in rows(tmp_path).values())
+    ttpa(tmp_path, "-m", "seed=1,2", "baseline=true")
+    assert Counter(built(tmp_path))["evaluate"] == 3 + 4
+    ttpa(tmp_path, "seed=3", "baseline=false")
+    assert Counter(built(tmp_path))["evaluate"] == 7 + 1
+
+
+def test_until_stops_early_and_the_waves_are_reused(folder: Path) -> None:
+    run_here("until=warmup")
+    assert built(folder) == ["data", "warmup"]
+    run_here("until=explore")
+    assert built(folder)[2:] == ["explore"]
+    run_here("until=align")
+    assert built(folder)[3:] == ["align"]
+    run_here()
+    assert built(folder)[4:] == ["evaluate", "evaluate"]
+
+
+def test_rounds_share_their_prefix(folder: Path) -> None:
+    for rounds in (1, 2):
+        run_here(f"rounds={rounds}")
+    assert Counter(built(folder)) == {"data": 1, "warmup": 1, "explore": 2, "align": 2, "evaluate": 3}
+
+
+def test_controls_run_over_the_same_pairs_and_prompts(folder: Path) -> None:
+    out = run_here("experiment=demo", "select=perplexity", "select.keep_fraction=0.5")
+    assert Counter(built(folder)) == {"data": 1, "warmup": 1, "select": 1, "explore": 1, "align": 4, "evaluate": 5}
+    objectives = {row["choices"]["objective"] for row in rows(folder).values()}
+    assert objectives == {"simpo", "dpo", "rft", "gold"}
+    assert "simpo - gold" in out and "unseen tool" in out
+    explored = next(row for row in rows(folder).values() if row["choices"]["objective"] == "simpo")["explored"]
+    assert explored["explore1"]["samples"] == 6
+
+
+def test_execution_groups_do_not_rebuild_anything(folder: Path) -> None:
+    run_here()
+    count = len(built(folder))
+    ttpa(
+        folder,
+        "engine.rows=7",
+        "trainer.execution.micro_tokens=64",
+        "logger=csv",
+        "trainer.execution.checkpoint_every_steps=1",
+    )
+    assert len(built(folder)) == count
+
+
+def test_curriculum_rounds_and_an_early_start_without_warmup(folder: Path) -> None:
+    run_here("warmup=curriculum", "warmup.replay=0.2")
+    run_here("warmup=none", "objective=gold")
+    assert len(rows(folder)) == 2
+
+
+LONG = (
+    "model.recipe.warmup.steps=120", "model.recipe.align.steps=60", "data.warmup_samples=3000",
+    "data.explore_samples=48", "data.test_per_band=24", "engine.rows=6", "objective=dpo",
+    "trainer.execution.checkpoint_every_steps=5",
+)  # fmt: skip
+
+# Stage -> the file that shows that it is half way.
+HALF_WAY = {"data": "drawn.jsonl", "warmup": "last.ckpt", "explore": "candidates.jsonl", "align": "last.ckpt",
+            "evaluate": "rows.jsonl"}  # fmt: skip
+
+
+SECONDS = re.compile(rb',"seconds":[0-9.e-]+(?=}\n)')
+
+
+def kill_in(folder: Path, stage: str) -> None:
+    """Runs the command and kills it with SIGKILL once the stage has left something behind."""
+    process = subprocess.Popen(command(*LONG), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    try:
+        while time.monotonic() < deadline and process.poll() is None:
+            if list((folder / "store").glob(f"{stage}-*.part/{HALF_WAY[stage]}")):
+                break
+            time.sleep(0.005)
+    finally:
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL, f"{stage} was over before it could be killed"
+    assert list((folder / "store").glob(f"{stage}-*.part")), f"nothing of {stage} was left by the kill"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    ttpa(folder, *LONG)
+    return folder
+
+
+def test_killed_in_every_stage_the_same_command_ends_with_the_same_row(tmp_path: Path, uninterrupted: Path) -> None:
+    for stage in ("data", "warmup", "evaluate", "explore", "align"):
+        kill_in(tmp_path, stage)
+    ttpa(tmp_path, *LONG)
+    assert rows(tmp_path) == rows(uninterrupted)
+    assert Counter(built(tmp_path)) == Counter(built(uninterrupted))
+    for pattern in (
+        "explore-*/candidates.jsonl",
+        "explore-*/pairs.jsonl",
+        "evaluate-*/rows.jsonl",
+        "data-*/warmup.jsonl",
+    ):
+        ours, theirs = sorted(tmp_path.glob(f"store/{pattern}")), sorted(uninterrupted.glob(f"store/{pattern}"))
+        assert [path.relative_to(tmp_path) for path in ours] == [path.relative_to(uninterrupted) for path in theirs]
+        for mine, other in zip(ours, theirs, strict=True):
+            # A line says how long its wave took; everything else is a function of the configuration.
+            assert SECONDS.sub(b"", mine.read_bytes()) == SECONDS.sub(b"", other.read_bytes()), mine
+    leftovers = [path.name for path in (tmp_path / "store").iterdir() if path.suffix in (".lock", ".part")]
+    assert leftovers == []
+
+
+def test_an_edited_file_is_other_data_and_a_moved_one_is_not(folder: Path) -> None:
+    source = Path(__file__).resolve().parents[1] / "data" / "xlam.jsonl.gz"
+    lines = gzip.decompress(source.read_bytes()).splitlines(keepends=True)
+    first, second = folder / "a" / "rows.jsonl", folder / "b" / "rows.jsonl"
+    for path in (first, second):
+        path.parent.mkdir()
+        path.write_bytes(b"".join(lines[:40]))
+    options = ("data=xlam", "until=warmup")
+    flat = [word for word in SMALL if not word.startswith(("data.", "pairs"))]
+    run_here(*options, f"data.path={first}", base=flat)
+    run_here(*options, f"data.path={second}", base=flat)
+    assert built(folder) == ["data", "warmup"]
+    second.write_bytes(b"".join(lines[:41]))
+    run_here(*options, f"data.path={second}", base=flat)
+    assert built(folder) == ["data", "warmup"] * 2
+
+
+@pytest.mark.parametrize("source", ["toolace", "xlam"])
+@pytest.mark.parametrize("sampler", ["group", "tps"])
+def test_real_rows_go_through_the_whole_graph(folder: Path, source: str, sampler: str) -> None:
+    """Read or rejected with a reason, rendered, trained on, sampled, scored, paired, aligned and evaluated."""
+    name = {"toolace": "toolace_dialogues", "xlam": "xlam"}[source]
+    path = Path(__file__).resolve().parents[1] / "data" / f"{name}.jsonl.gz"
+    flat = [word for word in SMALL if not word.startswith("data.")]
+    fractions = ("data.test_fraction=0.2", "select.limit=4", "eval.limit=4", "objective=dpo")
+    run_here(f"data={source}", f"data.path={path}", f"sampler={sampler}", *fractions, base=flat)
+    assert built(folder) == ["data", "warmup", "evaluate", "explore", "align", "evaluate"]
+    (row,) = rows(folder).values()
+    assert row["metrics"]["accuracy"]["n"] > 0 and row["explored"]["explore1"]["pairs"] > 0
+    counts = json.loads(next(folder.glob("store/data-*/metrics.json")).read_text())
+    read = len(gzip.decompress(path.read_bytes()).splitlines())
+    rejected = next(folder.glob("store/data-*/rejected.jsonl")).read_text().splitlines()
+    assert counts["rows_read"] == read and len(rejected) == counts["rows_rejected"] <= 0.02 * read
+
+
+def test_every_tool_name_is_in_the_token_ids_of_every_stage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each stage feeds its model is written down at the model's door and searched for the tools of its samples."""
+    from ttpa.prompts import Renderer
+    from ttpa.run.stages import decoding, exploring, training
+
+    seen: list[tuple[str, str, bool]] = []
+    stage = ""
+    render = Renderer.prompts
+
+    def watched(self: Renderer, samples: Sequence[Sample]) -> list[list[int]]:
+        prompts = render(self, samples)
+        for sample, ids in zip(samples, prompts, strict=True):
+            text = self.tokenizer.decode(ids)
+            seen.extend((stage, tool.name, tool.name in text) for tool in sample.tools)
+        return prompts
+
+    monkeypatch.setattr(Renderer, "prompts", watched)
+    for module, names in ((training, ("build_warmup", "build_align")),
+                          (decoding, ("build_select", "build_evaluate")), (exploring, ("build_explore",))):  # fmt: skip
+        for name in names:
+            build = getattr(module, name)
+
+            def named(*args: Any, build: Any = build, name: str = name) -> Any:
+                nonlocal stage
+                stage = name
+                return build(*args)
+
+            monkeypatch.setattr(pipeline.stages, name, named)
+    path = Path(__file__).resolve().parents[1] / "data" / "toolace_dialogues.jsonl.gz"
+    flat = [word for word in SMALL if not word.startswith("data.")]
+    run_here("data=toolace", f"data.path={path}", "data.test_fraction=0.2", "select=perplexity", "objective=simpo",
+             base=flat)  # fmt: skip
+    assert {name for name, _, _ in seen} == {
+        "build_warmup", "build_select", "build_explore", "build_align", "build_evaluate",
+    }  # fmt: skip
+    assert [tool for _, tool, found in seen if not found] == []
+
+
+def test_questions_too_long_for_the_model_are_wrong_and_told(folder: Path) -> None:
+    """A benchmark's questions do not fit the small model's context: none is left out of the numbers."""
+    data = Path(__file__).resolve().parents[1] / "data" / "bfcl"
+    shown = run_here("eval=bfcl", f"eval.path={data}", "eval.limit=2", "model.max_tokens=400", "objective=rft")
+    for stage in (folder / "store").glob("evaluate-*"):
+        metrics = json.loads((stage / "metrics.json").read_text(encoding="utf-8"))
+        assert metrics["accuracy"]["n"] == 26 and 0 < metrics["too_long"] < 26
+        results = [line for path in stage.glob("result/*/*/*.json") for line in path.read_text("utf-8").splitlines()]
+        assert len(results) == len(list(read_jsonl(stage / "rows.jsonl"))) == 26
+        assert f"{metrics['too_long']} prompts TOO LONG, counted as wrong" in shown

@@ -1,0 +1,583 @@
+"""The store: identity, hits, resume inside a stage, and locks under kills, races and takeovers."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ttpa.errors import DataError, StageLocked
+from ttpa.run import locks as locks_module
+from ttpa.run.locks import Lock
+from ttpa.run.store import StageResult, Store, fingerprint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def build_of(log: list[str], name: str) -> Callable[[Path], dict[str, Any]]:
+    def build(workdir: Path) -> dict[str, Any]:
+        log.append(name)
+        (workdir / "artefact.txt").write_text(name)
+        return {"name": name, "rows": 3}
+
+    return build
+
+
+def put(store: Store, name: str = "data", config: Mapping[str, Any] | None = None, **more: Any) -> StageResult:
+    more = {"version": 1, "inputs": {}, "build": lambda workdir: {}, **more}
+    return store.stage(name, config=config or {}, **more)
+
+
+def executions(root: Path) -> Counter[str]:
+    rows = [json.loads(line) for line in (root / "executions.jsonl").read_text().splitlines()]
+    assert all(set(row) == {"stage", "fingerprint", "time", "pid"} for row in rows)
+    return Counter(f"{row['stage']}-{row['fingerprint']}" for row in rows)
+
+
+def lock_of(root: Path, name: str = "data") -> Path:
+    return root / f"{name}-{fingerprint(name, 1, {}, {})}.lock"
+
+
+def write_lock(root: Path, age_s: float = 0.0, **fields: Any) -> Path:
+    """A lock made by hand; without fields, one held by another host."""
+    path = lock_of(root)
+    path.write_text(json.dumps({"pid": 4242, "host": "elsewhere", "started": "2026-01-01T00:00:00+00:00", **fields}))
+    os.utime(path, (time.time() - age_s,) * 2)
+    return path
+
+
+def leftovers(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.suffix in {".lock", ".part", ".tmp"})
+
+
+@pytest.fixture
+def eager(tmp_path: Path) -> Store:
+    """A store that raises instead of waiting."""
+    return Store(tmp_path, wait=False)
+
+
+# ---- identity -------------------------------------------------------------------------------------------------------
+
+
+def test_the_fingerprint_is_the_documented_hash() -> None:
+    text = '{"config":{"a":[1,2.5],"b":null},"inputs":{},"stage":"data","version":2}'
+    expected = hashlib.sha256(text.encode()).hexdigest()[:12]
+    assert fingerprint("data", 2, {"b": None, "a": (1, 2.5)}, {}) == expected
+
+
+def test_order_of_keys_is_irrelevant_and_everything_else_is_not() -> None:
+    base = fingerprint("s", 1, {"a": {"x": 1, "y": 2}, "b": [1, 2]}, {"p": "0", "q": "1"})
+    assert base == fingerprint("s", 1, {"b": [1, 2], "a": {"y": 2, "x": 1}}, {"q": "1", "p": "0"})
+    others = [
+        fingerprint("t", 1, {"a": {"x": 1, "y": 2}, "b": [1, 2]}, {"p": "0", "q": "1"}),
+        fingerprint("s", 2, {"a": {"x": 1, "y": 2}, "b": [1, 2]}, {"p": "0", "q": "1"}),
+        fingerprint("s", 1, {"a": {"x": 1, "y": 2}, "b": [2, 1]}, {"p": "0", "q": "1"}),
+        fingerprint("s", 1, {"a": {"x": 1, "y": True}, "b": [1, 2]}, {"p": "0", "q": "1"}),
+        fingerprint("s", 1, {"a": {"x": 1, "y": "2"}, "b": [1, 2]}, {"p": "0", "q": "1"}),
+        fingerprint("s", 1, {"a": {"x": 1, "y": 2}, "b": [1, 2]}, {"p": "1", "q": "0"}),
+    ]
+    assert len({base, *others}) == len(others) + 1
+
+
+def test_floats_paths_tuples_and_text_enums() -> None:
+    class Kind(str, Enum):  # noqa: UP042 - the older spelling is the one to guard against
+        CALL = "call"
+
+    def of(value: Any) -> str:
+        return fingerprint("s", 1, {"k": value}, {})
+
+    assert len({of(1), of(1.0), of(True), of("1")}) == 4
+    assert of(0.1) != of(0.1 + 2**-56) and of(1e-5) == of(0.00001)
+    assert of(Path("a") / "b") == of("a/b") and of((1, (2,))) == of([1, [2]]) and of(Kind.CALL) == of("call")
+
+
+@pytest.mark.parametrize("value", [{1, 2}, object(), b"x", 1j, {1: "a"}])
+def test_what_has_no_canonical_form_raises_and_names_the_key(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"config\.outer\[1\]\.inner"):
+        fingerprint("s", 1, {"outer": [0, {"inner": value}]}, {})
+
+
+def test_importing_the_store_is_light() -> None:
+    heavy = {"torch", "yaml", "numpy", "omegaconf"}
+    code = f"import sys, ttpa.run.store, ttpa.run.shards; print(sorted({heavy} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert out.stdout.strip() == "[]"
+
+
+# ---- build, hit, resume ---------------------------------------------------------------------------------------------
+
+
+def test_stages_run_in_order_and_are_found_again(tmp_path: Path) -> None:
+    log: list[str] = []
+
+    def pipeline(store: Store, lr: float) -> list[StageResult]:
+        data = put(store, "data", {"n": 3}, build=build_of(log, "data"))
+        warm = put(store, "warmup", {"lr": lr}, inputs={"data": data}, build=build_of(log, "warmup"))
+        return [data, warm, put(store, "align", inputs={"policy": warm, "data": data}, build=build_of(log, "align"))]
+
+    store = Store(tmp_path)
+    first = pipeline(store, 0.1)
+    assert log == store.executions == ["data", "warmup", "align"]
+    assert [result.cached for result in first] == [False] * 3
+    assert all((result.path / "artefact.txt").read_text() == result.name for result in first)
+
+    again = Store(tmp_path)
+    second = pipeline(again, 0.1)
+    assert len(log) == 3 and again.executions == []
+    assert [result.cached for result in second] == [True] * 3
+    for old, new in zip(first, second, strict=True):
+        assert (old.fingerprint, old.path, old.metrics, old.seconds) == (
+            new.fingerprint,
+            new.path,
+            new.metrics,
+            new.seconds,
+        )
+
+    third = pipeline(again, 0.2)
+    assert again.executions == ["warmup", "align"], "what depends on the change is built, what does not is shared"
+    assert third[0].path == first[0].path and third[2].path != first[2].path
+    assert sum(executions(tmp_path).values()) == 5 and leftovers(tmp_path) == []
+
+
+def test_a_bumped_version_is_another_stage(eager: Store) -> None:
+    assert put(eager, version=1).path != put(eager, version=2).path
+    assert eager.executions == ["data", "data"]
+
+
+def test_the_files_of_a_finished_stage(tmp_path: Path, eager: Store) -> None:
+    data = put(eager)
+    config = {"path": Path("a/b"), "betas": (0.9, 0.999), "lr": 1e-05, "name": None, "text": "\u00e9t\u00e9: #1"}
+    result = put(eager, "warmup", config, inputs={"data": data}, build=lambda workdir: {"n": (1, 2)}, label="SFT")
+    names = {path.name for path in result.path.iterdir()}
+    assert names == {"attempts.json", "config.yaml", "metrics.json", "provenance.json", "done.json"}
+    assert result.metrics == {"n": [1, 2]} == put(eager, "warmup", config, inputs={"data": data}).metrics
+    identity = yaml.safe_load((result.path / "config.yaml").read_text(encoding="utf-8"))
+    assert identity["inputs"] == {"data": data.fingerprint}
+    assert identity["config"] == {**config, "path": "a/b", "betas": [0.9, 0.999]}
+    rebuilt = fingerprint(identity["stage"], identity["version"], identity["config"], identity["inputs"])
+    assert rebuilt == result.fingerprint
+    made = json.loads((result.path / "provenance.json").read_text())
+    assert made["attempts"] == 1 and made["label"] == "SFT" and made["inputs"] == {"data": data.fingerprint}
+    assert set(made["packages"]) == {"ttpa", "torch", "transformers", "pytorch-lightning", "peft", "hydra-core"}
+    assert made["packages"]["ttpa"] and made["python"] and made["cpu"] and made["cpu_count"] >= 1
+    assert {"commit", "dirty", "gpu", "platform", "host", "started", "ended", "seconds"} <= made.keys()
+    assert made["started"].endswith("+00:00") and made["started"] <= made["ended"]
+
+
+def test_a_failed_build_leaves_its_work_and_the_next_attempt_goes_on_in_it(tmp_path: Path, eager: Store) -> None:
+    seen: list[Path] = []
+
+    def build(workdir: Path) -> dict[str, Any]:
+        seen.append(workdir)
+        steps = workdir / "steps.txt"
+        count = len(steps.read_text()) if steps.exists() else 0
+        steps.write_text("x" * (count + 1))
+        if count < 2:
+            raise RuntimeError(f"out of memory at {count}")
+        return {"steps": count + 1}
+
+    for count in range(2):
+        with pytest.raises(RuntimeError, match=f"out of memory at {count}"):
+            put(eager, build=build)
+        assert f"out of memory at {count}" in (seen[0] / "error.txt").read_text()
+        assert leftovers(tmp_path) == [seen[0].name] and seen[0].suffix == ".part"
+    assert eager.executions == [] and not (tmp_path / "executions.jsonl").exists()
+    result = put(eager, build=build)
+    assert result.metrics == {"steps": 3} and len(set(seen)) == 1
+    assert not (result.path / "error.txt").exists() and leftovers(tmp_path) == []
+    assert json.loads((result.path / "provenance.json").read_text())["attempts"] == 3
+
+
+def test_seconds_add_up_over_attempts(tmp_path: Path, eager: Store) -> None:
+    workdir = tmp_path / f"{lock_of(tmp_path).stem}.part"
+    workdir.mkdir()
+    (workdir / "attempts.json").write_text('[{"started": "2026-01-01T00:00:00+00:00", "seconds": 100.0}]')
+    result = put(eager)
+    assert 100 <= result.seconds < 160 and put(eager).seconds == result.seconds
+    made = json.loads((result.path / "provenance.json").read_text())
+    assert made["started"] == "2026-01-01T00:00:00+00:00" and made["attempts"] == 2
+
+
+def test_an_interrupt_releases_the_lock_and_is_no_error(tmp_path: Path, eager: Store) -> None:
+    def build(workdir: Path) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        put(eager, build=build)
+    assert leftovers(tmp_path) == [f"{lock_of(tmp_path).stem}.part"]
+    assert not list(tmp_path.glob("*/error.txt"))
+    assert not put(eager).cached
+
+
+@pytest.mark.parametrize("metrics", [None, [1], {"loss": object()}])
+def test_metrics_that_are_not_json_are_an_error_of_the_build(tmp_path: Path, eager: Store, metrics: Any) -> None:
+    with pytest.raises(TypeError):
+        put(eager, build=lambda workdir: metrics)
+    assert list(tmp_path.glob("*.part/error.txt")) and not list(tmp_path.glob("*/done.json"))
+    assert not put(eager).cached
+
+
+def test_a_kill_between_done_and_rename_is_healed_without_a_build(tmp_path: Path, eager: Store) -> None:
+    final = put(eager, build=lambda workdir: {"n": 1}).path
+    final.rename(final.with_name(final.name + ".part"))
+    again = put(eager)
+    assert again.cached and again.metrics == {"n": 1} and again.path.exists() and leftovers(tmp_path) == []
+
+
+def test_a_final_directory_without_done_is_resumed(tmp_path: Path, eager: Store) -> None:
+    final = put(eager, build=build_of([], "data")).path
+    (final / "done.json").unlink()
+    result = put(eager, build=lambda workdir: {"found": (workdir / "artefact.txt").read_text()})
+    assert result.path == final and result.metrics == {"found": "data"} and not result.cached
+
+
+def test_a_final_directory_without_done_beside_work_is_moved_aside(tmp_path: Path, eager: Store) -> None:
+    final = tmp_path / lock_of(tmp_path).stem
+    for path, text in ((final, "copied"), (final.with_name(final.name + ".part"), "own work")):
+        path.mkdir()
+        (path / "x").write_text(text)
+    assert put(eager, build=lambda workdir: {"x": (workdir / "x").read_text()}).metrics == {"x": "own work"}
+    assert [(path / "x").read_text() for path in tmp_path.glob("*.unfinished-*")] == ["copied"]
+
+
+def test_bad_names_settings_and_damaged_files_are_told(tmp_path: Path, eager: Store) -> None:
+    for name in ("", "a/b", "../a", ".part", "a b", "a\n"):
+        with pytest.raises(ValueError, match="stage name"):
+            put(eager, name)
+    with pytest.raises(ValueError, match="heartbeat_s"):
+        Store(tmp_path, heartbeat_s=5, stale_after_s=6)
+    (put(eager).path / "metrics.json").write_text("{")
+    with pytest.raises(DataError, match="metrics.json"):
+        put(eager)
+
+
+# ---- locks ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_live_lock_raises_and_the_message_says_who_where_since_when_and_what_to_do(tmp_path: Path) -> None:
+    path = write_lock(tmp_path)
+    with pytest.raises(StageLocked) as caught:
+        put(Store(tmp_path, wait=False))
+    for part in ("4242", "elsewhere", "2026-01-01T00:00:00+00:00", str(path), "Run the same command again later"):
+        assert part in str(caught.value)
+    assert path.exists() and leftovers(tmp_path) == [path.name]
+
+
+def test_a_hit_needs_no_lock(tmp_path: Path, eager: Store) -> None:
+    put(eager)
+    write_lock(tmp_path)
+    assert put(eager).cached
+
+
+def test_a_silent_holder_on_another_host_is_taken_over(tmp_path: Path) -> None:
+    write_lock(tmp_path, age_s=5)
+    with pytest.raises(StageLocked):
+        put(Store(tmp_path, heartbeat_s=1, stale_after_s=60, wait=False))
+    assert not put(Store(tmp_path, heartbeat_s=0.1, stale_after_s=2, wait=False)).cached
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
+def test_a_lock_that_was_never_filled_goes_by_its_age(tmp_path: Path, text: str) -> None:
+    path = lock_of(tmp_path)
+    path.write_text(text)
+    with pytest.raises(StageLocked):
+        put(Store(tmp_path, wait=False))
+    os.utime(path, (time.time() - 60,) * 2)
+    assert not put(Store(tmp_path, wait=False)).cached
+
+
+def test_a_reused_pid_is_not_the_holder(tmp_path: Path) -> None:
+    if locks_module._process(os.getpid()) is None:
+        pytest.skip("this kernel does not tell when a process started")
+    write_lock(tmp_path, pid=os.getpid(), host=socket.gethostname(), process_start="1")
+    assert not put(Store(tmp_path, wait=False)).cached
+
+
+def test_a_dead_pid_of_another_pid_namespace_proves_nothing(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        pass
+    write_lock(tmp_path, pid=child.pid, host=socket.gethostname(), machine="another container of this host")
+    with pytest.raises(StageLocked):
+        put(Store(tmp_path, wait=False))
+    write_lock(tmp_path, pid=child.pid, host=socket.gethostname())
+    assert not put(Store(tmp_path, wait=False)).cached
+
+
+def test_a_holder_alive_on_this_host_keeps_its_lock_however_old_the_heartbeat(tmp_path: Path) -> None:
+    process = locks_module._process(os.getpid())
+    if process is None:
+        pytest.skip("this kernel does not tell when a process started")
+    write_lock(tmp_path, age_s=9999, pid=os.getpid(), host=socket.gethostname(), process_start=process[1])
+    with pytest.raises(StageLocked):
+        put(Store(tmp_path, wait=False))
+
+
+def test_without_flock_nothing_is_taken_over_and_free_locks_still_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError("flock is not supported here")
+
+    monkeypatch.setattr(locks_module.fcntl, "flock", refuse)
+    path = write_lock(tmp_path, age_s=9999)
+    with pytest.raises(StageLocked, match="delete the lock file"):
+        put(Store(tmp_path, wait=False))
+    path.unlink()
+    assert not put(Store(tmp_path, wait=False)).cached and leftovers(tmp_path) == []
+
+
+def test_without_flock_the_exclusive_create_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_lock(tmp_path)
+    lock = Lock(path, 5, 30)
+    looks = iter([None, ({"pid": 4242}, 0.0)])  # the other one comes between our look and our create
+    monkeypatch.setattr(lock, "_read", lambda: next(looks))
+    assert lock.acquire() == {"pid": 4242}
+    lock.release()
+    assert json.loads(path.read_text())["pid"] == 4242
+
+
+@pytest.mark.parametrize("left", ["flock", "mutex"])
+def test_a_taker_is_alone_between_its_judgement_and_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    """Each of the two guards must do alone: flock between processes, the mutex between threads of one on NFS."""
+    if left == "flock":
+        monkeypatch.setattr(locks_module, "_THREADS", contextlib.nullcontext())
+    else:
+        monkeypatch.setattr(locks_module.fcntl, "flock", lambda *_: None)
+    path = write_lock(tmp_path, age_s=9999)
+    slow, fast = Lock(path, 5, 30), Lock(path, 5, 30)
+    judged, go, answers = threading.Event(), threading.Event(), dict[str, Any]()
+
+    def judge(holder: Mapping[str, Any], age_s: float) -> bool:
+        judged.set()
+        return go.wait(20)
+
+    monkeypatch.setattr(slow, "_stale", judge)
+    threads = [threading.Thread(target=lambda: answers.update(slow=slow.acquire()))]
+    threads[0].start()
+    assert judged.wait(20)
+    threads.append(threading.Thread(target=lambda: answers.update(fast=fast.acquire())))
+    threads[1].start()
+    threads[1].join(0.3)  # unguarded it would be done by now, and its fresh lock would be the one that slow removes
+    go.set()
+    for thread in threads:
+        thread.join(20)
+    assert answers["slow"] is None and answers["fast"]["pid"] == os.getpid()
+    assert slow.held() and not fast.held()
+    slow.release()
+    fast.release()
+
+
+def test_a_result_that_appears_while_asking_for_the_lock_is_taken(
+    tmp_path: Path, eager: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = Lock.acquire
+    for config in ({"released": False}, {"released": True}):
+
+        def acquire(lock: Lock, config: Mapping[str, bool] = config) -> dict[str, Any] | None:
+            monkeypatch.setattr(Lock, "acquire", ask)
+            put(Store(tmp_path), config=config)
+            return ask(lock) if config["released"] else {"pid": 4242}
+
+        monkeypatch.setattr(Lock, "acquire", acquire)
+        assert put(eager, config=config).cached
+    assert eager.executions == [] and leftovers(tmp_path) == []
+
+
+def test_the_heartbeat_refreshes_the_lock_and_the_time_spent(tmp_path: Path) -> None:
+    def build(workdir: Path) -> dict[str, Any]:
+        os.utime(lock_of(tmp_path), (0, 0))
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            spent = json.loads((workdir / "attempts.json").read_text())[-1]["seconds"]
+            if lock_of(tmp_path).stat().st_mtime > 0 and spent > 0.05:
+                return {"beaten": True}
+            time.sleep(0.01)
+        return {"beaten": False}
+
+    result = put(Store(tmp_path, heartbeat_s=0.02, stale_after_s=30), build=build)
+    assert result.metrics == {"beaten": True}
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("heartbeat")]
+
+
+def test_a_builder_that_lost_its_lock_does_not_publish_and_leaves_the_new_lock(tmp_path: Path) -> None:
+    def build(workdir: Path) -> dict[str, Any]:
+        lock_of(tmp_path).unlink()
+        write_lock(tmp_path)
+        return {}
+
+    store = Store(tmp_path)
+    with pytest.raises(StageLocked, match="not published"):
+        put(store, build=build)
+    assert json.loads(lock_of(tmp_path).read_text())["host"] == "elsewhere"
+    assert store.executions == [] and not list(tmp_path.glob("*/done.json"))
+
+
+def test_a_waiter_takes_the_result_and_says_once_for_whom_it_waits(tmp_path: Path) -> None:
+    started, told = threading.Event(), list[str]()
+    enough = threading.Event()
+
+    def slow(workdir: Path) -> dict[str, Any]:
+        started.set()
+        assert enough.wait(20)
+        return {"by": "first"}
+
+    first = threading.Thread(target=lambda: put(Store(tmp_path), build=slow))
+    first.start()
+    assert started.wait(20)
+
+    def on_wait(message: str) -> None:
+        told.append(message)
+        threading.Timer(0.5, enough.set).start()  # two more polls: they must not say it again
+
+    result = put(Store(tmp_path, on_wait=on_wait), build=lambda workdir: {"by": "second"}, label="explore tps")
+    first.join(20)
+    assert result.cached and result.metrics == {"by": "first"}
+    assert len(told) == 1 and str(os.getpid()) in told[0] and "explore tps" in told[0]
+    assert leftovers(tmp_path) == []
+
+
+def test_a_waiter_goes_on_where_a_failed_builder_stopped(tmp_path: Path) -> None:
+    started, enough = threading.Event(), threading.Event()
+
+    def fail(workdir: Path) -> dict[str, Any]:
+        (workdir / "half").write_text("half")
+        started.set()
+        assert enough.wait(20)
+        raise RuntimeError("first fails")
+
+    def first() -> None:
+        with pytest.raises(RuntimeError):
+            put(Store(tmp_path), build=fail)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert started.wait(20)
+    waiter = Store(tmp_path, on_wait=lambda message: enough.set())
+    result = put(waiter, build=lambda workdir: {"found": (workdir / "half").read_text()})
+    thread.join(20)
+    assert result.metrics == {"found": "half"} and not result.cached
+
+
+# ---- several processes ----------------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from ttpa.run.store import Store
+def build(workdir):
+    (workdir / "half").write_text("half")
+    print("building", flush=True)
+    time.sleep(60)
+Store(Path(sys.argv[1])).stage("data", version=1, config={}, inputs={}, build=build)
+"""
+
+RACER = """
+import sys, time
+from pathlib import Path
+from ttpa.run.store import Store
+root, count, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+store = Store(root, heartbeat_s=0.5, stale_after_s=5, on_wait=lambda message: None)
+def build_of(index):
+    def build(workdir):
+        (workdir / "builder").open("x").close()  # a second builder in the same directory fails here
+        time.sleep(0.01)
+        return {"index": index}
+    return build
+print("ready", flush=True)
+sys.stdin.readline()
+order = range(count) if seed % 2 == 0 else reversed(range(count))
+for index in order:
+    result = store.stage("s", version=1, config={"index": index}, inputs={}, build=build_of(index))
+    assert result.metrics == {"index": index}, result
+"""
+
+
+def race(root: Path, processes: int, stages: int) -> None:
+    """Starts the racers together and waits for all of them."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    words = [[sys.executable, "-c", RACER, str(root), str(stages), str(seed)] for seed in range(processes)]
+    children = [subprocess.Popen(command, cwd=ROOT, **pipes) for command in words]
+    try:
+        for child in children:
+            assert child.stdout is not None and child.stdout.readline() == "ready\n"
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        assert [child.wait(60) for child in children] == [0] * processes
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
+
+
+def test_a_killed_holder_is_taken_over_at_once_and_its_work_is_resumed(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT) as child:
+        assert child.stdout is not None and child.stdout.readline() == b"building\n"
+        eager = Store(tmp_path, heartbeat_s=100, stale_after_s=1000, wait=False)
+        with pytest.raises(StageLocked, match=f"pid {child.pid} "):
+            put(eager)
+        os.kill(child.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, not yet reaped: a zombie holds no lock either
+        result = put(eager, build=lambda workdir: {"found": (workdir / "half").read_text()})
+    assert result.metrics == {"found": "half"} and leftovers(tmp_path) == []
+    made = json.loads((result.path / "provenance.json").read_text())
+    assert made["attempts"] == 2
+    assert executions(tmp_path) == {result.path.name: 1}
+
+
+def test_two_processes_racing_for_one_stage_build_it_once(tmp_path: Path) -> None:
+    for attempt in range(3):
+        root = tmp_path / str(attempt)
+        race(root, processes=2, stages=1)
+        assert list(executions(root).values()) == [1] and leftovers(root) == []
+
+
+def test_many_processes_and_stages_build_each_stage_once(tmp_path: Path) -> None:
+    for index in range(0, 12, 2):  # every other stage starts with a stale lock that all want to take over
+        fp = fingerprint("s", 1, {"index": index}, {})
+        path = tmp_path / f"s-{fp}.lock"
+        path.write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
+        os.utime(path, (0, 0))
+    race(tmp_path, processes=4, stages=12)
+    assert sorted(executions(tmp_path).values()) == [1] * 12 and leftovers(tmp_path) == []
+
+
+def test_of_many_takers_of_a_stale_lock_one_wins(tmp_path: Path) -> None:
+    for _ in range(30):
+        path = write_lock(tmp_path, age_s=9999)
+        locks = [Lock(path, 5, 30) for _ in range(4)]
+        start, won = threading.Barrier(len(locks)), list[Lock]()
+
+        def take(lock: Lock, start: threading.Barrier = start, won: list[Lock] = won) -> None:
+            start.wait()
+            if lock.acquire() is None:
+                won.append(lock)
+
+        threads = [threading.Thread(target=take, args=(lock,)) for lock in locks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1 and won[0].held()
+        for lock in locks:
+            lock.release()
+        assert not path.exists()

@@ -1,0 +1,402 @@
+"""Objectives that draw answers while they train, through the whole graph on a model of a few thousand weights."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.run.test_pipeline import SMALL, built, command, composed_here, rows, run_here, ttpa
+from ttpa.calls.six_errors import LABELS
+from ttpa.errors import ConfigError, DataError
+from ttpa.explore.scorers import ESM
+from ttpa.records import Candidate, Sample, Score
+from ttpa.run import config, pipeline
+from ttpa.run.stages.online import _refresh, _steps, replay
+from ttpa.train.grpo import TABLE
+from ttpa.train.rollouts import Answer, Round, read_rounds
+
+# A model that ends some of its answers by itself, though none is right: what length costs tells them apart.
+TRAINED = (
+    "model.recipe.warmup.steps=150", "model.hidden=32", "model.feed_forward=64", "data.warmup_samples=400",
+    "model.recipe.max_new_tokens=48", "model.recipe.online.steps=3", "model.recipe.online.batch_size=4", "sampler.n=4",
+    "model.recipe.online.num_iterations=1", "trainer.execution.answers_every_steps=2",
+)  # fmt: skip
+BY_LENGTH = "objective.loss.overlong=1.0"
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with data and warm-up, of which every test gets a copy."""
+    folder = tmp_path_factory.mktemp("warm")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_here(*TRAINED, "until=warmup")
+    assert built(folder) == ["data", "warmup"]
+    return folder
+
+
+@pytest.fixture
+def folder(warm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(warm / "store", tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def aligned(folder: Path, *overrides: str) -> Path:
+    """Trains to the end of the align stage, which is the last that was built, over the warm-up that is there."""
+    run_here(*TRAINED, "until=align", *overrides)
+    assert built(folder)[:2] == ["data", "warmup"] and built(folder)[-1] == "align"
+    return max((folder / "store").glob("align-*"), key=lambda path: (path / "done.json").stat().st_mtime_ns)
+
+
+def weights(policy: Path) -> dict[str, Tensor]:
+    (file,) = policy.rglob("*.safetensors")
+    return load_file(file)
+
+
+def furthest(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def start(folder: Path) -> dict[str, Tensor]:
+    (warmup,) = (folder / "store").glob("warmup-*")
+    return weights(warmup / "policy")
+
+
+def tokens(stage: Path) -> list[tuple[int, ...]]:
+    return [answer.token_ids for found in read_rounds(stage / "rollouts.jsonl") for answer in found.answers]
+
+
+# --- what runs ---------------------------------------------------------------------------------------------------
+
+
+def test_slm_grpo_runs_beside_its_control_and_a_second_run_builds_nothing(folder: Path) -> None:
+    """Only the control explores: GRPO draws its answers itself."""
+    out = run_here(*TRAINED, "experiment=slm_grpo")
+    assert Counter(built(folder)) == {"data": 1, "warmup": 1, "explore": 1, "align": 2, "evaluate": 3}
+    first = rows(folder)
+    assert {row["choices"]["objective"] for row in first.values()} == {"grpo", "rft"}
+    assert {row["choices"]["scorer"] for row in first.values()} == {"slm_json"} and "grpo - rft" in out
+    explored = {row["choices"]["objective"]: set(row["explored"]) for row in first.values()}
+    assert explored == {"grpo": set(), "rft": {"explore1"}}
+    run_here(*TRAINED, "experiment=slm_grpo")
+    assert len(built(folder)) == 8 and rows(folder) == first
+
+
+@pytest.mark.parametrize(
+    ("objective", "rounds", "prompts"),
+    [(name, 3, 4) for name in ("grpo", "dr_grpo", "dapo", "cispo", "sapo")] + [("gspo", 1, 16)],
+)
+def test_every_objective_learns_from_what_it_draws(folder: Path, objective: str, rounds: int, prompts: int) -> None:
+    """Three steps of four prompts; GSPO draws for four steps at once. What was drawn and learned from is on disk."""
+    stage = aligned(folder, f"objective={objective}", BY_LENGTH)
+    assert furthest(weights(stage / "policy"), start(folder)) > 1e-4
+    lines = [json.loads(line) for line in (stage / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["number"] for line in lines] == list(range(rounds))
+    for line in lines:
+        assert set(line) == set(Round.__slots__) and len(line["groups"]) == prompts
+        for group in line["groups"]:
+            assert set(group) == {"place", "sample_id", "prompt", "answers"} and len(group["answers"]) == 4
+            assert all(set(answer) == set(Answer.__slots__) for answer in group["answers"])
+    kept = [answer for found in read_rounds(stage / "rollouts.jsonl") for answer in found.answers]
+    assert {answer.finish for answer in kept} == {"stop", "length"}
+    assert all((answer.old_logps is not None) == (objective == "gspo") for answer in kept)
+    assert all(answer.ref_logps is None and len(answer.logps) == len(answer.token_ids) for answer in kept)
+    assert any(answer.advantage for answer in kept)
+    with (stage / "answers.csv").open(newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert tuple(table[0]) == TABLE and Counter(row["step"] for row in table) == {"0": 8, "2": 8}
+    metrics = json.loads((stage / "metrics.json").read_text())
+    assert metrics["steps"] == 3 and {f"errors/{label}" for label in LABELS} <= metrics.keys()
+    assert all(math.isfinite(value) for value in metrics.values()) and not any("time" in name for name in metrics)
+    assert not {"last.ckpt", "served"} & {path.name for path in stage.iterdir()}
+
+
+def test_the_divergence_from_the_start_is_held_back_by_beta(folder: Path) -> None:
+    """The reference of a full model is the policy the stage starts from."""
+    found = {}
+    for beta in (1e-6, 10.0):
+        stage = aligned(folder, "objective=grpo", BY_LENGTH, f"objective.loss.beta={beta}", "objective.steps=6")
+        metrics = json.loads((stage / "metrics.json").read_text())
+        found[beta] = metrics["kl"]
+        last = read_rounds(stage / "rollouts.jsonl")[-1]
+        assert all(answer.ref_logps is not None for answer in last.answers)
+    assert 0 < found[10.0] < 0.8 * found[1e-6]
+
+
+def test_a_prompt_that_comes_again_is_answered_anew(folder: Path) -> None:
+    """Two passes over twelve prompts with weights that stand still: each pass has all prompts, answers differ."""
+    stage = aligned(folder, "objective=grpo", BY_LENGTH, "objective.steps=6", "objective.optimizer.lr=1e-12")
+    groups = [group for found in read_rounds(stage / "rollouts.jsonl") for group in found.groups]
+    assert [group.place for group in groups] == list(range(24))
+    first, second = ({group.sample_id: group for group in groups[start : start + 12]} for start in (0, 12))
+    assert len(first) == len(second) == 12 and first.keys() == second.keys() and list(first) != list(second)
+    for name, group in first.items():
+        assert group.prompt == second[name].prompt
+        assert {one.token_ids for one in group.answers} != {one.token_ids for one in second[name].answers}
+
+
+def test_a_finished_stage_is_done_again_from_its_rollouts_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same weights and loss, with an engine and a scorer that may not be asked; fewer steps, other weights."""
+    overrides = (*TRAINED, "objective=grpo", BY_LENGTH, "objective.loss.beta=0.04", "objective.steps=4")
+    stage = aligned(folder, *overrides[len(TRAINED) :], "objective.loss.num_iterations=2")
+    parts = pipeline.build_parts(composed_here(*overrides, "objective.loss.num_iterations=2", "until=align"))
+
+    def nobody(*_: Any, **__: Any) -> Any:
+        raise AssertionError("answers were drawn or scored")
+
+    (warmup,), (data,) = (folder / "store").glob("warmup-*"), (folder / "store").glob("data-*")
+    parts = replace(parts, engine=nobody, scorer=nobody)
+    done = {
+        steps: replay(
+            parts, warmup / "policy", data, folder / f"again{steps}", rollouts=stage / "rollouts.jsonl", steps=steps
+        )
+        for steps in (4, 2)
+    }
+    metrics = json.loads((stage / "metrics.json").read_text())
+    assert done[4]["loss"] == pytest.approx(metrics["loss"], abs=1e-7) and done[4]["steps"] == 4
+    assert furthest(weights(folder / "again4" / "policy"), weights(stage / "policy")) < 1e-6
+    assert furthest(weights(folder / "again2" / "policy"), weights(stage / "policy")) > 1e-4
+    with pytest.raises(DataError, match="round 2 of step 4 was not kept"):
+        replay(parts, warmup / "policy", data, folder / "more", rollouts=stage / "rollouts.jsonl", steps=6)
+
+
+def test_the_engine_draws_with_the_weights_of_the_step(folder: Path) -> None:
+    """Its log-probs are those of the training forward also after large steps, on prompts that it has seen before."""
+    stage = aligned(folder, "objective=grpo", BY_LENGTH, "objective.steps=6", "objective.optimizer.lr=1e-2")
+    assert furthest(weights(stage / "policy"), start(folder)) > 1e-2
+    metrics = json.loads((stage / "metrics.json").read_text())
+    assert 0 < metrics["sampling/sampling_logp_difference/max"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        (["objective=grpo"], 3),
+        (["objective=gspo"], 4),
+        (["objective=grpo", "objective.loss.num_iterations=2"], 6),
+        (["objective=grpo", "objective.epochs=0.5"], 2),
+        (["objective=grpo", "objective.epochs=0.01"], 1),
+        (["objective=grpo", "objective.epochs=null", "objective.steps=7"], 7),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, list) else str(value),
+)
+def test_epochs_are_passes_over_the_prompts(overrides: list[str], steps: int) -> None:
+    """Of 12 prompts, 4 a step; GSPO's round takes 16. A started round is finished."""
+    given = ["objective.steps=null", "objective.epochs=1", *overrides]
+    with initialize_config_module("ttpa.conf", version_base="1.3"):
+        cfg = compose("config", overrides=[*SMALL, *TRAINED, *given])
+    assert _steps(SimpleNamespace(objective=config.instantiate(cfg.objective, "objective")), 12) == steps
+
+
+@pytest.mark.parametrize(
+    ("scorer", "bounds"),
+    [
+        (("esm",), (0, 1)),
+        (("ast",), (0, 1)),
+        (("slm_json",), (0, 1)),
+        (("toolrl",), (-3, 4)),
+        (("weighted",), (0, 1)),
+        (("weighted", "scorer.normalise=normalise_then_sum"), (0, 1)),
+    ],
+    ids=["esm", "ast", "slm_json", "toolrl", "weighted", "gdpo"],
+)
+def test_every_scorer_gives_rewards(folder: Path, scorer: tuple[str, ...], bounds: tuple[float, float]) -> None:
+    """In its own bounds; what length costs is told apart from it."""
+    name, *more = scorer
+    stage = aligned(folder, "objective=grpo", f"scorer={name}", BY_LENGTH, *more)
+    rounds = read_rounds(stage / "rollouts.jsonl")
+    assert furthest(weights(stage / "policy"), start(folder)) > 1e-4
+    for answer in (answer for found in rounds for answer in found.answers):
+        assert bounds[0] <= answer.score <= bounds[1] and not answer.exact
+        length = -1.0 if answer.finish == "length" else -len(answer.token_ids) / 48
+        assert answer.reward == pytest.approx(answer.score + length)
+        assert set(answer.errors) <= set(LABELS) and answer.errors
+    metrics = json.loads((stage / "metrics.json").read_text())
+    for part in rounds[-1].answers[0].detail:
+        values = [answer.detail[part] for answer in rounds[-1].answers]
+        assert metrics[f"rewards/{part}/mean"] == pytest.approx(sum(values) / len(values))
+    if name == "weighted":
+        assert {"format", "call"} <= set(rounds[0].answers[0].detail)
+        advantages = [answer.advantage for answer in rounds[0].answers]
+        deviation = math.sqrt(sum(value**2 for value in advantages) / (len(advantages) - 1))
+        assert (deviation == pytest.approx(1, abs=1e-3)) == bool(more), "only GDPO normalises over the batch"
+
+
+def test_a_reward_outside_the_unit_interval_makes_pairs_too(folder: Path) -> None:
+    """ToolRL's -3 to 4 is moved to [0, 1] for the rules of pairs."""
+    run_here(*TRAINED, "scorer=toolrl", "objective=simpo", "until=align")
+    assert built(folder) == ["data", "warmup", "explore", "align"]
+    (file,) = (folder / "store").glob("explore-*/pairs.jsonl")
+    pairs = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    values = [pair[side]["value"] for pair in pairs for side in ("chosen_score", "rejected_score")]
+    assert pairs and all(0 <= value <= 1 for value in values)
+    assert {0.0, 1.0} <= set(values) and all(0 < pair["margin"] <= 1 for pair in pairs)
+
+
+@pytest.fixture(scope="module")
+def plain(warm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The align stage that the others are compared with."""
+    folder = tmp_path_factory.mktemp("plain")
+    shutil.copytree(warm / "store", folder / "store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return aligned(folder, "objective=grpo", BY_LENGTH)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("engine.rows=3",), ("trainer.execution.micro_tokens=64",), ("trainer.execution.forward=padded",)],
+    ids=lambda options: options[0],
+)
+def test_execution_options_change_neither_answers_nor_policy(
+    folder: Path, plain: Path, options: tuple[str, ...]
+) -> None:
+    stage = aligned(folder, "objective=grpo", BY_LENGTH, *options)
+    assert stage.name == plain.name and stage != plain
+    assert tokens(stage) == tokens(plain) and len(tokens(stage)) == 48
+    assert furthest(weights(stage / "policy"), weights(plain / "policy")) < 1e-5
+    assert furthest(weights(plain / "policy"), start(folder)) > 1e-3
+    ours, theirs = (json.loads((path / "metrics.json").read_text()) for path in (stage, plain))
+    del ours["tokens_computed"], theirs["tokens_computed"]
+    assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sampler=mcts"], r"objective=grpo .*independent draws.* sampler=mcts gives others\. Use sampler=group8 "),
+        (["sampler=tps", "sampler.n=4"], r"objective=grpo .* sampler=tps gives others\. Use sampler=group8 "),
+        (["sampler.top_p=0.9"], r"objective=grpo .* sampler\.top_p=0\.9 gives others\. Use .*sampler\.top_p=1\."),
+        (["sampler.n=1"], r"objective=grpo compares the answers of a group, and sampler\.n=1\. Use sampler\.n=8\."),
+        (["rounds=2"], r"objective=grpo learns from answers it draws itself.* rounds=2\. Use rounds=1, or objective="),
+        (["engine=vllm", "sampler.temperature=0.7"], r"sampler\.temperature=0\.7: .* Use sampler\.temperature=1 or en"),
+        (["pairs=siblings"], r"pairs=siblings .* sampler=group grows none\. Use sampler=mcts, or pairs=verified\."),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_work_is_refused_in_one_line_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str
+) -> None:
+    """No engine is asked for: vLLM need not be installed to be refused."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.setattr(pipeline, "Store", lambda *_, **__: pytest.fail("work began"))
+    base = [word for word in SMALL if not word.startswith(("sampler", "pairs"))]
+    with pytest.raises(ConfigError, match=rf"^{message}") as refused:
+        run_here("objective=grpo", *overrides, base=base)
+    assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
+
+
+def test_another_engine_without_an_adapter_to_hand_over_is_refused(folder: Path) -> None:
+    """What a stage can only know with the model at hand; the embedded model has no adapter."""
+
+    class Other:
+        def use_adapter(self, folder: Path) -> None: ...
+
+    class Plain:
+        model = object()
+
+    with pytest.raises(ConfigError, match=r"model\.lora is null\. Set model\.lora, or use engine=hf\.$"):
+        _refresh(Other(), Plain(), folder)  # type: ignore[arg-type]
+
+
+def test_a_scorer_that_gives_no_number_is_named_with_the_sample(folder: Path) -> None:
+    """The stage is left half-built; with the scorer mended the same command ends."""
+
+    def broken(self: ESM, sample: Sample, candidate: Candidate) -> Score:
+        return Score(value=math.nan, exact=False)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ESM, "__call__", broken)
+        with pytest.raises(DataError, match=r"^sample \S+: ESM gives nan at step 0, which is no finite") as refused:
+            aligned(folder, "objective=grpo", BY_LENGTH)
+    message = str(refused.value)
+    assert "\n" not in message and message.endswith("Mend the scorer, or its bounds.")
+    (split,) = (folder / "store").glob("data-*/explore.jsonl")
+    known = {json.loads(line)["id"] for line in split.read_text(encoding="utf-8").splitlines()}
+    assert message.split(":")[0].removeprefix("sample ") in known
+    assert built(folder) == ["data", "warmup"]
+    stage = aligned(folder, "objective=grpo", BY_LENGTH)
+    assert len(read_rounds(stage / "rollouts.jsonl")) == 3
+
+
+# --- a killed run ------------------------------------------------------------------------------------------------
+
+LONG = (
+    *TRAINED, "objective=grpo", BY_LENGTH, "model.recipe.online.steps=40", "objective.loss.num_iterations=2",
+    "trainer.execution.checkpoint_every_steps=1",
+)  # fmt: skip
+
+
+def killed(folder: Path, least: int) -> None:
+    """Runs the command and kills it with SIGKILL once that many rounds are on disk, and a moment later."""
+    process = subprocess.Popen(command(*LONG), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    try:
+        while time.monotonic() < deadline and process.poll() is None:
+            files = list((folder / "store").glob("align-*.part/rollouts.jsonl"))
+            if files and files[0].read_bytes().count(b"\n") >= least:
+                time.sleep(random.random() / 20)
+                break
+            time.sleep(0.002)
+    finally:
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+        _, said = process.communicate()
+    assert process.returncode == -signal.SIGKILL, f"over before it could be killed: {said[-2000:]}"
+    assert list((folder / "store").glob("align-*.part/rollouts.jsonl"))
+
+
+def without_clocks(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_clocks(inner) for key, inner in value.items() if key != "seconds"}
+    return [without_clocks(inner) for inner in value] if isinstance(value, list) else value
+
+
+def test_killed_while_it_aligns_the_same_command_ends_with_the_same_numbers(
+    folder: Path, warm: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """At a random moment of the first half of 20 rounds; compared with a run that nothing interrupted."""
+    least = random.randint(1, 10)
+    killed(folder, least)
+    ttpa(folder, *LONG)
+    other = tmp_path_factory.mktemp("uninterrupted")
+    shutil.copytree(warm / "store", other / "store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(other)
+        run_here(*LONG)
+    assert rows(folder) == rows(other) and Counter(built(folder)) == Counter(built(other))
+    for pattern, lines in (("align-*/rollouts.jsonl", 20), ("evaluate-*/rows.jsonl", None)):
+        ours, theirs = (sorted(place.glob(f"store/{pattern}")) for place in (folder, other))
+        assert [path.parent.name for path in ours] == [path.parent.name for path in theirs] and ours
+        for mine, whole in zip(ours, theirs, strict=True):
+            read = [[json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]] for path in (mine, whole)]
+            assert without_clocks(read[0]) == without_clocks(read[1]), (mine, least)
+            assert lines in (None, len(read[0]))
+    for pattern in ("align-*/metrics.json", "align-*/answers.csv", "align-*/policy/**/*.safetensors"):
+        (mine,), (whole,) = (list(place.glob(f"store/{pattern}")) for place in (folder, other))
+        assert mine.read_bytes() == whole.read_bytes(), (mine, least)
+    assert [path.name for path in (folder / "store").iterdir() if path.suffix in (".lock", ".part")] == []

@@ -1,0 +1,393 @@
+"""Calls of the multi-turn categories: from a step's answer to calls, and their run on BFCL's backends, fenced in.
+
+`read_step` gives calls in the text form that the official executor is handed; that executor calls Python's `eval` on
+them. Here nothing a model writes is evaluated. A text is read as a syntax tree, in which a call of a public method of
+the case's classes with literals (or further such calls) is looked up and made, and anything else is the error that a
+name without a value gives. So a call of a builtin, which the official executor makes, is an error here. Results and
+errors are written as officially, since they are compared: also where the official executor, before it evaluates, looks
+for names before parentheses even inside strings and changes these. The comparison of states and results is the
+package's own.
+
+A process of its own runs the calls, a fork of it per request: nothing that one run leaves behind in the package's
+modules reaches the next. A run that lasts over `SECONDS` or wants over `MEMORY` bytes is ended, and is an answer too.
+"""
+
+from __future__ import annotations
+
+import ast
+import atexit
+import importlib
+import inspect
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from threading import Lock
+from typing import Any, NoReturn, TextIO
+
+from ttpa.benchmarks.bfcl.decode import Undecoded, decode
+from ttpa.benchmarks.bfcl.fold import NotConstant, fold
+from ttpa.benchmarks.bfcl.python_calls import MAX_CHARS
+from ttpa.errors import DataError
+
+SECONDS = 10.0
+"""Longest run of one case. Its calls take milliseconds; those meant to go on for ever are ended."""
+
+MEMORY = 2**30
+"""Most memory of such a run, in bytes, where the system can limit it."""
+
+MAX_CHARS_OF_RESULTS = 10_000_000
+"""Results of one step that are longer count as too much memory: they would have to be handed back."""
+
+CLASSES = frozenset(
+    {"GorillaFileSystem", "MathAPI", "MessageAPI", "TicketAPI", "TradingBot", "TravelAPI", "TwitterAPI",
+     "VehicleControlAPI"}
+)  # fmt: skip
+"""The backends of the multi-turn categories; the package has others, which use the network or files."""
+
+_REFUSED = frozenset({"kill", "exit", "quit", "remove", "unlink", "popen", "Popen", "run"})
+_ERROR = "Error during execution: "
+
+
+# --- answers to calls ------------------------------------------------------------------------------------------------
+
+
+def read_step(result: Any, function_calling: bool | None = None) -> list[str]:
+    """The calls of one step, in the official text form; empty where there is none to be had, which ends a turn.
+
+    Args:
+        result: a text, or a list of `{name: json}`.
+        function_calling: whether it came through a function-calling interface; None decides by type.
+
+    Example:
+        >>> read_step("[cd(folder='a'), sort('dropped')]"), read_step([{"cd": '{"folder": "a"}'}]), read_step("Done.")
+        (["cd(folder='a')", 'sort()'], ["cd(folder='a')"], [])
+    """
+    try:
+        if function_calling or (function_calling is None and type(result) is not str):
+            return _from_interface(result)
+        calls = decode(result, function_calling=False)
+        if isinstance(calls, Undecoded):
+            return []
+        return [f"{name}({', '.join(f'{key}={_source(value)}' for key, value in given.items())})"
+                for name, given in calls]  # fmt: skip
+    except (ValueError, RecursionError):  # no JSON; a number too long to be written; an empty dict
+        return []
+
+
+def _source(value: Any) -> str:
+    """A value as the official decoder writes it: a dict of dicts is taken for a call.
+
+    Raises:
+        ValueError: it cannot be written so.
+    """
+    if not isinstance(value, dict):
+        return repr(value)
+    if not all(isinstance(inner, dict) for inner in value.values()):
+        return "{" + ", ".join(f"'{key}': {_source(inner)}" for key, inner in value.items()) + "}"
+    if not value:
+        raise ValueError("an empty dict is taken for a call without a name")
+    name = next(iter(value))
+    return f"{name}({', '.join(f'{key}={_source(inner)}' for key, inner in value[name].items())})"
+
+
+def _from_interface(result: Any) -> list[str]:
+    found = []
+    for item in [result] if isinstance(result, dict) else result if isinstance(result, list) else ():
+        if not isinstance(item, dict):
+            return []
+        for name, given in item.items():
+            if isinstance(given, str):
+                given = json.loads(given) if len(given) <= MAX_CHARS else None
+            if not isinstance(given, dict):
+                return []
+            found.append(f"{name}({','.join(f'{key}={value!r}' for key, value in given.items())})")
+    return found
+
+
+# --- asking the process ----------------------------------------------------------------------------------------------
+
+_LOCK = Lock()
+_PROCESSES: dict[int, subprocess.Popen[str]] = {}
+"""Process id of the asking process -> the process it asks: a fork must not use its parent's."""
+
+
+def execute(case: Mapping[str, Any], steps: Sequence[Sequence[str]]) -> list[str] | None:
+    """Results of the last of several steps, all run in order on fresh backends; None where the run had to be ended."""
+    results: list[str] | None = _ask({"case": case, "steps": steps}).get("results")
+    return results
+
+
+def compare(
+    case: Mapping[str, Any], turns: Sequence[Sequence[Sequence[str]]], truth: Sequence[Sequence[str]]
+) -> dict[str, Any] | None:
+    """The official checks of a whole conversation against its expected calls; None where the run had to be ended.
+
+    Args:
+        case: `id`, `classes`, `initial_config`.
+        turns: calls of every step of every turn, steps without calls left out.
+        truth: the expected calls of every turn.
+
+    Returns:
+        `error_type` (None when valid), the `turn`, counted from 0, and a list of texts, `what`: attributes that differ
+        or results that are missing.
+    """
+    reply = _ask({"case": case, "turns": turns, "truth": truth})
+    return reply if "error_type" in reply else None
+
+
+def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
+    line = json.dumps({**request, "seconds": SECONDS})
+    case_id = request["case"]["id"]
+    with _LOCK:
+        try:
+            answer = _exchange(line) or _exchange(line)  # a process that something else has ended is started again
+        except BaseException:
+            _stop()  # interrupted, its answer would be taken for that to the next request
+            raise
+    if not answer:
+        raise DataError(f"{case_id}: the process that runs BFCL's backends ended twice. Is there memory for it?")
+    reply: dict[str, Any] = json.loads(answer)
+    if "failed" in reply:
+        raise DataError(f"{case_id}: BFCL's backends cannot be run ({reply['failed']}). Take the file as published.")
+    return reply
+
+
+def _exchange(line: str) -> str:
+    """The answer to a line; "" when the process has ended, which it is then rid of."""
+    process = _PROCESSES.get(os.getpid()) or _start()
+    assert process.stdin is not None and process.stdout is not None
+    answer = ""
+    with suppress(OSError):
+        process.stdin.write(f"{line}\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+    if not answer:
+        _stop()
+    return answer
+
+
+def _start() -> subprocess.Popen[str]:
+    # The path is handed on: this package need not be installed, and what runs it may have added to the path.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    command = [sys.executable, "-c", f"from {__name__} import serve; serve({MEMORY})"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True, encoding="utf-8")
+    if not _PROCESSES:
+        atexit.register(_stop)
+    _PROCESSES[os.getpid()] = process
+    return process
+
+
+def _stop() -> None:
+    process = _PROCESSES.pop(os.getpid(), None)
+    if process is not None:
+        with suppress(OSError), process:
+            process.kill()
+
+
+# --- the process -----------------------------------------------------------------------------------------------------
+
+
+def serve(memory: int) -> None:
+    """Answers requests, one JSON line each, until the input ends."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a backend might print is no answer
+    warnings.simplefilter("ignore")  # of the model's odd escapes and the like
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asks is interrupted, and ends this process
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    with suppress(ImportError, ValueError, OSError):  # a system without this limit
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            classes = {name: _class(name) for name in request["case"]["classes"]}
+        except Exception as error:
+            print(json.dumps({"failed": _named(error)}), file=out, flush=True)
+            continue
+        child = os.fork()
+        if not child:
+            _answer(request, classes, out)
+        if os.waitpid(child, 0)[1]:
+            print("{}", file=out, flush=True)
+
+
+def _answer(request: Mapping[str, Any], classes: Mapping[str, type], out: TextIO) -> NoReturn:
+    """Writes the reply to one request and ends the process; it ends without one when a limit is reached."""
+    status = 1
+    try:
+        signal.setitimer(signal.ITIMER_REAL, request["seconds"])  # a process that takes no notice of the signal ends
+        try:
+            reply = json.dumps(_run(request, classes))
+        except Exception as error:
+            if isinstance(error, MemoryError):
+                raise
+            reply = json.dumps({"failed": _named(error)})
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(reply, file=out, flush=True)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _class(name: str) -> type:
+    from bfcl_eval.constants.executable_backend_config import CLASS_FILE_PATH_MAPPING
+    from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_checker  # noqa: F401 (loaded before the fork)
+
+    if name not in CLASSES:
+        raise ValueError(f"{name} is no backend of the multi-turn categories")
+    found: type = getattr(importlib.import_module(CLASS_FILE_PATH_MAPPING[name]), name)
+    return found
+
+
+def _run(request: Mapping[str, Any], classes: Mapping[str, type]) -> dict[str, Any]:
+    case, run = request["case"], _Executor(classes)
+    config, names, category = case["initial_config"], case["classes"], case["id"].rsplit("_", 1)[0]
+    results: list[str] = []
+    for step in ((), *request.get("steps", ())):  # the empty one: a question that cannot be loaded shows at once
+        results, _ = run(step, config, names, "ttpa", case["id"], "long_context" in category)
+    if "steps" in request:
+        if sum(map(len, results)) > MAX_CHARS_OF_RESULTS:
+            raise MemoryError
+        return {"results": results}
+    from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_checker as official
+
+    official.execute_multi_turn_func_call = run  # the checks are the package's, with this executor in place of its own
+    entry = {"id": case["id"], "initial_config": config, "involved_classes": names}
+    try:
+        found = official.multi_turn_checker(request["turns"], request["truth"], entry, category, "ttpa")
+    except MemoryError:
+        raise
+    except Exception:  # such as a folder that was copied into itself: what cannot be compared is not equal
+        found = {"valid": False, "error_type": "multi_turn:instance_state_mismatch"}
+    details = found.get("details", {})
+    what = [str(one)[:200] for one in (*details.get("differences", ()), *details.get("missing_items", ()))]
+    return {"error_type": None if found["valid"] else found["error_type"], "turn": run.turns - 1, "what": what[:3]}
+
+
+# --- calls -----------------------------------------------------------------------------------------------------------
+
+
+class _Executor:
+    """Runs the calls of a step as the official executor does; a call of it has that one's arguments and result.
+
+    Args:
+        classes: name -> class of the backends.
+    """
+
+    def __init__(self, classes: Mapping[str, type]) -> None:
+        self._classes = classes
+        self._sides: dict[str, dict[str, Any]] = {}
+        self.turns = 0
+
+    def __call__(
+        self,
+        func_call_list: Sequence[str],
+        initial_config: Mapping[str, Any],
+        involved_classes: Sequence[str],
+        model_name: str,
+        test_entry_id: str,
+        long_context: bool = False,
+        is_evaL_run: bool = False,
+    ) -> tuple[list[str], dict[str, Any]]:
+        """Results of the calls, and the instances by class; model and expected calls have instances of their own."""
+        self.turns += model_name.endswith("_ground_truth")
+        side = f"{model_name}_eval" if is_evaL_run else model_name
+        if side not in self._sides:
+            self._sides[side] = {name: self._loaded(name, initial_config, long_context) for name in involved_classes}
+        instances = self._sides[side]
+        # Names of instances get into strings that hold a method's name and a parenthesis.
+        base = f"{side}_{test_entry_id}"
+        named = {re.sub(r"[-./:]", "_", f"{base}_{name}_instance"): backend for name, backend in instances.items()}
+        methods = {
+            method: instance
+            for instance, backend in named.items()
+            for method, _ in inspect.getmembers(backend, inspect.ismethod)
+            if not method.startswith("_")
+        }
+        return [_result(call, named, methods) for call in func_call_list], instances
+
+    def _loaded(self, name: str, initial_config: Mapping[str, Any], long_context: bool) -> Any:
+        from bfcl_eval.constants.executable_backend_config import STATELESS_CLASSES
+
+        backend = self._classes[name]()
+        if name not in STATELESS_CLASSES:
+            backend._load_scenario(deepcopy(initial_config.get(name, {})), long_context=long_context)
+        return backend
+
+
+def _result(call: str, named: Mapping[str, Any], methods: Mapping[str, str]) -> str:
+    """The result of a call as text, or its error."""
+    from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_utils import _process_method_calls
+
+    try:
+        text = _process_method_calls(call, methods)
+        name = text.split("(")[0]
+        name = name.split(".")[1] if "." in name else name
+        if name in _REFUSED:
+            return f"{_ERROR}Function call {name} is not allowed."
+        value = _value(ast.parse(text.lstrip(" \t"), "<string>", "eval").body, named, methods)
+        if type(value) is dict:
+            try:
+                return json.dumps(value)
+            except (TypeError, ValueError, RecursionError):  # an object, a number of too many digits
+                pass
+        return str(value)
+    except Exception as error:
+        return f"{_ERROR}{error}"
+
+
+def _value(node: ast.expr | None, named: Mapping[str, Any], methods: Mapping[str, str]) -> Any:
+    """The value of a literal or of a call of a public method."""
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.Name(id=name):
+            raise NameError(f"name '{name}' is not defined")
+        case ast.List(elts=elements):
+            return [_value(element, named, methods) for element in elements]
+        case ast.Tuple(elts=elements):
+            return tuple(_value(element, named, methods) for element in elements)
+        case ast.Dict(keys=keys, values=values):
+            pairs = zip(keys, values, strict=True)
+            return {_value(key, named, methods): _value(value, named, methods) for key, value in pairs}
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Name() as operand):  # -inf
+            return _value(operand, named, methods)
+        case ast.UnaryOp() | ast.BinOp():
+            return fold(node)
+        case ast.Call(func=function, args=args, keywords=keywords):
+            method = _method(function, named, methods)
+            given = [_value(argument, named, methods) for argument in args]
+            return method(*given, **{str(one.arg): _value(one.value, named, methods) for one in keywords})
+        case _:
+            raise NotConstant("neither a literal nor a call")
+
+
+def _method(function: ast.expr, named: Mapping[str, Any], methods: Mapping[str, str]) -> Callable[..., Any]:
+    match function:
+        case ast.Attribute(value=ast.Name(id=instance), attr=name) if instance in named:
+            if methods.get(name) != instance:
+                raise AttributeError(f"'{type(named[instance]).__name__}' object has no attribute '{name}'")
+            found: Callable[..., Any] = getattr(named[instance], name)
+            return found
+        case ast.Attribute(value=value, attr=name):
+            _method(value, named, methods)  # of a dotted name, the first part is unknown
+            raise AttributeError(f"a method has no attribute '{name}'")
+        case ast.Name(id=name):
+            raise NameError(f"name '{name}' is not defined")
+        case ast.Constant(value=value):
+            raise TypeError(f"'{type(value).__name__}' object is not callable")
+        case _:
+            raise NotConstant("a call of something that is no name")

@@ -1,0 +1,271 @@
+"""The six error types of TTPA (arXiv 2505.20016) as a classification that needs no scorer, and a seventh bucket.
+
+Labels of a candidate, all that apply:
+
+* `format`             the text does not parse as calls, or a call's arguments are not an object.
+* `tool_name`          a matched call names another tool than its target call.
+* `missing_required`   a required parameter is absent.
+* `parameter_name`     a parameter that the tool does not have.
+* `parameter_type`     a value outside the declared JSON type. It then is no `parameter_value` error too: values of
+                       different types are not compared.
+* `parameter_value`    a well-typed value that differs from the target's. What happens when a parameter is left to its
+                       default counts as its value: an optional parameter that only one of the two calls gives.
+* `call_count`         calls missing or too many. Not one of the six: the paper scores single calls. A reply without
+                       any call to a sample that wants one is here (a choice of the model), not in `format` (a slip of
+                       the pen); so is any call to a sample that wants text, and its arguments are not judged.
+
+Calls are matched one-to-one with the target calls, optimally, in this order of worth: equal names, equal arguments,
+shared parameter names, few surplus parameters. Arguments are judged by the schema of the tool the target calls; with
+another listed tool, by that tool's own schema, and only the shared parameters are compared with the target. What the
+target itself does is never an error, so a target that breaks its own schema has no label.
+
+Every candidate that is not exact has at least one label; an exact one has none. Validation of a call with no target in
+sight is `ttpa.calls.schema.check_call`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ttpa.calls.schema import calls_equal, type_ok, values_equal
+from ttpa.records import Candidate, Sample, ToolCall, ToolSpec
+
+SIX = ("format", "tool_name", "missing_required", "parameter_name", "parameter_type", "parameter_value")
+LABELS = (*SIX, "call_count")
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is wrong with a candidate: its label and a sentence for a person.
+
+    Example:
+        >>> Finding(label="tool_name", text="tool is 'f', expected 'g'").label
+        'tool_name'
+    """
+
+    label: str
+    text: str
+
+
+def six_errors(sample: Sample, calls: Sequence[ToolCall] | None) -> tuple[str, ...]:
+    """Which labels apply to the calls of a candidate, in the order of `LABELS`; empty when the calls are exact.
+
+    Args:
+        sample: holds the tools and the target calls.
+        calls: the parsed calls, None when the text did not parse.
+    """
+    present = {finding.label for finding in find_errors(sample, calls)}
+    return tuple(label for label in LABELS if label in present)
+
+
+def primary_error(labels: Iterable[str]) -> str:
+    """The first of the labels in the order of `LABELS`, "" when there is none.
+
+    A misspelt required parameter is both missing and misnamed, and its primary error is `missing_required`, as in
+    BFCL's checker; count `parameter_name` over all labels, not over primary ones.
+
+    Example:
+        >>> primary_error(("parameter_value", "missing_required")), primary_error(())
+        ('missing_required', '')
+    """
+    present = set(labels)
+    return next((label for label in LABELS if label in present), "")
+
+
+def find_errors(sample: Sample, calls: Sequence[ToolCall] | None) -> tuple[Finding, ...]:
+    """Everything wrong with the calls, sorted by `LABELS`; empty if and only if `is_exact`."""
+    if calls is None:
+        return (Finding(label="format", text="the reply does not parse as tool calls"),)
+    made = [read_call(call) for call in calls]
+    readable = [call for call in made if call is not None]
+    if len(readable) < len(made):
+        at = made.index(None)
+        return (Finding(label="format", text=f"arguments of call {at + 1}, {show(calls[at].name)}, are no object"),)
+    if calls_equal(readable, sample.target):
+        return ()
+    found: list[Finding] = []
+    if len(readable) != len(sample.target):
+        text = f"{len(readable)} calls made, {len(sample.target)} expected"
+        found.append(Finding(label="call_count", text=text))
+    for gold, call in match_calls(sample.target, readable):
+        found += _compare(sample, gold, call)
+    return tuple(sorted(found, key=lambda finding: LABELS.index(finding.label)))
+
+
+def explain(sample: Sample, candidate: Candidate) -> str:
+    """One sentence for a person: the first error, and how many more there are."""
+    found = find_errors(sample, candidate.calls)
+    if not found:
+        return "calls equal the target" if sample.target else "no call is made, as expected"
+    text = found[0].text
+    if candidate.calls is None and candidate.error:
+        text += f": {candidate.error[:200]}"
+    return text if len(found) == 1 else f"{text} (and {len(found) - 1} more)"
+
+
+def is_exact(sample: Sample, calls: Sequence[ToolCall] | None) -> bool:
+    """Whether the calls equal the target's in any order; with a text target, whether no call is made."""
+    if calls is None:
+        return False
+    made = [read_call(call) for call in calls]
+    readable = [call for call in made if call is not None]
+    return len(readable) == len(made) and calls_equal(readable, sample.target)
+
+
+def read_call(call: ToolCall) -> ToolCall | None:
+    """The call with its arguments as an object; arguments that are JSON text are parsed once, as the release does.
+
+    Returns:
+        The call, or None when its arguments are no object in either form.
+    """
+    arguments: Any = call.arguments
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return None
+    if not isinstance(arguments, Mapping):
+        return None
+    return call if arguments is call.arguments else ToolCall(name=call.name, arguments=arguments)
+
+
+def show(value: Any) -> str:
+    """A short repr that exists for every value (a number of 5,000 digits has no repr in Python)."""
+    try:
+        return _SHORT.repr(value)
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__}"
+
+
+def match_calls(gold: Sequence[ToolCall], calls: Sequence[ToolCall]) -> list[tuple[ToolCall, ToolCall]]:
+    """Matches calls one-to-one with the target calls: `min(len(gold), len(calls))` pairs (target call, call)."""
+    base = 1 + sum(len(call.arguments) for call in (*gold, *calls))
+
+    def worth(left: ToolCall, right: ToolCall) -> int:
+        shared = [key for key in left.arguments if key in right.arguments]
+        equal = sum(values_equal(left.arguments[key], right.arguments[key]) for key in shared)
+        surplus = len(right.arguments) - len(shared)
+        # Digits of one number to the base `base`: no sum of a lower digit reaches the next, so a sum is lexicographic.
+        return (((left.name == right.name) * base + equal) * base + len(shared)) * base - surplus
+
+    table = [[worth(left, right) for right in calls] for left in gold]
+    return [(gold[row], calls[column]) for row, column in best_matching(table)]
+
+
+def best_matching(worth: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
+    """One-to-one matching of rows and columns with the largest sum (Hungarian method, O(rows^2 columns)).
+
+    Args:
+        worth: a table of equally long rows; integers of any size or floats.
+
+    Returns:
+        `min(rows, columns)` pairs (row, column), by row.
+
+    Example:
+        >>> best_matching([[5, 4], [4, 1]])
+        [(0, 1), (1, 0)]
+    """
+    if not worth or not worth[0]:
+        return []
+    if len(worth) > len(worth[0]):
+        return sorted((row, column) for column, row in best_matching([list(line) for line in zip(*worth, strict=True)]))
+    rows, columns = len(worth), len(worth[0])
+    up: list[float] = [0] * (rows + 1)
+    vp: list[float] = [0] * (columns + 1)
+    owner = [0] * (columns + 1)  # owner[column] = its row; both count from 1, and 0 stands for none
+    for row in range(1, rows + 1):
+        _augment(worth, row, up, vp, owner)
+    return sorted((owner[column] - 1, column - 1) for column in range(1, columns + 1) if owner[column])
+
+
+def _augment(worth: Sequence[Sequence[float]], row: int, up: list[float], vp: list[float], owner: list[int]) -> None:
+    """Adds one row to the matching along a shortest augmenting path; `up` and `vp` are the dual variables."""
+    columns = len(vp) - 1
+    slack: list[float] = [math.inf] * (columns + 1)
+    before = [0] * (columns + 1)
+    used = [False] * (columns + 1)
+    owner[0] = row
+    at = 0
+    while owner[at]:
+        used[at] = True
+        line, step, best = owner[at], math.inf, 0
+        for column in range(1, columns + 1):
+            if used[column]:
+                continue
+            cost = -worth[line - 1][column - 1] - up[line] - vp[column]
+            if cost < slack[column]:
+                slack[column], before[column] = cost, at
+            if slack[column] < step:
+                step, best = slack[column], column
+        for column in range(columns + 1):
+            if used[column]:
+                up[owner[column]] += step
+                vp[column] -= step
+            else:
+                slack[column] -= step
+        at = best
+    while at:
+        owner[at] = owner[before[at]]
+        at = before[at]
+
+
+def _compare(sample: Sample, gold: ToolCall, call: ToolCall) -> Iterator[Finding]:
+    """Yields what is wrong with one call that was matched with the target call `gold`."""
+    called, wanted = sample.tool(call.name), sample.tool(gold.name)
+    if call.name != gold.name:
+        yield Finding(label="tool_name", text=f"tool is {show(call.name)}, expected {show(gold.name)}")
+    # A tool that does not exist has no schema: such a call is judged as a misspelt call of the wanted tool.
+    foreign = call.name != gold.name and called is not None
+    spec = called or wanted
+    yield from _absent(spec, gold, call, foreign)
+    for key, value in call.arguments.items():
+        yield from _judge(spec, gold, call.name, key, value, foreign)
+
+
+def _absent(spec: ToolSpec | None, gold: ToolCall, call: ToolCall, foreign: bool) -> Iterator[Finding]:
+    required = spec.required if spec else ()
+    for key in required:
+        if key not in call.arguments and (foreign or key in gold.arguments):
+            text = f"required parameter {show(key)} of {show(call.name)} is missing"
+            yield Finding(label="missing_required", text=text)
+    if foreign:
+        return
+    for key, value in gold.arguments.items():
+        if key not in call.arguments and key not in required:
+            yield Finding(label="parameter_value", text=f"value of {show(key)} is left out, expected {show(value)}")
+
+
+def _judge(spec: ToolSpec | None, gold: ToolCall, tool: str, key: str, value: Any, foreign: bool) -> Iterator[Finding]:
+    """Yields at most one finding about one given parameter."""
+    given = key in gold.arguments
+    if given and values_equal(value, gold.arguments[key]) and not foreign:
+        return
+    schema = _schema_of(spec, key)
+    if schema is None and (foreign or not given):
+        yield Finding(label="parameter_name", text=f"{show(tool)} has no parameter {show(key)}")
+    elif schema is not None and not type_ok(value, schema):
+        kind = schema.get("type", "as declared") if isinstance(schema, Mapping) else "as declared"
+        yield Finding(label="parameter_type", text=f"type of {show(key)} is not {kind}: {show(value)}")
+    elif given and not values_equal(value, gold.arguments[key]):
+        text = f"value of {show(key)} is {show(value)}, expected {show(gold.arguments[key])}"
+        yield Finding(label="parameter_value", text=text)
+    elif not given and not foreign:
+        yield Finding(label="parameter_value", text=f"value of {show(key)} is {show(value)}, expected none")
+
+
+def _schema_of(spec: ToolSpec | None, key: str) -> Any:
+    """The schema of a parameter; None when neither `properties` nor `additionalProperties` of the tool allow it."""
+    if spec is None:
+        return None
+    if key in spec.properties:
+        return spec.properties[key] or {}
+    other = spec.parameters.get("additionalProperties", False)
+    return None if other is False else other

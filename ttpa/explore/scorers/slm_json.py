@@ -1,0 +1,182 @@
+"""The reward of SLM-GRPO (arXiv 2509.04518, "capability-aware reward modelling") for small models that write JSON.
+
+    R = 0                                       any text outside the JSON, or empty, or invalid JSON
+    R = w_json + scale (R_name + R_args)        otherwise
+    R_name = w_name / max(n_exp, 1) * n_correct_names
+    R_args = w_args / max(n_exp, 1) * sum A_i   over the calls with the right name
+    A_i    = correct arguments of call i / arguments of call i
+    scale  = n_exp / max(n_pred, 1) if n_pred > n_exp, else 1
+
+w_json = 0.125 and w_args = 0.5 are printed. These are reconstructions, where the public text lost the formula:
+w_name = 0.375 (the three then add up to 1), both terms of A_i, and both terms of the scale. Where it says nothing:
+
+* The arguments of call i are those of the target's or of the answer's call, whichever has more: an argument left out
+  and an argument too many both cost. When neither has any, A_i = 1.
+* Names are counted, and arguments compared, under the best one-to-one matching of calls with equal names. Order is
+  free, and a call written twice counts once. Values are equal as in `values_equal`: 1 == 1.0, but "1" != 1.
+* "Empty" is an answer without any character, and a list without calls (`[]`) where the target has some.
+* A target without a call, which the paper's data do not have: an answer without a call is worth all three weights,
+  whatever it says; calls and nothing else w_json; all the rest 0. An answer without any character is 0 here too, unless
+  the target has none either.
+
+The rule for text is for any syntax: calls and white space, and nothing else. A code fence is text.
+What it does not do: look at the tools' schemas (`ttpa.explore.scorers.esm`), or judge the words of an answer without a call.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from ttpa.calls import SYNTAXES, ParseError, values_equal
+from ttpa.calls.six_errors import best_matching, explain, is_exact, read_call
+from ttpa.errors import ConfigError
+from ttpa.records import Candidate, Sample, Score, ToolCall
+
+ANY = "any"
+NOT_ALONE = "the text is not calls alone"
+
+_TAGS = {"hermes": ("<tool_call>", "</tool_call>")}
+"""The markup of the syntaxes that read calls out of other text. The others read a whole text or refuse it."""
+
+
+def check_syntax(syntax: str) -> None:
+    """Refuses a syntax that `bare_calls` does not know.
+
+    Raises:
+        ConfigError: it is neither "any" nor a name of `SYNTAXES`.
+    """
+    if syntax not in (ANY, *SYNTAXES):
+        remedy = f"Use {ANY} or one of {', '.join(SYNTAXES)}"
+        raise ConfigError.at("scorer.syntax", syntax, "no such call syntax", remedy)
+
+
+def bare_calls(candidate: Candidate, syntax: str) -> tuple[ToolCall, ...] | None:
+    """The calls of an answer that consists of calls and nothing else.
+
+    Args:
+        candidate: the answer; its text does not hold what ends a turn.
+        syntax: reads the text; "any" takes `candidate.calls` and asks only that some syntax reads the text whole.
+
+    Returns:
+        The calls; () for an answer without a call, whatever its text; None when the text is malformed or there is more
+        in it than calls and white space.
+
+    Example:
+        >>> bare_calls(Candidate(sample_id="s", index=0, text='[{"name": "f", "arguments": {}}]'), "json")
+        (ToolCall(name='f', arguments={}),)
+        >>> bare_calls(Candidate(sample_id="s", index=0, text='Sure: [{"name": "f", "arguments": {}}]'), "json")
+    """
+    if syntax != ANY:
+        return _read_whole(candidate.text, syntax)
+    if candidate.calls and not any(_read_whole(candidate.text, name) for name in SYNTAXES):
+        return None
+    return candidate.calls
+
+
+def _read_whole(text: str, name: str) -> tuple[ToolCall, ...] | None:
+    syntax = SYNTAXES[name]
+    calls = syntax.parse(text)
+    if isinstance(calls, ParseError):
+        return None
+    if calls and name in _TAGS:
+        end, between = 0, []
+        for span in syntax.spans(text):
+            if span.kind == "call":
+                between.append(text[end : span.start])
+                end = span.end
+        rest = "\n".join([*between, text[end:]])
+        for tag in _TAGS[name]:
+            rest = rest.replace(tag, "")
+        if rest.strip():
+            return None
+    return calls
+
+
+@dataclass(frozen=True, kw_only=True)
+class SLMJson:
+    """The scorer; see the module header for the equation.
+
+    Args:
+        w_json: worth of an answer that is calls and nothing else.
+        w_name: worth of the right names.
+        w_args: worth of the right arguments.
+        scale_extra: whether names and arguments are scaled down when there are more calls than expected.
+        syntax: how calls are written: json as in the paper, another of `ttpa.calls.SYNTAXES`, or any.
+
+    Raises:
+        ConfigError: a weight outside [0, 1], or weights that add up to 0 or to more than 1; a `scale_extra` that is no
+            boolean; no such syntax.
+
+    Example:
+        >>> gold = ToolCall(name="f", arguments={"a": 1, "b": 2})
+        >>> sample = Sample(id="s", tools=(), messages=(), target=(gold,), source="toy")
+        >>> text = '[{"name": "f", "arguments": {"a": 1, "b": 3}}]'
+        >>> SLMJson()(sample, Candidate(sample_id="s", index=0, text=text)).value  # 0.125 + 0.375 + 0.5 / 2
+        0.75
+    """
+
+    w_json: float = 0.125
+    w_name: float = 0.375
+    w_args: float = 0.5
+    scale_extra: bool = True
+    syntax: str = "json"
+
+    def __post_init__(self) -> None:
+        weights = {"w_json": self.w_json, "w_name": self.w_name, "w_args": self.w_args}
+        for key, weight in weights.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
+                remedy = "The paper has 0.125 for JSON and 0.5 for arguments, which leaves 0.375 for names"
+                raise ConfigError.at(f"scorer.{key}", weight, "must be a number in [0, 1]", remedy)
+        if not 0 < math.fsum(weights.values()) <= 1 + 1e-9:
+            problem, remedy = "must add up to more than 0 and at most 1", "The paper has 0.125, 0.375 and 0.5"
+            raise ConfigError.at("scorer.w_json, w_name, w_args", tuple(weights.values()), problem, remedy)
+        if not isinstance(self.scale_extra, bool):
+            remedy = "Use true for the paper's reward"
+            raise ConfigError.at("scorer.scale_extra", self.scale_extra, "must be true or false", remedy)
+        check_syntax(self.syntax)
+
+    def __call__(self, sample: Sample, candidate: Candidate) -> Score:
+        """Scores one candidate; `detail` holds `json`, `name` and `arguments`, each in [0, 1] and already scaled.
+
+        `exact` is about the calls alone: an answer with text around the right calls is exact and worth 0.
+        """
+        calls = bare_calls(candidate, self.syntax)
+        json, name, arguments = self._parts(sample, candidate, calls)
+        said = explain(sample, candidate if calls is None else replace(candidate, calls=calls))
+        if calls is None and candidate.calls:
+            said = f"{NOT_ALONE}; {said}"
+        return Score(
+            value=min(self.w_json * json + self.w_name * name + self.w_args * arguments, 1.0),
+            exact=is_exact(sample, candidate.calls if calls is None else calls),
+            detail={"json": json, "name": name, "arguments": arguments},
+            explanation=said,
+        )
+
+    def _parts(
+        self, sample: Sample, candidate: Candidate, calls: tuple[ToolCall, ...] | None
+    ) -> tuple[float, float, float]:
+        """What the three weights are multiplied by."""
+        made = [read_call(call) for call in calls or ()]
+        silent = not candidate.text.strip() and bool(sample.target or (sample.target_text or "").strip())
+        if calls is None or None in made or silent or (sample.target and not made):
+            return 0.0, 0.0, 0.0
+        expected = len(sample.target)
+        if not expected:
+            return (1.0, 0.0, 0.0) if made else (1.0, 1.0, 1.0)
+        table = [[_share(gold, call) for call in made] for gold in sample.target]
+        # Every pair of equal names is worth at least 1, so that the best matching has as many of them as there can be.
+        worth = [[0.0 if share is None else 1 + share for share in line] for line in table]
+        shares = [share for row, column in best_matching(worth) if (share := table[row][column]) is not None]
+        scale = expected / len(made) if self.scale_extra and len(made) > expected else 1.0
+        return 1.0, scale * len(shares) / expected, scale * math.fsum(shares) / expected
+
+
+def _share(gold: ToolCall, call: ToolCall | None) -> float | None:
+    """A_i of a call against a target call; None when the names differ."""
+    if call is None or call.name != gold.name:
+        return None
+    wanted, given = gold.arguments, call.arguments
+    size = max(len(wanted), len(given))
+    equal = sum(key in wanted and values_equal(given[key], wanted[key]) for key in given)
+    return equal / size if size else 1.0

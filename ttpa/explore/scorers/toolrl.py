@@ -1,0 +1,320 @@
+"""The reward of ToolRL (arXiv 2504.13958), after the released `verl/utils/reward_score/rlla.py`.
+
+    R = R_format + R_correct (+ R_length)                          at least -3 and at most 4 by default
+    R_format   1 if the whole text has the form that the target has, else 0
+    R_correct  0 if the target has no call; -3 if the calls cannot be read; 3 if they equal the target's; else
+               6 S / S_max - 3,  S_max = 1 + sum over target calls of (1 + number of its parameters)
+    S          = name + sum over target calls of (param + value) of the call matched with it, of the same name
+    name       = J(names of the target's calls, names of the calls),  J = |intersection| / |union| of multisets
+    param      = J(parameter names of the two calls)
+    value      = number of the target call's parameters whose value is equal
+
+The release's environment variables are options here: `similarity` (REFINEDREWARD: J is 1 for equal lists and else 0, so
+that order counts; INTERMEDIATEREWARD: a matched call is worth 1 if it is equal and else 0, S_max = 1 + number of calls;
+COARSEREWARD: 3 or -3), `correct_max` (CORRECTMAX1), `schedule` (MAX1STEP30MAX3, SCHEDULEREWARD) and `length`
+(WITHLENGTH, SCHEDULELENGTH). The defaults, and `format=rlla`, give the release's numbers, its slips included: Python's
+`==` (True equals 1), matching in the order of the target, a `<think>` part that may stand in the text twice, words of a
+reply that are never judged, and a format that is right although the calls cannot be read.
+
+Where this departs from the release:
+
+* a line of the block that is no call (no object, a name that is no text, parameters that are no object, NaN or an
+  infinite number) is unreadable, also where the release does not come to look at it: with names that differ, or calls
+  compared whole;
+* schedules end where they are said to: after step 150 (rewards) and 105 (length). The release keeps only
+  `correct_max=3` there; with 1 the scale goes on through zero, and the wanted length goes on growing;
+* the text is `candidate.text`; the release cuts it out of the whole transcript by the name of the experiment.
+
+What it does not do: look at the tools' schemas (`ttpa.explore.scorers.esm`), or judge the words of a reply.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ttpa.calls.schema import values_equal
+from ttpa.calls.six_errors import best_matching, explain, is_exact, read_call
+from ttpa.errors import ConfigError
+from ttpa.explore.scorers.slm_json import ANY, NOT_ALONE, bare_calls, check_syntax
+from ttpa.records import Candidate, Sample, Score, ToolCall
+
+Row = Mapping[str, Any]
+"""A call as the release has it: {"name", "parameters"}, and whatever else the line holds."""
+
+_CHOICES: Mapping[str, tuple[object, ...]] = {
+    "format": ("rlla", "plain"),
+    "matching": ("greedy", "optimal"),
+    "similarity": ("finegrained", "refined", "intermediate", "coarse"),
+    "correct_max": (3, 1),
+    "schedule": ("none", "max1step30max3", "linear"),
+    "length": ("none", "fixed", "scheduled"),
+    "value_equality": ("released", "strict"),
+}
+_PARTS: Mapping[str, tuple[str, ...]] = {
+    "finegrained": ("name", "param", "value"),
+    "refined": ("name", "param", "value"),
+    "intermediate": ("name", "call"),
+    "coarse": ("call",),
+}
+_CORNERS = (0, 29, 30, 75, 150)  # steps between which every schedule is a straight line
+_CALL_TAGS, _REPLY_TAGS = ("<tool_call>", "</tool_call>"), ("<response>", "</response>")
+_FORMS = {
+    (calls, reply): re.compile(
+        "<think>.*?</think>"
+        + calls * rf"\n{_CALL_TAGS[0]}\n.*?\n{_CALL_TAGS[1]}"
+        + reply * rf"\n{_REPLY_TAGS[0]}.*?{_REPLY_TAGS[1]}",
+        re.DOTALL,
+    )
+    for calls in (False, True)
+    for reply in (False, True)
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolRL:
+    """The reward; see the module header for the equation. The defaults are the released run.
+
+    Args:
+        format: "rlla": `<think>..</think>`, a line break, and what the target has: a block `<tool_call>` of JSON lines
+            {"name", "parameters"}, `<response>..</response>`, or both. "plain": calls in a syntax of the project and
+            nothing else if the target has calls, any text without a call if it has none.
+        syntax: "plain" only: how the calls are written, one of `ttpa.calls.SYNTAXES`, or any.
+        matching: "greedy": each target call in turn takes the best call left, as released; "optimal": the one-to-one
+            matching with the largest sum.
+        similarity: how calls that differ are compared: finegrained, refined, intermediate or coarse.
+        correct_max: correctness lies between minus this and this, 3 or 1.
+        schedule: "none"; "max1step30max3": correctness a third of its size before step 30, format half from there on;
+            "linear": over 150 steps the right format falls from 2 to 1 and correctness grows from 2 to `correct_max`. A
+            wrong format then costs 2, falling to 1 over 75 steps, and no longer nothing; so in the release.
+        length: "fixed": a further part of the reward, words of thought / 512, rounded to hundredths, at most 1;
+            "scheduled": over a number of words that grows from 384 to 640 in 105 steps. Needs format=rlla.
+        value_equality: "released": Python's `==`; "strict": `values_equal`, by which True is not 1.
+
+    Raises:
+        ConfigError: a value that is none of these; a length without thoughts to count.
+
+    Example:
+        >>> gold = ToolCall(name="f", arguments={"a": 1, "b": 2})
+        >>> sample = Sample(id="s", tools=(), messages=(), target=(gold,), source="toy")
+        >>> line = '{"name": "f", "parameters": {"a": 1, "b": 3}}'
+        >>> text = f"<think>Easy.</think>\\n<tool_call>\\n{line}\\n</tool_call>"
+        >>> score = ToolRL()(sample, Candidate(sample_id="s", index=0, text=text))
+        >>> score.value, score.detail["format"], score.detail["correct"]  # 1 + 6 * (1 + 1 + 1) / 4 - 3
+        (2.5, 1.0, 1.5)
+    """
+
+    format: Literal["rlla", "plain"] = "rlla"
+    syntax: str = ANY
+    matching: Literal["greedy", "optimal"] = "greedy"
+    similarity: Literal["finegrained", "refined", "intermediate", "coarse"] = "finegrained"
+    correct_max: Literal[3, 1] = 3
+    schedule: Literal["none", "max1step30max3", "linear"] = "none"
+    length: Literal["none", "fixed", "scheduled"] = "none"
+    value_equality: Literal["released", "strict"] = "released"
+
+    def __post_init__(self) -> None:
+        for key, allowed in _CHOICES.items():
+            value = getattr(self, key)
+            if value not in allowed or isinstance(value, bool):
+                problem = f"must be {' or '.join(str(choice) for choice in allowed)}"
+                raise ConfigError.at(f"scorer.{key}", value, problem, f"Use {allowed[0]} for the released run")
+        check_syntax(self.syntax)
+        if self.length != "none" and self.format == "plain":
+            problem = "counts words of thought, which scorer.format=plain has none of"
+            raise ConfigError.at("scorer.length", self.length, problem, "Use scorer.length=none or scorer.format=rlla")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest value over all steps."""
+        ranges = [self._ranges(step) for step in _CORNERS]
+        longest = 0.0 if self.length == "none" else 1.0
+        return (
+            min(low + worst for low, _, worst, _ in ranges),
+            max(high + best for _, high, _, best in ranges) + longest,
+        )
+
+    def __call__(self, sample: Sample, candidate: Candidate, *, step: int = 0) -> Score:
+        """Scores one candidate.
+
+        `detail` holds what is added up: `format`, `correct` and, if asked for, `length`. If the target has calls it
+        also holds what correctness is made of, in [0, 1]: `name`, `param` (mean over the target's calls) and `value`
+        (share of the target's parameters), with similarity=intermediate `name` and `call`, with coarse `call`.
+        """
+        low, high, worst, best = self._ranges(step)
+        well_formed, calls, rows = self._read(sample, candidate)
+        detail = {"format": high if well_formed else low, "correct": 0.0}
+        if sample.target:
+            score, most, parts = self._compare(sample, rows)
+            detail["correct"] = (best - worst) * score / most + worst
+        else:
+            parts = {}
+        if self.length != "none":
+            detail["length"] = self._length(candidate.text, step)
+        return Score(
+            value=sum(detail.values()),
+            exact=is_exact(sample, calls),
+            detail=detail | parts,
+            explanation=self._explain(sample, candidate, calls, well_formed),
+        )
+
+    def _ranges(self, step: int) -> tuple[float, float, float, float]:
+        """What a wrong and a right format are worth, and the worst and the best calls, at a step."""
+        low, high, best = 0.0, 1.0, float(self.correct_max)
+        if self.schedule == "max1step30max3":
+            return (low, high, -best / 3, best / 3) if step < 30 else (low, high / 2, -best, best)
+        if self.schedule == "linear":
+            done = min(step, 150)
+            best = (best - 2) * done / 150 + 2
+            return min(-2 + 2 * done / 150, -1.0), 2 - done / 150, -best, best
+        return low, high, -best, best
+
+    def _read(
+        self, sample: Sample, candidate: Candidate
+    ) -> tuple[bool, tuple[ToolCall, ...] | None, Sequence[Row] | None]:
+        """Whether the format is right; the calls, None when they cannot be read; and the calls as rows."""
+        if self.format == "rlla":
+            text = candidate.text.strip()
+            rows = _block(text)
+            calls = None if rows is None else tuple(_call(row) for row in rows)
+            return _has_form(text, bool(sample.target), bool(sample.target_text)), calls, rows
+        bare = bare_calls(candidate, self.syntax)
+        made = None if candidate.calls is None else [read_call(call) for call in candidate.calls]
+        readable = None if made is None or None in made else [_row(call) for call in made if call is not None]
+        return bare is not None and bool(bare) == bool(sample.target), candidate.calls, readable
+
+    def _compare(self, sample: Sample, rows: Sequence[Row] | None) -> tuple[float, float, dict[str, float]]:
+        """S, S_max, and what S is made of."""
+        keys = _PARTS[self.similarity]
+        gold = [_row(call) for call in sample.target]
+        if not rows:
+            return 0.0, 1.0, dict.fromkeys(keys, 0.0)
+        if self._equal(gold, list(rows)):
+            return 1.0, 1.0, dict.fromkeys(keys, 1.0)
+        if self.similarity == "coarse":
+            return 0.0, 1.0, dict.fromkeys(keys, 0.0)
+        name = self._overlap([row["name"] for row in gold], [row["name"] for row in rows])
+        whole = self.similarity == "intermediate"
+        table = [[self._likeness(left, right, whole) for right in rows] for left in gold]
+        worth = [[param + value for param, value in line] for line in table]
+        pairs = best_matching(worth) if self.matching == "optimal" else _greedy(worth)
+        score = name
+        for row, column in pairs:
+            score += worth[row][column]
+        param, value = (sum(table[row][column][part] for row, column in pairs) for part in (0, 1))
+        if whole:
+            return score, 1.0 + len(gold), {"name": name, "call": value / len(gold)}
+        wanted = sum(len(row["parameters"]) for row in gold)
+        param /= len(gold)
+        # Where the target gives no parameter, there is no value to get wrong but by giving one.
+        parts = {"name": name, "param": param, "value": value / wanted if wanted else param}
+        return score, 1.0 + len(gold) + wanted, parts
+
+    def _likeness(self, gold: Row, row: Row, whole: bool) -> tuple[float, float]:
+        """`param` and `value` of two calls, 0 if their names differ; of whole calls 0, and 1 if they are equal."""
+        if row["name"] != gold["name"]:
+            return 0.0, 0.0
+        if whole:
+            return 0.0, float(self._equal(gold, row))
+        wanted, given = gold["parameters"], row["parameters"]
+        equal = sum(key in given and self._equal(wanted[key], given[key]) for key in wanted)
+        return self._overlap(list(wanted), list(given)), float(equal)
+
+    def _overlap(self, left: Sequence[str], right: Sequence[str]) -> float:
+        """J of two lists of names."""
+        if left == right:
+            return 1.0
+        if self.similarity == "refined":
+            return 0.0
+        shared = (Counter(left) & Counter(right)).total()
+        return shared / (len(left) + len(right) - shared)
+
+    def _equal(self, gold: Any, made: Any) -> bool:
+        if self.value_equality == "released":
+            try:
+                return bool(gold == made)
+            except RecursionError:  # both nested deeper than Python's `==` goes
+                pass
+        return values_equal(gold, made)
+
+    def _length(self, text: str, step: int) -> float:
+        if "<think>" not in text or "</think>" not in text:
+            return 0.0
+        words = len(text.split("<think>")[-1].split("</think>")[0].split())
+        wanted = 512 if self.length == "fixed" else (640 - 384) * min(step, 105) / 105 + 384
+        return min(round(words / wanted, 2), 1.0)
+
+    def _explain(
+        self, sample: Sample, candidate: Candidate, calls: tuple[ToolCall, ...] | None, well_formed: bool
+    ) -> str:
+        if self.format == "rlla":
+            error = "the <tool_call> block does not hold one call a line" if calls is None else None
+            said = explain(sample, replace(candidate, calls=calls, error=error))
+            return said if well_formed else f"the text has not the target's form; {said}"
+        said = explain(sample, candidate)
+        return f"{NOT_ALONE}; {said}" if calls and sample.target and not well_formed else said
+
+
+def _row(call: ToolCall) -> Row:
+    return {"name": call.name, "parameters": dict(call.arguments)}
+
+
+def _call(row: Row) -> ToolCall:
+    return ToolCall(name=row["name"], arguments=row["parameters"])
+
+
+def _has_form(text: str, calls: bool, reply: bool) -> bool:
+    """Whether a text is thought and then calls, a reply, both or nothing, with the tags of these once each."""
+    # Counted first: with several tags the pattern would be tried from each of them to the end of the text.
+    tags = _CALL_TAGS * calls + _REPLY_TAGS * reply
+    return all(text.count(tag) == 1 for tag in tags) and _FORMS[calls, reply].fullmatch(text) is not None
+
+
+def _block(text: str) -> list[Row] | None:
+    """The lines of the first `<tool_call>` block; none without a tag; None when they cannot all be read."""
+    if not any(tag in text for tag in _CALL_TAGS):
+        return []
+    if not all(tag in text for tag in _CALL_TAGS):
+        return None
+    block = text.split(_CALL_TAGS[0])[1].split(_CALL_TAGS[1])[0].strip()
+    rows: list[Row] = []
+    for line in block.split("\n"):
+        try:
+            row = _LINE.decode(line)
+        except (ValueError, RecursionError):  # no JSON, a number of too many digits, nested too deeply
+            return None
+        if not (isinstance(row, dict) and isinstance(row.get("name"), str) and isinstance(row.get("parameters"), dict)):
+            return None
+        rows.append(row)
+    return rows
+
+
+def _finite(text: str) -> float:
+    """A number of a JSON line; NaN, Infinity and 1e999 are none."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
+_LINE = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+
+
+def _greedy(worth: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
+    """Each row in turn takes the best column left, the first of equals; a column worth 0 is left."""
+    pairs: list[tuple[int, int]] = []
+    used: set[int] = set()
+    for row, line in enumerate(worth):
+        best, at = 0.0, -1
+        for column, value in enumerate(line):
+            if column not in used and value > best:
+                best, at = value, column
+        if at >= 0:
+            used.add(at)
+            pairs.append((row, at))
+    return pairs

@@ -1,0 +1,1 @@
+"""From result rows to numbers: statistics, tables, sweeps, status, reports, trackers."""

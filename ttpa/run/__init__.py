@@ -1,0 +1,1 @@
+"""The graph and what runs it: pipeline, stages, store, workers, configuration."""

@@ -1,0 +1,217 @@
+"""From a composed configuration to instantiated parts: the only place that calls `hydra.utils.instantiate`.
+
+Two kinds of groups. *Identity* groups decide the numbers and enter fingerprints; *execution* groups decide where and
+how fast and never do. `model.recipe` holds the numbers that suit a model's size (steps, learning rates); options of
+other groups refer to it, so it enters a fingerprint through them and not through the model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ttpa.errors import ConfigError, TtpaError
+from ttpa.run.store import fingerprint
+from ttpa.run.tracking import StageFacts, check_options
+
+# Hydra copies this singleton, whole, for each composition and for each group that `--help` lists: half of its time.
+ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
+
+IDENTITY = ("data", "model", "warmup", "select", "sampler", "scorer", "pairs", "objective", "eval")
+SCALARS = ("name", "seed", "rounds", "until", "baseline", "controls", "choices", "stage")
+EXECUTION = ("trainer", "engine", "executor", "logger", "cluster", "paths")
+ALLOWED_TARGETS = ("ttpa.", "torch.", "pytorch_lightning.")
+
+
+# What these Trainer options would change belongs to an identity group, or to the training loop itself.
+NOT_EXECUTION = (
+    "precision", "max_steps", "max_epochs", "max_time", "gradient_clip_val", "accumulate_grad_batches", "callbacks",
+    "logger", "limit_train_batches", "default_root_dir", "overfit_batches", "fast_dev_run", "plugins",
+)  # fmt: skip
+
+
+def identity(cfg: DictConfig, *groups: str) -> dict[str, Any]:
+    """The resolved values of identity groups, as they enter a fingerprint."""
+    found = {}
+    for group in groups:
+        value = OmegaConf.to_container(cfg[group], resolve=True) if OmegaConf.is_config(cfg[group]) else cfg[group]
+        if group == "model" and isinstance(value, dict):
+            value.pop("recipe")
+        found[group] = value
+    return found
+
+
+def run_id(cfg: DictConfig) -> str:
+    """Twelve hex digits that name a run: everything that decides its numbers, and how far it goes."""
+    whole = identity(cfg, *IDENTITY, "controls")
+    return fingerprint(
+        "run", 1, {**whole, "name": cfg.name, "seed": cfg.seed, "rounds": cfg.rounds, "until": cfg.until}, {}
+    )
+
+
+def _targets(node: Any) -> Iterable[str]:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _targets(value)
+
+
+def instantiate(cfg: DictConfig, group: str, **extra: Any) -> Any:
+    """The object an option describes.
+
+    Raises:
+        ConfigError: a value the class refuses (names group and reason), or a class outside `ALLOWED_TARGETS`.
+    """
+    node = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(node, dict) and all(isinstance(key, str) for key in node)
+    node.pop("recipe", None)
+    for target in _targets(node):
+        if not target.startswith(ALLOWED_TARGETS):
+            raise ConfigError.at(
+                f"{group}._target_",
+                target,
+                f"only {', '.join(ALLOWED_TARGETS)}* may be instantiated",
+                "Put your class in a package of ttpa, or extend ttpa.run.config.ALLOWED_TARGETS",
+            )
+    try:
+        # Live objects are passed to a partial: Hydra would try to merge them into the configuration.
+        made = hydra.utils.instantiate({**node, "_partial_": True} if extra else node, _convert_="all")
+        return made(**extra) if extra else made
+    except InstantiationException as error:
+        cause = error.__cause__
+        while cause is not None and not isinstance(cause, TtpaError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, TtpaError):
+            raise cause from None
+        reason = str(cause or error).splitlines()[0]
+        raise ConfigError(
+            f"{group}: {node.get('_target_')} cannot be made from {_plain(node)}: {reason}. "
+            f"See conf/{group}/ for the options and their types."
+        ) from None
+
+
+def _plain(node: Mapping[Any, Any]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key != "_target_"}
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    if isinstance(value, Mapping | DictConfig):
+        return "a mapping"
+    return "a list" if isinstance(value, list | ListConfig) else names.get(type(value), type(value).__name__)
+
+
+def _same_kind(default: Any, value: Any) -> bool:
+    if default is None or value is None:
+        return True
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return _kind(default) == _kind(value)
+
+
+def place(key: str) -> str:
+    """Where the default of a dotted key stands, below the repository's root."""
+    group = key.split(".")[0]
+    if group == "controls":
+        return "conf/objective/"
+    return f"conf/{group}/" if group in (*IDENTITY, *EXECUTION) else "conf/config.yaml"
+
+
+def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> None:
+    """Compares the type of every overridden value with the one in the option file, which is the only schema there is.
+
+    Args:
+        cfg: The composed configuration.
+        default: The same options without value overrides.
+        keys: Dotted keys that the command line set.
+
+    Raises:
+        ConfigError: a value of another type; names key, value, the default and the file.
+    """
+    for key in keys:
+        try:
+            before, after = OmegaConf.select(default, key), OmegaConf.select(cfg, key)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{key}: {str(error).splitlines()[0]}. See {place(key)}.") from None
+        # None: nothing to compare with, because null is allowed there or the key is new (the class will judge it).
+        if not _same_kind(before, after):
+            shown = f"{before!r:.60}" if not OmegaConf.is_config(before) else _kind(before)
+            raise ConfigError.at(
+                key,
+                after,
+                f"must be {_kind(before)} (the default is {shown}), not {_kind(after)}",
+                f"See {place(key)} for what it means",
+            )
+
+
+def check_scalars(cfg: DictConfig) -> None:
+    """Checks what no class checks: the keys that exist whatever options are chosen.
+
+    Raises:
+        ConfigError: the first one that cannot work; names it.
+    """
+    for key in cfg:
+        if key not in (*IDENTITY, *EXECUTION, *SCALARS):
+            raise ConfigError.at(str(key), cfg[key], "is read by nothing", "`ttpa --cfg job` lists the keys there are")
+    if not isinstance(cfg.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", cfg.name):
+        raise ConfigError.at("name", cfg.name, "names files and folders", "Use letters, digits, '.', '_' and '-'")
+    for key in ("seed", "rounds"):
+        if type(cfg[key]) is not int:
+            raise ConfigError.at(key, cfg[key], "must be a whole number", f"For example {key}=1")
+    if cfg.rounds < 1:
+        raise ConfigError.at("rounds", cfg.rounds, "must be at least 1", "Use until=warmup to stop after the warm-up")
+    if cfg.until not in (None, "warmup", "explore", "align"):
+        raise ConfigError.at("until", cfg.until, "unknown stage", "Use warmup, explore or align; null runs to the end")
+    if not isinstance(cfg.baseline, bool | None):
+        raise ConfigError.at("baseline", cfg.baseline, "must be true, false or null", "See conf/config.yaml")
+    if not isinstance(cfg.controls, DictConfig):
+        raise ConfigError.at("controls", cfg.controls, "must map names to objectives", "See conf/experiment/demo.yaml")
+    for key in ("store", "results", "runs"):
+        if not isinstance(cfg.paths[key], str) or not cfg.paths[key]:
+            raise ConfigError.at(f"paths.{key}", cfg.paths[key], "must be a folder", "See conf/paths/default.yaml")
+    # Null is the stage's folder, which is not known yet.
+    if "save_dir" in cfg.logger and not isinstance(cfg.logger.save_dir, str | None):
+        raise ConfigError.at("logger.save_dir", cfg.logger.save_dir, "must be a folder", "See conf/logger/")
+    if tracks(cfg):
+        check_options(cfg.logger)
+
+
+def check_trainer(options: DictConfig) -> None:
+    """Refuses Trainer options that would change a number behind the fingerprint's back.
+
+    Raises:
+        ConfigError: such an option; says where it belongs.
+    """
+    for key in NOT_EXECUTION:
+        if key in options:
+            raise ConfigError.at(
+                f"trainer.lightning.{key}",
+                options[key],
+                "decides numbers or is set by the training loop",
+                "Use model.dtype, the steps and batch size of warmup or objective, or the logger group",
+            )
+
+
+def tracks(cfg: DictConfig) -> bool:
+    """Whether the logger follows whole stages and not only training steps; see `ttpa.run.tracking`."""
+    return "_target_" in cfg.logger and str(cfg.logger._target_).startswith("ttpa.run.tracking.")
+
+
+def stage_logger(cfg: DictConfig, workdir: Path, facts: StageFacts) -> Any:
+    """The Lightning logger of one stage, or False with `logger=none`."""
+    if "_target_" not in cfg.logger:
+        return False
+    whole = OmegaConf.merge(cfg, {"stage": {"dir": str(workdir), "id": facts.id}})
+    return instantiate(whole.logger, "logger", **({"facts": facts} if tracks(cfg) else {}))

@@ -1,0 +1,224 @@
+"""The align stage of objectives that draw answers while they train (GRPO): what draws and scores them.
+
+The engine and the trainer share the model in this process (`engine=hf`); another engine (`engine=vllm`) is given the
+adapter being trained before every round. `rollouts.jsonl` keeps each round with all that its steps consumed, so that a
+step can be done again from a policy without an engine; `answers.csv` is a table of some answers for people.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ttpa.calls.six_errors import six_errors
+from ttpa.errors import ConfigError
+from ttpa.explore.sampler import Task
+from ttpa.explore.scorers.rewards import score_batch
+from ttpa.policy.specs import load_policy
+from ttpa.records import Sample
+from ttpa.run.stages.parts import Parts, Progress, fitting, selected_samples, set_threads
+from ttpa.run.stages.training import fit
+from ttpa.train.objectives import GRPO
+
+if TYPE_CHECKING:
+    from ttpa.policy.logprobs import Row
+    from ttpa.policy.policy import Policy
+    from ttpa.train.rollouts import Group
+
+ROLLOUTS, TABLE, SERVED = "rollouts.jsonl", "answers.csv", "served"
+
+
+def align_online(
+    parts: Parts, policy_dir: Path, data: Path, select: Path | None, workdir: Path, progress: Progress
+) -> dict[str, Any]:
+    """The policy after rounds of drawing, scoring and learning."""
+    return _align(parts, policy_dir, data, select, workdir, progress, None, None)
+
+
+def replay(
+    parts: Parts,
+    policy_dir: Path,
+    data: Path,
+    workdir: Path,
+    *,
+    rollouts: Path,
+    steps: int | None = None,
+    select: Path | None = None,
+) -> dict[str, Any]:
+    """Does the first optimiser steps of a finished stage again from its `rollouts.jsonl`: nothing is drawn or scored.
+
+    Args:
+        parts: Those of the run (`pipeline.build_parts`).
+        policy_dir, data, select: What the stage was built from: the folder of the policy, the data and select stages.
+        workdir: An empty folder for the policy, and for what the logger writes.
+        rollouts: The stage's file.
+        steps: How many; None: all.
+
+    Returns:
+        What the stage's `metrics.json` holds, the loss of the last step among it.
+
+    Raises:
+        DataError: the file does not hold a round that is asked for.
+
+    Example:
+        parts = build_parts(OmegaConf.load("runs/slm_grpo-0123456789ab/config.yaml"))
+        replay(parts, warmup / "policy", data, Path("again"), rollouts=align / "rollouts.jsonl", steps=1)["loss"]
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    return _align(parts, policy_dir, data, select, workdir, lambda *news: None, rollouts, steps)
+
+
+def _align(
+    parts: Parts,
+    policy_dir: Path,
+    data: Path,
+    select: Path | None,
+    workdir: Path,
+    progress: Progress,
+    kept: Path | None,
+    steps: int | None,
+) -> dict[str, Any]:
+    from ttpa.policy.tree_logprobs import choose_forward, tree_token_logps
+    from ttpa.train.grpo import GRPOModule
+    from ttpa.train.rollouts import Replayed, RolloutData, read_rounds
+
+    set_threads(parts)
+    policy = load_policy(policy_dir)
+    loss = parts.objective.loss
+    temperature = parts.sampler.policy_temperature
+    assert isinstance(loss, GRPO) and temperature is not None, "refused before any work"
+    samples, rows, too_long = fitting(
+        policy, selected_samples(parts, data, select), parts.sampler.max_new_tokens, "align"
+    )
+    forward = choose_forward(policy.model, parts.execution.forward)
+    policy.start_training(parts.seed)
+    engine = parts.engine(policy=policy) if kept is None else None
+    settings = (
+        len(samples),
+        partial(_draw, parts, policy, engine, _refresh(engine, policy, workdir), samples, rows),
+        loss,
+        parts.objective.batch_size,
+        steps or _steps(parts, len(samples)),
+        parts.seed,
+        parts.execution.micro_tokens,
+        forward is tree_token_logps,
+        None if kept else workdir / ROLLOUTS,
+    )
+    rollouts = RolloutData(*settings) if kept is None else Replayed(read_rounds(kept), *settings)
+    module = GRPOModule(
+        policy,
+        parts.objective.optimizer,
+        rollouts.plan.boundaries,
+        loss,
+        rollouts,
+        max_new_tokens=parts.sampler.max_new_tokens,
+        temperature=temperature,
+        own_engine=parts.engine_name == "HFEngine" if engine is None else not hasattr(engine, "use_adapter"),
+        parts=_parts_of(parts.scorer),
+        table=(workdir / TABLE, parts.execution.answers_every_steps),
+        forward=forward,
+    )
+    metrics = fit(parts, module, rollouts, workdir, progress)
+    shutil.rmtree(workdir / SERVED, ignore_errors=True)
+    return {"samples": len(samples), "too_long": too_long, **metrics}
+
+
+def _steps(parts: Parts, prompts: int) -> int:
+    """Optimiser steps: as configured, or as many as so many passes over the prompts need."""
+    settings, loss = parts.objective, parts.objective.loss
+    assert isinstance(loss, GRPO)
+    if settings.steps is not None:
+        return settings.steps
+    rounds = math.ceil(prompts * (settings.epochs or 0) / (settings.batch_size * loss.minibatches))
+    return max(1, rounds) * loss.steps_a_round
+
+
+def _parts_of(scorer: Any) -> dict[str, float] | None:
+    """Weights of the parts of a score that are normalised one by one, or None."""
+    if getattr(scorer, "normalise", None) != "normalise_then_sum":
+        return None
+    return {name: float(weight) for name, weight in scorer.weights.items()}
+
+
+def _refresh(engine: Any, policy: Policy, workdir: Path) -> Callable[[], None]:
+    """What tells an engine that the weights have changed."""
+    if not hasattr(engine, "use_adapter"):
+        return lambda: engine.reset()
+    if not hasattr(policy.model, "peft_config"):
+        raise ConfigError(
+            "objective=grpo hands adapters over to an engine with weights of its own (engine=vllm), and model.lora is "
+            "null. Set model.lora, or use engine=hf."
+        )
+    folder = workdir / SERVED
+
+    def hand_over() -> None:
+        policy.model.save_pretrained(folder)
+        engine.use_adapter(folder)
+
+    return hand_over
+
+
+def _draw(
+    parts: Parts,
+    policy: Policy,
+    engine: Any,
+    refresh: Callable[[], None],
+    samples: Sequence[Sample],
+    rows: Sequence[Row],
+    numbers: Sequence[int],
+    places: Sequence[int],
+    step: int,
+) -> tuple[list[Group], dict[str, float]]:
+    """Groups of scored answers to some prompts, by the policy as it is now."""
+    from ttpa.train.rollouts import Answer, Group, now
+
+    loss = parts.objective.loss
+    assert isinstance(loss, GRPO)
+    began = now()
+    refresh()
+    # The place names the random numbers: a prompt that comes again is answered anew.
+    tasks = [
+        Task(
+            sample_id=f"{place}:{samples[number].id}",
+            prompt=rows[number].prompt,
+            value=lambda ids: 0.0,
+            cuts=lambda ids: (),
+        )
+        for number, place in zip(numbers, places, strict=True)
+    ]
+    drawn = parts.sampler.explore(engine, tasks, f"grpo:{parts.seed}")
+    generated = now()
+    flat = [
+        (samples[number], policy.renderer.candidate(samples[number], k, one.token_ids, finish=one.finish))
+        for number, found in zip(numbers, drawn, strict=True)
+        for k, one in enumerate(found.answers)
+    ]
+    scores = score_batch(parts.scorer, [sample for sample, _ in flat], [candidate for _, candidate in flat], step=step)
+    scored = zip(flat, scores, strict=True)
+    groups = []
+    for number, place, found in zip(numbers, places, drawn, strict=True):
+        answers = []
+        for one in found.answers:
+            (sample, candidate), score = next(scored)
+            length = loss.of_length(len(one.token_ids), parts.sampler.max_new_tokens, one.finish != "length")
+            answers.append(
+                Answer(
+                    token_ids=tuple(one.token_ids),
+                    logps=tuple(one.logps),
+                    text=candidate.text,
+                    finish=one.finish,
+                    score=score.value,
+                    reward=score.value + length,
+                    exact=score.exact,
+                    detail=dict(score.detail),
+                    errors=tuple(six_errors(sample, candidate.calls)),
+                )
+            )
+        groups.append(
+            Group(place=place, sample_id=samples[number].id, prompt=tuple(rows[number].prompt), answers=answers)
+        )
+    return groups, {"generate": generated - began, "score": now() - generated}

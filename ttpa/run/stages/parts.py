@@ -1,0 +1,100 @@
+"""What every stage works with: the instantiated parts of a run, and the samples that fit the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ttpa.data.splits import read_split
+from ttpa.errors import DataError
+from ttpa.explore.pairs import PairRule
+from ttpa.explore.sampler import Sampler
+from ttpa.explore.scorers import Scorer
+from ttpa.explore.select import SelectAll, SelectPerplexity
+from ttpa.io import read_jsonl
+from ttpa.policy.specs import HFModel, TinyModel
+from ttpa.records import Sample
+from ttpa.run.evaluation import Evaluation
+from ttpa.run.executor import Executor
+from ttpa.run.tracking import Tracking
+from ttpa.train.settings import Alignment, Execution, NoWarmup, Warmup
+
+if TYPE_CHECKING:
+    from ttpa.policy.logprobs import Row
+    from ttpa.policy.policy import Policy
+
+Progress = Callable[[int, int, float, str], None]
+
+VERSIONS = {"data": 1, "warmup": 1, "select": 1, "explore": 2, "align": 1, "evaluate": 2}
+"""Bump a stage's number in the commit that changes what its result means; older results are then built again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Everything a run is made of, instantiated and checked; see conf/. `wave_rows` are the answers of a wave."""
+
+    data: Any
+    model: TinyModel | HFModel
+    warmup: Warmup | NoWarmup
+    select: SelectAll | SelectPerplexity
+    sampler: Sampler
+    scorer: Scorer
+    pairs: PairRule
+    objective: Alignment
+    evaluation: Evaluation
+    seed: int
+    execution: Execution
+    executor: Executor
+    engine: Callable[..., Any]
+    engine_name: str
+    wave_rows: int
+    trainer: Callable[..., Any]
+    tracking: Tracking
+
+
+def set_threads(parts: Parts) -> None:
+    """CPU threads of torch, as configured."""
+    import torch
+
+    if parts.execution.threads:
+        torch.set_num_threads(parts.execution.threads)
+
+
+def fitting(
+    policy: Policy, samples: Sequence[Sample], reserve: int | None, where: str
+) -> tuple[list[Sample], list[Row], int]:
+    """Samples short enough for the model, with prompt and target ids, and how many were left out.
+
+    A prompt is never cut: it would lose tools. `reserve` is room kept for an answer; None means the target itself.
+    """
+    from ttpa.policy.logprobs import Row
+
+    rows = [Row(p, a) for p, a in zip(policy.renderer.prompts(samples), policy.renderer.answers(samples), strict=True)]
+    fits = [len(row.prompt) + (len(row.answer) if reserve is None else reserve) <= policy.max_tokens for row in rows]
+    kept = [sample for sample, fit in zip(samples, fits, strict=True) if fit]
+    if not kept:
+        shortest = min((len(row.prompt) for row in rows), default=0)
+        raise DataError(
+            f"{where}: none of {len(samples)} samples fits model.max_tokens={policy.max_tokens} (shortest prompt: "
+            f"{shortest} tokens). Raise model.max_tokens."
+        )
+    return kept, [row for row, fit in zip(rows, fits, strict=True) if fit], len(samples) - len(kept)
+
+
+def build_data(parts: Parts, workdir: Path, progress: Progress) -> dict[str, Any]:
+    """Reads or makes the samples and writes the splits."""
+    metrics: dict[str, Any] = parts.data.build(
+        workdir, parts.executor, lambda done, total: progress(done, total, 0.0, "")
+    )
+    return metrics
+
+
+def selected_samples(parts: Parts, data: Path, select: Path | None) -> list[Sample]:
+    """The exploration prompts: by the select stage where there is one, else by a selection that needs no policy."""
+    samples = read_split(data, "explore")
+    if select is None:
+        return parts.select.select(samples, None)
+    kept = {row["id"] for row in read_jsonl(select / "selected.jsonl") if row["selected"]}
+    return [sample for sample in samples if sample.id in kept]

@@ -1,0 +1,141 @@
+"""Runs a Lightning module over a plan inside a stage's working directory, resuming from its last checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+from ttpa.errors import DataError
+from ttpa.train.module import PlanData, PolicyModule
+from ttpa.train.rollouts import RolloutData
+
+Progress = Callable[[int, int, float, str], None]
+"""(steps done, steps in all, tokens per second, note)."""
+
+
+class _Reporter(pl.Callback):
+    """Tells the view how far the stage is, a few times a second."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self.progress, self.total, self.last = progress, total, 0.0
+        self.mark = (time.monotonic(), 0)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, PolicyModule)
+        self.mark = (time.monotonic(), pl_module.tokens_seen)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        now = time.monotonic()
+        if now - self.last < 0.3 and trainer.global_step < self.total:
+            return
+        self.last = now
+        assert isinstance(pl_module, PolicyModule)
+        speed = (pl_module.tokens_seen - self.mark[1]) / max(1e-9, now - self.mark[0])
+        loss = trainer.callback_metrics.get("loss")
+        self.progress(trainer.global_step, self.total, speed, "" if loss is None else f"loss {float(loss):.3f}")
+
+
+class _LeaveSignals(pl.Callback):
+    """Gives SIGTERM back to whom it belonged before the Trainer took it.
+
+    Lightning would leave after the batch with exit status 0. Under submitit that would end a job that was only warned
+    and is to be queued again; elsewhere nobody would see that the run was stopped. The resume point makes both safe.
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.before = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.before)
+
+
+def environment_plugins() -> list[SLURMEnvironment]:
+    """Inside a SLURM job: its environment without Lightning's requeue, which would resubmit the job a second time.
+
+    Lightning would also save a resume point of its own in the working directory, and the next stage would load it.
+    """
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        return [SLURMEnvironment(auto_requeue=False)]
+    return []
+
+
+def train(
+    module: PolicyModule,
+    data: PlanData | RolloutData,
+    workdir: Path,
+    *,
+    trainer: Callable[..., pl.Trainer],
+    logger: Any,
+    checkpoint_every: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Trains to the end of the plan; a second call in the same folder continues from `last.ckpt`.
+
+    Args:
+        module, data: What to train on what.
+        workdir: The stage's working directory.
+        trainer: Builds the Lightning Trainer from keyword arguments (accelerator, devices, strategy are set in it).
+        logger: A Lightning logger, or False; the caller closes it.
+        checkpoint_every: Optimiser steps between resume points.
+        progress: Told about every few steps.
+
+    Returns:
+        Final metrics as plain numbers, with `steps` and `tokens`. The resume point stays: the caller removes it when it
+        has saved what it wants.
+    """
+    total = len(data.plan.steps)
+    # Lightning's advice about workers, cards and loggers is for other loops than this one.
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    keeper = ModelCheckpoint(
+        dirpath=workdir,
+        save_last=True,
+        save_top_k=0,
+        every_n_train_steps=checkpoint_every,
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
+    # Beside drawing answers, writing down a step costs nothing.
+    often = {"log_every_n_steps": 1} if isinstance(data, RolloutData) else {}
+    runner = trainer(
+        **often,
+        max_steps=total,
+        max_epochs=-1,
+        logger=logger,
+        callbacks=[keeper, _Reporter(progress, total), _LeaveSignals()],
+        plugins=environment_plugins(),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    last = workdir / "last.ckpt"
+    if total == 0:
+        raise DataError(f"{workdir}: the training plan has no steps. Give more data, or a longer plan.")
+    runner.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=False)
+    # Tokens of all sequences, and those the model was run on: what shared prefixes saved, or padding cost.
+    sums = {"tokens": module.tokens_seen, "tokens_computed": module.tokens_computed}
+    return {"steps": total, **_over_ranks(runner, sums, module.last_metrics)}
+
+
+def _over_ranks(runner: pl.Trainer, sums: dict[str, int], last: dict[str, float]) -> dict[str, Any]:
+    """Counts and the loss, of which every device has its share, added up; means over a device's rows averaged."""
+    if runner.world_size == 1:
+        return {**sums, **last}
+
+    def over(value: float, how: str) -> float:
+        here = torch.tensor(value, dtype=torch.float64, device=runner.strategy.root_device)
+        return float(runner.strategy.reduce(here, reduce_op=how))
+
+    counts = {name: round(over(value, "sum")) for name, value in sums.items()}
+    return {**counts, **{name: over(value, "sum" if name == "loss" else "mean") for name, value in last.items()}}
