@@ -1,4 +1,4 @@
-"""Option classes: what an option file of conf/ names with `_target_`. pydantic checks their values.
+"""Option classes (what an option file of conf/ names with `_target_`) and the words of a command. pydantic checks both.
 
 A field's annotation is its check (`Annotated[int, Field(ge=1)]`). A check of several fields together goes into
 `__post_init__` and raises `ConfigError.at` with the bare name of the field; `ttpa.run.config` puts the group before it.
@@ -7,6 +7,7 @@ A field's annotation is its check (`Annotated[int, Field(ge=1)]`). A check of se
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import pydantic
@@ -16,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from ttpa.errors import ConfigError, nearest
 
 C = TypeVar("C", bound=type)
+F = TypeVar("F")
 
 Count = Annotated[int, Field(ge=1)]
 """A whole number of at least 1."""
@@ -57,6 +59,60 @@ def explain(error: pydantic.ValidationError, name: str, fields: list[str]) -> Co
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return ConfigError.at(key, first["input"], f"{name} has no such option", nearest(key, fields))
     if first["type"] in ("missing", "missing_keyword_only_argument"):
-        return ConfigError(f"{name} needs {key}. Add it to the option file or the command line.")
+        return ConfigError(f"{name} needs {key}. Add it.")
+    value = repr(first["input"]) if isinstance(first["input"], str) else first["input"]
     problem = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    return ConfigError.at(key, first["input"], problem[0].lower() + problem[1:], "Change the value")
+    return ConfigError.at(key, value, problem[0].lower() + problem[1:], "Change the value")
+
+
+def _commas(value: Any) -> Any:
+    return tuple(value.split(",")) if isinstance(value, str) else value
+
+
+CommaList = Annotated[tuple[str, ...], pydantic.BeforeValidator(_commas)]
+"""Several words of the command line, joined by commas."""
+
+
+def arguments(words: Sequence[str], form: type[F], command: str) -> F:
+    """The words behind `ttpa COMMAND` as an object of `form`, a pydantic dataclass whose fields are the keys.
+
+    A field `target` takes the one word without `=`; a field `overrides` takes every other KEY=VALUE, for Hydra. Without
+    these fields such words are errors.
+
+    Raises:
+        ConfigError: an unknown, repeated, empty or missing key, or a value of the wrong kind; names the nearest key.
+
+    Example:
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class Form:
+        ...     target: str
+        ...     samples: int = 20
+        ...     overrides: tuple[str, ...] = ()
+        >>> arguments(["runs", "samples=3", "seed=0"], Form, "report")
+        Form(target='runs', samples=3, overrides=('seed=0',))
+    """
+    fields = getattr(form, "__dataclass_fields__")  # noqa: B009
+    keys = [key for key in fields if key not in ("target", "overrides")]
+    found: dict[str, Any] = {}
+    overrides = []
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign and not word.startswith(("-", "~")) and "target" in fields:
+            key, value = "target", word
+        elif key not in keys:
+            if "overrides" not in fields or word.startswith("-") or not (sign or word.startswith("~")):
+                raise ConfigError(f"{word}: ttpa {command} has no such option. {nearest(key, keys)}")
+            overrides.append(word)
+            continue
+        if key in found:
+            raise ConfigError.at(key, value, "given twice", "Give it once")
+        if not value:
+            raise ConfigError.at(key, value, "is empty", "Give a value, or leave the key out")
+        found[key] = value
+    if overrides:
+        found["overrides"] = tuple(overrides)
+    try:
+        return form(**found)
+    except pydantic.ValidationError as error:
+        problem = explain(error, f"ttpa {command}", keys)
+        raise ConfigError(f"{problem} `ttpa {command} --help` says what it means.") from None
