@@ -65,11 +65,12 @@ def toy_samples() -> tuple[Sample, ...]:
 def tiny_policy(toy_samples: tuple[Sample, ...]) -> Policy:
     """The embedded model with hidden size 32 and one layer, untrained; its tokenizer has seen the toy samples."""
     from ttpa.calls import get_syntax
-    from ttpa.policy.specs import TinyModel
+    from ttpa.policy.models import TinyModel
+    from ttpa.policy.policy import create_policy
     from ttpa.prompts import compact_segments
 
     spec = TinyModel(hidden=32, layers=1, heads=4, feed_forward=64, vocab=340, max_tokens=256)
     syntax = get_syntax(spec.syntax)
     texts = [text for sample in toy_samples for _, text in compact_segments(sample, syntax)]
     texts += [syntax.print(sample.target) if sample.target else sample.target_text or "" for sample in toy_samples]
-    return spec.create(texts, seed=0)
+    return create_policy(spec, texts, seed=0)

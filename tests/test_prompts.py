@@ -15,7 +15,7 @@ from ttpa.data.toolace import ToolACE
 from ttpa.data.xlam import XLAM
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import read_jsonl
-from ttpa.policy.tokenizer import train_tokenizer
+from ttpa.policy.policy import train_tokenizer
 from ttpa.prompts import COMPACT_TOKENS, JUDGE, Renderer, compact_segments, signature
 from ttpa.records import Message, Sample, ToolCall, ToolSpec
 

@@ -19,7 +19,7 @@ from ttpa.data.rows import BadRow, read_rows
 from ttpa.data.source import FileSource
 from ttpa.data.toolace import ToolACE
 from ttpa.data.xlam import XLAM
-from ttpa.policy.logprobs import Row
+from ttpa.policy.tree import TokenRow
 from ttpa.prompts import Renderer
 from ttpa.records import Sample, tools_to_text
 
@@ -69,7 +69,7 @@ class Work:
 
     kind: str
     vocab: int
-    steps: list[list[Row]]
+    steps: list[list[TokenRow]]
     advantages: list[float] = field(default_factory=list)
     ratio: float = 0.25
 
@@ -162,10 +162,10 @@ def renderer() -> Renderer:
     return Renderer(tokenizer=tokenizer, template="chat", syntax=syntax)
 
 
-def rows_of(samples: list[Sample]) -> list[Row]:
+def rows_of(samples: list[Sample]) -> list[TokenRow]:
     """Prompt and target ids; the target ends with EOS."""
     ready = renderer()
-    return [Row(p, a) for p, a in zip(ready.prompts(samples), ready.answers(samples), strict=True)]
+    return [TokenRow(p, a) for p, a in zip(ready.prompts(samples), ready.answers(samples), strict=True)]
 
 
 # --- the work of a case ------------------------------------------------------------------------------------------
@@ -184,9 +184,9 @@ def work_of(case: Case, steps: int) -> Work:
     prompts = [_tokens(draw, case.vocab, case.prompt) for _ in range(case.count)]
     answers = [[_answer(draw, case) for _ in range(case.group)] for _ in prompts]
     if case.kind == "grpo":
-        rows = [Row(prompt, answer) for prompt, group in zip(prompts, answers, strict=True) for answer in group]
+        rows = [TokenRow(prompt, answer) for prompt, group in zip(prompts, answers, strict=True) for answer in group]
         return Work("grpo", case.vocab, [rows], [draw.gauss(0, 1) for _ in rows])
-    chosen, rejected = ([Row(p, pair[k]) for p, pair in zip(prompts, answers, strict=True)] for k in (0, 1))
+    chosen, rejected = ([TokenRow(p, pair[k]) for p, pair in zip(prompts, answers, strict=True)] for k in (0, 1))
     return Work(case.kind, case.vocab, [chosen + rejected])
 
 
@@ -209,7 +209,7 @@ def _dialogues(case: Case, draw: random.Random) -> Work:
     if case.group == 1:
         return Work("sft", case.vocab, [targets])
     rows = [
-        Row(row.prompt, row.answer if k == 0 else _changed(draw, row.answer, case.vocab))
+        TokenRow(row.prompt, row.answer if k == 0 else _changed(draw, row.answer, case.vocab))
         for row in targets
         for k in range(case.group)
     ]

@@ -36,7 +36,7 @@ from trl_side import tokenizer_of  # noqa: E402
 
 from ttpa.policy.decode import HFEngine  # noqa: E402
 from ttpa.policy.engine import Sampling  # noqa: E402
-from ttpa.policy.tree_logprobs import tree_token_logps  # noqa: E402
+from ttpa.policy.forward import tree_token_logps  # noqa: E402
 from ttpa.train.grpo import GRPOModule  # noqa: E402
 from ttpa.train.objectives import GRPO  # noqa: E402
 from ttpa.train.rollouts import Answer, Group, RolloutData, now  # noqa: E402

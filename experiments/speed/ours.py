@@ -16,10 +16,9 @@ from cases import EOS, PAD, Case, Work
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ttpa.policy.batching import bucket_by_tokens
-from ttpa.policy.forest import TokenTree
-from ttpa.policy.logprobs import Row, token_logps
-from ttpa.policy.tree_logprobs import tree_token_logps
+from ttpa.policy.forward import tree_token_logps
+from ttpa.policy.logprobs import token_logps
+from ttpa.policy.tree import TokenRow, TokenTree, bucket_by_tokens
 from ttpa.train.objectives.functional import dpo_loss, grpo_loss, simpo_loss, weighted_nll
 
 LEARNING_RATE = 1e-5
@@ -133,7 +132,7 @@ class Ours:
     def steps(self) -> int:
         return len(self.work.steps)
 
-    def rows(self, step: int) -> list[Row]:
+    def rows(self, step: int) -> list[TokenRow]:
         return self.work.steps[step]
 
     def backward(self, step: int) -> float:
@@ -151,11 +150,11 @@ class Ours:
         self.optimizer.step()
 
 
-def tree_tokens(rows: Sequence[Row]) -> int:
+def tree_tokens(rows: Sequence[TokenRow]) -> int:
     return len(TokenTree.build([[*row.prompt, *row.answer] for row in rows]))
 
 
-def padded_tokens(rows: Sequence[Row]) -> int:
+def padded_tokens(rows: Sequence[TokenRow]) -> int:
     return len(rows) * max(map(len, rows))
 
 

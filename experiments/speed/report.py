@@ -19,7 +19,7 @@ How to read it:
 
 * One step is forward, backward and AdamW (lr 1e-5, no clipping); the model is a 4-layer, 256-wide Qwen2 in float32 with
   tied embeddings and random weights. Contenders take turns; a case runs in a process of its own.
-* tree: `ttpa.policy.tree_logprobs`. padded: `ttpa.policy.logprobs`, logits at answers only, on real samples in
+* tree: `ttpa.policy.forward`. padded: `ttpa.policy.logprobs`, logits at answers only, on real samples in
   micro-batches of similar length. TRL: `compute_loss` of its trainer on the batch of its own collator.
 * limit: tokens of one padded rectangle a step over the tokens of the tree. "padded" computes fewer than the rectangle
   where it has micro-batches, so its ratio may stay below the limit for that reason too.

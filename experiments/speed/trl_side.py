@@ -40,7 +40,7 @@ from transformers.utils import logging as transformers_logging
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-from ttpa.policy.logprobs import Row
+from ttpa.policy.tree import TokenRow
 
 DEFAULT = "trl"
 LONGEST = 8192
@@ -176,7 +176,7 @@ class Trl:
             batches[0] |= {"ref_chosen_logps": zeros, "ref_rejected_logps": zeros}
         return batches
 
-    def rows(self, step: int) -> list[Row]:
+    def rows(self, step: int) -> list[TokenRow]:
         """The rows of TRL's batch, in the order of `Work`."""
         if self.work.kind == "grpo":
             return self.work.steps[0]
@@ -206,7 +206,7 @@ def _size(batch: dict[str, Any]) -> int:
     return sum(batch[key].numel() for key in keys if key in batch)
 
 
-def _rows_of(batch: dict[str, Any]) -> list[Row]:
+def _rows_of(batch: dict[str, Any]) -> list[TokenRow]:
     if "chosen_input_ids" in batch:
         return [
             row
@@ -226,15 +226,15 @@ def _rows_of(batch: dict[str, Any]) -> list[Row]:
     ]
 
 
-def _rows(ids_BT: Tensor, real_BT: Tensor, labels_BT: Tensor) -> list[Row]:
+def _rows(ids_BT: Tensor, real_BT: Tensor, labels_BT: Tensor) -> list[TokenRow]:
     real_BT, answer_BT = real_BT.bool(), labels_BT != -100
     return [
-        Row(ids[real & ~answer].tolist(), ids[answer].tolist())
+        TokenRow(ids[real & ~answer].tolist(), ids[answer].tolist())
         for ids, real, answer in zip(ids_BT, real_BT, answer_BT, strict=True)
     ]
 
 
-def _grpo_inputs(rows: list[Row], advantages: list[float], old: Tensor | None, device: str) -> dict[str, Any]:
+def _grpo_inputs(rows: list[TokenRow], advantages: list[float], old: Tensor | None, device: str) -> dict[str, Any]:
     """What TRL's generation would hand to its loss. Prompts are of one length here, so there is no left padding."""
     longest = max(len(row.answer) for row in rows)
     answers = torch.full((len(rows), longest), PAD)

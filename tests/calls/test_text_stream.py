@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ttpa.calls import SYNTAXES, get_syntax
 from ttpa.calls.stream import stream_of
 from ttpa.calls.text_stream import CallWatch, TextStream
-from ttpa.policy.tokenizer import train_tokenizer
+from ttpa.policy.policy import train_tokenizer
 
 TEXTS = [
     "[get_weather(city='München', days=3)]",

@@ -20,9 +20,10 @@ from ttpa.calls import get_syntax
 from ttpa.explore.pairs import make_pairs, pair_siblings
 from ttpa.explore.scorers import ESM
 from ttpa.io import dumps, read_jsonl, write_jsonl
-from ttpa.policy.logprobs import Row, token_logps
-from ttpa.policy.policy import Policy, load
-from ttpa.policy.specs import TinyModel
+from ttpa.policy.logprobs import token_logps
+from ttpa.policy.models import TinyModel
+from ttpa.policy.policy import Policy, create_policy, load_policy
+from ttpa.policy.tree import TokenRow
 from ttpa.prompts import compact_segments
 from ttpa.records import Candidate, Message, Pair, Sample, Score
 from ttpa.run import config, pipeline
@@ -69,9 +70,11 @@ def taught(samples: Sequence[Sample]) -> Policy:
     spec = TinyModel(hidden=32, layers=1, heads=4, feed_forward=64, vocab=340, max_tokens=256)
     syntax = get_syntax(spec.syntax)
     targets = [syntax.print(sample.target) if sample.target else sample.target_text or "" for sample in samples]
-    policy = spec.create([*(text for s in samples for _, text in compact_segments(s, syntax)), *targets], seed=0)
+    policy = create_policy(
+        spec, [*(text for s in samples for _, text in compact_segments(s, syntax)), *targets], seed=0
+    )
     renderer = policy.renderer
-    rows = [Row(p, a) for p, a in zip(renderer.prompts(samples), renderer.answers(samples), strict=True)]
+    rows = [TokenRow(p, a) for p, a in zip(renderer.prompts(samples), renderer.answers(samples), strict=True)]
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-2)
     for _ in range(45):
         optimizer.zero_grad()
@@ -235,7 +238,7 @@ def test_two_samples_with_one_prompt_draw_for_themselves(explored: Callable[[str
 def test_rows_hold_the_answers_as_they_score_and_pair(
     case: str, world: World, explored: Callable[[str], Explored]
 ) -> None:
-    parts, renderer = parts_of(*CASES[case]), load(world.policy).renderer
+    parts, renderer = parts_of(*CASES[case]), load_policy(world.policy).renderer
     found = explored(case)
     assert {row["id"] for row in found.rows()} == world.samples.keys()
     for row in found.rows():
@@ -284,11 +287,11 @@ class Probabilities:
     """Of tokens under the policy, each answer in a padded forward by itself."""
 
     def __init__(self, world: World) -> None:
-        self.policy = load(world.policy)
+        self.policy = load_policy(world.policy)
         self.world = world
 
     def logps(self, sample_id: str, ids: Sequence[int]) -> list[float]:
-        row = Row(self.world.prompts[sample_id], ids)
+        row = TokenRow(self.world.prompts[sample_id], ids)
         with torch.no_grad():
             return token_logps(self.policy.model, [row], pad_id=self.policy.renderer.pad_id).logps_N.tolist()
 
@@ -349,7 +352,7 @@ def test_the_choices_on_the_way_have_the_policys_probabilities(
 def test_the_order_in_which_an_engine_lists_nearly_equal_options_is_not_kept(
     world: World, explored: Callable[[str], Explored]
 ) -> None:
-    policy = load(world.policy)
+    policy = load_policy(world.policy)
     engine = parts_of(*CASES["tps, released"]).engine(policy=policy)
     pairs = [Pair.from_json(row) for row in read_jsonl(explored("tps, released").folder / "pairs.jsonl")]
     pair = next(pair for pair in pairs if pair.rejected.branches)
@@ -373,7 +376,7 @@ def test_an_engine_that_knows_no_probabilities_leaves_pairs_as_they_are(world: W
 
 
 def test_an_answer_that_is_the_beginning_of_the_other_has_no_token_where_they_part(world: World) -> None:
-    engine = parts_of(*CASES["group, released"]).engine(policy=load(world.policy))
+    engine = parts_of(*CASES["group, released"]).engine(policy=load_policy(world.policy))
     long, short = (Candidate(sample_id="s", index=i, text="", token_ids=(30, 40, 50)[: 3 - i]) for i in range(2))
     score = Score(value=0.0, exact=False)
     for chosen, rejected in ((long, short), (short, long)):

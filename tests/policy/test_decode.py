@@ -36,12 +36,13 @@ from transformers import (
 from ttpa.calls import get_syntax
 from ttpa.calls.stream import stream_of
 from ttpa.errors import ConfigError
-from ttpa.policy import decode, decode_batch
+from ttpa.policy import decode
 from ttpa.policy.decode import HFEngine
 from ttpa.policy.draw import candidates_of
 from ttpa.policy.engine import Engine, Generated, Sampling, TokenRule
-from ttpa.policy.logprobs import Row, token_logps
-from ttpa.policy.tree_logprobs import tree_token_logps
+from ttpa.policy.forward import tree_token_logps
+from ttpa.policy.logprobs import token_logps
+from ttpa.policy.tree import TokenRow
 
 VOCAB, PAD, STOPS = 24, 0, (1, 2)
 SIZES: dict[str, Any] = {
@@ -256,38 +257,6 @@ def test_a_longer_answer_begins_with_the_shorter_one() -> None:
     assert {answer.finish for group in short for answer in group} == {"stop", "length"}
 
 
-@pytest.mark.parametrize("way", ["greedy", "ancestral", "rule"])
-def test_rounding_does_not_decide(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens that are equally probable, and logits of a batch that are off by a hair: the answers are the same."""
-    model = random_model("llama", tie_word_embeddings=False)
-    with torch.no_grad():
-        for left, right in ((5, 9), (7, 20), (11, 12)):
-            model.lm_head.weight[left] = model.lm_head.weight[right]
-    expected = engine(model, 1).generate(PROMPTS, 2, WAYS[way], SEEDS)
-    exact, generator, asked = decode_batch.head_logits, torch.Generator().manual_seed(0), Counter[str]()
-
-    def rounded(*given: Any) -> Tensor:
-        logits = exact(*given)
-        return logits + 2e-6 * (torch.rand(logits.shape, generator=generator) - 0.5)
-
-    monkeypatch.setattr(decode_batch, "head_logits", rounded)
-    for rows in (5, 64):
-        made = engine(model, rows)
-        alone = made.alone
-        monkeypatch.setattr(made, "alone", lambda ids, alone=alone: asked.update(["alone"]) or alone(ids))
-        same(made.generate(PROMPTS, 2, WAYS[way], SEEDS), expected)
-    assert way == "ancestral" or asked["alone"] > 0  # in a race equal tokens are no tie
-
-
-def test_few_tokens_are_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    for way in ("ancestral", "nucleus", "rule"):
-        made = engine(model_of(), 64)
-        calls, alone = [], made.alone
-        monkeypatch.setattr(made, "alone", lambda ids, calls=calls, alone=alone: calls.append(ids) or alone(ids))
-        made.generate(PROMPTS, 3, WAYS[way], SEEDS)
-        assert len(calls) <= 0.03 * made.counts["generated"]
-
-
 @dataclass
 class Shapes:
     """Notes the shape of every forward pass of a model."""
@@ -481,7 +450,7 @@ def test_log_probs_are_those_of_the_training_forward(kind: str, way: str) -> Non
     """Whatever the temperature or the rule, the log-probs recorded are the policy's own."""
     model = model_of(kind)
     found = engine(model, 64).generate(PROMPTS, 3, WAYS[way], SEEDS, PREFIXES)
-    rows = [Row([*p, *q], a.token_ids) for p, q, g in zip(PROMPTS, PREFIXES, found, strict=True) for a in g]
+    rows = [TokenRow([*p, *q], a.token_ids) for p, q, g in zip(PROMPTS, PREFIXES, found, strict=True) for a in g]
     with torch.no_grad():
         forced = token_logps(model, rows, pad_id=PAD).logps_N
     ours = torch.tensor([logp for group in found for answer in group for logp in answer.logps])
@@ -676,7 +645,7 @@ def test_answer_log_probs_are_those_of_the_padded_forward_whatever_else_is_asked
         assert found is not None
         for answer, logps in zip(answers, found, strict=True):
             with torch.no_grad():
-                expected = token_logps(model_of(), [Row(prompt, answer)], pad_id=PAD).logps_N.tolist()
+                expected = token_logps(model_of(), [TokenRow(prompt, answer)], pad_id=PAD).logps_N.tolist()
             assert logps == pytest.approx(expected, abs=1e-5)
         if not plain:  # a function of the set of answers: their order changes no bit
             order = rng.sample(range(len(answers)), len(answers))
@@ -714,7 +683,7 @@ def test_mode_settings_and_gradients_are_as_they_were(plain: bool) -> None:
         assert model.config._attn_implementation == "sdpa" and not torch.is_inference_mode_enabled()
         for name, weight in model.state_dict().items():
             assert torch.equal(weight, before[name]) and not weight.is_inference()
-    rows = [Row(PROMPTS[2], [5, 6, 1]), Row(PROMPTS[2], [5, 7, 8, 1])]
+    rows = [TokenRow(PROMPTS[2], [5, 6, 1]), TokenRow(PROMPTS[2], [5, 7, 8, 1])]
     for forward in (token_logps, tree_token_logps):
         forward(model, rows, pad_id=PAD).logps_N.sum().backward()
         assert all(weight.grad is not None for weight in model.parameters() if weight.requires_grad)
@@ -727,7 +696,7 @@ def test_long_trees_can_be_trained_on_after_the_engine_has_computed_them() -> No
     prompt = [rng.randrange(3, VOCAB) for _ in range(300)]
     answers = [[3 + i, *(rng.randrange(3, VOCAB) for _ in range(150))] for i in range(3)]
     engine(model).answer_logps(prompt, answers)
-    tree_token_logps(model.train(), [Row(prompt, a) for a in answers], worth=2.0).logps_N.sum().backward()
+    tree_token_logps(model.train(), [TokenRow(prompt, a) for a in answers], worth=2.0).logps_N.sum().backward()
     assert model.lm_head.weight.grad is not None
 
 
@@ -763,7 +732,7 @@ def test_a_failure_leaves_the_model_usable(plain: bool, calls: int) -> None:
         made.generate(PROMPTS, 2, SAMPLED, SEEDS, PREFIXES)
     hook.remove()
     assert model.training and model.config._attn_implementation == "sdpa" and not torch.is_inference_mode_enabled()
-    token_logps(model, [Row(PROMPTS[0], [5, 6])], pad_id=PAD).logps_N.sum().backward()
+    token_logps(model, [TokenRow(PROMPTS[0], [5, 6])], pad_id=PAD).logps_N.sum().backward()
     expected = engine(random_model(), _plain=plain).generate(PROMPTS, 2, SAMPLED, SEEDS, PREFIXES)
     same(made.generate(PROMPTS, 2, SAMPLED, SEEDS, PREFIXES), expected)
 
@@ -779,7 +748,7 @@ class Pretended(str):
 
 def test_looking_seldom_at_which_answers_have_ended_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, where a look waits for the device: rows run on behind their ends until the next look."""
-    init = decode_batch.Batch.__init__
+    init = decode.Batch.__init__
 
     def pretending(self: Any, *given: Any) -> None:
         init(self, *given)
@@ -790,8 +759,8 @@ def test_looking_seldom_at_which_answers_have_ended_changes_nothing(monkeypatch:
         expected = engine(model_of(), 64).generate(PROMPTS, 3, how, SEEDS, PREFIXES)
         for every in (5, 100):
             with monkeypatch.context() as patched:
-                patched.setattr(decode_batch.Batch, "__init__", pretending)
-                patched.setattr(decode_batch, "LOOK_EVERY", every)
+                patched.setattr(decode.Batch, "__init__", pretending)
+                patched.setattr(decode, "LOOK_EVERY", every)
                 with Shapes(model_of()) as shapes:
                     same(engine(model_of(), 64).generate(PROMPTS, 3, how, SEEDS, PREFIXES), expected)
             steps = [count for count, _ in shapes.seen[2:]]
@@ -800,7 +769,7 @@ def test_looking_seldom_at_which_answers_have_ended_changes_nothing(monkeypatch:
 
 def test_a_row_that_fills_up_a_batch_does_not_speak_for_the_row_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """In half precision two places of one row may draw differently. The tokens written must be those that were read."""
-    exact = decode_batch.draw
+    exact = decode.draw
 
     def by_place(logits_RV: Tensor, *given: Any, **named: Any) -> Any:
         noise = torch.randn(logits_RV.shape, generator=torch.Generator().manual_seed(len(logits_RV)))
@@ -809,12 +778,12 @@ def test_a_row_that_fills_up_a_batch_does_not_speak_for_the_row_itself(monkeypat
         found.close_R = torch.zeros_like(found.close_R)
         return found
 
-    monkeypatch.setattr(decode_batch, "draw", by_place)
+    monkeypatch.setattr(decode, "draw", by_place)
     prompts = [PROMPTS[0]] * 6 + PROMPTS[1:5]
     found = engine(model_of(), 64).generate(prompts, 1, sampling(30), [f"s{i}" for i in range(10)])
     for prompt, (answer,) in zip(prompts, found, strict=True):
         with torch.no_grad():
-            forced = token_logps(model_of(), [Row(prompt, answer.token_ids)], pad_id=PAD).logps_N.tolist()
+            forced = token_logps(model_of(), [TokenRow(prompt, answer.token_ids)], pad_id=PAD).logps_N.tolist()
         assert answer.logps == pytest.approx(forced, abs=1e-4)
 
 
@@ -824,7 +793,7 @@ def test_half_precision_answers_are_those_of_its_own_forward(plain: bool) -> Non
     model = random_model("llama").to(torch.bfloat16)
     made = engine(model, 16, _plain=plain)
     found = made.generate(PROMPTS, 2, SAMPLED, SEEDS, PREFIXES)
-    rows = [Row([*p, *q], a.token_ids) for p, q, g in zip(PROMPTS, PREFIXES, found, strict=True) for a in g]
+    rows = [TokenRow([*p, *q], a.token_ids) for p, q, g in zip(PROMPTS, PREFIXES, found, strict=True) for a in g]
     with torch.no_grad():
         forced = token_logps(model, rows, pad_id=PAD).logps_N
     ours = torch.tensor([logp for group in found for answer in group for logp in answer.logps])

@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import ttpa.policy.decode_attention as decode_attention_module
-from ttpa.policy.decode_attention import BLOCK, NAME, Prompts, Rows, decode_attention, decoding, side_by_side
+import ttpa.policy.decode as decode_attention_module
+from ttpa.policy.decode import BLOCK, NAME, Prompts, Rows, decode_attention, decoding, side_by_side
 
 LAYERS = 2
 

@@ -24,9 +24,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from ttpa.policy.batching import bucket_by_tokens, bundle
-from ttpa.policy.logprobs import Row, token_logps
-from ttpa.policy.tree_logprobs import answer_sums
+from ttpa.policy.forward import answer_sums
+from ttpa.policy.logprobs import token_logps
+from ttpa.policy.tree import TokenRow, bucket_by_tokens, bundle
 
 VOCAB, PAD = 40, 0
 SIZES = {
@@ -41,10 +41,10 @@ SIZES = {
 }
 
 ROWS = (
-    Row((3, 4, 5, 6, 7), (8, 9, 1)),
-    Row((10, 11), (12, 13, 14, 15, 16, 17, 1)),
-    Row((20, 21, 22, 23, 24, 25, 26, 27, 28), (1,)),
-    Row((30,), (31, 30, 31, 1)),
+    TokenRow((3, 4, 5, 6, 7), (8, 9, 1)),
+    TokenRow((10, 11), (12, 13, 14, 15, 16, 17, 1)),
+    TokenRow((20, 21, 22, 23, 24, 25, 26, 27, 28), (1,)),
+    TokenRow((30,), (31, 30, 31, 1)),
 )
 
 
@@ -108,7 +108,7 @@ def built(architecture: Callable[[], PreTrainedModel]) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def full(model: PreTrainedModel, row: Row, with_prompt: bool) -> list[float]:
+def full(model: PreTrainedModel, row: TokenRow, with_prompt: bool) -> list[float]:
     """log_softmax of all logits of one row alone, gathered at the tokens that follow."""
     ids = torch.tensor([[*row.prompt, *row.answer]])
     logps_TV: Tensor = torch.log_softmax(model(input_ids=ids).logits[0].float(), -1)
@@ -157,7 +157,7 @@ def test_neither_padding_nor_its_id_nor_the_order_of_rows_matters() -> None:
 @torch.no_grad()
 def test_a_pad_token_inside_an_answer_counts() -> None:
     """What is padding follows from lengths, not from ids."""
-    model, row = built(qwen2), Row((3, PAD), (5, PAD, 1))
+    model, row = built(qwen2), TokenRow((3, PAD), (5, PAD, 1))
     found = token_logps(model, [row, ROWS[0]], pad_id=PAD)
     assert found.logps_N[:3].tolist() == pytest.approx(full(model, row, False), abs=1e-5)
 
@@ -165,7 +165,7 @@ def test_a_pad_token_inside_an_answer_counts() -> None:
 @torch.no_grad()
 def test_an_empty_answer_selects_nothing_and_sums_to_zero() -> None:
     model = built(qwen2)
-    empty = Row((3, 4, 5), ())
+    empty = TokenRow((3, 4, 5), ())
     found = token_logps(model, [empty, ROWS[0], empty], pad_id=PAD)
     assert found.row_N.tolist() == [1, 1, 1] and found.sums().tolist()[::2] == [0.0, 0.0]
     alone = token_logps(model, [empty], pad_id=PAD)
@@ -178,7 +178,7 @@ def test_an_empty_answer_selects_nothing_and_sums_to_zero() -> None:
 @torch.no_grad()
 def test_padded_answers_stand_in_rows_with_a_mask() -> None:
     """Rows of 3, 7, 0, 1 and 4 answer tokens, prompt tokens left out."""
-    model, rows = built(llama), [*ROWS[:2], Row((3, 4), ()), *ROWS[2:]]
+    model, rows = built(llama), [*ROWS[:2], TokenRow((3, 4), ()), *ROWS[2:]]
     for with_prompt in (False, True):
         found = token_logps(model, rows, pad_id=PAD, with_prompt=with_prompt)
         logps_BT, mask_BT = found.padded()
@@ -200,7 +200,7 @@ def test_gradient_reaches_every_weight() -> None:
 def test_answer_sums_come_in_row_order_whatever_the_budget(budget: int) -> None:
     model = built(llama)
     model.train()
-    rows = [*ROWS, Row((3, 4), ()), *ROWS[::-1]]
+    rows = [*ROWS, TokenRow((3, 4), ()), *ROWS[::-1]]
     found = answer_sums(token_logps, model, [[row] for row in rows], pad_id=PAD, budget=budget)
     assert all(len(sums) == 1 for sums in found)
     assert [sums[0] for sums in found] == pytest.approx([sum(full(model, row, False)) for row in rows], abs=1e-4)

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from ttpa.errors import ConfigError, DataError
-from ttpa.policy.logprobs import Row, token_logps
-from ttpa.policy.policy import Policy
-from ttpa.policy.specs import HFModel, Lora, TinyModel, load_policy, spec_from_json
-from ttpa.policy.tokenizer import train_tokenizer
+from ttpa.policy.logprobs import token_logps
+from ttpa.policy.models import HFModel, Lora, TinyModel, model_from_json
+from ttpa.policy.policy import Policy, create_policy, load_policy, train_tokenizer
+from ttpa.policy.tree import TokenRow
 from ttpa.records import Sample
 from ttpa.train.optim import build_optimizer
 from ttpa.train.settings import OptimizerSettings
@@ -100,7 +100,11 @@ def size(folder: Path) -> int:
 
 
 def test_tiny_model_is_decided_by_its_seed_and_texts() -> None:
-    first, again, other = TINY.create(TEXTS, 1), TINY.create(iter(TEXTS), 1), TINY.create(TEXTS, 2)
+    first, again, other = (
+        create_policy(TINY, TEXTS, 1),
+        create_policy(TINY, iter(TEXTS), 1),
+        create_policy(TINY, TEXTS, 2),
+    )
     states = [policy.model.state_dict() for policy in (first, again, other)]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
@@ -110,14 +114,16 @@ def test_tiny_model_is_decided_by_its_seed_and_texts() -> None:
 
 def test_tiny_model_does_not_depend_on_the_state_of_torchs_generator() -> None:
     torch.manual_seed(99)
-    first = logits(TINY.create(TEXTS, 1).model)
+    first = logits(create_policy(TINY, TEXTS, 1).model)
     torch.manual_seed(100)
-    assert torch.equal(first, logits(TINY.create(TEXTS, 1).model))
+    assert torch.equal(first, logits(create_policy(TINY, TEXTS, 1).model))
 
 
 def test_tiny_model_starts_from_the_recipe() -> None:
     """Embeddings 0.02, matrices 1 / sqrt(fan in), half of it into the residual stream; biases 0, norms 1."""
-    model = TinyModel(hidden=128, layers=1, heads=2, feed_forward=256, vocab=300, max_tokens=64).create(TEXTS, 0).model
+    model = create_policy(
+        TinyModel(hidden=128, layers=1, heads=2, feed_forward=256, vocab=300, max_tokens=64), TEXTS, 0
+    ).model
     weights = dict(model.named_parameters())
     layer = "model.layers.0."
     for name, std in (
@@ -145,7 +151,7 @@ def test_tiny_model_round_trip(tmp_path: Path, tiny_policy: Policy, toy_samples:
 
 
 def test_a_policy_can_be_saved_where_one_was(tmp_path: Path) -> None:
-    policy = TINY.create(TEXTS, 0)
+    policy = create_policy(TINY, TEXTS, 0)
     policy.save(tmp_path)
     shake(policy, 1)
     policy.save(tmp_path)
@@ -153,7 +159,7 @@ def test_a_policy_can_be_saved_where_one_was(tmp_path: Path) -> None:
 
 
 def test_full_training_trains_everything() -> None:
-    policy = TINY.create(TEXTS, 0)
+    policy = create_policy(TINY, TEXTS, 0)
     policy.model.eval()
     policy.model.requires_grad_(False)
     policy.start_training(0)
@@ -164,13 +170,13 @@ def test_full_training_trains_everything() -> None:
 
 
 def test_chat_policy_renders_tools_with_the_models_own_template(base: Path, toy_samples: tuple[Sample, ...]) -> None:
-    policy = spec(base, None).create((), 0)
+    policy = create_policy(spec(base, None), (), 0)
     text = policy.tokenizer.decode(policy.renderer.prompts(toy_samples[:1])[0])
     assert '"get_weather"' in text and '"book_room"' in text and text.endswith("Weather in Paris?<eos><assistant>")
 
 
 def test_full_weights_round_trip(base: Path, tmp_path: Path) -> None:
-    policy = spec(base, None).create((), 0)
+    policy = create_policy(spec(base, None), (), 0)
     start = logits(policy.model)
     policy.start_training(0)
     assert trainable(policy) == {name for name, _ in policy.model.named_parameters()}
@@ -183,7 +189,7 @@ def test_full_weights_round_trip(base: Path, tmp_path: Path) -> None:
 
 def test_a_policy_without_training_saves_no_weights(base: Path, tmp_path: Path) -> None:
     """`warmup=none` with an adapter to come: the base model is where it was."""
-    policy = spec(base, Lora(r=2)).create((), 0)
+    policy = create_policy(spec(base, Lora(r=2)), (), 0)
     policy.save(tmp_path)
     assert size(tmp_path) == 0 and json.loads((tmp_path / "policy.json").read_text())["adapters"] == []
     assert torch.equal(logits(load_policy(tmp_path).model), logits(policy.model))
@@ -194,7 +200,7 @@ def test_a_policy_without_training_saves_no_weights(base: Path, tmp_path: Path) 
     [Lora(r=2, alpha=4), Lora(r=2, alpha=4, dora=True), Lora(r=3, alpha=3, target_modules=["q_proj", "down_proj"])],
 )
 def test_an_adapter_is_saved_alone_and_merged_on_loading(base: Path, tmp_path: Path, lora: Lora) -> None:
-    policy = spec(base, lora).create((), 0)
+    policy = create_policy(spec(base, lora), (), 0)
     start = logits(policy.model)
     policy.start_training(1)
     assert trainable(policy) and all("lora_" in name for name in trainable(policy))
@@ -212,7 +218,7 @@ def test_an_adapter_is_saved_alone_and_merged_on_loading(base: Path, tmp_path: P
 
 def test_a_fresh_adapter_is_decided_by_its_seed(base: Path) -> None:
     def started(seed: int) -> dict[str, Tensor]:
-        policy = spec(base, Lora(r=2)).create((), 0)
+        policy = create_policy(spec(base, Lora(r=2)), (), 0)
         policy.start_training(seed)
         return {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
 
@@ -223,7 +229,7 @@ def test_a_fresh_adapter_is_decided_by_its_seed(base: Path) -> None:
 
 def test_a_second_stage_trains_a_fresh_adapter_on_the_merged_first(base: Path, tmp_path: Path) -> None:
     """Adapter off is the policy the stage started from, its reference model; PEFT loads both folders as they are."""
-    first = spec(base, Lora(r=2, alpha=4)).create((), 0)
+    first = create_policy(spec(base, Lora(r=2, alpha=4)), (), 0)
     first.start_training(1)
     shake(first, 0)
     first.save(tmp_path / "one")
@@ -251,10 +257,10 @@ def test_a_second_stage_trains_a_fresh_adapter_on_the_merged_first(base: Path, t
 
 def test_log_probs_see_the_adapter(base: Path) -> None:
     """The training forward goes around the PEFT wrapper; the injected layers must stay active."""
-    policy = spec(base, Lora(r=2)).create((), 0)
+    policy = create_policy(spec(base, Lora(r=2)), (), 0)
     policy.start_training(1)
     shake(policy, 0)
-    row = Row(tuple(range(7, 20)), tuple(range(20, 40)))
+    row = TokenRow(tuple(range(7, 20)), tuple(range(20, 40)))
     with torch.no_grad():
         found = token_logps(policy.model, [row], pad_id=0).logps_N
     expected = torch.log_softmax(logits(policy.model)[0], -1)[12:-1].gather(-1, torch.arange(20, 40)[:, None])[:, 0]
@@ -271,7 +277,7 @@ def test_log_probs_see_the_adapter(base: Path) -> None:
     ],
 )
 def test_an_adapter_can_be_optimised(base: Path, name: str) -> None:
-    policy = spec(base, Lora(r=2)).create((), 0)
+    policy = create_policy(spec(base, Lora(r=2)), (), 0)
     policy.start_training(1)
     optimizer = build_optimizer(policy.model.named_parameters(), OptimizerSettings(name=name, lr=1e-2))
     before = logits(policy.model)
@@ -286,7 +292,7 @@ def test_an_adapter_can_be_optimised(base: Path, name: str) -> None:
 def test_a_name_that_is_no_model_is_an_error_with_a_remedy(base: Path, tmp_path: Path) -> None:
     for name in (tmp_path / "nothing", tmp_path):  # no such folder; a folder without a model
         with pytest.raises(ConfigError, match=r"^model\.name=.*cannot be loaded .* Give a folder that holds a"):
-            spec(base, None, name=str(name)).create((), 0)
+            create_policy(spec(base, None, name=str(name)), (), 0)
 
 
 def test_a_folder_without_a_policy_is_an_error_with_a_remedy(tmp_path: Path) -> None:
@@ -295,12 +301,15 @@ def test_a_folder_without_a_policy_is_an_error_with_a_remedy(tmp_path: Path) -> 
 
 
 def test_a_model_without_a_chat_template_is_refused_as_chat(tmp_path: Path) -> None:
-    policy = TINY.create(TEXTS, 0)
+    policy = create_policy(TINY, TEXTS, 0)
     policy.model.save_pretrained(tmp_path)
     policy.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"^model\.template=chat: .* has no chat template.* model\.template=compact"):
-        spec(tmp_path, None).create((), 0)
-    assert furthest(logits(spec(tmp_path, None, template="compact").create((), 0).model), logits(policy.model)) < 1e-6
+        create_policy(spec(tmp_path, None), (), 0)
+    assert (
+        furthest(logits(create_policy(spec(tmp_path, None, template="compact"), (), 0).model), logits(policy.model))
+        < 1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -321,7 +330,7 @@ def test_a_model_without_a_chat_template_is_refused_as_chat(tmp_path: Path) -> N
     ],
 )
 def test_spec_round_trip_through_json(make: Callable[[], TinyModel | HFModel]) -> None:
-    assert spec_from_json(json.loads(json.dumps(make().to_json()))) == make()
+    assert model_from_json(json.loads(json.dumps(make().to_json()))) == make()
 
 
 TINY_FIELDS = {"hidden": 16, "layers": 1, "heads": 2, "feed_forward": 24, "vocab": 300, "max_tokens": 64}

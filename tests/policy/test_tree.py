@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ttpa.policy import tree
-from ttpa.policy.forest import TokenTree
+from ttpa.policy.tree import TokenTree
 
 Sequences = Sequence[Sequence[int]]
 

@@ -37,12 +37,19 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from ttpa.policy import head, tree_attention
-from ttpa.policy.forest import TokenTree, ancestor_mask
-from ttpa.policy.head import target_logps
-from ttpa.policy.logprobs import Row, TokenLogps, token_logps
-from ttpa.policy.tree_attention import Block, plan_blocks
-from ttpa.policy.tree_logprobs import WORTH, answer_sums, choose_forward, flex_mask, tree_problem, tree_token_logps
+from ttpa.policy import forward, logprobs
+from ttpa.policy.forward import (
+    WORTH,
+    Block,
+    answer_sums,
+    choose_forward,
+    flex_mask,
+    plan_blocks,
+    tree_problem,
+    tree_token_logps,
+)
+from ttpa.policy.logprobs import TokenLogps, target_logps, token_logps
+from ttpa.policy.tree import TokenRow, TokenTree
 
 VOCAB, PAD = 64, 0
 ALWAYS = 2.0
@@ -103,7 +110,7 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def passed(forward: Callable[..., TokenLogps], model: Any, rows: Sequence[Row], **options: Any) -> Any:
+def passed(forward: Callable[..., TokenLogps], model: Any, rows: Sequence[TokenRow], **options: Any) -> Any:
     """Log-probs, and the gradients of their mean with weights that tell tokens apart."""
     found = forward(model, rows, pad_id=PAD, **options)
     weights_N = 1 + 0.5 * torch.cos(torch.arange(len(found.logps_N)).float())
@@ -116,7 +123,7 @@ def furthest(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
     return max(float((left[name] - right[name]).abs().max()) for name in left)
 
 
-def differences(model: Any, rows: Sequence[Row], **options: Any) -> tuple[float, float]:
+def differences(model: Any, rows: Sequence[TokenRow], **options: Any) -> tuple[float, float]:
     """Largest difference of a log-prob and of a gradient between the tree and the padded path."""
     ours, our_gradients = passed(tree_token_logps, model, rows, worth=ALWAYS, **options)
     theirs, their_gradients = passed(token_logps, model, rows, **options)
@@ -135,44 +142,44 @@ def ids(least: int, most: int, tokens: int = VOCAB - 1) -> st.SearchStrategy[lis
 
 
 @st.composite
-def groups(draw: st.DrawFn) -> list[Row]:
+def groups(draw: st.DrawFn) -> list[TokenRow]:
     """One prompt, perhaps of one token, and answers over two tokens: empty, equal, and prefixes of each other."""
     prompt = draw(ids(1, 12))
-    return [Row(prompt, answer) for answer in draw(st.lists(ids(0, 5, 2), min_size=1, max_size=5))]
+    return [TokenRow(prompt, answer) for answer in draw(st.lists(ids(0, 5, 2), min_size=1, max_size=5))]
 
 
 @st.composite
-def dialogues(draw: st.DrawFn) -> list[Row]:
+def dialogues(draw: st.DrawFn) -> list[TokenRow]:
     """Each turn's prompt is the last one's with its answer and a question; candidates may hang on any turn."""
     prompt, rows = draw(ids(1, 6)), []
     for _ in range(draw(st.integers(2, 5))):
         answer = draw(ids(1, 3))
-        rows += [Row(prompt, other) for other in (answer, *draw(st.lists(ids(0, 3), max_size=2)))]
+        rows += [TokenRow(prompt, other) for other in (answer, *draw(st.lists(ids(0, 3), max_size=2)))]
         prompt = [*prompt, *answer, *draw(ids(0, 3))]
     return rows
 
 
-unrelated = st.lists(st.builds(Row, ids(1, 6), ids(0, 4)), min_size=1, max_size=4)
+unrelated = st.lists(st.builds(TokenRow, ids(1, 6), ids(0, 4)), min_size=1, max_size=4)
 mixed = st.lists(st.one_of(groups(), dialogues(), unrelated), min_size=1, max_size=3).map(
     lambda parts: [row for part in parts for row in part]
 )
 
 SHARED = (3, 4, 5, 6, 7, 8, 9)
 HARD = [
-    Row(SHARED, (10, 11, 12)),
-    Row(SHARED, (10, 11)),  # a prefix of the one above
-    Row(SHARED, (10, 13, 1)),
-    Row(SHARED, ()),
-    Row(SHARED, (10, 11, 12)),  # once more
-    Row((*SHARED, 10, 11, 12, 20), (21, 22)),  # the next turn
-    Row(SHARED[:2], (5, 6, 1)),  # its answer runs along the prompt of the others
-    Row((30,), (31, 1)),
-    Row((30,), (31,)),
-    Row((40, 41), ()),
+    TokenRow(SHARED, (10, 11, 12)),
+    TokenRow(SHARED, (10, 11)),  # a prefix of the one above
+    TokenRow(SHARED, (10, 13, 1)),
+    TokenRow(SHARED, ()),
+    TokenRow(SHARED, (10, 11, 12)),  # once more
+    TokenRow((*SHARED, 10, 11, 12, 20), (21, 22)),  # the next turn
+    TokenRow(SHARED[:2], (5, 6, 1)),  # its answer runs along the prompt of the others
+    TokenRow((30,), (31, 1)),
+    TokenRow((30,), (31,)),
+    TokenRow((40, 41), ()),
 ]
 
 
-def long_rows(seed: int = 0) -> list[Row]:
+def long_rows(seed: int = 0) -> list[TokenRow]:
     """A dialogue of four turns of 60 tokens, three candidates each, beside a group of answers to another prompt."""
     rng = random.Random(seed)
 
@@ -182,10 +189,10 @@ def long_rows(seed: int = 0) -> list[Row]:
     prompt, rows = some(10), []
     for _ in range(4):
         answers = [some(rng.randrange(3, 9)) for _ in range(3)]
-        rows += [Row(prompt, answer) for answer in answers]
+        rows += [TokenRow(prompt, answer) for answer in answers]
         prompt = [*prompt, *answers[0], *some(10)]
     other = some(40)
-    return [*rows, *(Row(other, some(6)) for _ in range(4))]
+    return [*rows, *(TokenRow(other, some(6)) for _ in range(4))]
 
 
 # --- exactness ---------------------------------------------------------------------------------------------------
@@ -197,16 +204,16 @@ def long_rows(seed: int = 0) -> list[Row]:
     rows=mixed,
     with_prompt=st.booleans(),
     temperature=st.sampled_from([1.0, 0.7, 2.0]),
-    call_cost=st.sampled_from([0, 10, 300, tree_attention.CALL_COST]),
+    call_cost=st.sampled_from([0, 10, 300, forward.CALL_COST]),
 )
 @example(rows=HARD, with_prompt=False, temperature=1.0, call_cost=0)
 @example(rows=HARD, with_prompt=True, temperature=0.7, call_cost=HUGE)
-@example(rows=[Row((5,), ())], with_prompt=True, temperature=1.0, call_cost=0)
+@example(rows=[TokenRow((5,), ())], with_prompt=True, temperature=1.0, call_cost=0)
 def test_log_probs_and_gradients_are_the_padded_ones(
-    name: str, rows: list[Row], with_prompt: bool, temperature: float, call_cost: int
+    name: str, rows: list[TokenRow], with_prompt: bool, temperature: float, call_cost: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tree_attention, "CALL_COST", call_cost)
+        patch.setattr(forward, "CALL_COST", call_cost)
         logps, grads = differences(model_of(name), rows, with_prompt=with_prompt, temperature=temperature)
     assert logps < 1e-5 and grads < 1e-5
 
@@ -249,7 +256,7 @@ def test_entropies_are_the_padded_ones_and_those_of_the_softmax(name: str, tempe
 @pytest.mark.parametrize("name", ["qwen2 tied", "llama"])
 def test_every_kind_of_attention_call_is_exact(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Masked or causal; behind nothing, behind a contiguous path, and behind a path with side branches left out."""
-    monkeypatch.setattr(tree_attention, "CALL_COST", 300)
+    monkeypatch.setattr(forward, "CALL_COST", 300)
     rows = long_rows()
     blocks = plan_blocks(TokenTree.build([[*row.prompt, *row.answer] for row in rows]), 0)
     kinds = {(type(block.keys).__name__, block.mask is None) for block in blocks}
@@ -263,7 +270,7 @@ def test_the_rows_above_would_show_a_wrong_mask() -> None:
     plain = lambda tree, offset: [Block(offset, offset + len(tree), None, None)]  # noqa: E731
     for rows in (HARD, long_rows()):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ttpa.policy.tree_logprobs.plan_blocks", plain)
+            patch.setattr("ttpa.policy.forward.plan_blocks", plain)
             logps, grads = differences(model_of("llama"), rows)
         assert logps > 0.1 and grads > 1e-3
 
@@ -294,7 +301,7 @@ def test_equal_rows_get_equal_log_probs_and_a_gradient_each() -> None:
 
 def test_an_answer_without_a_prompt_has_nothing_before_its_first_token() -> None:
     """As in the padded path, that token has no log-prob."""
-    rows = [Row((), (5, 6)), Row((), (5, 7, 8)), Row((5,), (6,))]
+    rows = [TokenRow((), (5, 6)), TokenRow((), (5, 7, 8)), TokenRow((5,), (6,))]
     logps, grads = differences(model_of("llama"), rows)
     assert logps < 1e-5 and grads < 1e-5
     assert tree_token_logps(model_of("llama"), rows, worth=ALWAYS).row_N.tolist() == [0, 1, 1, 2]
@@ -341,9 +348,9 @@ def test_bfloat16_agrees_as_far_as_it_goes(name: str) -> None:
 
 # --- the last layer ----------------------------------------------------------------------------------------------
 
-LONG_PROMPT = [Row(tuple(range(2, 50)), answer) for answer in ((5, 6, 7), (5, 8), (9,), (5, 6, 1, 1))] + [
-    Row((*range(2, 50), 5, 6, 7, 30, 31, 32, 33, 34, 35, 36), (4, 1)),  # a later turn
-    Row((60, 61, 62, 63, 1, 2, 3, 4, 5, 6), (7, 8)),
+LONG_PROMPT = [TokenRow(tuple(range(2, 50)), answer) for answer in ((5, 6, 7), (5, 8), (9,), (5, 6, 1, 1))] + [
+    TokenRow((*range(2, 50), 5, 6, 7, 30, 31, 32, 33, 34, 35, 36), (4, 1)),  # a later turn
+    TokenRow((60, 61, 62, 63, 1, 2, 3, 4, 5, 6), (7, 8)),
 ]
 """Few nodes have something to predict: what nobody reads of the last layer is left out."""
 
@@ -351,7 +358,7 @@ LONG_PROMPT = [Row(tuple(range(2, 50)), answer) for answer in ((5, 6, 7), (5, 8)
 @pytest.mark.parametrize("call_cost", [0, 300, HUGE])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_last_layer_for_few_nodes_is_exact(name: str, call_cost: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tree_attention, "CALL_COST", call_cost)
+    monkeypatch.setattr(forward, "CALL_COST", call_cost)
     logps, grads = differences(model_of(name), LONG_PROMPT)
     assert logps < 1e-5 and grads < 1e-5
 
@@ -381,7 +388,7 @@ def test_a_failed_forward_leaves_the_layers_as_they_were(monkeypatch: pytest.Mon
     with pytest.raises(RuntimeError, match="broken"):
         tree_token_logps(model, LONG_PROMPT, worth=ALWAYS)
     broken.remove()
-    assert "forward" not in mlp.__dict__ and model.config._attn_implementation != tree_attention.NAME
+    assert "forward" not in mlp.__dict__ and model.config._attn_implementation != forward.NAME
     assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
 
 
@@ -405,14 +412,14 @@ def saved_sizes() -> Iterator[list[int]]:
 def watched_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
     """(positions, tile) of every walk over the head's positions."""
     walks: list[tuple[int, int]] = []
-    plain = head._tiles
+    plain = logprobs._tiles
 
     def watched(count: int, position_M: Tensor, tile: int) -> Iterator[tuple[int, slice]]:
         walks.append((count, tile))
         return plain(count, position_M, tile)
 
     with monkeypatch.context() as patch:
-        patch.setattr(head, "_tiles", watched)
+        patch.setattr(logprobs, "_tiles", watched)
         yield walks
 
 
@@ -425,7 +432,7 @@ def test_tiles_give_the_same_without_keeping_the_logits(
     vocab, rows = 1000, long_rows()
     model = fresh(name, vocab_size=vocab)
     whole, whole_gradients = passed(forward, model, rows)
-    monkeypatch.setattr(head, "TILE_ELEMENTS", 5 * vocab + 1)
+    monkeypatch.setattr(logprobs, "TILE_ELEMENTS", 5 * vocab + 1)
     with saved_sizes() as tiled, watched_tiles(monkeypatch) as walks:
         found = forward(model, rows, pad_id=PAD)
     again, again_gradients = passed(forward, model, rows)
@@ -456,14 +463,14 @@ def test_the_head_runs_once_where_answers_branch(monkeypatch: pytest.MonkeyPatch
     """Positions with something to predict: 3 of the group (behind the prompt, 7, 7 8), whatever the number of rows."""
     answers = [(7, 8, 9), (7, 8, 10), (7, 8), (7, 11), (12,), (), (7, 8, 9)]
     with watched_tiles(monkeypatch) as walks:
-        tree_token_logps(model_of("llama"), [Row((3, 4, 5, 6), answer) for answer in answers], worth=ALWAYS)
+        tree_token_logps(model_of("llama"), [TokenRow((3, 4, 5, 6), answer) for answer in answers], worth=ALWAYS)
     assert [count for count, _ in walks] == [3]
 
 
 @pytest.mark.parametrize("tile", [1, 3, 7, 100])
 def test_target_log_probs_and_entropies_are_those_of_the_formula(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """log softmax(z / t) at the target; -sum p log p at every position, even one with no or many targets."""
-    monkeypatch.setattr(head, "TILE_ELEMENTS", tile * VOCAB)
+    monkeypatch.setattr(logprobs, "TILE_ELEMENTS", tile * VOCAB)
     model = model_of("phi")
     hidden_NH = torch.randn(8, SIZES["hidden_size"], generator=torch.Generator().manual_seed(0)).requires_grad_()
     position_M = torch.tensor([0, 0, 0, 2, 3, 3, 6, 6, 6, 6])
@@ -487,10 +494,10 @@ def test_target_log_probs_and_entropies_are_those_of_the_formula(tile: int, monk
 def test_a_batch_that_shares_little_takes_the_padded_path() -> None:
     """Rows of 10 and 9 tokens without a common one: 19 nodes of 20 padded tokens. With 2 shared of 20, 18 nodes."""
     model = model_of("llama")
-    apart = [Row(range(1, 10), (10,)), Row(range(20, 28), (28,))]
+    apart = [TokenRow(range(1, 10), (10,)), TokenRow(range(20, 28), (28,))]
     assert tree_token_logps(model, apart).computed == 20
     assert tree_token_logps(model, apart, worth=0.95).computed == 19
-    together = [Row(range(1, 10), (10,)), Row((1, 2, *range(20, 27)), (28,))]
+    together = [TokenRow(range(1, 10), (10,)), TokenRow((1, 2, *range(20, 27)), (28,))]
     assert WORTH == 0.9 and tree_token_logps(model, together).computed == 18
     assert tree_token_logps(model, together, worth=0.89).computed == 20
     options: dict[str, Any] = {"with_prompt": True, "temperature": 0.7, "pad_id": PAD}
@@ -593,11 +600,11 @@ def test_the_model_is_left_as_it_was_even_after_an_error() -> None:
     implementation = model.config._attn_implementation
     tree_token_logps(model, HARD, worth=ALWAYS)
     with pytest.raises(IndexError):
-        tree_token_logps(model, [Row((1, 2), (VOCAB + 7,)), Row((1, 2), (3,))], worth=ALWAYS)
+        tree_token_logps(model, [TokenRow((1, 2), (VOCAB + 7,)), TokenRow((1, 2), (3,))], worth=ALWAYS)
     assert model.config._attn_implementation == implementation
     assert torch.equal(model(input_ids=torch.tensor([[1, 2, 3]])).logits, before)
     with pytest.raises(AssertionError, match="laid_out"):
-        tree_attention.tree_attention(model, *[torch.zeros(1, 1, 1, 2)] * 3, None)
+        forward.tree_attention(model, *[torch.zeros(1, 1, 1, 2)] * 3, None)
 
 
 # --- summed answers ----------------------------------------------------------------------------------------------
@@ -609,7 +616,7 @@ def test_answer_sums_of_groups_are_those_of_each_row_alone(forward: Any, budget:
     """Groups of any size come back in order, with dropout off and the model's mode kept."""
     model = fresh("llama").train()
     rows = [*HARD, *long_rows()]
-    groups = [rows[:1], rows[1:7], rows[7:8], rows[8:20], [Row((1, 2), ())], rows[20:]]
+    groups = [rows[:1], rows[1:7], rows[7:8], rows[8:20], [TokenRow((1, 2), ())], rows[20:]]
     found = answer_sums(forward, model, groups, pad_id=PAD, budget=budget)
     assert model.training and all(p.grad is None for p in model.parameters())
     with torch.no_grad():
@@ -623,11 +630,13 @@ def test_answer_sums_keep_a_group_in_one_batch() -> None:
     """Pairs of 20 and 10 tokens, budget 40: the two short pairs share a batch, the long ones do not share one."""
     batches: list[list[int]] = []
 
-    def recording(model: Any, rows: Sequence[Row], *, pad_id: int) -> TokenLogps:
+    def recording(model: Any, rows: Sequence[TokenRow], *, pad_id: int) -> TokenLogps:
         batches.append([row.prompt[0] for row in rows])
         return token_logps(model, rows, pad_id=pad_id)
 
-    groups = [[Row([k] + [9] * (size // 2 - 2), (a,)) for a in (5, 6)] for k, size in enumerate((22, 10, 22, 12), 1)]
+    groups = [
+        [TokenRow([k] + [9] * (size // 2 - 2), (a,)) for a in (5, 6)] for k, size in enumerate((22, 10, 22, 12), 1)
+    ]
     answer_sums(recording, model_of("llama"), groups, pad_id=PAD, budget=40)
     assert batches == [[2, 2, 4, 4], [1, 1], [3, 3]]
 
@@ -659,7 +668,7 @@ sequence_sets = st.lists(st.lists(st.integers(0, 2), max_size=10), min_size=1, m
 @settings(deadline=None, max_examples=100)
 @given(
     sequences=sequence_sets,
-    call_cost=st.sampled_from([0, 3, 20, tree_attention.CALL_COST, HUGE]),
+    call_cost=st.sampled_from([0, 3, 20, forward.CALL_COST, HUGE]),
     offset=st.integers(0, 4),
 )
 def test_attention_calls_compute_every_allowed_pair_once_and_no_other(
@@ -667,12 +676,13 @@ def test_attention_calls_compute_every_allowed_pair_once_and_no_other(
 ) -> None:
     tree = tree_of(sequences)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tree_attention, "CALL_COST", call_cost)
+        patch.setattr(forward, "CALL_COST", call_cost)
         blocks = plan_blocks(tree, offset)
     edges = [offset, *(block.stop for block in blocks)]
     assert [block.start for block in blocks] == edges[:-1] and edges[-1] == offset + len(tree), "in row order, no gaps"
     expected = torch.zeros(offset + len(tree), offset + len(tree), dtype=torch.long)
-    expected[offset:, offset:] = ancestor_mask(torch.from_numpy(tree.end)[None])[0, 0].long()
+    at = np.arange(len(tree))
+    expected[offset:, offset:] = torch.from_numpy((at[None] <= at[:, None]) & (at[:, None] < tree.end[None])).long()
     assert torch.equal(times_computed(blocks, offset + len(tree)), expected)
 
 
@@ -680,10 +690,10 @@ def test_calls_follow_their_price() -> None:
     """A prompt of 50 and four answers of 20: dear calls make one masked block, free ones five causal ones."""
     tree = tree_of([[*range(100, 150), *range(20 * k, 20 * k + 20)] for k in range(4)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tree_attention, "CALL_COST", HUGE)
+        patch.setattr(forward, "CALL_COST", HUGE)
         (block,) = plan_blocks(tree, 0)
         assert (block.start, block.stop, block.keys) == (0, 130, None) and block.mask is not None
-        patch.setattr(tree_attention, "CALL_COST", 0)
+        patch.setattr(forward, "CALL_COST", 0)
         blocks = plan_blocks(tree, 7)
     assert [(block.start, block.stop) for block in blocks] == [(7, 57), (57, 77), (77, 97), (97, 117), (117, 137)]
     assert [block.keys for block in blocks] == [None] + [slice(7, 57)] * 4
@@ -707,7 +717,8 @@ def test_the_block_mask_is_the_ancestor_rule(size: int, seed: int) -> None:
     cuts = [rng.randrange(size) for _ in range(6)]
     tree = tree_of([trunk, *([*trunk[:cut], *(rng.randrange(9) for _ in range(rng.randrange(20)))] for cut in cuts)])
     built, nodes = flex_mask(tree, torch.device("cpu")), len(tree)
-    allowed = ancestor_mask(torch.from_numpy(tree.end)[None])[0, 0]
+    at = np.arange(nodes)
+    allowed = torch.from_numpy((at[None] <= at[:, None]) & (at[:, None] < tree.end[None]))
     assert torch.equal(create_mask(built.mask_mod, 1, 1, nodes, nodes, device="cpu")[0, 0], allowed)
     edges = [*range(0, nodes, 128), nodes]
     present = [
@@ -728,7 +739,7 @@ def test_whole_kernel_blocks_can_be_read_past_the_last_node() -> None:
 def test_paths_hold_the_running_sum_of_log_probs() -> None:
     """A row's log-prob is that of its prompt's other rows along the shared part: sums over prefixes agree."""
     model, answer = model_of("qwen2 tied"), (7, 8, 9, 10)
-    rows = [Row((3, 4), answer[:size]) for size in range(5)]
+    rows = [TokenRow((3, 4), answer[:size]) for size in range(5)]
     with torch.no_grad():
         found = tree_token_logps(model, rows, worth=ALWAYS)
     whole = found.logps_N[found.row_N == 4].tolist()
@@ -750,7 +761,7 @@ def test_the_probe_notices_answers_that_see_each_other(monkeypatch: pytest.Monke
     def plain(tree: TokenTree, offset: int) -> list[Block]:
         return [Block(offset, offset + len(tree), None, None)]
 
-    monkeypatch.setattr("ttpa.policy.tree_logprobs.plan_blocks", plain)
+    monkeypatch.setattr("ttpa.policy.forward.plan_blocks", plain)
     assert tree_problem(model_of("llama")) == "its log-probs over a tree differ from the padded ones"
 
 

@@ -28,8 +28,8 @@ from torch import Tensor
 from ttpa.calls import get_syntax
 from ttpa.errors import ConfigError, DataError
 from ttpa.policy.engine import Engine, Generated, Sampling, TokenRule
-from ttpa.policy.specs import HFModel, Lora, TinyModel
-from ttpa.policy.vllm_engine import VLLMEngine
+from ttpa.policy.models import HFModel, Lora, TinyModel
+from ttpa.policy.vllm import VLLMEngine
 
 CHARS = "$~[]f()ab=12 x"  # one token a character; $ ends an answer, ~ stands for a prompt
 STOP, PROMPT = 0, 1

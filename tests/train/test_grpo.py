@@ -37,8 +37,9 @@ from tests.train.test_training import (
     weights_of,
 )
 from ttpa.calls.six_errors import LABELS
-from ttpa.policy.logprobs import Row, token_logps
-from ttpa.policy.tree_logprobs import Forward, tree_token_logps
+from ttpa.policy.forward import Forward, tree_token_logps
+from ttpa.policy.logprobs import token_logps
+from ttpa.policy.tree import TokenRow
 from ttpa.train.grpo import TABLE, GRPOModule
 from ttpa.train.objectives import GRPO
 from ttpa.train.objectives.functional import AGGREGATIONS, grpo_loss
@@ -280,7 +281,7 @@ def test_the_first_step_of_a_round_is_the_plain_policy_gradient(passes: int) -> 
         rewards = torch.tensor([answer.reward for answer in group.answers])
         for answer, reward in zip(group.answers, rewards, strict=True):
             advantages.append(float((reward - rewards.mean()) / (rewards.std() + 1e-4)))
-            logps = plain_logps(module.model, Row(group.prompt, answer.token_ids))[-len(answer.token_ids) :]
+            logps = plain_logps(module.model, TokenRow(group.prompt, answer.token_ids))[-len(answer.token_ids) :]
             expected = expected - advantages[-1] * logps.mean() / len(rows)
     expected.backward()
     grads = gradients(module)
@@ -571,7 +572,7 @@ def test_tokens_of_another_engine_weigh_by_the_truncated_ratio(
     for group in begun(both).groups:
         for k, answer in enumerate(group.answers):
             with torch.no_grad():
-                logps = plain_logps(policy.model, Row(group.prompt, answer.token_ids))[-len(answer.token_ids) :]
+                logps = plain_logps(policy.model, TokenRow(group.prompt, answer.token_ids))[-len(answer.token_ids) :]
             answer.logps = tuple(value - GAPS[k] for value in logps.tolist())
     total, found, _, _ = step_by_hand(both)
     expected, gaps = torch.zeros(()), []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ttpa.errors import ConfigError
-from ttpa.policy.logprobs import Row
+from ttpa.policy.tree import TokenRow
 from ttpa.records import Candidate, Pair, Score
 from ttpa.run.stages import training
 from ttpa.run.stages.training import _row
@@ -124,5 +124,5 @@ def test_the_stage_trains_on_the_rows_of_the_setting(loss: Any, monkeypatch: pyt
     assert as_tuples(seen["chosen"]) == [((3, 4, 5, 6), (7, 1)), ((3, 4), (5,))]
 
 
-def as_tuples(rows: list[Row]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def as_tuples(rows: list[TokenRow]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     return [(tuple(row.prompt), tuple(row.answer)) for row in rows]

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ttpa.errors import DataError
-from ttpa.policy.logprobs import Row, token_logps
-from ttpa.policy.tree_logprobs import answer_sums
+from ttpa.policy.forward import answer_sums
+from ttpa.policy.logprobs import token_logps
+from ttpa.policy.tree import TokenRow
 from ttpa.train.module import PlanData, PolicyModule
 from ttpa.train.objectives import DPO, SimPO
 from ttpa.train.plan import Demonstrations, Plan, plan_warmup
@@ -63,17 +64,17 @@ def small_policy(layers: int = 1) -> FakePolicy:
     return FakePolicy(model, SimpleNamespace(pad_id=PAD))
 
 
-def rows_of(count: int, seed: int) -> list[Row]:
+def rows_of(count: int, seed: int) -> list[TokenRow]:
     rng = random.Random(seed)
 
     def ids(low: int, high: int) -> list[int]:
         return [rng.randrange(2, VOCAB) for _ in range(rng.randint(low, high))]
 
-    return [Row(ids(3, 14), [*ids(1, 9), 1]) for _ in range(count)]
+    return [TokenRow(ids(3, 14), [*ids(1, 9), 1]) for _ in range(count)]
 
 
 CHOSEN = rows_of(12, 0)
-REJECTED = [Row(row.prompt, other.answer) for row, other in zip(CHOSEN, rows_of(12, 1), strict=True)]
+REJECTED = [TokenRow(row.prompt, other.answer) for row, other in zip(CHOSEN, rows_of(12, 1), strict=True)]
 
 
 def adamw(**fields: Any) -> OptimizerSettings:
@@ -166,7 +167,7 @@ def furthest(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
 # --- what a step computes ----------------------------------------------------------------------------------------
 
 
-def plain_logps(model: torch.nn.Module, row: Row) -> Tensor:
+def plain_logps(model: torch.nn.Module, row: TokenRow) -> Tensor:
     """Log-probs of all tokens but the first, from the full logits of one row without padding, shape (T - 1,)."""
     ids = torch.tensor([[*row.prompt, *row.answer]])
     return -F.cross_entropy(model(input_ids=ids).logits[0, :-1].float(), ids[0, 1:], reduction="none")

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from ttpa.policy.forest import TokenTree
-from ttpa.policy.logprobs import Row, token_logps
-from ttpa.policy.tree_logprobs import Forward, answer_sums, tree_token_logps
+from ttpa.policy.forward import Forward, answer_sums, tree_token_logps
+from ttpa.policy.logprobs import token_logps
+from ttpa.policy.tree import TokenRow, TokenTree
 from ttpa.train.module import PlanData, PolicyModule
 from ttpa.train.objectives import DPO, SimPO
 from ttpa.train.plan import Demonstrations, Plan, plan_warmup
@@ -70,28 +70,28 @@ def drawn_ids(rng: random.Random, low: int, high: int) -> list[int]:
     return [rng.randrange(2, VOCAB) for _ in range(rng.randint(low, high))]
 
 
-def dialogue_rows(dialogues: int, turns: int, seed: int) -> tuple[list[Row], list[int]]:
+def dialogue_rows(dialogues: int, turns: int, seed: int) -> tuple[list[TokenRow], list[int]]:
     """Rows and the dialogue of each: a turn's prompt is the last one's with its answer and a question."""
     rng, rows, units = random.Random(seed), [], []
     for number in range(dialogues):
         prompt = drawn_ids(rng, 6, 14)
         for _ in range(turns):
-            rows.append(Row(prompt, [*drawn_ids(rng, 1, 6), 1]))
+            rows.append(TokenRow(prompt, [*drawn_ids(rng, 1, 6), 1]))
             units.append(number)
             prompt = [*prompt, *rows[-1].answer, *drawn_ids(rng, 1, 4)]
     return rows, units
 
 
-def pairs_of(count: int, prompts: int, seed: int) -> list[tuple[Row, Row]]:
+def pairs_of(count: int, prompts: int, seed: int) -> list[tuple[TokenRow, TokenRow]]:
     """Pairs on a few prompts, answers alike in front; the last one's rejected answer is a prefix of the chosen one."""
     rng = random.Random(seed)
     openings = [drawn_ids(rng, 8, 20) for _ in range(prompts)]
     pairs = []
     for number in range(count):
         prompt, front = openings[number % prompts], drawn_ids(rng, 0, 3)
-        pairs.append(tuple(Row(prompt, [*front, *drawn_ids(rng, 1, 4), 1]) for _ in range(2)))
+        pairs.append(tuple(TokenRow(prompt, [*front, *drawn_ids(rng, 1, 4), 1]) for _ in range(2)))
     chosen, _ = pairs[-1]
-    return [*pairs[:-1], (chosen, Row(chosen.prompt, chosen.answer[:-1]))]
+    return [*pairs[:-1], (chosen, TokenRow(chosen.prompt, chosen.answer[:-1]))]
 
 
 ROWS, UNITS = dialogue_rows(4, 3, 0)

@@ -27,8 +27,9 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from ttpa.policy.logprobs import Row, token_logps
-from ttpa.policy.tree_logprobs import Forward, tree_token_logps
+from ttpa.policy.forward import Forward, tree_token_logps
+from ttpa.policy.logprobs import token_logps
+from ttpa.policy.tree import TokenRow
 from ttpa.train.objectives import DPO, IPO, ORPO, Hinge, PreferenceLoss, RobustDPO, SimPO
 from ttpa.train.objectives.functional import (
     decoupled_advantages,
@@ -136,10 +137,10 @@ def batch_of(trainer: Any) -> dict[str, Tensor]:
     return dict(next(iter(trainer.get_train_dataloader())))
 
 
-def rows_of(ids_BT: Tensor, real_BT: Tensor, answer_BT: Tensor) -> list[Row]:
+def rows_of(ids_BT: Tensor, real_BT: Tensor, answer_BT: Tensor) -> list[TokenRow]:
     real_BT, answer_BT = real_BT.bool(), answer_BT.bool()
     return [
-        Row(ids[real & ~answer].tolist(), ids[answer].tolist())
+        TokenRow(ids[real & ~answer].tolist(), ids[answer].tolist())
         for ids, real, answer in zip(ids_BT, real_BT, answer_BT, strict=True)
     ]
 
@@ -189,8 +190,8 @@ def test_sft(
 
 @dataclass(frozen=True)
 class Pairs:
-    chosen: list[Row]
-    rejected: list[Row]
+    chosen: list[TokenRow]
+    rejected: list[TokenRow]
 
     @classmethod
     def stacked(cls, batch: dict[str, Tensor]) -> Pairs:
@@ -393,10 +394,10 @@ class Group:
             own_GT=torch.ones_like(drawn.own_GT),
         )
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TokenRow]:
         prompts = [ids[real].tolist() for ids, real in zip(self.prompt_ids, self.prompt_mask.bool(), strict=True)]
         answers = [ids[real].tolist() for ids, real in zip(self.ids_GT, self.written_GT.bool(), strict=True)]
-        return list(map(Row, prompts, answers))
+        return list(map(TokenRow, prompts, answers))
 
     def logps(self, model: PreTrainedModel) -> Tensor:
         """Log-probs of the answers' tokens, NaN in the padding."""

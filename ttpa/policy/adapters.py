@@ -3,7 +3,7 @@
 A policy's adapters are merged in order: W + s1 B1 A1 + s2 B2 A2 ... A sum of low-rank updates is a low-rank update
 itself, [s1 B1, s2 B2] [A1; A2], of the summed rank (2106.09685). So nothing is lost, and nothing is rounded to the base
 model's format as it is in a merge. It does not hold for DoRA, whose updates depend on the weights they are added to.
-Called by `ttpa.policy.vllm_engine`.
+Called by `ttpa.policy.vllm`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Log-probs of given answers, the padded way: one row a sequence, logits only at the positions that are asked for.
 
-The reference that `ttpa.policy.tree_logprobs` must equal, and the path for architectures that cannot take trees.
+The reference that `ttpa.policy.forward` must equal, and the path for architectures that cannot take trees.
 
 Rows are padded on the right, so a causal model never sees the padding and no attention mask is needed. The LM head runs
 on the selected hidden states alone; tool prompts are long and answers short, so this saves most of the head's work.
@@ -9,24 +9,169 @@ Shapes: B rows, T tokens, H hidden size, V vocabulary, N selected tokens over al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from ttpa.policy.head import decoder_and_head, target_logps
+from ttpa.policy.tree import TokenRow
+
+TILE_ELEMENTS = 1 << 22
+"""Logits held at a time: 16 MiB in float32."""
+
+SCALINGS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "final_logit_softcapping")
+"""Configuration keys of what an architecture does to its logits; see `head_logits`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Prompt ids and answer ids (end-of-turn included) of one sequence."""
+def decoder_and_head(model: Any) -> tuple[torch.nn.Module, torch.nn.Module, object]:
+    """The transformer without its head, the head, the configuration. Adapters are injected layers: they stay active."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(base, base.base_model_prefix), base.get_output_embeddings(), base.config
 
-    prompt: Sequence[int]
-    answer: Sequence[int]
 
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.answer)
+def head_logits(head: torch.nn.Module, config: object, hidden_NH: Tensor) -> Tensor:
+    """Float32 logits (N, V), with the scalings of Cohere, Granite, Falcon-H1 and Gemma where the config has them."""
+    logits = head(hidden_NH).float()
+    if scale := getattr(config, "logit_scale", None):
+        logits = logits * scale
+    if scaling := getattr(config, "logits_scaling", None):
+        logits = logits / scaling
+    if multiplier := getattr(config, "lm_head_multiplier", None):
+        logits = logits * multiplier
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+@torch.no_grad()
+def head_agrees(model: Any) -> bool:
+    """Whether `head_logits` gives the model's own logits, on four tokens: an unknown scaling would be silent."""
+    decoder, head, config = decoder_and_head(model)
+    ids_BT = torch.arange(4, device=next(model.parameters()).device)[None] + 1
+    own_TV = model(input_ids=ids_BT, use_cache=False).logits[0].float()
+    hidden_TH = decoder(input_ids=ids_BT, use_cache=False).last_hidden_state[0]
+    return bool(torch.allclose(head_logits(head, config, hidden_TH), own_TV, rtol=1e-2, atol=1e-2))
+
+
+class _LinearHead(torch.autograd.Function):
+    """`target_logps` for logits that are hidden times weight, divided by the temperature."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        position_M: Tensor,
+        token_M: Tensor,
+        temperature: float,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor]:
+        tile = max(1, TILE_ELEMENTS // len(weight_VH))
+        total_N = hidden_NH.new_empty(len(hidden_NH), dtype=torch.float32)
+        logps_M = hidden_NH.new_empty(len(position_M), dtype=torch.float32)
+        entropy_N = torch.empty_like(total_N) if entropy else hidden_NH.new_empty(0)
+        for start, here in _tiles(len(hidden_NH), position_M, tile):
+            logits = (hidden_NH[start : start + tile] @ weight_VH.T).float()
+            if temperature != 1.0:
+                logits /= temperature
+            total_N[start : start + tile] = logits.logsumexp(-1)
+            logps_M[here] = logits[position_M[here] - start, token_M[here]] - total_N[position_M[here]]
+            if entropy:
+                total_N1 = total_N[start : start + tile, None]
+                entropy_N[start : start + tile] = total_N1[:, 0] - ((logits - total_N1).exp_() * logits).sum(-1)
+        ctx.mark_non_differentiable(entropy_N)
+        ctx.save_for_backward(hidden_NH, weight_VH, position_M, token_M, total_N)
+        ctx.temperature = temperature
+        return logps_M, entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        """d log p(t) / d logits = onehot(t) - softmax; several targets at one position add up."""
+        grad_M = gradients[0] / ctx.temperature
+        hidden_NH, weight_VH, position_M, token_M, total_N = ctx.saved_tensors
+        tile = max(1, TILE_ELEMENTS // len(weight_VH))
+        of_hidden = torch.empty_like(hidden_NH) if ctx.needs_input_grad[0] else None
+        of_weight = torch.zeros_like(weight_VH) if ctx.needs_input_grad[1] else None
+        mass_N = torch.zeros_like(total_N).index_add_(0, position_M, grad_M)
+        for start, here in _tiles(len(hidden_NH), position_M, tile):
+            rows = slice(start, start + tile)
+            slope = (hidden_NH[rows] @ weight_VH.T).float()
+            if ctx.temperature != 1.0:
+                slope /= ctx.temperature
+            slope.sub_(total_N[rows, None]).exp_().mul_(-mass_N[rows, None])
+            slope.index_put_((position_M[here] - start, token_M[here]), grad_M[here], accumulate=True)
+            slope = slope.to(hidden_NH.dtype)
+            if of_hidden is not None:
+                of_hidden[rows] = slope @ weight_VH
+            if of_weight is not None:
+                of_weight.addmm_(slope.T, hidden_NH[rows])
+        return of_hidden, of_weight, None, None, None, None
+
+
+def _tiles(count: int, position_M: Tensor, tile: int) -> Iterator[tuple[int, slice]]:
+    """First position of each tile, and the targets that ask there (`position_M` is ascending)."""
+    edges = torch.searchsorted(position_M, torch.arange(0, count + tile, tile, device=position_M.device)).tolist()
+    for number, start in enumerate(range(0, count, tile)):
+        yield start, slice(edges[number], edges[number + 1])
+
+
+def _is_linear(head: Any, config: object) -> bool:
+    """Whether the logits are hidden times weight and nothing else."""
+    changed = any(getattr(config, name, None) for name in SCALINGS)
+    return type(head) is torch.nn.Linear and head.bias is None and not changed
+
+
+def target_logps(
+    model: Any,
+    hidden_NH: Tensor,
+    position_M: Tensor,
+    token_M: Tensor,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-prob of each target token at its position.
+
+    Several targets may ask at one position (the branches behind a node): its logits are computed once.
+
+    Args:
+        model: Causal LM, plain or PEFT-wrapped.
+        hidden_NH: Last hidden states of the positions.
+        position_M: Row of `hidden_NH` each target is predicted from, ascending.
+        token_M: Target token ids.
+        temperature: Divides the logits.
+        entropy: Also give the entropy at each position, without a gradient.
+
+    Returns:
+        Float32 log-probs (M,), and entropies (N,) or None.
+    """
+    _, head, config = decoder_and_head(model)
+    if _is_linear(head, config):
+        logps, surprises = _LinearHead.apply(hidden_NH, head.weight, position_M, token_M, temperature, entropy)
+        return logps, surprises if entropy else None
+    tile = max(1, TILE_ELEMENTS // int(getattr(config, "vocab_size", 1)))
+
+    def one(hidden: Tensor, position: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head_logits(head, config, hidden) / temperature
+        total = logits.logsumexp(-1)
+        logps = logits[position, token] - total[position]
+        if not entropy:
+            return logps, logps.new_empty(0)
+        with torch.no_grad():
+            surprise = total - (torch.exp(logits - total[:, None]) * logits).sum(-1)
+        return logps, surprise
+
+    parts = []
+    for start, here in _tiles(len(hidden_NH), position_M, tile):
+        arguments = (hidden_NH[start : start + tile], position_M[here] - start, token_M[here])
+        parts.append(checkpoint(one, *arguments, use_reentrant=False) if torch.is_grad_enabled() else one(*arguments))
+    if not parts:
+        parts = [one(hidden_NH, position_M, token_M)]
+    logps = torch.cat([part[0] for part in parts])
+    return logps, torch.cat([part[1] for part in parts]) if entropy else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +208,7 @@ class TokenLogps:
 
 def token_logps(
     model: torch.nn.Module,
-    rows: Sequence[Row],
+    rows: Sequence[TokenRow],
     *,
     pad_id: int,
     with_prompt: bool = False,

@@ -1,6 +1,6 @@
 """A policy in memory: transformers model, tokenizer, renderer. Creates, loads, saves; attaches adapters.
 
-Who trains it: `ttpa.train`. Who samples from it: `ttpa.policy.decode`. File format: `ttpa.policy.specs`.
+Who trains it: `ttpa.train`. Who samples from it: `ttpa.policy.decode`. File format: `ttpa.policy.models`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,10 +22,48 @@ from transformers.utils import logging as transformers_logging
 from ttpa.calls import get_syntax
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps
-from ttpa.policy.head import head_agrees
-from ttpa.policy.specs import HFModel, TinyModel, spec_from_json
-from ttpa.policy.tokenizer import train_tokenizer
-from ttpa.prompts import Renderer
+from ttpa.policy.logprobs import head_agrees
+from ttpa.policy.models import HFModel, TinyModel, model_from_json
+from ttpa.prompts import COMPACT_TOKENS, Renderer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+PRE_SPLIT = r" ?[a-z]+|_[a-z]+|[A-Z][a-z]*|\d{1,2}|[^\sA-Za-z0-9]|\s"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Trains the tokenizer; any text can be encoded afterwards (byte level), special tokens in a text stay text.
+
+    Args:
+        texts: Training texts.
+        vocab_size: Number of tokens, special tokens and the 256 bytes included.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRE_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=list(COMPACT_TOKENS), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
+
 
 transformers_logging.disable_progress_bar()
 # Notices to the library's own developers, repeated at every load.
@@ -112,7 +150,14 @@ def _dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def create_tiny(spec: TinyModel, texts: Iterable[str], seed: int) -> Policy:
+def create_policy(spec: TinyModel | HFModel, texts: Iterable[str], seed: int) -> Policy:
+    """The policy a run starts from. `texts` train the small model's tokenizer and `seed` draws its weights; a pretrained
+    model uses neither.
+    """
+    return _create_tiny(spec, texts, seed) if isinstance(spec, TinyModel) else load_base(spec, ())
+
+
+def _create_tiny(spec: TinyModel, texts: Iterable[str], seed: int) -> Policy:
     """The embedded model with fresh weights: 1/sqrt(fan_in), residual outputs halved, embeddings 0.02.
 
     This initialisation and the sizes of `conf/model/tiny.yaml` are the measured recipe; see experiments/LOG.md.
@@ -195,12 +240,12 @@ def _merged(spec: HFModel, adapters: Sequence[Path]) -> PreTrainedModel:
             "model.name",
             spec.name,
             f"the architecture {type(model).__name__} changes its logits in a way that is not known here",
-            "Extend ttpa.policy.head.head_logits",
+            "Extend ttpa.policy.logprobs.head_logits",
         )
     return model
 
 
-def load(folder: Path) -> Policy:
+def load_policy(folder: Path) -> Policy:
     """The policy that `Policy.save` wrote; the weights come later.
 
     Raises:
@@ -210,7 +255,7 @@ def load(folder: Path) -> Policy:
         row = json.loads((folder / "policy.json").read_text())
     except OSError as error:
         raise DataError(f"{folder}: no policy.json ({error}). Give the folder of a trained stage.") from None
-    spec = spec_from_json(row["spec"])
+    spec = model_from_json(row["spec"])
     if not row["full"]:
         assert isinstance(spec, HFModel)
         return load_base(spec, [folder / name for name in row["adapters"]], folder)

@@ -7,18 +7,34 @@ the last descendant of i) the whole attention mask is one comparison:
 
 Any sequences may share a tree: the answers to one prompt, the turns of one dialogue (a turn's history is the next one's
 prefix), samples with the same tool block. Sequences without a common first token give several roots, which the same
-rule keeps apart. This module knows neither models nor losses; `ttpa.policy.forest` packs trees into rows.
+rule keeps apart. This module knows neither models nor losses; `ttpa.policy.tree` packs trees into rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    pass
+
+
 Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """Prompt ids and answer ids (end-of-turn included) of one sequence."""
+
+    prompt: Sequence[int]
+    answer: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
 
 
 def shared_prefix(left: Ints, right: Ints) -> int:
@@ -107,3 +123,80 @@ def _ends(depth: Ints, branches: Sequence[tuple[int, int]]) -> Ints:
                 break
         open_runs.append((start, branch_depth, branch_depth + starts[number + 1] - start))
     return end
+
+
+def pack(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Trees into rows of at most `budget` nodes: best fit, largest first.
+
+    Args:
+        sizes: Nodes of each tree. A tree larger than the budget gets a row of its own.
+        budget: Nodes a row.
+
+    Returns:
+        Tree numbers of each row.
+
+    Example:
+        >>> pack([30, 70, 60, 40], budget=100)
+        [[1, 0], [2, 3]]
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for k in sorted(range(len(sizes)), key=lambda k: (-sizes[k], k)):
+        fitting = [(room[r], r) for r in range(len(rows)) if room[r] >= sizes[k]]
+        if fitting:
+            _, best = min(fitting)
+            rows[best].append(k)
+            room[best] -= sizes[k]
+        else:
+            rows.append([k])
+            room.append(budget - sizes[k])
+    return rows
+
+
+Bundles = tuple[list[list[int]], list[int]]
+
+
+def bundle(rows: Sequence[int], units: Sequence[int], lengths: Sequence[int], own: Sequence[int]) -> Bundles:
+    """Rows that share prefixes, kept together: the turns of one dialogue.
+
+    Args:
+        rows: Row numbers.
+        units: Unit of each row, indexed by row number; rows of one unit make one bundle.
+        lengths: Tokens of each row.
+        own: Tokens of each row that no other row of its unit has (its answer).
+
+    Returns:
+        The bundles in order of their first rows, and the tokens of each when shared ones count once: the longest row
+        and what the others add, which is an upper bound.
+    """
+    members: dict[int, list[int]] = {}
+    for row in rows:
+        members.setdefault(units[row], []).append(row)
+    bundles = list(members.values())
+    costs = []
+    for group in bundles:
+        longest = max(group, key=lambda row: lengths[row])
+        costs.append(lengths[longest] + sum(own[row] for row in group if row != longest))
+    return bundles, costs
+
+
+def bucket_by_tokens(rows: Iterable[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows in batches whose padded size (longest times count) stays within the budget, shortest first.
+
+    Args:
+        rows: Row numbers; rows of equal length keep their order.
+        lengths: Tokens of each row, indexed by row number.
+        budget: Padded tokens a batch. A row longer than that gets a batch of its own.
+
+    Example:
+        >>> bucket_by_tokens(range(4), [5, 100, 6, 5], budget=20)
+        [[0, 3, 2], [1]]
+    """
+    batches: list[list[int]] = []
+    for row in sorted(rows, key=lambda i: lengths[i]):
+        # Ascending order: the newest member is the longest.
+        if batches and lengths[row] * (len(batches[-1]) + 1) <= budget:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches

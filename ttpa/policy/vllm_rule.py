@@ -1,6 +1,6 @@
 """Token-level preference sampling inside vLLM: a logits processor that leaves only the tokens a rule may draw.
 
-vLLM's workers import this module by name (`ttpa.policy.vllm_engine` gives it to them); nothing else does, and it needs
+vLLM's workers import this module by name (`ttpa.policy.vllm` gives it to them); nothing else does, and it needs
 vllm. The interface is vLLM's per-request one for its first model runner, `AdapterLogitsProcessor`: a callable that is
 given the tokens of the answer so far and a row of logits. A request carries its rule in `SamplingParams.extra_args`,
 as plain numbers and texts, because it crosses to another process. vLLM then draws from what is left, with the

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from ttpa.calls.six_errors import LABELS
-from ttpa.policy.forest import pack
-from ttpa.policy.logprobs import Row, token_logps
+from ttpa.policy.forward import Forward
+from ttpa.policy.logprobs import token_logps
 from ttpa.policy.policy import Policy
-from ttpa.policy.tree_logprobs import Forward
+from ttpa.policy.tree import TokenRow, pack
 from ttpa.train.module import PolicyModule, Step
 from ttpa.train.objectives import GRPO
 from ttpa.train.objectives.functional import decoupled_advantages, group_advantages, grpo_loss
@@ -116,7 +116,7 @@ class GRPOModule(PolicyModule):
         return decoupled_advantages(rewards_BGK, weights, eps=self.loss.eps)
 
     @torch.no_grad()
-    def _logps(self, model: torch.nn.Module, rows: Sequence[Row]) -> list[tuple[float, ...]]:
+    def _logps(self, model: torch.nn.Module, rows: Sequence[TokenRow]) -> list[tuple[float, ...]]:
         """Log-probs of every answer's tokens with the training forward."""
         found: list[tuple[float, ...]] = [()] * len(rows)
         prompts: dict[tuple[int, ...], list[int]] = {}

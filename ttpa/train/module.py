@@ -20,11 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from ttpa.policy.batching import bucket_by_tokens, bundle
-from ttpa.policy.forest import pack
-from ttpa.policy.logprobs import Row, TokenLogps, token_logps
+from ttpa.policy.forward import Forward
+from ttpa.policy.logprobs import TokenLogps, token_logps
 from ttpa.policy.policy import Policy
-from ttpa.policy.tree_logprobs import Forward
+from ttpa.policy.tree import TokenRow, bucket_by_tokens, bundle, pack
 from ttpa.train.optim import build_optimizer
 from ttpa.train.plan import Plan
 from ttpa.train.settings import OptimizerSettings
@@ -153,7 +152,7 @@ class PolicyModule(pl.LightningModule):
         """What is logged of a step beside the means over its micro-batches."""
         return {}
 
-    def logps_of(self, rows: Sequence[Row], **options: Any) -> TokenLogps:
+    def logps_of(self, rows: Sequence[TokenRow], **options: Any) -> TokenLogps:
         """Token log-probs of sequences, counted; options as `token_logps` takes them."""
         found = self.token_logps(self.model, rows, pad_id=self.policy.renderer.pad_id, **options)
         self.tokens_computed += found.computed

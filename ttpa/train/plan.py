@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ttpa.policy.batching import bucket_by_tokens, bundle
+from ttpa.policy.tree import bucket_by_tokens, bundle
 from ttpa.train.settings import Alignment, Warmup
 
 BAND_ORDER = ("easy", "medium", "hard")

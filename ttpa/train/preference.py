@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttpa.policy.logprobs import Row, token_logps
+from ttpa.policy.forward import Forward
+from ttpa.policy.logprobs import token_logps
 from ttpa.policy.policy import Policy
-from ttpa.policy.tree_logprobs import Forward
+from ttpa.policy.tree import TokenRow
 from ttpa.train.module import PolicyModule, Step
 from ttpa.train.objectives import PreferenceLoss
 from ttpa.train.settings import OptimizerSettings
@@ -32,8 +33,8 @@ class PreferenceModule(PolicyModule):
         settings: OptimizerSettings,
         boundaries: Sequence[int],
         loss: PreferenceLoss,
-        chosen: Sequence[Row],
-        rejected: Sequence[Row],
+        chosen: Sequence[TokenRow],
+        rejected: Sequence[TokenRow],
         references: Sequence[tuple[float, float]] | None,
         forward: Forward = token_logps,
     ) -> None:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ttpa.errors import DataError
 from ttpa.io import dumps
-from ttpa.policy.logprobs import Row
+from ttpa.policy.tree import TokenRow
 from ttpa.train.module import PlanData, Step
 from ttpa.train.objectives import GRPO
 from ttpa.train.plan import Plan
@@ -97,9 +97,9 @@ class Round:
         return [answer for group in self.groups for answer in group.answers]
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TokenRow]:
         """Their sequences."""
-        return [Row(group.prompt, answer.token_ids) for group in self.groups for answer in group.answers]
+        return [TokenRow(group.prompt, answer.token_ids) for group in self.groups for answer in group.answers]
 
     def to_json(self) -> dict[str, Any]:
         rest = {name: getattr(self, name) for name in ("number", "drawn", "generated", "seconds", "metrics")}

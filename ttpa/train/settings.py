@@ -190,7 +190,7 @@ class Execution:
     """How fast, never what: limits that do not change a number beyond float rounding.
 
     Args:
-        forward: "tree" computes what sequences share once (`ttpa.policy.tree_logprobs`); "padded" is the reference way.
+        forward: "tree" computes what sequences share once (`ttpa.policy.forward`); "padded" is the reference way.
         threads: CPU threads of torch; 0 leaves torch's choice.
         micro_tokens: Padded tokens of one forward in training; an optimiser step is cut into as many as it needs.
         checkpoint_every_steps: Optimiser steps between resume points.

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ttpa.policy.logprobs import Row, token_logps
+from ttpa.policy.forward import Forward
+from ttpa.policy.logprobs import token_logps
 from ttpa.policy.policy import Policy
-from ttpa.policy.tree_logprobs import Forward
+from ttpa.policy.tree import TokenRow
 from ttpa.train.module import PolicyModule, Step
 from ttpa.train.objectives.functional import weighted_nll
 from ttpa.train.settings import OptimizerSettings
@@ -28,7 +29,7 @@ class SFTModule(PolicyModule):
         policy: Policy,
         settings: OptimizerSettings,
         boundaries: Sequence[int],
-        rows: Sequence[Row],
+        rows: Sequence[TokenRow],
         prompt_weight: float,
         forward: Forward = token_logps,
     ) -> None:
@@ -44,6 +45,6 @@ class SFTModule(PolicyModule):
         return weighted_nll(found.logps_N, weights_N) / step.weight, {"nll": answer_nll}
 
 
-def row_weight(row: Row, prompt_weight: float) -> float:
+def row_weight(row: TokenRow, prompt_weight: float) -> float:
     """What a row adds to the weight of its step: answer tokens plus weighted prompt tokens (all but the first)."""
     return len(row.answer) + prompt_weight * max(0, len(row.prompt) - 1)

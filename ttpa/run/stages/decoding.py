@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from ttpa.data.splits import read_split
 from ttpa.io import dumps, write_jsonl
 from ttpa.policy.engine import Sampling
-from ttpa.policy.specs import load_policy
 from ttpa.records import Candidate, Sample
 from ttpa.run.executor import Rows, Work
 from ttpa.run.shards import Shard, run_waves
@@ -21,14 +20,15 @@ from ttpa.run.stages.parts import Parts, Progress, fitting, set_threads
 
 if TYPE_CHECKING:
     from ttpa.policy.engine import Ids
-    from ttpa.policy.logprobs import Row
     from ttpa.policy.policy import Policy
+    from ttpa.policy.tree import TokenRow
     from ttpa.run.evaluation import Dialogue
 
 
 def build_select(parts: Parts, policy_dir: Path, data: Path, workdir: Path, progress: Progress) -> dict[str, Any]:
     """The ids of the samples worth exploring, by the perplexity of their targets under the policy."""
-    from ttpa.policy.tree_logprobs import answer_sums, choose_forward
+    from ttpa.policy.forward import answer_sums, choose_forward
+    from ttpa.policy.policy import load_policy
 
     set_threads(parts)
     policy = load_policy(policy_dir)
@@ -68,7 +68,7 @@ def decoded(
     parts: Parts,
     make_work: Callable[[], Work],
     samples: Sequence[Sample],
-    rows: Sequence[Row],
+    rows: Sequence[TokenRow],
     shard: Shard,
     wave_size: int,
     tally: Callable[[Mapping[str, Any]], tuple[int, bool | None]],
@@ -112,6 +112,8 @@ def decoded(
 
 def _judging(parts: Parts, policy_dir: Path) -> Work:
     """Greedy answers of a wave and whether they are right."""
+    from ttpa.policy.policy import load_policy
+
     set_threads(parts)
     policy = load_policy(policy_dir)
     engine = parts.engine(policy=policy)
@@ -162,6 +164,8 @@ def _converse(
 
 def build_evaluate(parts: Parts, policy_dir: Path, data: Path, workdir: Path, progress: Progress) -> dict[str, Any]:
     """Greedy answers to a benchmark's samples, one row a sample, and their summary."""
+    from ttpa.policy.policy import load_policy
+
     policy, evaluation = load_policy(policy_dir), parts.evaluation
     every = evaluation.samples(data)
     samples, rows, too_long = fitting(policy, every, evaluation.max_new_tokens, "evaluate")

@@ -21,7 +21,6 @@ from ttpa.explore.sampler import Drawn, Sibling, Task
 from ttpa.explore.scorers.rewards import in_unit
 from ttpa.io import write_jsonl
 from ttpa.policy.engine import Engine, Ids
-from ttpa.policy.specs import load_policy
 from ttpa.records import Candidate, Pair, Sample, Score
 from ttpa.run.executor import Work
 from ttpa.run.shards import Shard
@@ -38,6 +37,8 @@ class _Explorer:
     """The policy, the engine and the rules, in the process that works."""
 
     def __init__(self, parts: Parts, policy_dir: Path, round_number: int) -> None:
+        from ttpa.policy.policy import load_policy
+
         set_threads(parts)
         self.parts = parts
         self.policy: Policy = load_policy(policy_dir)
@@ -169,6 +170,8 @@ def build_explore(
     progress: Progress,
 ) -> dict[str, Any]:
     """Candidates of the policy, scored and paired, one line a sample; `pairs.jsonl` at the end."""
+    from ttpa.policy.policy import load_policy
+
     policy = load_policy(policy_dir)
     samples, rows, too_long = fitting(
         policy, selected_samples(parts, data, select), parts.sampler.max_new_tokens, "explore"

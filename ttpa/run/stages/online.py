@@ -18,15 +18,14 @@ from ttpa.calls.six_errors import six_errors
 from ttpa.errors import ConfigError
 from ttpa.explore.sampler import Task
 from ttpa.explore.scorers.rewards import score_batch
-from ttpa.policy.specs import load_policy
 from ttpa.records import Sample
 from ttpa.run.stages.parts import Parts, Progress, fitting, selected_samples, set_threads
 from ttpa.run.stages.training import fit
 from ttpa.train.objectives import GRPO
 
 if TYPE_CHECKING:
-    from ttpa.policy.logprobs import Row
     from ttpa.policy.policy import Policy
+    from ttpa.policy.tree import TokenRow
     from ttpa.train.rollouts import Group
 
 ROLLOUTS, TABLE, SERVED = "rollouts.jsonl", "answers.csv", "served"
@@ -82,7 +81,8 @@ def _align(
     kept: Path | None,
     steps: int | None,
 ) -> dict[str, Any]:
-    from ttpa.policy.tree_logprobs import choose_forward, tree_token_logps
+    from ttpa.policy.forward import choose_forward, tree_token_logps
+    from ttpa.policy.policy import load_policy
     from ttpa.train.grpo import GRPOModule
     from ttpa.train.rollouts import Replayed, RolloutData, read_rounds
 
@@ -168,7 +168,7 @@ def _draw(
     engine: Any,
     refresh: Callable[[], None],
     samples: Sequence[Sample],
-    rows: Sequence[Row],
+    rows: Sequence[TokenRow],
     numbers: Sequence[int],
     places: Sequence[int],
     step: int,

@@ -14,7 +14,7 @@ from ttpa.explore.sampler import Sampler
 from ttpa.explore.scorers import Scorer
 from ttpa.explore.select import SelectAll, SelectPerplexity
 from ttpa.io import read_jsonl
-from ttpa.policy.specs import HFModel, TinyModel
+from ttpa.policy.models import HFModel, TinyModel
 from ttpa.records import Sample
 from ttpa.run.evaluation import Evaluation
 from ttpa.run.executor import Executor
@@ -22,8 +22,8 @@ from ttpa.run.tracking import Tracking
 from ttpa.train.settings import Alignment, Execution, NoWarmup, Warmup
 
 if TYPE_CHECKING:
-    from ttpa.policy.logprobs import Row
     from ttpa.policy.policy import Policy
+    from ttpa.policy.tree import TokenRow
 
 Progress = Callable[[int, int, float, str], None]
 
@@ -64,14 +64,16 @@ def set_threads(parts: Parts) -> None:
 
 def fitting(
     policy: Policy, samples: Sequence[Sample], reserve: int | None, where: str
-) -> tuple[list[Sample], list[Row], int]:
+) -> tuple[list[Sample], list[TokenRow], int]:
     """Samples short enough for the model, with prompt and target ids, and how many were left out.
 
     A prompt is never cut: it would lose tools. `reserve` is room kept for an answer; None means the target itself.
     """
-    from ttpa.policy.logprobs import Row
+    from ttpa.policy.tree import TokenRow
 
-    rows = [Row(p, a) for p, a in zip(policy.renderer.prompts(samples), policy.renderer.answers(samples), strict=True)]
+    rows = [
+        TokenRow(p, a) for p, a in zip(policy.renderer.prompts(samples), policy.renderer.answers(samples), strict=True)
+    ]
     fits = [len(row.prompt) + (len(row.answer) if reserve is None else reserve) <= policy.max_tokens for row in rows]
     kept = [sample for sample, fit in zip(samples, fits, strict=True) if fit]
     if not kept:

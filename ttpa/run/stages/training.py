@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 from ttpa.data.splits import read_split
 from ttpa.errors import DataError
 from ttpa.io import read_jsonl, write_jsonl
-from ttpa.policy.specs import HFModel, TinyModel, load_policy
+from ttpa.policy.models import HFModel, TinyModel
 from ttpa.records import Pair, Sample
 from ttpa.run.stages.parts import Parts, Progress, fitting, selected_samples, set_threads
 from ttpa.train.objectives import RFT, Gold, PreferenceLoss
 from ttpa.train.settings import NoWarmup
 
 if TYPE_CHECKING:
-    from ttpa.policy.logprobs import Row
+    from ttpa.policy.forward import Forward
     from ttpa.policy.policy import Policy
-    from ttpa.policy.tree_logprobs import Forward
+    from ttpa.policy.tree import TokenRow
 
 TOKENIZER_TEXTS = 3000
 """Demonstrations that the small model's tokenizer is trained on."""
@@ -26,9 +26,11 @@ TOKENIZER_TEXTS = 3000
 
 def build_warmup(parts: Parts, data: Path, workdir: Path, progress: Progress) -> dict[str, Any]:
     """The starting policy, fine-tuned on the demonstrations unless `warmup=none`."""
+    from ttpa.policy.policy import create_policy
+
     set_threads(parts)
     demonstrations = read_split(data, "warmup")
-    policy = parts.model.create(_tokenizer_texts(parts.model, demonstrations[:TOKENIZER_TEXTS]), parts.seed)
+    policy = create_policy(parts.model, _tokenizer_texts(parts.model, demonstrations[:TOKENIZER_TEXTS]), parts.seed)
     if isinstance(parts.warmup, NoWarmup):
         policy.save(workdir / "policy")
         return {"steps": 0, "tokens": 0, "parameters": policy.model.num_parameters()}
@@ -61,7 +63,7 @@ def _tokenizer_texts(model: TinyModel | HFModel, samples: Sequence[Sample]) -> I
 def _fit_sft(
     parts: Parts,
     policy: Policy,
-    rows: Sequence[Row],
+    rows: Sequence[TokenRow],
     plan: Any,
     optimizer: Any,
     prompt_weight: float,
@@ -69,7 +71,7 @@ def _fit_sft(
     workdir: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    from ttpa.policy.tree_logprobs import choose_forward, tree_token_logps
+    from ttpa.policy.forward import choose_forward, tree_token_logps
     from ttpa.train.module import PlanData
     from ttpa.train.sft import SFTModule, row_weight
 
@@ -118,11 +120,13 @@ def build_align(
     """The policy after the objective: preference pairs, their chosen answers (RFT), the targets (gold), or answers
     drawn on the way (GRPO).
     """
+    from ttpa.policy.policy import load_policy
+
     if parts.objective.loss.consumes == "prompt":
         from ttpa.run.stages.online import align_online
 
         return align_online(parts, policy_dir, data, select, workdir, progress)
-    from ttpa.policy.logprobs import Row
+    from ttpa.policy.tree import TokenRow
     from ttpa.train.plan import plan_alignment
 
     set_threads(parts)
@@ -147,7 +151,7 @@ def build_align(
     prompts = dict(zip(by_id, policy.renderer.prompts(list(by_id.values())), strict=True))
     if isinstance(loss, RFT):
         answers = {(pair.sample_id, pair.chosen.token_ids): None for pair in pairs}
-        rows = [Row(prompts[sample_id], ids) for sample_id, ids in answers]
+        rows = [TokenRow(prompts[sample_id], ids) for sample_id, ids in answers]
         plan = plan_alignment(len(rows), settings, parts.seed)
         return {
             "answers": len(rows),
@@ -166,7 +170,7 @@ def _align_pairs(
     workdir: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    from ttpa.policy.tree_logprobs import choose_forward, tree_token_logps
+    from ttpa.policy.forward import choose_forward, tree_token_logps
     from ttpa.train.module import PlanData
     from ttpa.train.plan import plan_alignment
     from ttpa.train.preference import PreferenceModule
@@ -195,24 +199,24 @@ def _align_pairs(
     return {"pairs": len(pairs), **fit(parts, module, data, workdir, progress)}
 
 
-def _row(prompt: Sequence[int], pair: Pair, side: str, over: str) -> Row:
+def _row(prompt: Sequence[int], pair: Pair, side: str, over: str) -> TokenRow:
     """One side of a pair: the whole answer, or only the span in which it parts from the other side."""
-    from ttpa.policy.logprobs import Row
+    from ttpa.policy.tree import TokenRow
 
     ids: tuple[int, ...] = getattr(pair, side).token_ids
     if over == "answer":
-        return Row(prompt, ids)
+        return TokenRow(prompt, ids)
     # Two answers of which one is the beginning of the other part behind its end: their last token tells them apart.
     start = min(pair.branch, len(ids) - 1)
     stop = pair.provenance.get("spans", {}).get(side, len(ids))
-    return Row((*prompt, *ids[:start]), ids[start : max(stop, start + 1)])
+    return TokenRow((*prompt, *ids[:start]), ids[start : max(stop, start + 1)])
 
 
 def _references(
-    parts: Parts, policy: Policy, forward: Forward, pairs: Sequence[tuple[Row, Row]], workdir: Path
+    parts: Parts, policy: Policy, forward: Forward, pairs: Sequence[tuple[TokenRow, TokenRow]], workdir: Path
 ) -> list[tuple[float, float]]:
     """Summed log-probs of each pair under the policy the stage starts from; computed once, kept on disk."""
-    from ttpa.policy.tree_logprobs import answer_sums
+    from ttpa.policy.forward import answer_sums
 
     file = workdir / "reference_logps.jsonl"
     if not file.exists():

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ttpa.errors import ConfigError, DataError
 from ttpa.policy.adapters import combine, plain_config
 from ttpa.policy.engine import Generated, Ids, Sampling, TokenRule
-from ttpa.policy.specs import HFModel, TinyModel
+from ttpa.policy.models import HFModel, TinyModel
 
 if TYPE_CHECKING:
     from ttpa.prompts import Renderer

@@ -9,7 +9,7 @@ share every other line.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from ttpa.calls import SYNTAXES
 from ttpa.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ttpa.policy.policy import Policy
+    pass
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -98,12 +98,6 @@ class TinyModel:
         """What a fingerprint needs to know beyond the settings: nothing."""
         return {}
 
-    def create(self, texts: Iterable[str], seed: int) -> Policy:
-        """A fresh policy. `texts` train the tokenizer; `seed` draws the weights."""
-        from ttpa.policy.policy import create_tiny
-
-        return create_tiny(self, texts, seed)
-
     def to_json(self) -> dict[str, Any]:
         return {"kind": "tiny", **asdict(self)}
 
@@ -163,27 +157,14 @@ class HFModel:
         stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in files]
         return {"files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]}
 
-    def create(self, texts: Iterable[str], seed: int) -> Policy:
-        """The pretrained policy; `texts` and `seed` are not used."""
-        from ttpa.policy.policy import load_base
-
-        return load_base(self, ())
-
     def to_json(self) -> dict[str, Any]:
         return {"kind": "hf", **asdict(self)}
 
 
-def spec_from_json(row: Mapping[str, Any]) -> TinyModel | HFModel:
+def model_from_json(row: Mapping[str, Any]) -> TinyModel | HFModel:
     """Inverse of `to_json`."""
     fields = {key: value for key, value in row.items() if key != "kind"}
     if row["kind"] == "tiny":
         return TinyModel(**fields)
     lora = fields.pop("lora")
     return HFModel(**fields, lora=Lora(**lora) if lora else None)
-
-
-def load_policy(folder: Path) -> Policy:
-    """Loads the policy that a stage wrote."""
-    from ttpa.policy.policy import load
-
-    return load(folder)
