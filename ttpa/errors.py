@@ -51,7 +51,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """
     words = list(known)
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return f"Did you mean {close[0]}?" if close else f"Use one of {', '.join(words)}"
+    return f"Did you mean {close[0]}?" if close else f"Use one of {', '.join(words)}."
 
 
 class DataError(TtpaError):

@@ -28,8 +28,8 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ttpa import cli
 from ttpa.errors import ConfigError, TtpaError
+from ttpa.results.job import job
 from ttpa.results.status import error_of, plan_of
 from ttpa.results.tables import cells, spec
 from ttpa.results.tables.cells import Cell, Key
@@ -193,7 +193,7 @@ class HydraLaunch:
     def __call__(self, jobs: Sequence[Sequence[str]]) -> list[BaseException | None]:
         """See `Launch`. What breaks the launcher itself (a killed worker) is no cell's verdict: later waves go on."""
         launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=self.context, task_function=cli.job, config=self.config
+            hydra_context=self.context, task_function=job, config=self.config
         )
         try:
             returns = launcher.launch([list(job) for job in jobs], initial_job_idx=self.launched)

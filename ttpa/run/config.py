@@ -15,8 +15,7 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 
 from ttpa.errors import ConfigError, TtpaError
 from ttpa.run.store import fingerprint
@@ -90,70 +89,17 @@ def instantiate(cfg: DictConfig, group: str, **extra: Any) -> Any:
         made = hydra.utils.instantiate({**node, "_partial_": True} if extra else node, _convert_="all")
         return made(**extra) if extra else made
     except InstantiationException as error:
-        cause = error.__cause__
+        cause: BaseException | None = error.__cause__
         while cause is not None and not isinstance(cause, TtpaError) and cause.__cause__ is not None:
             cause = cause.__cause__
+        inner = re.search(r"full_key: (\S+)", str(error))
+        where = f"{group}.{inner[1]}" if inner else group
+        if isinstance(cause, ConfigError):
+            raise cause.within(where) from None
         if isinstance(cause, TtpaError):
             raise cause from None
         reason = str(cause or error).splitlines()[0]
-        raise ConfigError(
-            f"{group}: {node.get('_target_')} cannot be made from {_plain(node)}: {reason}. "
-            f"See conf/{group}/ for the options and their types."
-        ) from None
-
-
-def _plain(node: Mapping[Any, Any]) -> dict[str, Any]:
-    return {key: value for key, value in node.items() if key != "_target_"}
-
-
-def _kind(value: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    if isinstance(value, Mapping | DictConfig):
-        return "a mapping"
-    return "a list" if isinstance(value, list | ListConfig) else names.get(type(value), type(value).__name__)
-
-
-def _same_kind(default: Any, value: Any) -> bool:
-    if default is None or value is None:
-        return True
-    if isinstance(default, float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return _kind(default) == _kind(value)
-
-
-def place(key: str) -> str:
-    """Where the default of a dotted key stands, below the repository's root."""
-    group = key.split(".")[0]
-    if group == "controls":
-        return "conf/objective/"
-    return f"conf/{group}/" if group in (*IDENTITY, *EXECUTION) else "conf/config.yaml"
-
-
-def check_types(cfg: DictConfig, default: DictConfig, keys: Iterable[str]) -> None:
-    """Compares the type of every overridden value with the one in the option file, which is the only schema there is.
-
-    Args:
-        cfg: The composed configuration.
-        default: The same options without value overrides.
-        keys: Dotted keys that the command line set.
-
-    Raises:
-        ConfigError: a value of another type; names key, value, the default and the file.
-    """
-    for key in keys:
-        try:
-            before, after = OmegaConf.select(default, key), OmegaConf.select(cfg, key)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{key}: {str(error).splitlines()[0]}. See {place(key)}.") from None
-        # None: nothing to compare with, because null is allowed there or the key is new (the class will judge it).
-        if not _same_kind(before, after):
-            shown = f"{before!r:.60}" if not OmegaConf.is_config(before) else _kind(before)
-            raise ConfigError.at(
-                key,
-                after,
-                f"must be {_kind(before)} (the default is {shown}), not {_kind(after)}",
-                f"See {place(key)} for what it means",
-            )
+        raise ConfigError(f"{where}: {reason}. See conf/{group.split('.')[0]}/ for the options.") from None
 
 
 def check_scalars(cfg: DictConfig) -> None:

@@ -28,7 +28,6 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from ttpa.cli import chosen_and_set
 from ttpa.errors import ConfigError
 from ttpa.results.tables.records import Key, Record, Records, read_records, text
 from ttpa.results.tables.spec import SET_BY_THE_TABLE, Preset, Row, Spec
@@ -193,17 +192,13 @@ class Composer(AbstractContextManager["Composer"]):
         return found
 
     def check(self, shared: Sequence[str], own: Sequence[str]) -> None:
-        """Types of overridden values, against the same options without them.
+        """Composes the cell.
 
         Raises:
-            ConfigError: see `config.check_types`.
+            ConfigError: an override that cannot be composed.
         """
 
-        def is_group(key: str) -> bool:
-            return key.startswith("hydra.") or _repository().group_exists(key)  # a search path, or a group
-
-        (options, keys), (more, others) = chosen_and_set(shared, is_group), chosen_and_set(own, is_group)
-        config.check_types(self.whole([*shared, *own]), OmegaConf.create(self.parts(options, more)), [*keys, *others])
+        self.whole([*shared, *own])
 
 
 def _repository() -> Any:

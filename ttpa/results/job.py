@@ -1,0 +1,88 @@
+"""One run as Hydra's launchers call it: checks, the graph, the screen, and errors that can travel.
+
+`ttpa.cli` runs it for one configuration or a product of them, `ttpa.results.sweep` for the cells of a table.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TextIO, cast
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from ttpa.errors import TtpaError
+from ttpa.run import cluster, config, ranks
+
+log = logging.getLogger("ttpa")
+
+
+def _run_id(*, _root_: DictConfig) -> str:
+    return config.run_id(_root_)
+
+
+# At import: launchers pickle the task function and run it where no command was started.
+OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
+
+
+def _complete(cfg: DictConfig) -> None:
+    """Fills what the command line decides: the chosen options, and whether the warm-up is evaluated."""
+    choices = HydraConfig.get().runtime.choices
+    with open_dict(cfg):
+        cfg.choices = {group: name for group, name in choices.items() if group in config.IDENTITY}
+        if choices["experiment"]:
+            cfg.choices.experiment = choices["experiment"]
+        if cfg.baseline is None:
+            cfg.baseline = HydraConfig.get().mode == RunMode.RUN
+
+
+def job(cfg: DictConfig) -> None:
+    """Runs one configuration. A single run exits with status 2 on a user's mistake; a cell of a sweep raises it.
+
+    Raises:
+        TtpaError: in a sweep, a user's mistake, or another error that cannot be pickled.
+    """
+    hydra_cfg = HydraConfig.get()
+    single = hydra_cfg.mode == RunMode.RUN
+    try:
+        cluster.check_launch(
+            choice=hydra_cfg.runtime.choices["cluster"],
+            sweep=not single,
+            launcher=hydra_cfg.launcher._target_,
+            devices=cfg.trainer.lightning.devices,
+            processes=ranks.place().size,
+        )
+        if not single and "gpus" in cfg.cluster:
+            cluster.take_gpu(cfg.cluster.gpus)
+        _complete(cfg)
+        folder = Path(hydra_cfg.runtime.output_dir)
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+        from ttpa.results.view import make_view
+        from ttpa.run import pipeline
+
+        # The screen belongs to the first process.
+        with open(os.devnull, "w") as nowhere:
+            screen = sys.stdout if ranks.place().rank == 0 else nowhere
+            if not hydra_cfg.launcher._target_.endswith(".BasicLauncher"):
+                screen = cast(TextIO, cluster.Lines(screen))
+            with make_view(screen, str(cfg.name)) as view:
+                outcome = pipeline.run(cfg, view)
+            view.summary(outcome, str(folder))
+    except TtpaError as error:
+        log.error("%s", error)
+        print(f"ttpa: error: {error}", file=sys.stderr)
+        if single:
+            sys.exit(2)
+        raise cluster.portable(error) from None
+    except Exception as error:
+        if single:
+            raise
+        log.exception("failed")
+        raise cluster.portable(error) from None
+    except KeyboardInterrupt:
+        print("ttpa: interrupted. The same command again continues from here.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,151 @@
+"""Wrong overrides, answered in one line with the nearest right word.
+
+Hydra and OmegaConf say what they could not do, in several lines and without ttpa's keys. This module looks at the words
+themselves: an unknown option, group or key is found by comparing them with what can be composed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ttpa.errors import ConfigError, nearest
+
+COMPLAINTS = (HydraException, OmegaConfBaseException)
+
+# What other trainers call it -> the last part of ttpa's key.
+ALIASES = {
+    "learning_rate": "lr", "max_steps": "steps", "num_steps": "steps", "max_epochs": "epochs",
+    "num_train_epochs": "epochs", "num_epochs": "epochs", "per_device_train_batch_size": "batch_size",
+    "bs": "batch_size", "train_batch_size": "batch_size", "gradient_clip_val": "clip", "max_grad_norm": "clip", "num_generations": "n",
+    "max_completion_length": "max_new_tokens", "max_length": "max_tokens", "precision": "dtype", "optim": "optimizer",
+    "lora_r": "r", "lora_alpha": "alpha", "lr_scheduler_type": "schedule", "gamma": "gamma_beta_ratio",
+}  # fmt: skip
+
+
+def explained(error: Exception, words: Sequence[str]) -> ConfigError:
+    """What is wrong with the overrides that Hydra refused.
+
+    Args:
+        error: Hydra's or OmegaConf's complaint, used where the words themselves show no mistake.
+        words: The command line behind `ttpa`.
+    """
+    with _loader(words) as loader:
+        for problem in _problems(overrides_of(words), loader):
+            return problem
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    lines = [line.strip() for line in f"{error}\n{cause if cause is not error else ''}".splitlines() if line.strip()]
+    reason = "; ".join(dict.fromkeys(lines)).rstrip(".")
+    return ConfigError(f"{' '.join(words)}: {reason}. `ttpa --cfg job` shows every key and its value.")
+
+
+@contextmanager
+def _loader(words: Sequence[str]) -> Iterator[ConfigLoader]:
+    """Hydra's loader: of the Hydra that is there, else of a new one with the folders that `--config-dir` names."""
+    fresh = not GlobalHydra.instance().is_initialized()
+    if fresh:
+        search = create_config_search_path("pkg://ttpa.conf")
+        for flag, folder in itertools.pairwise(words):
+            if flag in ("--config-dir", "-cd"):
+                search.prepend("command-line", f"file://{Path(folder).resolve()}")
+        Hydra.create_main_hydra2(task_name="ttpa", config_search_path=search)
+    try:
+        yield GlobalHydra.instance().config_loader()
+    finally:
+        if fresh:
+            GlobalHydra.instance().clear()
+
+
+def overrides_of(words: Sequence[str]) -> list[str]:
+    """The words without flags and their values.
+
+    Raises:
+        ConfigError: a flag that Hydra does not have.
+    """
+    flags = list(get_args_parser()._option_string_actions)
+    for word in words:
+        if word.startswith("-") and not any(flag.startswith(word.partition("=")[0]) for flag in flags):
+            raise ConfigError(f"no flag {word}. {nearest(word, flags)}")
+    valued = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--info", "-i")
+    pairs = zip(["", *words], words, strict=False)
+    return [word for before, word in pairs if not word.startswith("-") and before not in (*valued, "--package", "-p")]
+
+
+def _problems(words: Sequence[str], loader: ConfigLoader) -> Iterator[ConfigError]:
+    """Mistakes in the words, in their order; options first, since keys depend on them."""
+    good, keyed = [], []
+    for word in words:
+        key, sign, value = word.partition("=")
+        name = key.lstrip("+~")
+        if not sign and not word.startswith("~"):
+            yield ConfigError(f"{word}: not of the form key=value. `ttpa --help` shows groups and options.")
+            continue
+        options = loader.get_group_options(name.partition("@")[0])
+        if not options:
+            keyed.append(word)
+            continue
+        chosen = [one.strip() for one in value.strip("[]").split(",") if one.strip() not in ("", "null")]
+        for option in chosen:
+            if option not in options:
+                yield ConfigError(f"no option {option} of the group {name}. {nearest(option, options)}")
+        if not word.startswith("~") and len(chosen) == 1:
+            good.append(word)
+    try:
+        cfg = compose("config", overrides=good, return_hydra_config=True)
+    except COMPLAINTS:
+        cfg = compose("config", return_hydra_config=True)
+    keys = dict.fromkeys(_keys(OmegaConf.to_container(cfg, resolve=False)))
+    for word in keyed:
+        name = word.partition("=")[0].lstrip("~")
+        if name not in keys and not name.startswith("+"):
+            yield ConfigError(f"no key {name}; {nearest_key(name, list(keys), cfg)}")
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def nearest_key(name: str, keys: Sequence[str], cfg: DictConfig) -> str:
+    """A question with the known keys most like `name`: those with the same last part first.
+
+    Example:
+        >>> nearest_key("model.lr", ["recipe.align.lr", "seed"], OmegaConf.create({"objective": {}}))
+        'did you mean recipe.align.lr?'
+    """
+    group, _, leaf = name.rpartition(".")
+    leaf = ALIASES.get(leaf, leaf)
+    own = [key for key in keys if key.startswith("hydra") == name.startswith("hydra")]
+    found = [key for key in own if key.rpartition(".")[2] == leaf]
+    online = "clip_low" in cfg.objective
+    related = {
+        "objective": "recipe.online." if online else "recipe.align.",
+        "align": "recipe.online." if online else "recipe.align.",
+        "warmup": "recipe.warmup.",
+    }.get(group.rpartition(".")[2], "")
+    if related and any(key.startswith(related) for key in found):
+        found = [key for key in found if key.startswith(related)]
+    if not found:
+        by_leaf = {key.rpartition(".")[2]: key for key in own}
+        found = difflib.get_close_matches(name, own, n=1, cutoff=0.75) or [
+            by_leaf[close] for close in difflib.get_close_matches(leaf, list(by_leaf), n=1, cutoff=0.6)
+        ]
+    if not found:
+        return "`ttpa --cfg job` lists the keys there are."
+    found = sorted(found, key=lambda key: -difflib.SequenceMatcher(None, name, key).ratio())[:3]
+    return f"did you mean {' or '.join(filter(None, [', '.join(found[:-1]), found[-1]]))}?"
