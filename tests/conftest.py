@@ -64,7 +64,7 @@ def toy_samples() -> tuple[Sample, ...]:
 @pytest.fixture
 def tiny_policy(toy_samples: tuple[Sample, ...]) -> Policy:
     """The embedded model with hidden size 32 and one layer, untrained; its tokenizer has seen the toy samples."""
-    from ttpa.calls import get_syntax
+    from ttpa.calls.syntaxes import get_syntax
     from ttpa.policy.models import TinyModel
     from ttpa.policy.policy import create_policy
     from ttpa.prompts import compact_segments

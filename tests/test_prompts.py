@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ttpa.calls import SYNTAXES, get_syntax
+from ttpa.calls.syntaxes import SYNTAXES, get_syntax
 from ttpa.data.toolace import ToolACE
 from ttpa.data.xlam import XLAM
 from ttpa.errors import ConfigError, DataError

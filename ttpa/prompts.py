@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ttpa.calls import ParseError, Syntax
-from ttpa.calls.text_stream import TextStream
+from ttpa.calls.syntaxes import OpenCall, ParseError, Syntax
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps
 from ttpa.records import Candidate, Message, Sample, ToolCall, ToolSpec
@@ -62,6 +61,46 @@ def _stands_in(name: str, prompt: str, said: Sequence[str]) -> bool:
     """Whether a tool's name stands in the prompt beyond the places where the dialogue itself says it."""
     spoken = sum(text.count(name) for text in said)
     return prompt.count(name) > spoken or (dumps(name)[1:-1] != name and dumps(name)[1:-1] in prompt)
+
+
+class TextStream:
+    """Decodes one answer token by token.
+
+    A token's text can depend on the tokens before it (spaces, characters of several bytes). So it decodes a window that
+    begins with the last token whose text was given out and grows while its end may still become a character.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._window: list[int] = []
+        self._given = 0  # characters of the window that have been given out
+
+    def push(self, token: int) -> str:
+        """The text that a token adds; empty while a character is incomplete."""
+        self._window.append(token)
+        text = str(self.tokenizer.decode(self._window, skip_special_tokens=False))
+        whole = text.rstrip("\ufffd")  # what bytes decode to that are no character, or none yet
+        added = whole[self._given :]
+        self._given = max(self._given, len(whole))
+        if added and whole == text:
+            self._window = [token]
+            self._given = len(str(self.tokenizer.decode(self._window, skip_special_tokens=False)))
+        return added
+
+
+class CallWatch:
+    """Whether the next token of an answer lies inside a call, token by token; see `ttpa.calls.syntaxes.OpenCall`."""
+
+    def __init__(self, tokenizer: Any, syntax: Syntax) -> None:
+        self._text, self._call = TextStream(tokenizer), OpenCall(syntax)
+
+    def push(self, token: int) -> None:
+        """Takes the next token of the answer."""
+        self._call.push(self._text.push(token))
+
+    @property
+    def inside(self) -> bool:
+        return self._call.inside
 
 
 @dataclass(kw_only=True)

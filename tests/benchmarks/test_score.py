@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ttpa.benchmarks.score import BENCHMARK_KEYS, SCORER_KEYS, main, parse
-from ttpa.calls import get_syntax
+from ttpa.calls.syntaxes import get_syntax
 from ttpa.errors import ConfigError
 from ttpa.io import dumps, write_jsonl
 from ttpa.records import Candidate, Sample, Score, ToolCall

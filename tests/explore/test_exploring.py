@@ -16,7 +16,7 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import open_dict
 
-from ttpa.calls import get_syntax
+from ttpa.calls.syntaxes import get_syntax
 from ttpa.explore.pairs import make_pairs, pair_siblings
 from ttpa.explore.scorers import ESM
 from ttpa.io import dumps, read_jsonl, write_jsonl

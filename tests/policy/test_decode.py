@@ -33,8 +33,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from ttpa.calls import get_syntax
-from ttpa.calls.stream import stream_of
+from ttpa.calls.syntaxes import OpenCall, get_syntax
 from ttpa.errors import ConfigError
 from ttpa.policy import decode
 from ttpa.policy.decode import HFEngine
@@ -565,8 +564,8 @@ def test_inside_of_calls_the_rule_draws_and_outside_it_is_greedy(syntax: str, pl
     for prompt, prefix, group in zip(prompts, prefixes, found, strict=True):
         for answer in group:
             logits = forced_logits(model, [*prompt, *prefix, *answer.token_ids])[len(prompt) + len(prefix) - 1 :]
-            stream = stream_of(policy.renderer.syntax)
-            stream.feed(policy.renderer.tokenizer.decode(prefix))
+            stream = OpenCall(policy.renderer.syntax)
+            stream.push(policy.renderer.tokenizer.decode(prefix))
             branches = dict(answer.branches)
             for at, token in enumerate(answer.token_ids):
                 inside, best = stream.inside, int(logits[at].argmax())
@@ -575,7 +574,7 @@ def test_inside_of_calls_the_rule_draws_and_outside_it_is_greedy(syntax: str, pl
                 assert token in kept
                 assert {t for t, _ in branches.get(at, ())} == (kept if len(kept) > 1 else set())
                 seen[inside, token != best] += 1
-                stream.feed(policy.renderer.tokenizer.pieces[token])
+                stream.push(policy.renderer.tokenizer.pieces[token])
     assert seen[False, False] > 20 and seen[True, False] > 20 and seen[True, True] > 20 and not seen[False, True]
     for rows in () if plain else (1, 5):
         made = HFEngine(policy=policy, rows=rows)  # type: ignore[arg-type]

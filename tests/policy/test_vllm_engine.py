@@ -25,7 +25,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ttpa.calls import get_syntax
+from ttpa.calls.syntaxes import get_syntax
 from ttpa.errors import ConfigError, DataError
 from ttpa.policy.engine import Engine, Generated, Sampling, TokenRule
 from ttpa.policy.models import HFModel, Lora, TinyModel

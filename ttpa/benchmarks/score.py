@@ -20,8 +20,8 @@ from ttpa.benchmarks.bfcl.categories import category_of_id
 from ttpa.benchmarks.bfcl.files import Line, read_answer, read_cases, read_lines, unknown_id
 from ttpa.benchmarks.bfcl.summary import Summary, interval
 from ttpa.benchmarks.scored import Scored, Shares, compared, read_shares, writer
-from ttpa.calls import ParseError, Syntax, get_syntax
 from ttpa.calls.six_errors import LABELS, primary_error, read_call, six_errors
+from ttpa.calls.syntaxes import ParseError, Syntax, get_syntax
 from ttpa.errors import ConfigError, DataError, TtpaError
 from ttpa.io import dumps
 from ttpa.records import Candidate, Sample, ToolCall

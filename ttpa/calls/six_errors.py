@@ -26,7 +26,6 @@ sight is `ttpa.calls.schema.check_call`.
 from __future__ import annotations
 
 import json
-import math
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -161,10 +160,10 @@ def match_calls(gold: Sequence[ToolCall], calls: Sequence[ToolCall]) -> list[tup
 
 
 def best_matching(worth: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
-    """One-to-one matching of rows and columns with the largest sum (Hungarian method, O(rows^2 columns)).
+    """One-to-one matching of rows and columns with the largest sum.
 
     Args:
-        worth: a table of equally long rows; integers of any size or floats.
+        worth: A table of equally long rows.
 
     Returns:
         `min(rows, columns)` pairs (row, column), by row.
@@ -175,46 +174,10 @@ def best_matching(worth: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
     """
     if not worth or not worth[0]:
         return []
-    if len(worth) > len(worth[0]):
-        return sorted((row, column) for column, row in best_matching([list(line) for line in zip(*worth, strict=True)]))
-    rows, columns = len(worth), len(worth[0])
-    up: list[float] = [0] * (rows + 1)
-    vp: list[float] = [0] * (columns + 1)
-    owner = [0] * (columns + 1)  # owner[column] = its row; both count from 1, and 0 stands for none
-    for row in range(1, rows + 1):
-        _augment(worth, row, up, vp, owner)
-    return sorted((owner[column] - 1, column - 1) for column in range(1, columns + 1) if owner[column])
+    from scipy.optimize import linear_sum_assignment
 
-
-def _augment(worth: Sequence[Sequence[float]], row: int, up: list[float], vp: list[float], owner: list[int]) -> None:
-    """Adds one row to the matching along a shortest augmenting path; `up` and `vp` are the dual variables."""
-    columns = len(vp) - 1
-    slack: list[float] = [math.inf] * (columns + 1)
-    before = [0] * (columns + 1)
-    used = [False] * (columns + 1)
-    owner[0] = row
-    at = 0
-    while owner[at]:
-        used[at] = True
-        line, step, best = owner[at], math.inf, 0
-        for column in range(1, columns + 1):
-            if used[column]:
-                continue
-            cost = -worth[line - 1][column - 1] - up[line] - vp[column]
-            if cost < slack[column]:
-                slack[column], before[column] = cost, at
-            if slack[column] < step:
-                step, best = slack[column], column
-        for column in range(columns + 1):
-            if used[column]:
-                up[owner[column]] += step
-                vp[column] -= step
-            else:
-                slack[column] -= step
-        at = best
-    while at:
-        owner[at] = owner[before[at]]
-        at = before[at]
+    rows, columns = linear_sum_assignment(worth, maximize=True)
+    return list(zip(rows.tolist(), columns.tolist(), strict=True))
 
 
 def _compare(sample: Sample, gold: ToolCall, call: ToolCall) -> Iterator[Finding]:

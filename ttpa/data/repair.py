@@ -19,10 +19,8 @@ from __future__ import annotations
 
 import re
 
-from ttpa.calls import ParseError, get_syntax
-from ttpa.calls.base import Malformed
-from ttpa.calls.scanning import Scanner
-from ttpa.calls.writing import write_value
+from ttpa.calls.literals import Malformed, Scanner, write_value
+from ttpa.calls.syntaxes import ParseError, get_syntax
 from ttpa.records import ToolCall
 
 MAX_REPAIRS = 32

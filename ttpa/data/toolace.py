@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ttpa.calls import ParseError, get_syntax
 from ttpa.calls.schema import normalise_schema
+from ttpa.calls.syntaxes import ParseError, get_syntax
 from ttpa.data.bands import band_of
 from ttpa.data.repair import parse_split
 from ttpa.data.rows import DECODER, BadRow

@@ -27,13 +27,13 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.masking_utils import AttentionMaskInterface
 
-from ttpa.calls.text_stream import CallWatch
 from ttpa.errors import ConfigError
 from ttpa.policy.draw import Drawn, draw
 from ttpa.policy.engine import Generated, Ids, Sampling, key_of
 from ttpa.policy.forward import tree_problem, tree_token_logps
 from ttpa.policy.logprobs import decoder_and_head, head_logits, token_logps
 from ttpa.policy.tree import TokenRow
+from ttpa.prompts import CallWatch
 
 if TYPE_CHECKING:
     from ttpa.policy.policy import Policy

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttpa.calls import SYNTAXES
+from ttpa.calls.syntaxes import SYNTAXES
 from ttpa.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from ttpa.calls import get_syntax
+from ttpa.calls.syntaxes import get_syntax
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps
 from ttpa.policy.logprobs import head_agrees

@@ -269,7 +269,7 @@ class VLLMEngine:
         """Where the rule had a choice, and among what: read off the k most probable tokens of each place."""
         watch = None
         if rule.span == "call":
-            from ttpa.calls.text_stream import CallWatch
+            from ttpa.prompts import CallWatch
 
             watch = CallWatch(self.policy.renderer.tokenizer, self.policy.renderer.syntax)
             for token in prefix:

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
-from ttpa.calls import get_syntax
-from ttpa.calls.text_stream import CallWatch
+from ttpa.calls.syntaxes import get_syntax
 from ttpa.policy.draw import candidates_of
 from ttpa.policy.engine import Ids, TokenRule
+from ttpa.prompts import CallWatch
 
 KEY = "ttpa_rule"
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttpa.calls import ParseError, get_syntax
 from ttpa.calls.six_errors import SIX, is_exact, six_errors
+from ttpa.calls.syntaxes import ParseError, get_syntax
 from ttpa.errors import DataError
 from ttpa.explore.scorers import ESM, ASTMatch, Reward, Scorer, SLMJson, ToolRL, Weighted, bounds_of, score_batch
 from ttpa.explore.scorers.rewards import takes_step

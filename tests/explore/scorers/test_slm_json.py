@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ttpa.calls import SYNTAXES, ParseError, get_syntax
+from ttpa.calls.syntaxes import SYNTAXES, ParseError, get_syntax
 from ttpa.errors import ConfigError
 from ttpa.explore.scorers import Reward, Scorer, SLMJson
 from ttpa.explore.scorers.slm_json import bare_calls

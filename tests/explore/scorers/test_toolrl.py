@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ttpa.calls import ParseError, get_syntax
+from ttpa.calls.syntaxes import ParseError, get_syntax
 from ttpa.errors import ConfigError
 from ttpa.explore.scorers import Reward, Scorer, ToolRL, bounds_of
 from ttpa.records import Candidate, Sample, ToolCall

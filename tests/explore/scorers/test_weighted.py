@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_module
 
-from ttpa.calls import get_syntax
+from ttpa.calls.syntaxes import get_syntax
 from ttpa.errors import ConfigError
 from ttpa.explore.scorers import ESM, ASTMatch, Reward, Scorer, SLMJson, ToolRL, Weighted, bounds_of
 from ttpa.records import Candidate, Sample, Score, ToolCall

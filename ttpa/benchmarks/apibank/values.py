@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from ttpa.calls import ParseError, get_syntax
+from ttpa.calls.syntaxes import ParseError, get_syntax
 from ttpa.io import dumps
 
 TYPES: Mapping[str, Mapping[str, Any]] = {

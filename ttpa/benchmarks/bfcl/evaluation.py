@@ -22,7 +22,7 @@ from ttpa.benchmarks.bfcl.aggregate import aggregates
 from ttpa.benchmarks.bfcl.cases import Case
 from ttpa.benchmarks.bfcl.categories import CATEGORIES, SINGLE_TURN, Category, Language, find_category
 from ttpa.benchmarks.bfcl.files import question_files, read_cases, read_lines
-from ttpa.calls import normalise_schema
+from ttpa.calls.schema import normalise_schema
 from ttpa.calls.six_errors import LABELS
 from ttpa.data.rows import file_digest
 from ttpa.errors import ConfigError, DataError

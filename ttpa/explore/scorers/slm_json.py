@@ -28,8 +28,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from ttpa.calls import SYNTAXES, ParseError, values_equal
+from ttpa.calls.schema import values_equal
 from ttpa.calls.six_errors import best_matching, explain, is_exact, read_call
+from ttpa.calls.syntaxes import SYNTAXES, ParseError
 from ttpa.errors import ConfigError
 from ttpa.records import Candidate, Sample, Score, ToolCall
 

@@ -16,7 +16,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from ttpa.calls.text_stream import TextStream
+from ttpa.prompts import TextStream
 from ttpa.records import Candidate, Pair, Score
 from ttpa.results.report.blocks import Block, Cell, Folded, Grid, PairView, Side, Text, Tree, dash, plural, short
 from ttpa.results.report.gather import Gathered

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttpa.calls.stream import token_cuts
+from ttpa.calls.syntaxes import token_cuts
 from ttpa.explore.pairs import make_pairs, pair_siblings
 from ttpa.explore.sampler import Drawn, Sibling, Task
 from ttpa.explore.scorers.rewards import in_unit

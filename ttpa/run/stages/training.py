@@ -51,7 +51,7 @@ def build_warmup(parts: Parts, data: Path, workdir: Path, progress: Progress) ->
 
 
 def _tokenizer_texts(model: TinyModel | HFModel, samples: Sequence[Sample]) -> Iterator[str]:
-    from ttpa.calls import get_syntax
+    from ttpa.calls.syntaxes import get_syntax
     from ttpa.prompts import compact_segments
 
     syntax = get_syntax(model.syntax)

@@ -1,7 +1,8 @@
-"""Call syntaxes: what parses to what, what is refused, that printing is undone by parsing, and hostile text."""
+"""Call syntaxes: what parses, what is refused, printing undone by parsing, spans, cuts, open calls, hostile text."""
 
 from __future__ import annotations
 
+import doctest
 import re
 import time
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttpa.calls import SYNTAXES, ParseError, PythonSyntax, Syntax, get_syntax
+from ttpa.calls import literals, syntaxes
+from ttpa.calls.syntaxes import SYNTAXES, OpenCall, ParseError, Syntax, get_syntax, token_cuts
 from ttpa.errors import ConfigError
 from ttpa.records import ToolCall
 
@@ -201,16 +203,12 @@ def test_printed_text(syntax: str) -> None:
     assert get_syntax(syntax).print(()) == ("[]" if syntax in ("json", "python", "python_compact") else "")
 
 
-def test_print_raises_for_no_json_value() -> None:
-    deep: Any = 0
-    for _ in range(20_000):
-        deep = [{"k": deep}]
+@pytest.mark.parametrize("value", ["\ud83d", "\x00", -0.0, 1e308, 10**4000, {1: 2, None: True}])
+def test_odd_values_are_printed_and_read_back(value: Any) -> None:
     for syntax in SYNTAXES.values():
-        for argument in (deep, 10**5000, "\ud83d", "\x00", -0.0, 1e308):
-            text = syntax.print([ToolCall(name="f", arguments={"a": argument})])
-            parsed = syntax.parse(text)
-            refused = argument is deep or argument == 10**5000
-            assert isinstance(parsed, ParseError) if refused else parsed == calls(("f", {"a": argument}))
+        parsed = syntax.parse(syntax.print([ToolCall(name="f", arguments={"a": value})]))
+        expected = {"1": 2, "null": True} if isinstance(value, dict) else value
+        assert repr(parsed) == repr(calls(("f", {"a": expected})))
 
 
 ODD_TEXTS = st.sampled_from(['"', "\\", "</tool_call>", "a), b(", "'''", "}]", "\ud800", "\u2028", "**", "a b", "a\n"])
@@ -245,10 +243,11 @@ def check_round_trip(syntax: Syntax, written: list[ToolCall]) -> None:
     assert repr(read) == repr(tuple(written))
     spans = syntax.spans(text)
     assert [(s.start, -s.end) for s in spans] == sorted((s.start, -s.end) for s in spans)
-    for index, call in enumerate(written):
-        of_call = [s for s in spans if s.call_index == index]
-        assert sum(s.kind == "call" for s in of_call) == 1 and sum(s.kind == "name" for s in of_call) == 1
-        assert sum(s.kind == "key" for s in of_call) == sum(s.kind == "value" for s in of_call) == len(call.arguments)
+    whole = [span for span in spans if span.kind == "call"]
+    assert len(whole) == len(written)
+    for call, around in zip(written, whole, strict=True):
+        kinds = [s.kind for s in spans if around.start <= s.start and s.end <= around.end]
+        assert kinds.count("name") == 1 and kinds.count("key") == kinds.count("value") == len(call.arguments)
 
 
 @pytest.mark.parametrize("syntax", ["hermes", "json", "llama3_json"])
@@ -283,81 +282,67 @@ def test_nothing_raises_and_spans_stay_inside(syntax: str, text: str) -> None:
         assert 0 <= span.start <= span.end <= len(text)
 
 
-MEGA = 1_000_000
 HOSTILE = [
     "[", "(", "{", "<tool_call>", "</tool_call>", '"', "\\", "[(", "[f(", "f(", "f (a ", "[f(a=", "[f(a)", "\ud800",
     "\x00", " ", "\n", "`", "a\n", "```a", '{"name":', '{"a', "((((a b ", ")", "[f(**{", '[f(a="', "[f(a='\\",
-    "\\n",
+    "\\n", "1,", '"x",', "{'k':1},", "null,",
 ]  # fmt: skip
 PREFIXES = [
-    "", "[", "[f(", "[f(a=", '[f(a="', "[f(a=[", '[{"name":"f","arguments":{"a":', '[{"name":"f","arguments":{"a":[',
-    '<tool_call>{"name":"f","arguments":{"a":"', "```",
+    "", "[", "[f(", '[f(a="', "[f(a=[", '[{"name":"f","arguments":{"a":[', '<tool_call>{"name":"f","arguments":{"a":"',
+    "```",
 ]  # fmt: skip
 
 
-ELEMENTS = ["1,", '"x",', "{'k':1},", "null,"]  # these are read as values, which takes longer than refusing them
-
-
-def test_a_megabyte_of_anything_is_answered_at_once() -> None:
+def test_hostile_text_is_read_in_linear_time() -> None:
     slow = []
-    for unit in HOSTILE + ELEMENTS:
-        size = MEGA // 10 if unit in ELEMENTS else MEGA
+    for unit in HOSTILE:
         for prefix in PREFIXES:
-            text = (prefix + unit * (size // len(unit)))[:size]
-            for syntax in SYNTAXES.values():
+            text = prefix + unit * (100_000 // len(unit))
+            for name in ("hermes", "json", "python", "llama3_json"):
                 start = time.process_time()
-                parsed = syntax.parse(text)
-                if time.process_time() - start > 0.9:
-                    slow.append((syntax.name, prefix, unit))
+                parsed = get_syntax(name).parse(text)
+                if time.process_time() - start > 0.5:
+                    slow.append((name, prefix, unit))
                 assert isinstance(parsed, ParseError) or parsed == ()
     assert not slow
 
 
 @pytest.mark.parametrize("syntax", NAMES)
-def test_limits(syntax: str) -> None:
-    s = get_syntax(syntax)
+def test_nesting_and_numbers_have_limits(syntax: str) -> None:
+    frame = get_syntax(syntax).print([ToolCall(name="f", arguments={"a": 1})])
 
-    def nested(depth: int) -> str:
-        return s.print([ToolCall(name="f", arguments={"a": 1})]).replace("1", "[" * depth + "]" * depth)
+    def read(value: str) -> object:
+        return get_syntax(syntax).parse(frame.replace("1", value))
 
-    assert isinstance(s.parse(nested(64)), tuple)
-    assert isinstance(s.parse(nested(65)), ParseError)
-    assert isinstance(s.parse(nested(100_000)), ParseError)
-    assert isinstance(s.parse(nested(1).replace("[]", "9" * 4300)), tuple)
-    assert isinstance(s.parse(nested(1).replace("[]", "9" * 4301)), ParseError)
-    assert isinstance(s.parse(nested(1).replace("[]", "0." + "1" * 4299)), ParseError)
-    assert isinstance(s.parse(" " * 1_000_001), ParseError)
+    assert isinstance(read("[" * 64 + "]" * 64), tuple)
+    for value in ("[" * 65 + "]" * 65, "[" * 100_000, "9" * 4301):
+        assert isinstance(read(value), ParseError)
 
 
-def test_a_name_has_a_longest_length() -> None:
-    assert get_syntax("python").parse(f"[{'n' * 512}()]") == calls(("n" * 512, {}))
-    assert get_syntax("python").parse(f"[{'n' * 513}()]") == ParseError("name of more than 512 characters", 1)
-
-
-SPANS: list[tuple[str, str, list[tuple[str, str, int]]]] = [
+SPANS: list[tuple[str, str, list[tuple[str, str]]]] = [
     ("python", '[Get (v2)(a="x", b-c = [1, 2]), g()]', [
-        ("call", 'Get (v2)(a="x", b-c = [1, 2])', 0), ("name", "Get (v2)", 0), ("key", "a", 0), ("value", '"x"', 0),
-        ("key", "b-c", 0), ("value", "[1, 2]", 0), ("call", "g()", 1), ("name", "g", 1)]),
+        ("call", 'Get (v2)(a="x", b-c = [1, 2])'), ("name", "Get (v2)"), ("key", "a"), ("value", '"x"'),
+        ("key", "b-c"), ("value", "[1, 2]"), ("call", "g()"), ("name", "g")]),
     ("python", '[f(**{"odd key=": 1})]', [
-        ("call", 'f(**{"odd key=": 1})', 0), ("name", "f", 0), ("key", "odd key=", 0), ("value", "1", 0)]),
+        ("call", 'f(**{"odd key=": 1})'), ("name", "f"), ("key", "odd key="), ("value", "1")]),
     ("python", '[f(a=1), g(b="x', [
-        ("call", "f(a=1)", 0), ("name", "f", 0), ("key", "a", 0), ("value", "1", 0), ("name", "g", 1),
-        ("key", "b", 1)]),
+        ("call", "f(a=1)"), ("name", "f"), ("key", "a"), ("value", "1"), ("name", "g"),
+        ("key", "b")]),
     ("json", '[{"name": "f", "arguments": {"a": {"b": 1}}}]', [
-        ("call", '{"name": "f", "arguments": {"a": {"b": 1}}}', 0), ("name", "f", 0), ("key", "a", 0),
-        ("value", '{"b": 1}', 0)]),
-    ("json", '{"arguments": "{}", "name": "f"}', [("call", '{"arguments": "{}", "name": "f"}', 0), ("name", "f", 0)]),
+        ("call", '{"name": "f", "arguments": {"a": {"b": 1}}}'), ("name", "f"), ("key", "a"),
+        ("value", '{"b": 1}')]),
+    ("json", '{"arguments": "{}", "name": "f"}', [("call", '{"arguments": "{}", "name": "f"}'), ("name", "f")]),
     ("hermes", 'Hi <tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>', [
-        ("call", '{"name": "f", "arguments": {"a": 1}}', 0), ("name", "f", 0), ("key", "a", 0), ("value", "1", 0)]),
-    ("llama3_json", '{"name": "f", "parameters": {}}; {"name": "g', [("call", '{"name": "f", "parameters": {}}', 0),
-    ("name", "f", 0)]),
+        ("call", '{"name": "f", "arguments": {"a": 1}}'), ("name", "f"), ("key", "a"), ("value", "1")]),
+    ("llama3_json", '{"name": "f", "parameters": {}}; {"name": "g', [("call", '{"name": "f", "parameters": {}}'),
+    ("name", "f")]),
     ("python", "plain text", []),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("syntax", "text", "expected"), SPANS)
-def test_spans(syntax: str, text: str, expected: list[tuple[str, str, int]]) -> None:
-    assert [(s.kind, text[s.start : s.end], s.call_index) for s in get_syntax(syntax).spans(text)] == expected
+def test_spans(syntax: str, text: str, expected: list[tuple[str, str]]) -> None:
+    assert [(s.kind, text[s.start : s.end]) for s in get_syntax(syntax).spans(text)] == expected
 
 
 def test_syntaxes_are_found_by_name() -> None:
@@ -366,5 +351,79 @@ def test_syntaxes_are_found_by_name() -> None:
         assert isinstance(get_syntax(name), Syntax) and get_syntax(name).name == name
     with pytest.raises(ConfigError, match=r"xml.*hermes, json, python, python_compact, llama3_json"):
         get_syntax("xml")
-    with pytest.raises(ConfigError, match="separator"):
-        PythonSyntax(separator=";")
+
+
+# --- calls that are being written ------------------------------------------------------------------------------------
+
+PIECES = ["[", "f", "(a", "=1", ", b", "='x", "'), g", "", "(", ")", "]", ""]
+
+
+def test_cuts_worked_out_by_hand() -> None:
+    python = get_syntax("python")
+    # f | 1 | 'x' and f(...) and g, which end inside the seventh token | g() behind an empty token and "("
+    assert token_cuts(PIECES, python) == [2, 4, 7, 10]
+    assert token_cuts(PIECES, python, ("key",)) == [3, 5]
+    assert token_cuts(PIECES, python, ["call"]) == [7, 10]
+    assert token_cuts(PIECES[:10], python) == [2, 4, 7]  # not behind the last token
+    assert token_cuts(PIECES[:7], python) == [2, 4]  # an unfinished answer: the second name may go on
+    assert token_cuts([*PIECES[:6], "' oops", *PIECES[6:]], python) == [2, 4, 7]  # up to the fault
+    assert token_cuts(["No ", "tool ", "fits."], python) == token_cuts([], python) == []
+    # f ends before its quote, with the second token; 1 with the fifth; the call with the last
+    assert token_cuts(['{"name', '": "f', '", ', '"arguments": {', '"a": 1', "}", "}"], get_syntax("json")) == [2, 5]
+
+
+# A text and, below each character, whether the next one is written inside a call (#).
+OPEN: list[tuple[str, str, str]] = [
+    ("python", " [f(a=1), g()] x [",
+               ".############....."),
+    ("python", "[f[v2](c=[1, ')]'], d=\"]\\\"]\"), Strong's()].",
+               "#########################################.."),
+    ("python", "x[f(a=1)]",
+               "........."),
+    ("python", "[f(5 [ ]) ok] [",
+               "############..#"),
+    ("json", '[{"name":"]"}]',
+             "#############."),
+    ("json", '{"name":"f}","arguments":{}} ',
+             "###########################.."),
+    ("json", "No [1].",
+             "......."),
+    ("hermes", 'a<tool_call>{"a":"</tool_call>"} </tool_call>b<tool_call>',
+               "...........#################################............#"),
+    ("llama3_json", '{"name":"}","parameters":{}} ; {"',
+                    "###########################....##"),
+    ("llama3_json", '\n<|python_tag|>{"a":{}} {',
+                    "..............########..#"),
+    ("llama3_json", "<|py{",
+                    "....."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text", "expected"), OPEN)
+@pytest.mark.parametrize("size", [1, 3])
+def test_whether_a_call_is_open_after_each_piece(name: str, text: str, expected: str, size: int) -> None:
+    call, found = OpenCall(get_syntax(name)), ""
+    for at in range(0, len(text), size):
+        call.push(text[at : at + size])
+        found += "#" if call.inside else "."
+    assert found == "".join(expected[min(at + size, len(text)) - 1] for at in range(0, len(text), size))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=50, deadline=None)
+@given(written=call_lists(st.sampled_from(["f", "Get Data (v2)", "a.b/c-d", "Strong's", "[x]"])))
+def test_a_call_is_open_exactly_around_the_spans_of_printed_calls(name: str, written: list[ToolCall]) -> None:
+    """Inside a call after its first character and before its last; outside in front of the first and at the end."""
+    syntax = get_syntax(name)
+    text = syntax.print(written)
+    call, inside = OpenCall(syntax), []
+    for char in text:
+        call.push(char)
+        inside.append(call.inside)
+    assert not call.inside
+    for span in syntax.spans(text):
+        assert all(inside[span.start : span.end - 1])
+
+
+def test_examples_in_the_documentation() -> None:
+    assert doctest.testmod(syntaxes).failed == doctest.testmod(literals).failed == 0

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ttpa.calls import SYNTAXES, get_syntax
-from ttpa.calls.stream import stream_of
-from ttpa.calls.text_stream import CallWatch, TextStream
+from ttpa.calls.syntaxes import SYNTAXES, OpenCall, get_syntax
 from ttpa.policy.policy import train_tokenizer
+from ttpa.prompts import CallWatch, TextStream
 
 TEXTS = [
     "[get_weather(city='München', days=3)]",
@@ -159,7 +158,7 @@ def test_a_long_text_is_decoded_in_short_windows() -> None:
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
 def test_a_watch_says_whether_a_call_is_open(syntax: str) -> None:
-    """As `CallStream` does of the text so far, after every token of a call with characters of several bytes."""
+    """As `OpenCall` says of the text so far, after every token of a call with characters of several bytes."""
     from ttpa.records import ToolCall
 
     written = get_syntax(syntax)
@@ -167,8 +166,8 @@ def test_a_watch_says_whether_a_call_is_open(syntax: str) -> None:
     ids = trained()(written.print((call, call)) + " and so on", add_special_tokens=False)["input_ids"]
     watch, seen = CallWatch(trained(), written), []
     for at, token in enumerate(ids):
-        stream = stream_of(written)
-        stream.feed(trained().decode(ids[:at]).rstrip(LOST))
+        stream = OpenCall(written)
+        stream.push(trained().decode(ids[:at]).rstrip(LOST))
         assert watch.inside == stream.inside
         seen.append(watch.inside)
         watch.push(token)
