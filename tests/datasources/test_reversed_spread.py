@@ -8,7 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from ttpa.data.source import DataSource
 from ttpa.errors import DataError
 from ttpa.io import dumps
 from ttpa.run import config, stages
-from ttpa.run.executor import Answers, LocalExecutor, Wave, Work
+from ttpa.run.waves import LocalExecutor, Rows, Wave, Work
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {"warmup.jsonl", "explore.jsonl", "validation.jsonl", "test.jsonl", "splits.json"}
@@ -47,7 +47,7 @@ class TwoProcesses:
     def check(self) -> None:
         pass
 
-    def run(self, make_work: Callable[[], Work], waves: Sequence[Wave]) -> Answers:
+    def run(self, make_work: Callable[[], Work], waves: Sequence[Wave]) -> Iterator[tuple[int, Rows]]:
         asked = [pickle.dumps((make_work, waves[start::2])) for start in (0, 1)]
         with ThreadPoolExecutor(2) as pool:
             answers = list(pool.map(self._elsewhere, asked))
@@ -72,7 +72,7 @@ class Dies:
     def check(self) -> None:
         pass
 
-    def run(self, make_work: Callable[[], Work], waves: Sequence[Wave]) -> Answers:
+    def run(self, make_work: Callable[[], Work], waves: Sequence[Wave]) -> Iterator[tuple[int, Rows]]:
         yield from LocalExecutor().run(make_work, waves[: self.after])
         raise Killed
 
@@ -219,7 +219,7 @@ def test_what_travels_is_the_settings_as_configured() -> None:
     sent: list[bytes] = []
 
     class Keeps(LocalExecutor):
-        def run(self, make_work: Callable[[], Work], waves: Sequence[Wave]) -> Answers:
+        def run(self, make_work: Callable[[], Work], waves: Sequence[Wave]) -> Iterator[tuple[int, Rows]]:
             sent.extend((pickle.dumps(make_work), pickle.dumps(waves[0])))
             raise Killed
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from ttpa.errors import ConfigError, TtpaError
 from ttpa.run import cluster, ranks
-from ttpa.run.executor import WaveLost
+from ttpa.run.waves import WaveLost
 from ttpa.train import train as train_module
 
 ROOT = Path(__file__).resolve().parents[2]

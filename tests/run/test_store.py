@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,7 @@ import pytest
 import yaml
 
 from ttpa.errors import DataError, StageLocked
-from ttpa.run import locks as locks_module
-from ttpa.run.locks import Lock
+from ttpa.run.locks import StageLock, look
 from ttpa.run.store import StageResult, Store, fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,12 +52,13 @@ def lock_of(root: Path, name: str = "data") -> Path:
     return root / f"{name}-{fingerprint(name, 1, {}, {})}.lock"
 
 
-def write_lock(root: Path, age_s: float = 0.0, **fields: Any) -> Path:
-    """A lock made by hand; without fields, one held by another host."""
-    path = lock_of(root)
-    path.write_text(json.dumps({"pid": 4242, "host": "elsewhere", "started": "2026-01-01T00:00:00+00:00", **fields}))
-    os.utime(path, (time.time() - age_s,) * 2)
-    return path
+@contextlib.contextmanager
+def held_lock(root: Path) -> Iterator[Path]:
+    """The lock of the stage that `put` builds, held by somebody else."""
+    lock = StageLock(lock_of(root), 5.0)
+    assert lock.acquire() is None
+    yield lock.path
+    lock.release()
 
 
 def leftovers(root: Path) -> list[str]:
@@ -113,8 +113,8 @@ def test_what_has_no_canonical_form_raises_and_names_the_key(value: Any) -> None
 
 
 def test_importing_the_store_is_light() -> None:
-    heavy = {"torch", "yaml", "numpy", "omegaconf"}
-    code = f"import sys, ttpa.run.store, ttpa.run.shards; print(sorted({heavy} & set(sys.modules)))"
+    heavy = {"torch", "numpy", "omegaconf", "ray"}
+    code = f"import sys, ttpa.run.store, ttpa.run.waves; print(sorted({heavy} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert out.stdout.strip() == "[]"
 
@@ -259,8 +259,6 @@ def test_bad_names_settings_and_damaged_files_are_told(tmp_path: Path, eager: St
     for name in ("", "a/b", "../a", ".part", "a b", "a\n"):
         with pytest.raises(ValueError, match="stage name"):
             put(eager, name)
-    with pytest.raises(ValueError, match="heartbeat_s"):
-        Store(tmp_path, heartbeat_s=5, stale_after_s=6)
     (put(eager).path / "metrics.json").write_text("{")
     with pytest.raises(DataError, match="metrics.json"):
         put(eager)
@@ -270,133 +268,49 @@ def test_bad_names_settings_and_damaged_files_are_told(tmp_path: Path, eager: St
 
 
 def test_a_live_lock_raises_and_the_message_says_who_where_since_when_and_what_to_do(tmp_path: Path) -> None:
-    path = write_lock(tmp_path)
-    with pytest.raises(StageLocked) as caught:
-        put(Store(tmp_path, wait=False))
-    for part in ("4242", "elsewhere", "2026-01-01T00:00:00+00:00", str(path), "Run the same command again later"):
-        assert part in str(caught.value)
-    assert path.exists() and leftovers(tmp_path) == [path.name]
+    with held_lock(tmp_path) as path:
+        holder, age_s = look(path) or ({}, -1.0)
+        assert (holder["pid"], holder["host"]) == (os.getpid(), socket.gethostname()) and 0 <= age_s < 60
+        with pytest.raises(StageLocked) as caught:
+            put(Store(tmp_path, wait=False))
+        for part in (
+            str(os.getpid()),
+            holder["host"],
+            holder["started"],
+            str(path),
+            "Run the same command again later",
+        ):
+            assert part in str(caught.value)
+        assert leftovers(tmp_path) == [path.name]
+    assert look(path) is None and leftovers(tmp_path) == []
 
 
 def test_a_hit_needs_no_lock(tmp_path: Path, eager: Store) -> None:
     put(eager)
-    write_lock(tmp_path)
-    assert put(eager).cached
+    with held_lock(tmp_path):
+        assert put(eager).cached
 
 
-def test_a_silent_holder_on_another_host_is_taken_over(tmp_path: Path) -> None:
-    write_lock(tmp_path, age_s=5)
-    with pytest.raises(StageLocked):
-        put(Store(tmp_path, heartbeat_s=1, stale_after_s=60, wait=False))
-    assert not put(Store(tmp_path, heartbeat_s=0.1, stale_after_s=2, wait=False)).cached
-    assert leftovers(tmp_path) == []
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
-def test_a_lock_that_was_never_filled_goes_by_its_age(tmp_path: Path, text: str) -> None:
-    path = lock_of(tmp_path)
-    path.write_text(text)
-    with pytest.raises(StageLocked):
-        put(Store(tmp_path, wait=False))
-    os.utime(path, (time.time() - 60,) * 2)
-    assert not put(Store(tmp_path, wait=False)).cached
-
-
-def test_a_reused_pid_is_not_the_holder(tmp_path: Path) -> None:
-    if locks_module._process(os.getpid()) is None:
-        pytest.skip("this kernel does not tell when a process started")
-    write_lock(tmp_path, pid=os.getpid(), host=socket.gethostname(), process_start="1")
-    assert not put(Store(tmp_path, wait=False)).cached
-
-
-def test_a_dead_pid_of_another_pid_namespace_proves_nothing(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", ""]) as child:
-        pass
-    write_lock(tmp_path, pid=child.pid, host=socket.gethostname(), machine="another container of this host")
-    with pytest.raises(StageLocked):
-        put(Store(tmp_path, wait=False))
-    write_lock(tmp_path, pid=child.pid, host=socket.gethostname())
-    assert not put(Store(tmp_path, wait=False)).cached
-
-
-def test_a_holder_alive_on_this_host_keeps_its_lock_however_old_the_heartbeat(tmp_path: Path) -> None:
-    process = locks_module._process(os.getpid())
-    if process is None:
-        pytest.skip("this kernel does not tell when a process started")
-    write_lock(tmp_path, age_s=9999, pid=os.getpid(), host=socket.gethostname(), process_start=process[1])
-    with pytest.raises(StageLocked):
-        put(Store(tmp_path, wait=False))
-
-
-def test_without_flock_nothing_is_taken_over_and_free_locks_still_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any) -> None:
-        raise OSError("flock is not supported here")
-
-    monkeypatch.setattr(locks_module.fcntl, "flock", refuse)
-    path = write_lock(tmp_path, age_s=9999)
-    with pytest.raises(StageLocked, match="delete the lock file"):
-        put(Store(tmp_path, wait=False))
-    path.unlink()
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1, "host": "elsewhere"}'])
+def test_a_file_that_nobody_holds_is_no_lock(tmp_path: Path, text: str) -> None:
+    """A killed builder leaves its file; the kernel has freed the lock."""
+    lock_of(tmp_path).write_text(text)
+    assert look(lock_of(tmp_path)) is None
     assert not put(Store(tmp_path, wait=False)).cached and leftovers(tmp_path) == []
-
-
-def test_without_flock_the_exclusive_create_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_lock(tmp_path)
-    lock = Lock(path, 5, 30)
-    looks = iter([None, ({"pid": 4242}, 0.0)])  # the other one comes between our look and our create
-    monkeypatch.setattr(lock, "_read", lambda: next(looks))
-    assert lock.acquire() == {"pid": 4242}
-    lock.release()
-    assert json.loads(path.read_text())["pid"] == 4242
-
-
-@pytest.mark.parametrize("left", ["flock", "mutex"])
-def test_a_taker_is_alone_between_its_judgement_and_its_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
-) -> None:
-    """Each of the two guards must do alone: flock between processes, the mutex between threads of one on NFS."""
-    if left == "flock":
-        monkeypatch.setattr(locks_module, "_THREADS", contextlib.nullcontext())
-    else:
-        monkeypatch.setattr(locks_module.fcntl, "flock", lambda *_: None)
-    path = write_lock(tmp_path, age_s=9999)
-    slow, fast = Lock(path, 5, 30), Lock(path, 5, 30)
-    judged, go, answers = threading.Event(), threading.Event(), dict[str, Any]()
-
-    def judge(holder: Mapping[str, Any], age_s: float) -> bool:
-        judged.set()
-        return go.wait(20)
-
-    monkeypatch.setattr(slow, "_stale", judge)
-    threads = [threading.Thread(target=lambda: answers.update(slow=slow.acquire()))]
-    threads[0].start()
-    assert judged.wait(20)
-    threads.append(threading.Thread(target=lambda: answers.update(fast=fast.acquire())))
-    threads[1].start()
-    threads[1].join(0.3)  # unguarded it would be done by now, and its fresh lock would be the one that slow removes
-    go.set()
-    for thread in threads:
-        thread.join(20)
-    assert answers["slow"] is None and answers["fast"]["pid"] == os.getpid()
-    assert slow.held() and not fast.held()
-    slow.release()
-    fast.release()
 
 
 def test_a_result_that_appears_while_asking_for_the_lock_is_taken(
     tmp_path: Path, eager: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ask = Lock.acquire
+    ask = StageLock.acquire
     for config in ({"released": False}, {"released": True}):
 
-        def acquire(lock: Lock, config: Mapping[str, bool] = config) -> dict[str, Any] | None:
-            monkeypatch.setattr(Lock, "acquire", ask)
+        def acquire(lock: StageLock, config: Mapping[str, bool] = config) -> dict[str, Any] | None:
+            monkeypatch.setattr(StageLock, "acquire", ask)
             put(Store(tmp_path), config=config)
             return ask(lock) if config["released"] else {"pid": 4242}
 
-        monkeypatch.setattr(Lock, "acquire", acquire)
+        monkeypatch.setattr(StageLock, "acquire", acquire)
         assert put(eager, config=config).cached
     assert eager.executions == [] and leftovers(tmp_path) == []
 
@@ -412,21 +326,21 @@ def test_the_heartbeat_refreshes_the_lock_and_the_time_spent(tmp_path: Path) -> 
             time.sleep(0.01)
         return {"beaten": False}
 
-    result = put(Store(tmp_path, heartbeat_s=0.02, stale_after_s=30), build=build)
+    result = put(Store(tmp_path, heartbeat_s=0.02), build=build)
     assert result.metrics == {"beaten": True}
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("heartbeat")]
 
 
-def test_a_builder_that_lost_its_lock_does_not_publish_and_leaves_the_new_lock(tmp_path: Path) -> None:
+def test_a_builder_whose_lock_was_deleted_does_not_publish_and_leaves_the_new_lock(tmp_path: Path) -> None:
     def build(workdir: Path) -> dict[str, Any]:
         lock_of(tmp_path).unlink()
-        write_lock(tmp_path)
+        assert StageLock(lock_of(tmp_path), 5.0).acquire() is None
         return {}
 
     store = Store(tmp_path)
     with pytest.raises(StageLocked, match="not published"):
         put(store, build=build)
-    assert json.loads(lock_of(tmp_path).read_text())["host"] == "elsewhere"
+    assert lock_of(tmp_path).exists()
     assert store.executions == [] and not list(tmp_path.glob("*/done.json"))
 
 
@@ -494,7 +408,7 @@ import sys, time
 from pathlib import Path
 from ttpa.run.store import Store
 root, count, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-store = Store(root, heartbeat_s=0.5, stale_after_s=5, on_wait=lambda message: None)
+store = Store(root, heartbeat_s=0.5, poll_s=0.02, on_wait=lambda message: None)
 def build_of(index):
     def build(workdir):
         (workdir / "builder").open("x").close()  # a second builder in the same directory fails here
@@ -532,7 +446,7 @@ def race(root: Path, processes: int, stages: int) -> None:
 def test_a_killed_holder_is_taken_over_at_once_and_its_work_is_resumed(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT) as child:
         assert child.stdout is not None and child.stdout.readline() == b"building\n"
-        eager = Store(tmp_path, heartbeat_s=100, stale_after_s=1000, wait=False)
+        eager = Store(tmp_path, heartbeat_s=100, wait=False)
         with pytest.raises(StageLocked, match=f"pid {child.pid} "):
             put(eager)
         os.kill(child.pid, signal.SIGKILL)
@@ -559,25 +473,3 @@ def test_many_processes_and_stages_build_each_stage_once(tmp_path: Path) -> None
         os.utime(path, (0, 0))
     race(tmp_path, processes=4, stages=12)
     assert sorted(executions(tmp_path).values()) == [1] * 12 and leftovers(tmp_path) == []
-
-
-def test_of_many_takers_of_a_stale_lock_one_wins(tmp_path: Path) -> None:
-    for _ in range(30):
-        path = write_lock(tmp_path, age_s=9999)
-        locks = [Lock(path, 5, 30) for _ in range(4)]
-        start, won = threading.Barrier(len(locks)), list[Lock]()
-
-        def take(lock: Lock, start: threading.Barrier = start, won: list[Lock] = won) -> None:
-            start.wait()
-            if lock.acquire() is None:
-                won.append(lock)
-
-        threads = [threading.Thread(target=take, args=(lock,)) for lock in locks]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(won) == 1 and won[0].held()
-        for lock in locks:
-            lock.release()
-        assert not path.exists()

@@ -25,7 +25,7 @@ from ttpa.data.rows import CUT, SUFFIXES, BadRow, Row, data_files, file_digest, 
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps, write_jsonl
 from ttpa.records import Sample, ToolSpec
-from ttpa.run.executor import Executor, LocalExecutor
+from ttpa.run.waves import Executor, LocalExecutor
 
 SPLITS = {"warmup": "train.jsonl", "explore": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"}
 _HALF_PAIR = re.compile("[\ud800-\udfff]")  # half of a surrogate pair: valid in JSON escapes, but UTF-8 cannot write it

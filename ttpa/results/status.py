@@ -23,11 +23,10 @@ from ttpa.results.tables import cells, spec
 from ttpa.results.tables.cells import Cell, Records
 from ttpa.results.tables.cli import split
 from ttpa.run import pipeline
-from ttpa.run.locks import Lock
+from ttpa.run.locks import look
 from ttpa.run.store import StageResult, Store, fingerprint
 
 STATES = ("done", "running", "failed", "missing")
-HEARTBEAT_S, STALE_AFTER_S = 5.0, 30.0
 HELP = """\
 ttpa-status: which cells of a table are done, running, failed or missing.
 
@@ -139,15 +138,15 @@ def state_of(cell: Cell, records: Records) -> State:
 def _stage_state(role: str, stage: StageResult, done: int, total: int) -> State:
     """Running, failed or missing, by what lies beside the stage's folder."""
     what = f"{role} ({stage.path.name}), {done} of {total} stages done"
-    seen = Lock(stage.path.with_name(f"{stage.path.name}.lock"), HEARTBEAT_S, STALE_AFTER_S).look()
-    if seen is not None and not seen[2]:
-        holder, age_s, _ = seen
+    lock = stage.path.with_name(f"{stage.path.name}.lock")
+    if (seen := look(lock)) is not None:
+        holder, age_s = seen
         who = f"pid {holder.get('pid')} on {holder.get('host')} since {holder.get('started')}"
         return State("running", f"{what}: {who}, heartbeat {age_s:.0f} s ago")
     error = error_of(stage)
     if error.exists():
         return State("failed", f"{what}: {error}")
-    return State("missing", f"{what}: interrupted, its holder is gone" if seen else what if done else "")
+    return State("missing", f"{what}: interrupted, its holder is gone" if lock.exists() else what if done else "")
 
 
 def report(folder: Path, preset: str | None, extra: Sequence[str]) -> tuple[list[str], bool]:

@@ -1,13 +1,9 @@
-"""Content-addressed stages: build once, find again, resume after a kill, one builder at a time across processes.
+"""Content-addressed stages: built once, found again, resumed after a kill, one builder at a time.
 
 `Store.stage` maps (name, version, config, inputs) to the directory `root/<name>-<fingerprint>/`. A directory with
-`done.json` is finished and never written again. Anything else is built in `<name>-<fingerprint>.part/`, which survives
-kills, so that `build` resumes from what it left there, and is renamed when whole. `ttpa.run.pipeline` is the caller. Who
-builds is decided by the lock file `root/<name>-<fingerprint>.lock` (`ttpa.run.locks`), what it was built with is noted by
-`ttpa.run.provenance`.
-
-What this module does not do: decide which keys are identity (the caller passes only those), order stages, delete old
-results, or know what is inside a stage (`ttpa.run.shards` holds the resumable row files). It imports nothing heavy.
+`done.json` is finished and never written again. A stage is built in `<name>-<fingerprint>.part/`, which survives kills, and
+is renamed when whole. What this module does not do: decide which keys are identity (the caller passes only those),
+order stages, delete old results, or know what is inside a stage. It imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -26,18 +22,22 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from ttpa.errors import StageLocked
-from ttpa.run.locks import Lock
-from ttpa.run.provenance import Attempts, code_state, made_with, pretty, read_json, utc_now, write_durably
+import yaml  # type: ignore[import-untyped,unused-ignore]
 
-POLL_S, POLL_MAX_S = 0.2, 2.0
+from ttpa.errors import StageLocked
+from ttpa.io import write_text
+from ttpa.run.locks import StageLock
+from ttpa.run.provenance import Attempts, code_state, made_with, pretty, read_json, utc_now
+
+Build = Callable[[Path], Mapping[str, Any]]
+"""Fills a working directory, which holds what an interrupted attempt left, and returns metrics."""
 
 
 def canonical(value: Any, key: str = "config") -> Any:
     """The plain JSON form of a configuration value: tuples become lists, paths become text.
 
     Raises:
-        TypeError: a value that has no canonical form, or a mapping key that is not text; names the key.
+        TypeError: a value that has no JSON form, or a mapping key that is not text; names the key.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -62,10 +62,10 @@ def fingerprint(stage: str, version: int, config: Mapping[str, Any], inputs: Map
     """Twelve hex digits that name a stage's result.
 
     Args:
-        stage: stage name.
-        version: number of the stage's code; bump it when the meaning of the code changes.
-        config: the resolved identity configuration. Key order does not matter; 1 and 1.0 differ.
-        inputs: role -> fingerprint of the stage that fills it.
+        stage: Name of the stage.
+        version: Number of the stage's code; bump it when the meaning of the code changes.
+        config: The resolved identity configuration. Key order does not matter; 1 and 1.0 differ.
+        inputs: Role -> fingerprint of the stage that fills it.
 
     Raises:
         TypeError: the configuration holds something other than JSON values, tuples and paths; names the key.
@@ -90,52 +90,42 @@ class StageResult:
     seconds: float
 
 
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _print_to_stderr(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+def is_finished(folder: Path) -> bool:
+    """Whether a stage's folder is whole."""
+    return (folder / "done.json").exists()
 
 
 class Store:
-    """A directory of finished stages, shared by any number of processes and hosts."""
+    """A directory of finished stages, shared by any number of processes and hosts.
+
+    Args:
+        root: Directory of the store; it is made.
+        heartbeat_s: Seconds between two signs of life of a builder.
+        wait: Whether to wait for another builder, or to raise.
+        on_wait: Called once per stage that is waited for, with one line that says for whom.
+    """
 
     def __init__(
         self,
         root: Path,
         *,
         heartbeat_s: float = 5.0,
-        stale_after_s: float = 30.0,
+        poll_s: float = 0.2,
         wait: bool = True,
-        on_wait: Callable[[str], None] = _print_to_stderr,
+        on_wait: Callable[[str], None] = lambda message: print(message, file=sys.stderr, flush=True),
     ) -> None:
-        """Opens or creates a store.
-
-        Args:
-            root: directory of the store.
-            heartbeat_s: how often a builder says that it lives.
-            stale_after_s: a lock whose builder was silent for longer is taken over.
-            wait: whether to wait for a live builder, or to raise.
-            on_wait: called once per stage that is waited for, with one line saying for whom.
-
-        Raises:
-            ValueError: `stale_after_s` leaves no room for a late heartbeat.
-        """
-        if not 0 < 2 * heartbeat_s <= stale_after_s:
-            raise ValueError(f"stale_after_s={stale_after_s}: must be at least twice heartbeat_s={heartbeat_s}.")
         self.root = Path(root)
         self.root.mkdir(parents=True, exist_ok=True)
-        self.heartbeat_s = heartbeat_s
-        self.stale_after_s = stale_after_s
-        self.wait = wait
-        self.on_wait = on_wait
+        self.heartbeat_s, self.poll_s, self.wait, self.on_wait = heartbeat_s, poll_s, wait, on_wait
         self.executions: list[str] = []
-        """Names of the stages built (not found) through this object, in order."""
+        """Names of the stages that were built (not found) through this object, in order."""
+
+    def key(
+        self, name: str, *, version: int, config: Mapping[str, Any], inputs: Mapping[str, StageResult]
+    ) -> tuple[str, Path]:
+        """Fingerprint and final folder of a stage. Arguments and errors as for `fingerprint`."""
+        digest = fingerprint(name, version, config, {role: one.fingerprint for role, one in inputs.items()})
+        return digest, self.root / f"{name}-{digest}"
 
     def stage(
         self,
@@ -144,80 +134,68 @@ class Store:
         version: int,
         config: Mapping[str, Any],
         inputs: Mapping[str, StageResult],
-        build: Callable[[Path], Mapping[str, Any]],
+        build: Build,
         label: str = "",
     ) -> StageResult:
         """Finds the stage, or builds it under its lock.
 
         Args:
-            name: stage name: letters, digits, `_` and `-`.
-            version: see `fingerprint`.
-            config: identity configuration of the stage.
-            inputs: role -> finished stage it is built from.
-            build: called with the working directory, which holds what an interrupted attempt left; returns metrics.
-            label: for people only (messages, provenance); not part of the identity.
+            name: Letters, digits, `_` and `-`.
+            version, config: See `fingerprint`.
+            inputs: Role -> finished stage it is built from.
+            build: See `Build`.
+            label: Name for people, in messages and provenance; not part of the identity.
 
         Raises:
             ValueError: `name` cannot be a directory name.
             TypeError: the configuration or the metrics are not JSON; names the key or the stage.
-            StageLocked: another live process builds it and the store does not wait, or the lock was lost meanwhile.
+            StageLocked: another process builds it and the store does not wait, or the lock was deleted meanwhile.
             Exception: whatever `build` raises, after its traceback was written to `error.txt`.
         """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
             raise ValueError(f"stage name {name!r}: must be letters, digits, '_' and '-'.")
-        ids = {role: result.fingerprint for role, result in inputs.items()}
-        fp = fingerprint(name, version, config, ids)
-        final = self.root / f"{name}-{fp}"
-        lock = Lock(self.root / f"{name}-{fp}.lock", self.heartbeat_s, self.stale_after_s)
+        digest, final = self.key(name, version=version, config=config, inputs=inputs)
+        lock = StageLock(self.root / f"{final.name}.lock", self.heartbeat_s)
         try:
-            if _finished(final) or not self._acquire(lock, final, label or name):
-                return _result(name, fp, final, cached=True)
+            if is_finished(final) or not self._acquire(lock, final, label or name):
+                return _result(name, digest, final, cached=True)
             workdir = _workdir(final)
             if workdir is None:  # finished between the first look and the lock
-                return _result(name, fp, final, cached=True)
+                return _result(name, digest, final, cached=True)
+            ids = {role: one.fingerprint for role, one in inputs.items()}
             identity = {"stage": name, "version": version, "inputs": ids, "config": canonical(config)}
-            self._build(lock, workdir, identity, fp, build, label)
+            self._build(lock, workdir, identity, digest, build, label)
             workdir.rename(final)
-            _sync_directory(self.root)
+            _sync(self.root)
             self.executions.append(name)
-            return _result(name, fp, final, cached=False)
+            return _result(name, digest, final, cached=False)
         finally:
             lock.release()
 
-    def find(
-        self, name: str, *, version: int, config: Mapping[str, Any], inputs: Mapping[str, StageResult]
-    ) -> StageResult | None:
-        """The stage if it is finished; nothing is built or waited for. Arguments as for `stage`."""
-        fp = fingerprint(name, version, config, {role: result.fingerprint for role, result in inputs.items()})
-        final = self.root / f"{name}-{fp}"
-        return _result(name, fp, final, cached=True) if _finished(final) else None
+    def find(self, name: str, **key: Any) -> StageResult | None:
+        """The stage if it is finished; nothing is built or waited for. Arguments as for `key`."""
+        digest, final = self.key(name, **key)
+        return _result(name, digest, final, cached=True) if is_finished(final) else None
 
-    def _acquire(self, lock: Lock, final: Path, what: str) -> bool:
-        """True with the lock held, False when the stage was finished by somebody else."""
-        told, pause_s = False, POLL_S
+    def _acquire(self, lock: StageLock, final: Path, what: str) -> bool:
+        """True with the lock held, False when somebody else has finished the stage."""
+        told, pause_s = False, self.poll_s
         while (holder := lock.acquire()) is not None:
-            if _finished(final):
+            if is_finished(final):
                 return False
             who = f"pid {holder.get('pid')} on {holder.get('host')} since {holder.get('started')}"
             message = f"{what}: stage {final.name} is being built by {who} (lock {lock.path})."
             if not self.wait:
-                remedy = "Run the same command again later; if that process is gone for good, delete the lock file."
-                raise StageLocked(f"{message} {remedy}")
+                raise StageLocked(f"{message} Run the same command again later, or end that process.")
             if not told:
                 self.on_wait(f"{message} Waiting.")
                 told = True
             time.sleep(pause_s)
-            pause_s = min(1.1 * pause_s, POLL_MAX_S)  # a training takes hours: do not stress a shared file system
+            pause_s = min(1.1 * pause_s, 10 * self.poll_s)  # a training takes hours: spare a shared file system
         return True
 
     def _build(
-        self,
-        lock: Lock,
-        workdir: Path,
-        identity: Mapping[str, Any],
-        fp: str,
-        build: Callable[[Path], Mapping[str, Any]],
-        label: str,
+        self, lock: StageLock, workdir: Path, identity: Mapping[str, Any], digest: str, build: Build, label: str
     ) -> None:
         """Runs one attempt and completes the working directory up to `done.json`."""
         attempts = Attempts(workdir)
@@ -230,57 +208,58 @@ class Store:
             metrics_text = pretty(dict(metrics))
         except Exception:
             with contextlib.suppress(OSError):  # a full disk must not hide the error itself
-                write_durably(workdir / "error.txt", traceback.format_exc())
+                write_text(workdir / "error.txt", traceback.format_exc())
             raise
         finally:
             with contextlib.suppress(OSError):
-                attempts.close()
+                attempts.save(last=True)
         if not lock.held():
             raise StageLocked(
-                f"stage {workdir.name}: lock {lock.path} was taken over while this process was suspended or silent for "
-                f"{lock.stale_after_s} s; the result is not published. Run the same command again later."
+                f"stage {workdir.name}: its lock {lock.path} was deleted and another process may build it now; the result "
+                "is not published. Run the same command again later."
             )
-        write_durably(workdir / "metrics.json", metrics_text)
-        import yaml  # type: ignore[import-untyped,unused-ignore]
-
-        write_durably(workdir / "config.yaml", yaml.safe_dump(dict(identity), sort_keys=False, allow_unicode=True))
-        summary = {"stage": identity["stage"], "fingerprint": fp, "seconds": attempts.seconds, "ended": utc_now()}
+        write_text(workdir / "metrics.json", metrics_text)
+        write_text(workdir / "config.yaml", yaml.safe_dump(dict(identity), sort_keys=False, allow_unicode=True))
+        summary = {"stage": identity["stage"], "fingerprint": digest, "seconds": attempts.seconds, "ended": utc_now()}
         more = {"label": label, "version": identity["version"], "inputs": identity["inputs"], **code, **made_with()}
         first = {"started": attempts.rows[0]["started"], "attempts": len(attempts.rows)}
-        write_durably(workdir / "provenance.json", pretty({**summary, **first, **more}))
+        write_text(workdir / "provenance.json", pretty({**summary, **first, **more}))
         (workdir / "error.txt").unlink(missing_ok=True)
-        write_durably(workdir / "done.json", pretty(summary))
-        _sync_directory(workdir)
-        line = json.dumps({"stage": identity["stage"], "fingerprint": fp, "time": utc_now(), "pid": os.getpid()})
-        fd = os.open(self.root / "executions.jsonl", os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644)
-        try:
-            os.write(fd, f"{line}\n".encode())  # one write: lines of several processes do not mix
-        finally:
-            os.close(fd)
+        write_text(workdir / "done.json", pretty(summary))
+        _sync(workdir)
+        line = json.dumps({"stage": identity["stage"], "fingerprint": digest, "time": utc_now(), "pid": os.getpid()})
+        with open(self.root / "executions.jsonl", "ab", buffering=0) as file:
+            file.write(f"{line}\n".encode())  # one write: lines of several processes do not mix
 
 
-def _finished(final: Path) -> bool:
-    return (final / "done.json").exists()
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-def _result(name: str, fp: str, final: Path, *, cached: bool) -> StageResult:
+def _result(name: str, digest: str, final: Path, *, cached: bool) -> StageResult:
     done, metrics = (read_json(final / file, doomed=final) for file in ("done.json", "metrics.json"))
-    return StageResult(name=name, fingerprint=fp, path=final, metrics=metrics, cached=cached, seconds=done["seconds"])
+    return StageResult(
+        name=name, fingerprint=digest, path=final, metrics=metrics, cached=cached, seconds=done["seconds"]
+    )
 
 
 def _workdir(final: Path) -> Path | None:
     """The directory to build in; None when the stage is finished after all. Called under the lock.
 
-    Heals what a kill at the end can leave: a working directory that is whole but not renamed, and (copied or edited by
+    Mends what a kill at the end can leave: a working directory that is whole but not renamed, and (copied or edited by
     hand) a final directory that is not whole, which is resumed, or moved aside when there is something to resume.
     """
     workdir = final.with_name(final.name + ".part")
-    if _finished(final):
+    if is_finished(final):
         return None
     if final.exists():
         aside = final.with_name(f"{final.name}.unfinished-{uuid.uuid4().hex[:8]}")
         final.rename(aside if workdir.exists() else workdir)
-    if _finished(workdir):
+    if is_finished(workdir):
         workdir.rename(final)
         return None
     workdir.mkdir(exist_ok=True)

@@ -26,7 +26,7 @@ from typing import Any
 
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps
-from ttpa.run.shards import Shard
+from ttpa.run.waves import Shard
 
 MAX_REPLY_BYTES = 1 << 20
 """A longer reply is no verdict and is not read to its end."""

@@ -5,7 +5,7 @@ Writes four splits: `warmup` (demonstrations with the annotation defects of `ttp
 defect sites, validation and test questions depend on `world_seed` alone, so that runs of different seeds are judged on
 the same questions; warm-up and exploration questions are drawn anew for each `seed`.
 
-Samples are made in waves (`ttpa.run.shards.run_waves`), wherever the executor computes, and gathered in `drawn.jsonl`, from
+Samples are made in waves (`ttpa.run.waves.run_waves`), wherever the executor computes, and gathered in `drawn.jsonl`, from
 which a killed build goes on; the splits are written from it at the end, in their own order, and it is removed.
 """
 
@@ -27,8 +27,7 @@ from ttpa.data.source import HERE, Progress, silent
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps
 from ttpa.records import Sample
-from ttpa.run.executor import Executor
-from ttpa.run.shards import Shard, run_waves
+from ttpa.run.waves import Executor, Shard, run_waves
 
 SPLITS = ("warmup", "explore", "validation", "test")
 WAVE = 500
@@ -156,12 +155,12 @@ class Reversed:
         failed = run_waves(
             everything,
             attrgetter("id"),
-            lambda items: [items[start : start + WAVE] for start in range(0, len(items), WAVE)],
+            [everything[start : start + WAVE] for start in range(0, len(everything), WAVE)],
             partial(_Drawing, self),
             executor,
             shard,
             lambda done, total, _: progress(done, total),
-        ).failed
+        )
         if failed:
             raise DataError(f"{out}: {len(failed)} samples cannot be drawn, first {failed[0]}. See errors.jsonl there.")
         lines, counts = dict[str, str](), Counter[str]()

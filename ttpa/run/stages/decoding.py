@@ -14,9 +14,8 @@ from ttpa.data.splits import read_split
 from ttpa.io import dumps, write_jsonl
 from ttpa.policy.engine import Sampling
 from ttpa.records import Candidate, Sample
-from ttpa.run.executor import Rows, Work
-from ttpa.run.shards import Shard, run_waves
 from ttpa.run.stages.parts import Parts, Progress, fitting, set_threads
+from ttpa.run.waves import Rows, Shard, Work, run_waves
 
 if TYPE_CHECKING:
     from ttpa.policy.engine import Ids
@@ -92,8 +91,7 @@ def decoded(
     order = sorted(items, key=lambda item: (len(item.prompt), item.id))
     began, tokens, given = time.monotonic(), 0, list[bool | None]()
 
-    def waves_of(all_items: Sequence[Prompted]) -> list[Sequence[Prompted]]:
-        return [all_items[start : start + wave_size] for start in range(0, len(all_items), wave_size)]
+    waves = [order[start : start + wave_size] for start in range(0, len(order), wave_size)]
 
     def on_wave(done: int, total: int, found: Rows) -> None:
         nonlocal tokens
@@ -107,7 +105,7 @@ def decoded(
             note += f", {sum(map(bool, given)) / len(given):.0%} gave pairs"
         progress(done, total, tokens / spent, note)
 
-    return run_waves(order, attrgetter("id"), waves_of, make_work, parts.executor, shard, on_wave).failed
+    return run_waves(order, attrgetter("id"), waves, make_work, parts.executor, shard, on_wave)
 
 
 def _judging(parts: Parts, policy_dir: Path) -> Work:

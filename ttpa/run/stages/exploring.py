@@ -22,10 +22,9 @@ from ttpa.explore.scorers.rewards import in_unit
 from ttpa.io import write_jsonl
 from ttpa.policy.engine import Engine, Ids
 from ttpa.records import Candidate, Pair, Sample, Score
-from ttpa.run.executor import Work
-from ttpa.run.shards import Shard
 from ttpa.run.stages.decoding import Prompted, decoded
 from ttpa.run.stages.parts import Parts, Progress, fitting, selected_samples, set_threads
+from ttpa.run.waves import Shard, Work
 
 if TYPE_CHECKING:
     from ttpa.policy.policy import Policy

@@ -17,8 +17,8 @@ from ttpa.io import read_jsonl
 from ttpa.policy.models import HFModel, TinyModel
 from ttpa.records import Sample
 from ttpa.run.evaluation import Evaluation
-from ttpa.run.executor import Executor
 from ttpa.run.tracking import Tracking
+from ttpa.run.waves import Executor
 from ttpa.train.settings import Alignment, Execution, NoWarmup, Warmup
 
 if TYPE_CHECKING:

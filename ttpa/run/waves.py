@@ -1,11 +1,9 @@
-"""Append-only JSON-lines files inside a stage's working directory: what is done stays done when the process is killed.
+"""Rows of a stage, computed in waves and appended to a file that survives kills.
 
-A `Shard` is one file, one JSON object a line, each with an id. `run_waves` has samples computed in waves (by an
-executor, `ttpa.run.executor`) and appends each wave whole, so a kill loses at most the waves in progress; a restart reads
-the ids and goes on. A sample whose work raises goes to `errors.jsonl` beside the shard and does not stop the others.
-
-What this module does not do: lock (the stage's lock in `ttpa.run.store` admits one writer, the process that calls
-`run_waves`), start processes, or know what a row means. Called by `ttpa.run.stages`.
+A *wave* is a list of samples that are computed together. `run_waves` cuts all items into waves, has an executor compute
+those that have no rows yet, and appends each wave whole to a `Shard`; a restart reads the ids and goes on. A sample whose
+work raises goes to `errors.jsonl` beside the shard and does not stop the others. What this module does not do: lock (the
+stage's lock admits one writer) or know what a row means. The Ray executor is `ttpa.run.ray_executor`.
 """
 
 from __future__ import annotations
@@ -13,28 +11,82 @@ from __future__ import annotations
 import json
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ttpa.errors import ConfigError, DataError, TtpaError
 from ttpa.io import dumps
-from ttpa.run.executor import Executor, Rows, WaveLost, Work
+from ttpa.options import option
 
 Item = TypeVar("Item")
+Wave = Sequence[Any]
+Rows = Sequence[Mapping[str, Any]]
+Work = Callable[[Wave], Rows]
+"""Gives the rows of one wave. A function of the wave alone; it brings loaded things (model, engine) with it."""
 
 HOPELESS = 32
-"""So many failures and not one success: a bug or a wrong setting. The other samples are not tried."""
+"""After so many failures and no success, the other samples are not tried: it is a bug or a wrong setting."""
+
+
+class WaveLost(TtpaError):
+    """The processes that computed one wave died too often. `number` counts from 0 in the waves handed over."""
+
+    def __init__(self, number: int, reason: str) -> None:
+        super().__init__(f"wave {number}: {reason}")
+        self.number, self.reason = number, reason
+
+
+class Executor(Protocol):
+    """Computes waves somewhere."""
+
+    def check(self) -> None:
+        """Finds out, before any work, whether this executor can run here.
+
+        Raises:
+            ConfigError: it cannot; says what is missing.
+        """
+
+    def run(self, make_work: Callable[[], Work], waves: Sequence[Wave]) -> Generator[tuple[int, Rows], None, None]:
+        """Yields (number of the wave, its rows), each wave once, in any order. Closed early, it stops.
+
+        Args:
+            make_work: Called once in each process that computes; loads what the work needs.
+            waves: What to compute. Without waves, `make_work` is not called.
+
+        Raises:
+            WaveLost: processes died, and trying again did not help.
+            Exception: whatever the work raises. Rows yielded before stay valid.
+        """
+
+
+@option
+class LocalExecutor:
+    """Computes in this process, in order.
+
+    Example:
+        >>> list(LocalExecutor().run(lambda: lambda wave: [{"id": name} for name in wave], ["ab", "c"]))
+        [(0, [{'id': 'a'}, {'id': 'b'}]), (1, [{'id': 'c'}])]
+    """
+
+    def check(self) -> None:
+        """Nothing can be missing."""
+
+    def run(self, make_work: Callable[[], Work], waves: Sequence[Wave]) -> Generator[tuple[int, Rows], None, None]:
+        """See `Executor`."""
+        work = make_work() if waves else None
+        for number, wave in enumerate(waves):
+            assert work is not None
+            yield number, work(wave)
 
 
 class Shard:
-    """One append-only file of JSON objects, told apart by the text under `key`.
+    """One append-only file of JSON objects, told apart by the text under `key`. One writer at a time.
 
-    Reading never changes the file. A torn last line (a row without its newline, or not JSON: the mark of a kill in the
-    middle of a write) does not count as a row, and the next `append` cuts it off first. One writer at a time.
+    Reading never changes the file. A torn last line (without its newline, or not JSON: the mark of a kill while writing)
+    is no row, and the next `append` cuts it off first.
 
     Example:
         >>> import tempfile
@@ -46,33 +98,22 @@ class Shard:
     """
 
     def __init__(self, path: Path, key: str = "id") -> None:
-        self.path = Path(path)
-        self.key = key
+        self.path, self.key = Path(path), key
         self._ids: set[str] = set()
         self._size = -1
         """Bytes of whole rows when the file was last read or written here; another size means: read it again."""
 
     def done_ids(self) -> set[str]:
-        """Ids of the rows in the file.
-
-        Raises:
-            DataError: a line is neither a row nor torn; names file and line.
-        """
+        """Ids of the rows in the file. Raises as `rows`."""
         self._look()
         return set(self._ids)
 
-    def append(self, rows: Sequence[Mapping[str, Any]]) -> int:
-        """Adds the rows whose id is new, with one write, and returns when they are on disk.
-
-        Args:
-            rows: JSON objects, each with text under `key`. A repeated id is ignored: the first row stays.
-
-        Returns:
-            How many rows were added.
+    def append(self, rows: Rows) -> int:
+        """Adds the rows whose id is new, with one write, and returns their number when they are on disk.
 
         Raises:
-            DataError: a line is neither a row nor torn; names file and line.
-            ValueError: a row without a text id; nothing was written.
+            DataError: a line of the file is neither a row nor torn; names file and line.
+            ValueError: a row without text under `key`; nothing was written.
         """
         self._look()
         fresh: dict[str, str] = {}
@@ -102,11 +143,10 @@ class Shard:
         Raises:
             DataError: a line is neither a row nor torn; names file and line.
         """
-        for row, _ in self._scan():
-            yield row
+        return (row for row, _ in self._scan())
 
-    def replace(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Makes these rows the content of the file, at once: a kill leaves the old or the new. No rows: no file."""
+    def replace(self, rows: Rows) -> None:
+        """Makes these rows the whole content of the file at once. Without rows there is no file."""
         self._ids, self._size = set(), -1
         if not rows:
             self.path.unlink(missing_ok=True)
@@ -155,19 +195,18 @@ class Shard:
 
 
 def guarded(work: Work, key: Callable[[Any], str], field: str = "id") -> Work:
-    """The same work, except that a sample that cannot be computed gives a row that says so, and stops no other.
+    """The same work, except that a sample that cannot be computed gives a row that says so and stops no other.
 
-    When a wave raises, its samples are computed again one by one, to find the one at fault. Their rows are then those
-    of waves of one, which for batched floating-point work differ by rounding.
+    When a wave raises, its samples are computed again one by one, to find the one at fault.
 
     Args:
-        work: rows of one wave.
-        key: id of an item.
-        field: under which name rows carry the id.
+        work: Rows of one wave.
+        key: Id of an item.
+        field: Name under which rows carry the id.
 
     Returns:
-        Work that raises nothing but what is no sample's fault: MemoryError, ConfigError and what is no Exception. The
-        row of a failure is `{"id": ..., "error": "TypeName: message", "traceback": ...}`.
+        Work that raises nothing but MemoryError, ConfigError and what is no Exception. The row of a failure is
+        `{"id": ..., "error": "TypeName: message", "traceback": ...}`.
 
     Example:
         >>> work = guarded(lambda wave: [{"id": name, "x": 1 / int(name)} for name in wave], str)
@@ -175,7 +214,7 @@ def guarded(work: Work, key: Callable[[Any], str], field: str = "id") -> Work:
         [1.0, 'ZeroDivisionError: division by zero', 0.5]
     """
 
-    def safe(wave: Sequence[Any]) -> Rows:
+    def safe(wave: Wave) -> Rows:
         try:
             return list(work(wave))
         except (MemoryError, ConfigError):
@@ -194,23 +233,9 @@ def _make_guarded(make_work: Callable[[], Work], key: Callable[[Any], str], fiel
     return guarded(make_work(), key, field)
 
 
-@dataclass(frozen=True, slots=True)
-class Computed:
-    """What `run_waves` did.
-
-    Args:
-        waves: Waves computed now.
-        failed: Ids that have no row because their work raised, in the order of the items; `errors.jsonl` says why.
-    """
-
-    waves: int
-    failed: tuple[str, ...]
-
-
 class _Errors:
-    """`errors.jsonl` beside a shard: a line for each sample that was tried and has no row.
-
-    It is a report. What is done is decided by the shard alone, so that no kill can make the two disagree.
+    """`errors.jsonl` beside a shard: a line for each sample that was tried and has no row. A report: what is done is
+    decided by the shard alone.
     """
 
     def __init__(self, shard: Shard) -> None:
@@ -220,123 +245,94 @@ class _Errors:
         """Id -> row of each failure of this attempt."""
 
     def add(self, rows: Rows) -> None:
-        """Notes failures. The line of an earlier attempt at the same sample stays until `settle`."""
         for row in rows:
             name = row[self.shard.key]
             self.rows[name] = {**row, "attempts": self.before.get(name, 0) + 1}
         self.shard.append([self.rows[row[self.shard.key]] for row in rows])
 
     def settle(self, ids: Sequence[str]) -> tuple[str, ...]:
-        """Leaves the failures of this attempt, in the order of `ids`: all without a row were tried in it."""
+        """Leaves the failures of this attempt alone in the file and gives their ids in the order of `ids`."""
         failed = tuple(name for name in ids if name in self.rows)
         self.shard.replace([self.rows[name] for name in failed])
         return failed
-
-    def of_all(self, count: int) -> DataError:
-        """The error to raise when nothing succeeded, of `count` samples."""
-        first = next(self.shard.rows())
-        return DataError(
-            f"{self.shard.path}: all {len(self.rows)} samples tried failed, of {count}: a bug or a wrong setting, not "
-            f"bad samples. The first, {first[self.shard.key]}:\n{first['traceback']}"
-        )
 
 
 def run_waves(
     items: Sequence[Item],
     key: Callable[[Item], str],
-    waves_of: Callable[[Sequence[Item]], Sequence[Sequence[Item]]],
+    waves: Sequence[Sequence[Item]],
     make_work: Callable[[], Work],
     executor: Executor,
     shard: Shard,
-    on_wave: Callable[[int, int, Rows], None] | None = None,
-) -> Computed:
+    on_wave: Callable[[int, int, Rows], None] = lambda *_: None,
+) -> tuple[str, ...]:
     """Computes every item once over any number of restarts.
 
-    Batched floating-point work depends on what is in the batch. So the waves are cut from all items, never from those
-    left over; a wave is skipped when all its rows are there and computed whole otherwise, and of a wave computed again
-    only the missing rows are appended, in the order of its items. A restarted run thus ends with the lines of one that
-    was never stopped, provided that the work is a function of its wave; with the same bytes, where the executor also
-    gives waves back in order (`LocalExecutor`).
-
-    A sample whose work raises (see `guarded`) has a line in `errors.jsonl` instead, with its traceback and the number
-    of attempts, and is tried again by each restart.
+    Batched floating-point work depends on what is in the batch, so the waves are cut from all items and a wave is
+    computed whole or not at all. Same waves, same rows: locally, on Ray and after a restart. A sample that fails is
+    tried again by each restart.
 
     Args:
-        items: what to compute.
-        key: id of an item, the one its row carries under `shard.key`. Rows must not use the key "error".
-        waves_of: cuts all items into waves; each item in exactly one. Must not look at what is done.
-        make_work: loads and gives the work: rows of one wave, one for each item, in any order. Not called when nothing
-            is left to do.
-        executor: where waves are computed; `make_work`, `key` and the waves must be picklable if it is elsewhere.
-        shard: where rows go.
-        on_wave: called at the start and after each wave with the number of items behind, of all items, and the rows
-            that were computed (none at the start).
+        items: What to compute.
+        key: Id of an item; its row carries it under `shard.key`. Rows must not use the key "error".
+        waves: All items, each in exactly one wave.
+        make_work: Loads and gives the work: one row an item, in any order. Not called when nothing is left to do.
+        executor: Computes the waves. `make_work`, `key` and the waves must be picklable if it is elsewhere.
+        shard: Where rows go.
+        on_wave: Called at the start and after each wave with the number of items done, of all items, and the new rows.
 
     Returns:
-        How many waves were computed, and which samples failed.
+        Ids of the samples that failed; `errors.jsonl` beside the shard says why.
 
     Raises:
-        ValueError: two items share an id, the waves are not a partition of the items, or the work gave other ids than
-            it was asked for. Rows of earlier waves stay.
+        ValueError: two items share an id, the waves are no partition of the items, or the work gave other ids.
         DataError: the shard is damaged (names file and line), or no sample at all could be computed.
         TtpaError: the processes that computed a wave died too often; names its samples.
     """
-    waves = _checked_waves(items, key, waves_of, shard)
+    ids = [key(item) for item in items]
+    if len(set(ids)) != len(ids):
+        raise ValueError(f"{shard.path}: {len(ids) - len(set(ids))} items repeat an id; ids must be unique.")
+    if sorted(key(item) for wave in waves for item in wave) != sorted(ids):
+        raise ValueError(f"{shard.path}: the waves must hold each of {len(ids)} items once.")
     done = shard.done_ids()
     todo = [wave for wave in waves if not done.issuperset(map(key, wave))]
-    tell = on_wave if on_wave is not None else lambda *_: None
     behind = len(items) - sum(map(len, todo))
-    tell(behind, len(items), ())
-    errors, computed = _Errors(shard), 0
+    on_wave(behind, len(items), ())
+    errors = _Errors(shard)
     with closing(executor.run(partial(_make_guarded, make_work, key, shard.key), todo)) as answers:
         try:
             for number, rows in answers:
                 wanted = [key(item) for item in todo[number]]
                 good = _append(rows, wanted, shard, errors)
-                computed += 1
                 behind += len(wanted)
-                tell(behind, len(items), good)
+                on_wave(behind, len(items), good)
                 if len(errors.rows) >= HOPELESS and not shard.done_ids():
                     break
         except WaveLost as error:
             names = [key(item) for item in todo[error.number]]
             more = f" and {len(names) - 8} more" if len(names) > 8 else ""
             raise TtpaError(f"{shard.path}: samples {', '.join(names[:8])}{more}: {error.reason}") from error
-    failed = errors.settle([key(item) for item in items])
+    failed = errors.settle(ids)
     if failed and not shard.done_ids():
-        raise errors.of_all(len(items))
-    if computed != len(todo):
-        raise ValueError(f"{shard.path}: {executor} gave {computed} of {len(todo)} waves.")
-    return Computed(computed, failed)
-
-
-def _checked_waves(
-    items: Sequence[Item],
-    key: Callable[[Item], str],
-    waves_of: Callable[[Sequence[Item]], Sequence[Sequence[Item]]],
-    shard: Shard,
-) -> Sequence[Sequence[Item]]:
-    """The waves, which hold each item once."""
-    ids = [key(item) for item in items]
-    waves = waves_of(items)
-    cut = [key(item) for wave in waves for item in wave]
-    if len(set(ids)) != len(ids):
-        raise ValueError(f"{shard.path}: {len(ids) - len(set(ids))} items repeat an id; ids must be unique.")
-    if sorted(cut) != sorted(ids):
-        odd = sorted(set(cut) ^ set(ids))[:3]
-        raise ValueError(f"{shard.path}: waves hold {len(cut)} items, not the {len(ids)} given once each; e.g. {odd}.")
-    return waves
+        first = errors.rows[failed[0]]
+        raise DataError(
+            f"{errors.shard.path}: all {len(failed)} samples tried failed, of {len(items)}: a bug or a wrong setting, "
+            f"not bad samples. The first, {failed[0]}:\n{first['traceback']}"
+        )
+    if behind != len(items):
+        raise ValueError(f"{shard.path}: {executor} left out the waves of {len(items) - behind} items.")
+    return failed
 
 
 def _append(rows: Rows, wanted: Sequence[str], shard: Shard, errors: _Errors) -> Rows:
     """Puts the rows of one wave where they belong; returns those that are no failures."""
-    found = {row.get(shard.key): row for row in rows}
-    if found.keys() != set(wanted):
-        odd = sorted(map(str, found.keys() ^ set(wanted)))[:3]
+    by_id = {row.get(shard.key): row for row in rows}
+    if by_id.keys() != set(wanted):
+        odd = sorted(map(str, by_id.keys() ^ set(wanted)))[:3]
         raise ValueError(f"{shard.path}: the wave of {wanted[0]} must give one row an item; missing or unasked: {odd}.")
-    good = [found[name] for name in wanted if "error" not in found[name]]
+    good = [by_id[name] for name in wanted if "error" not in by_id[name]]
     shard.append(good)
     # A wave computed again may fail for a sample that has its row from an earlier attempt.
     done = shard.done_ids()
-    errors.add([found[name] for name in wanted if "error" in found[name] and name not in done])
+    errors.add([by_id[name] for name in wanted if "error" in by_id[name] and name not in done])
     return good

@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 from ttpa.errors import ConfigError, DataError, TtpaError
-from ttpa.run.executor import LocalExecutor, Rows, WaveLost
-from ttpa.run.shards import HOPELESS, Computed, Shard, guarded, run_waves
+from ttpa.run.waves import HOPELESS, LocalExecutor, Rows, Shard, WaveLost, guarded, run_waves
 
 ROOT = Path(__file__).resolve().parents[2]
 A, B = b'{"id":"a","x":1}\n', b'{"id":"b","x":2}\n'
@@ -43,12 +42,21 @@ class Work:
 
 
 def run(path: Path, items: Sequence[str], work: Work, seen: list[tuple[int, int, int]] | None = None) -> int:
-    note = None if seen is None else lambda behind, count, rows: seen.append((behind, count, len(rows)))
-    return run_waves(items, str, waves_of_three, lambda: work, LocalExecutor(), Shard(path), note).waves
+    notes = seen if seen is not None else []
+    run_waves(
+        items,
+        str,
+        waves_of_three(items),
+        lambda: work,
+        LocalExecutor(),
+        Shard(path),
+        lambda behind, count, rows: notes.append((behind, count, len(rows))),
+    )
+    return len(work.waves)
 
 
 def test_rows_come_back_in_file_order_and_repeated_ids_are_ignored(tmp_path: Path) -> None:
-    shard = Shard(tmp_path / "deep" / "rows.jsonl")
+    shard = Shard(tmp_path / "rows.jsonl")
     assert shard.done_ids() == set() and list(shard.rows()) == []
     assert shard.append([{"id": "b", "x": 1}, {"id": "a", "x": 2}]) == 2
     assert shard.append([{"id": "a", "x": 3}, {"id": "c", "x": 4}, {"id": "c", "x": 5}]) == 1
@@ -180,14 +188,14 @@ def test_any_cut_of_the_file_restarts_to_the_same_bytes(tmp_path: Path) -> None:
     ("items", "waves", "message"),
     [
         ("aab", [["a", "a", "b"]], "repeat an id"),
-        ("abc", [["a", "b"]], "'c'"),
-        ("abc", [["a", "b"], ["b", "c"]], "4 items"),
-        ("ab", [["a", "b", "z"]], "'z'"),
+        ("abc", [["a", "b"]], "each of 3 items once"),
+        ("abc", [["a", "b"], ["b", "c"]], "each of 3 items once"),
+        ("ab", [["a", "b", "z"]], "each of 2 items once"),
     ],
 )
 def test_waves_must_hold_each_item_once(tmp_path: Path, items: str, waves: list[list[str]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        run_waves(list(items), str, lambda _: waves, Work, LocalExecutor(), Shard(tmp_path / "s"))
+        run_waves(list(items), str, waves, Work, LocalExecutor(), Shard(tmp_path / "s"))
 
 
 @pytest.mark.parametrize("given", ["a", "abz", ""])
@@ -201,8 +209,8 @@ def test_work_that_answers_other_ids_is_an_error_and_writes_nothing(tmp_path: Pa
 # ---- samples that fail ----------------------------------------------------------------------------------------------
 
 
-def compute(items: Sequence[str], work: Callable[[Sequence[str]], Rows], shard: Shard) -> Computed:
-    return run_waves(items, str, waves_of_three, lambda: work, LocalExecutor(), shard)
+def compute(items: Sequence[str], work: Callable[[Sequence[str]], Rows], shard: Shard) -> tuple[str, ...]:
+    return run_waves(items, str, waves_of_three(items), lambda: work, LocalExecutor(), shard)
 
 
 class Fragile:
@@ -272,7 +280,7 @@ def test_the_exception_is_gone_before_the_samples_are_tried_one_by_one() -> None
 
 def test_a_sample_that_fails_goes_to_the_errors_and_stops_no_other(tmp_path: Path) -> None:
     shard, work = Shard(tmp_path / "rows.jsonl"), Fragile("eh")
-    assert compute("abcdefgh", work, shard) == Computed(3, ("e", "h"))
+    assert compute("abcdefgh", work, shard) == ("e", "h")
     assert work.asked == ["abc", "def", "d", "e", "f", "gh", "g", "h"]
     assert [row["id"] for row in shard.rows()] == list("abcdfg")
     assert not any("error" in row for row in shard.rows())
@@ -287,21 +295,21 @@ def test_a_restart_tries_failed_samples_again_in_their_whole_wave(tmp_path: Path
     shard = Shard(tmp_path / "rows.jsonl")
     compute("abcdefgh", Fragile("eh"), shard)
     again = Fragile("h", TypeError)
-    assert compute("abcdefgh", again, shard) == Computed(2, ("h",))
+    assert compute("abcdefgh", again, shard) == ("h",)
     assert again.asked == ["def", "gh", "g", "h"], "a wave without failures is not computed again"
     assert [row["id"] for row in shard.rows()] == list("abcdfge")
     (row,) = errors_of(shard)
     assert (row["id"], row["error"], row["attempts"]) == ("h", "TypeError: cannot do h", 2)
-    assert compute("abcdefgh", Fragile(""), shard) == Computed(1, ())
+    assert compute("abcdefgh", Fragile(""), shard) == ()
     assert shard.done_ids() == set("abcdefgh")
     assert not (tmp_path / "errors.jsonl").exists()
-    assert compute("abcdefgh", Fragile("abcdefgh"), shard) == Computed(0, ())
+    assert compute("abcdefgh", Fragile("abcdefgh"), shard) == ()
 
 
 def test_a_sample_that_has_its_row_does_not_fail_when_its_wave_is_computed_again(tmp_path: Path) -> None:
     shard = Shard(tmp_path / "rows.jsonl")
     compute("abc", Fragile("c"), shard)
-    assert compute("abc", Fragile("b"), shard) == Computed(1, ())
+    assert compute("abc", Fragile("b"), shard) == ()
     assert shard.done_ids() == set("abc") and errors_of(shard) == []
 
 
@@ -319,7 +327,7 @@ def test_a_stop_in_the_middle_keeps_the_failures_and_counts_the_attempt(tmp_path
         assert [row["id"] for row in errors_of(shard)] == ["b"]
     with (tmp_path / "errors.jsonl").open("ab") as file:
         file.write(b'{"id":"e","err')  # the mark of a kill
-    assert compute("abcdefgh", Fragile("bg"), shard) == Computed(2, ("b", "g"))
+    assert compute("abcdefgh", Fragile("bg"), shard) == ("b", "g")
     assert [(row["id"], row["attempts"]) for row in errors_of(shard)] == [("b", 2), ("g", 1)]
 
 
@@ -331,8 +339,8 @@ def test_when_nothing_succeeds_it_is_an_error_with_the_first_traceback(tmp_path:
         compute("abcd", Fragile("abcd"), shard)
     assert "Traceback" in str(caught.value) and "in __call__" in str(caught.value)
     assert [row["id"] for row in errors_of(shard)] == list("abcd"), "the file tells more than the message"
-    assert compute("abcd", Fragile("abc"), shard) == Computed(2, ("a", "b", "c"))
-    assert compute("", Fragile(""), Shard(tmp_path / "none" / "rows.jsonl")) == Computed(0, ())
+    assert compute("abcd", Fragile("abc"), shard) == ("a", "b", "c")
+    assert compute("", Fragile(""), Shard(tmp_path / "none" / "rows.jsonl")) == ()
 
 
 def test_a_hopeless_run_ends_early_but_not_once_anything_has_succeeded(tmp_path: Path) -> None:
@@ -343,7 +351,7 @@ def test_a_hopeless_run_ends_early_but_not_once_anything_has_succeeded(tmp_path:
         compute(items, never, Shard(tmp_path / "never" / "rows.jsonl"))
     rarely = Fragile("")
     rarely.bad = set(items[1:])
-    assert compute(items, rarely, Shard(tmp_path / "rarely" / "rows.jsonl")) == Computed(HOPELESS, tuple(items[1:]))
+    assert compute(items, rarely, Shard(tmp_path / "rarely" / "rows.jsonl")) == tuple(items[1:])
 
 
 # ---- executors ------------------------------------------------------------------------------------------------------
@@ -373,7 +381,7 @@ class Backwards:
 def test_another_order_of_waves_gives_the_same_lines(tmp_path: Path) -> None:
     items = list("abcdefgh")
     run(tmp_path / "forth", items, Work())
-    assert run_waves(items, str, waves_of_three, Work, Backwards(), Shard(tmp_path / "back")) == Computed(3, ())
+    assert run_waves(items, str, waves_of_three(items), Work, Backwards(), Shard(tmp_path / "back")) == ()
     forth, back = (tmp_path / "forth").read_bytes(), (tmp_path / "back").read_bytes()
     assert forth != back and sorted(forth.splitlines()) == sorted(back.splitlines())
 
@@ -383,7 +391,7 @@ def test_numbers_of_waves_count_what_was_handed_over(tmp_path: Path) -> None:
     shard = Shard(tmp_path / "s")
     shard.append([{"id": name, "wave": "abc"} for name in "abc"])
     seen: list[tuple[int, int]] = []
-    run_waves(items, str, waves_of_three, Work, Backwards(), shard, lambda *news: seen.append(news[:2]))
+    run_waves(items, str, waves_of_three(items), Work, Backwards(), shard, lambda *news: seen.append(news[:2]))
     assert {row["id"]: row["wave"] for row in shard.rows()} == {n: w for w in ("abc", "def", "gh") for n in w}
     assert seen == [(3, 8), (5, 8), (8, 8)]
 
@@ -395,28 +403,30 @@ def test_nothing_to_do_loads_nothing(tmp_path: Path) -> None:
     def make_work() -> Any:
         raise AssertionError("loaded")
 
-    assert run_waves(["a"], str, waves_of_three, make_work, LocalExecutor(), shard) == Computed(0, ())
+    assert run_waves(["a"], str, waves_of_three(["a"]), make_work, LocalExecutor(), shard) == ()
 
 
 def test_a_lost_wave_is_an_error_that_names_its_samples(tmp_path: Path) -> None:
     executor, shard = Backwards(lose=1), Shard(tmp_path / "s")
     with pytest.raises(TtpaError, match="samples d, e, f: the lights went out"):
-        run_waves(list("abcdefgh"), str, waves_of_three, Work, executor, shard)
+        run_waves(list("abcdefgh"), str, waves_of_three(list("abcdefgh")), Work, executor, shard)
     assert shard.done_ids() == {"g", "h"}
     items = [f"{number:02d}" for number in range(11)]
     with pytest.raises(TtpaError, match=r"samples 00, (\d\d, ){6}07 and 3 more: the lights"):
-        run_waves(items, str, lambda all: [all], Work, Backwards(lose=0), Shard(tmp_path / "t"))
+        run_waves(items, str, [items], Work, Backwards(lose=0), Shard(tmp_path / "t"))
 
 
 def test_waves_that_never_come_back_are_no_success(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="2 of 3 waves"):
-        run_waves(list("abcdefgh"), str, waves_of_three, Work, Backwards(drop=1), Shard(tmp_path / "s"))
+    with pytest.raises(ValueError, match="left out the waves of"):
+        run_waves(
+            list("abcdefgh"), str, waves_of_three(list("abcdefgh")), Work, Backwards(drop=1), Shard(tmp_path / "s")
+        )
 
 
 def test_an_executor_is_closed_when_its_rows_cannot_be_used(tmp_path: Path) -> None:
     executor = Backwards()
     with pytest.raises(ValueError, match="must give one row"):
-        run_waves(["a", "b"], str, waves_of_three, lambda: lambda _: [], executor, Shard(tmp_path / "s"))
+        run_waves(["a", "b"], str, waves_of_three(["a", "b"]), lambda: lambda _: [], executor, Shard(tmp_path / "s"))
     assert executor.closed
 
 
@@ -425,14 +435,13 @@ def test_an_executor_is_closed_when_its_rows_cannot_be_used(tmp_path: Path) -> N
 CHILD = """
 import sys
 from pathlib import Path
-from ttpa.run.executor import LocalExecutor
-from ttpa.run.shards import Shard, run_waves
+from ttpa.run.waves import LocalExecutor, Shard, run_waves
 items = [f"{n:03d}" for n in range(120)]
 cut = lambda items: [items[at : at + 4] for at in range(0, len(items), 4)]
 def work(wave):
     print("wave", wave[0], flush=True)
     return [{"id": name, "wave": wave[0], "fill": "x" * 20000} for name in wave]
-run_waves(items, str, cut, lambda: work, LocalExecutor(), Shard(Path(sys.argv[1])))
+run_waves(items, str, cut(items), lambda: work, LocalExecutor(), Shard(Path(sys.argv[1])))
 """
 
 
