@@ -1,11 +1,9 @@
-"""Several processes of one run: the first one works as if it were alone, the others join it where it trains.
+"""Several processes of one run: the first works as if it were alone, the others join it where it trains.
 
-Training over several devices needs a process for each, started from outside (SLURM tasks, torchrun), and every one of
-them walks the same graph. Only the first may lock, build and publish stages. It announces what it does with each, by
-empty files in a folder of the run; the others wait for the word and train along in a throw-away folder, or read what
-was built. Drawing data, exploring and evaluating are the first process's work alone (`executor=ray` spreads them).
-
-What this module does not do: start processes or notice that one died; torchrun and SLURM_KILL_BAD_EXIT do.
+Training over several devices needs a process for each, started from outside (SLURM tasks, torchrun). Every process walks
+the same graph; only the first locks, builds and publishes stages. It announces what it does by empty files in a folder of
+the run. The others wait for them, train along in a throw-away folder, or read what was built. What this module does not
+do: start processes or notice that one died; torchrun and SLURM_KILL_BAD_EXIT do.
 """
 
 from __future__ import annotations
@@ -14,14 +12,14 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ttpa.errors import TtpaError
-from ttpa.run.store import StageResult, Store, fingerprint
+from ttpa.run.store import Build, StageResult, Store
 
 POLL_S = 0.1
 TRAINS = ("warmup", "align")
@@ -88,7 +86,7 @@ class _Shared(Store):
 class Leader(_Shared):
     """The first process: builds, and says so."""
 
-    def stage(self, name: str, *, build: Callable[[Path], Mapping[str, Any]], **rest: Any) -> StageResult:
+    def stage(self, name: str, *, build: Build, **key: Any) -> StageResult:
         """See `Store.stage`."""
         self.count += 1
 
@@ -97,7 +95,7 @@ class Leader(_Shared):
             return build(workdir)
 
         try:
-            result = super().stage(name, build=told, **rest)
+            result = super().stage(name, build=told, **key)
         except BaseException:
             self._file("failed").touch()
             raise
@@ -108,24 +106,14 @@ class Leader(_Shared):
 class Follower(_Shared):
     """Every other process: trains along, and reads what the first one published."""
 
-    def stage(
-        self,
-        name: str,
-        *,
-        version: int,
-        config: Mapping[str, Any],
-        inputs: Mapping[str, StageResult],
-        build: Callable[[Path], Mapping[str, Any]],
-        label: str = "",
-    ) -> StageResult:
+    def stage(self, name: str, *, build: Build, label: str = "", **key: Any) -> StageResult:
         """See `Store.stage`.
 
         Raises:
             TtpaError: the first process failed.
         """
         self.count += 1
-        key = fingerprint(name, version, config, {role: result.fingerprint for role, result in inputs.items()})
-        final = self.root / f"{name}-{key}"
+        _, final = self.key(name, **key)
         if self._wait("build", "done") == "build":
             if name in TRAINS:
                 with tempfile.TemporaryDirectory(prefix="ttpa-rank-") as scratch:
@@ -135,7 +123,7 @@ class Follower(_Shared):
                         (Path(scratch) / "last.ckpt").symlink_to(resume.resolve())
                     build(Path(scratch))
             self._wait("done")
-        return super().stage(name, version=version, config=config, inputs=inputs, build=_never, label=label)
+        return super().stage(name, build=_never, label=label, **key)
 
     def _wait(self, *events: str) -> str:
         """The first of the events that has happened; a build that is over counts as done."""
