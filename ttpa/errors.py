@@ -16,30 +16,31 @@ class TtpaError(Exception):
 class ConfigError(TtpaError):
     """A configuration value, option or combination that cannot be run.
 
-    `key` is the option it is about, where there is one; `within` puts a group before it.
+    `said` holds key, value, problem and remedy of an error about one option; see `at`.
     """
 
-    key: str | None = None
+    said: tuple[str, object, str, str] | None = None
 
     @classmethod
-    def at(cls, key: str, value: object, problem: str, remedy: str) -> ConfigError:
+    def at(cls, key: str, value: object, problem: str, remedy: str = "") -> ConfigError:
         """Builds the message `key=value: problem. remedy.`.
 
         Example:
             >>> str(ConfigError.at("keep_fraction", 3, "must be in (0, 1]", "Use 0.1 for the paper's top 10 %"))
             "keep_fraction=3: must be in (0, 1]. Use 0.1 for the paper's top 10 %."
         """
-        made = cls(f"{key}={value}: {problem}. {remedy}" + "." * (remedy[-1:] not in ".?"))
-        made.key = key
+        end = "" if remedy[-1:] in ".?" else "."
+        made = cls(f"{key}={value}: {problem}." + (f" {remedy}{end}" if remedy else ""))
+        made.said = (key, value, problem, remedy)
         return made
 
     def within(self, group: str) -> ConfigError:
-        """The same error with `group.` before its key; itself where it has none or has the group already."""
-        if self.key is None or self.key.startswith(f"{group}."):
+        """The same error with `group.` before its key, and the folder of the options where it has no remedy."""
+        if self.said is None:
             return self
-        made = type(self)(f"{group}.{self}")
-        made.key = f"{group}.{self.key}"
-        return made
+        key, value, problem, remedy = self.said
+        key = key if key.startswith(f"{group}.") else f"{group}.{key}"
+        return type(self).at(key, value, problem, remedy or f"See conf/{group.split('.')[0]}/ for what it means")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

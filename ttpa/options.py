@@ -59,10 +59,10 @@ def explain(error: pydantic.ValidationError, name: str, fields: list[str]) -> Co
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return ConfigError.at(key, first["input"], f"{name} has no such option", nearest(key, fields))
     if first["type"] in ("missing", "missing_keyword_only_argument"):
-        return ConfigError(f"{name} needs {key}. Add it.")
+        return ConfigError(f"{name} needs {key}. Add it to the option file or the command line.")
     value = repr(first["input"]) if isinstance(first["input"], str) else first["input"]
     problem = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    return ConfigError.at(key, value, problem[0].lower() + problem[1:], "Change the value")
+    return ConfigError.at(key, value, problem[0].lower() + problem[1:])
 
 
 def _commas(value: Any) -> Any:
