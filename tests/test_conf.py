@@ -253,10 +253,11 @@ def test_scalars_that_cannot_work_are_refused_by_name(override: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["objective.loss=null", "objective.loss.sft_weight=nan", "objective.loss.gamma_beta_ratio=nan"]
+    "override",
+    ["objective.over=null", "objective.sft_weight=nan", "objective.gamma_beta_ratio=nan", "recipe.align.lr=0"],
 )
 def test_a_loss_that_cannot_be_computed_is_refused(override: str) -> None:
-    with pytest.raises(ConfigError, match="loss"):
+    with pytest.raises(ConfigError, match=rf"^{re.escape(override.split('=')[0])}="):
         pipeline.build_parts(composed(override))
 
 
@@ -346,8 +347,8 @@ def leaves(node: Any, prefix: str) -> Iterator[str]:
 
 
 EXECUTION_CHANGES = [f"{group}={option}" for group in config.EXECUTION for option in options(group)] + [
-    "trainer.execution.threads=3", "trainer.execution.micro_tokens=1", "trainer.execution.checkpoint_every_steps=7",
-    "trainer.lightning.devices=2", "engine.rows=3", "paths.store=elsewhere", "paths.wait_for_locks=false",
+    "trainer.threads=3", "trainer.micro_tokens=1", "trainer.checkpoint_every_steps=7",
+    "trainer.devices=2", "engine.rows=3", "paths.store=elsewhere", "paths.wait_for_locks=false",
 ]  # fmt: skip
 
 
@@ -362,10 +363,10 @@ def test_execution_options_change_no_stage_and_no_run_id(change: str, run: Run) 
 def test_every_value_of_an_identity_option_enters_a_stage_and_the_run_id(
     group: str, option: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The recipe of a model too: through the options that refer to it, which for `online` are objectives that draw."""
+    """Of a recipe too: by the stage that reads the block, and by the options that refer to the rest."""
     bases = {"": composed(f"{group}={option}", *BESIDE.get((group, option), ()))}
-    if group == "model":
-        bases["model.recipe.online."] = composed(f"model={option}", "objective=grpo")
+    if group == "recipe":
+        bases |= {key: composed(f"recipe={option}", "objective=grpo") for key in ("recipe.online.", "recipe.num_it")}
     # The changed values need not make sense.
     parts = {cfg.choices.objective: pipeline.build_parts(cfg) for cfg in bases.values()}
     monkeypatch.setattr(pipeline, "build_parts", lambda cfg: parts[cfg.choices.objective])
@@ -373,8 +374,8 @@ def test_every_value_of_an_identity_option_enters_a_stage_and_the_run_id(
     keys = list(leaves(OmegaConf.to_container(bases[""][group]), group))
     assert keys
     for key in keys:
-        if key == "eval.path":
-            continue  # the content of the files enters in its place
+        if key in ("eval.path", "recipe._target_"):
+            continue  # the content of the files enters; a recipe enters by its blocks
         start = max((start for start in bases if key.startswith(start)), key=len)
         other, (before, run_id) = bases[start].copy(), known[start]
         value = OmegaConf.select(other, key)
@@ -398,7 +399,7 @@ def test_a_stage_is_named_by_what_it_is_made_from_and_by_nothing_later(run: Run)
         "data", "warmup", "baseline", "select1", "explore1", "align1", "evaluation"]  # fmt: skip
     for change, first in {
         "warmup=curriculum": "warmup", "select.per_kind=true": "select1", "sampler=tps": "explore1",
-        "scorer=ast": "explore1", "pairs.min_margin=0.1": "explore1", "objective.batch_size=3": "align1",
+        "scorer=ast": "explore1", "pairs.min_margin=0.1": "explore1", "recipe.align.batch_size=3": "align1",
     }.items():  # fmt: skip
         other = names(run(composed("select=perplexity", "pairs=released", change)))
         roles = list(base)
@@ -426,7 +427,7 @@ def test_the_name_of_a_run_names_no_stage(run: Run) -> None:
 
 
 def test_a_control_that_shares_the_name_of_the_objective_does_not_take_its_place(run: Run) -> None:
-    overrides = ("objective=dpo", "objective.loss.beta=0.5")
+    overrides = ("objective=dpo", "objective.beta=0.5")
     demo = run(composed("experiment=demo", *overrides))
     assert names(run(composed(*overrides)))["dpo/align1"] == names(demo)["dpo/align1"]
 

@@ -31,16 +31,17 @@ import numpy as np  # noqa: E402
 import pytorch_lightning as pl  # noqa: E402
 import torch  # noqa: E402
 from cases import EOS, FIRST_WORD, PAD, SMALL_VOCAB  # noqa: E402
-from ours import CLIP, LEARNING_RATE, fresh_model  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
+from ours import CLIP, CONF, LEARNING_RATE, fresh_model, loss_fields  # noqa: E402
 from trl_side import tokenizer_of  # noqa: E402
 
 from ttpa.policy.decode import HFEngine  # noqa: E402
 from ttpa.policy.engine import Sampling  # noqa: E402
 from ttpa.policy.forward import tree_token_logps  # noqa: E402
 from ttpa.train.grpo import GRPOModule  # noqa: E402
-from ttpa.train.objectives import GRPO  # noqa: E402
+from ttpa.train.policy_gradient import GRPO  # noqa: E402
 from ttpa.train.rollouts import Answer, Group, RolloutData, now  # noqa: E402
-from ttpa.train.settings import OptimizerSettings  # noqa: E402
+from ttpa.train.settings import AlignRecipe  # noqa: E402
 
 Split = dict[str, float]
 PARTS = ("generate", "score", "train")
@@ -90,10 +91,12 @@ def ours(prompts: list[list[int]], group: int, answer: int, steps: int) -> list[
     policy: Any = SimpleNamespace(
         model=fresh_model(SMALL_VOCAB, "cpu"), renderer=SimpleNamespace(pad_id=PAD, stop_ids=())
     )
-    loss = GRPO(clip_low=CLIP, clip_high=CLIP, beta=0.0, aggregation="dapo")
+    recipe = OmegaConf.to_container(OmegaConf.load(CONF / "recipe" / "tiny.yaml").online)
+    recipe.pop("_target_")
+    loss = GRPO(**loss_fields(aggregation="dapo"))
     draw = draws(HFEngine(policy=policy, rows=256), prompts, group, answer)
     data = RolloutData(len(prompts), draw, loss, len(prompts), steps, 0, 8192, True, None)
-    settings = OptimizerSettings(name="adamw", lr=LEARNING_RATE, schedule="constant")
+    settings = AlignRecipe(**{**recipe, "lr": LEARNING_RATE, "schedule": "constant", "warmup_steps": 0})
     module = Timed(policy, settings, (steps,), loss, data, max_new_tokens=answer, forward=tree_token_logps)
     module.splits = []
     pl.Trainer(

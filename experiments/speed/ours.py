@@ -7,24 +7,36 @@ apart. The padded path takes real samples in micro-batches of similar length, wh
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from cases import EOS, PAD, Case, Work
+from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ttpa.policy.forward import tree_token_logps
 from ttpa.policy.logprobs import token_logps
 from ttpa.policy.tree import TokenRow, TokenTree, bucket_by_tokens
-from ttpa.train.objectives.functional import dpo_loss, grpo_loss, simpo_loss, weighted_nll
+from ttpa.train.losses import DPO, PairLogps, SimPO, weighted_nll
+from ttpa.train.policy_gradient import GRPO
 
+CONF = Path(__file__).parents[2] / "conf"
 LEARNING_RATE = 1e-5
 DPO_BETA, SIMPO_BETA, CLIP = 0.1, 2.0, 0.2
 MICRO_TOKENS = 8_192
 """Padded tokens of a micro-batch of the padded path on real samples."""
+
+
+def loss_fields(**changed: Any) -> dict[str, Any]:
+    """Fields of GRPO as conf/objective/grpo.yaml has them, with the benchmark's clipping and other changes."""
+    fields = OmegaConf.load(CONF / "objective" / "grpo.yaml")
+    fields.update(clip_low=CLIP, clip_high=CLIP, num_iterations=1, **changed)
+    return {key: value for key, value in fields.items() if key != "_target_"}
 
 
 def fresh_model(vocab: int, device: str, noise: float = 0.0) -> Qwen2ForCausalLM:
@@ -98,18 +110,17 @@ def step_loss(work: Work, step: int, known: Tensor | None, rows: Sequence[int], 
         numbers = torch.tensor(rows, device=device)
         advantages = torch.tensor(work.advantages, device=device)[numbers]
         old = None if known is None else known[numbers, : mask.shape[1]]
-        loss, _ = grpo_loss(
-            own, old, None, advantages, mask, clip_low=CLIP, clip_high=CLIP, beta=0.0, aggregation="grpo"
-        )
-        return loss * len(rows) / len(every)
+        grpo = GRPO(**loss_fields(aggregation="grpo"))
+        return grpo(own, advantages, mask, max_length=mask.shape[1], old_logps_GT=old, answers=len(every))[0]
     pairs, sums = len(every) // 2, logps.sums()
+    lengths = torch.tensor([len(row.answer) for row in every], device=device)
+    given = PairLogps(sums[:pairs], sums[pairs:], lengths[:pairs], lengths[pairs:])
     if work.kind == "dpo":
         assert known is not None
-        return dpo_loss(sums[:pairs], sums[pairs:], known[:pairs], known[pairs:], beta=DPO_BETA)[0]
-    lengths = torch.tensor([len(row.answer) for row in every], device=device)
-    return simpo_loss(
-        sums[:pairs], sums[pairs:], lengths[:pairs], lengths[pairs:], beta=SIMPO_BETA, gamma_beta_ratio=work.ratio
-    )[0]
+        given = replace(given, ref_chosen_B=known[:pairs], ref_rejected_B=known[pairs:])
+        return DPO(beta=DPO_BETA, label_smoothing=0.0, sft_weight=0.0, over="answer")(given)[0].mean()
+    simpo = SimPO(beta=SIMPO_BETA, gamma_beta_ratio=work.ratio, sft_weight=0.0, over="answer")
+    return simpo(given)[0].mean()
 
 
 class Ours:

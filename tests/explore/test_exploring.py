@@ -33,7 +33,7 @@ from ttpa.run.stages.parts import Parts
 
 ROOM = 18
 """Enough for all targets but the longest."""
-SMALL = (f"model.recipe.max_new_tokens={ROOM}", "trainer.execution.threads=1", "logger=none", "sampler.n=4")
+SMALL = (f"recipe.max_new_tokens={ROOM}", "trainer.threads=1", "logger=none", "sampler.n=4")
 CASES = {
     "group, released": ("sampler=group", "pairs=released", *SMALL),
     "tps, released": ("sampler=tps", "sampler.delta=0.6", "pairs=released", *SMALL),

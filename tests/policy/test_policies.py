@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from tests.train.plain import align_recipe
 from ttpa.errors import ConfigError, DataError
 from ttpa.policy.logprobs import token_logps
 from ttpa.policy.models import HFModel, Lora, TinyModel, model_from_json
@@ -20,7 +21,6 @@ from ttpa.policy.policy import Policy, create_policy, load_policy, train_tokeniz
 from ttpa.policy.tree import TokenRow
 from ttpa.records import Sample
 from ttpa.train.optim import build_optimizer
-from ttpa.train.settings import OptimizerSettings
 
 TEXTS = ("get_weather(city,days:int)", '[get_weather(city="Paris")]', "Weather in Paris?")
 TINY = TinyModel(hidden=16, layers=1, heads=2, feed_forward=24, vocab=300, max_tokens=64)
@@ -279,7 +279,7 @@ def test_log_probs_see_the_adapter(base: Path) -> None:
 def test_an_adapter_can_be_optimised(base: Path, name: str) -> None:
     policy = create_policy(spec(base, Lora(r=2)), (), 0)
     policy.start_training(1)
-    optimizer = build_optimizer(policy.model.named_parameters(), OptimizerSettings(name=name, lr=1e-2))
+    optimizer = build_optimizer(policy.model.named_parameters(), align_recipe(optimizer=name, lr=1e-2))
     before = logits(policy.model)
     policy.model(input_ids=torch.arange(7, 40)[None]).logits.square().mean().backward()
     optimizer.step()

@@ -214,7 +214,7 @@ def test_a_cell_that_is_refused_is_a_failure_without_a_job(
     ("word", "said"),
     [
         ("sampler.n=2.0", "must be a whole number (the default is 6), not a number. See conf/sampler/"),
-        ("trainer.lightning.devices=2", "a sweep with cluster=local starts one process a cell. Use 1"),
+        ("trainer.devices=2", "a sweep with cluster=local starts one process a cell. Use 1"),
     ],
 )
 def test_a_refused_cell_does_not_stop_those_that_share_its_stages(

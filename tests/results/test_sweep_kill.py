@@ -19,8 +19,8 @@ import pytest
 TINY = (
     "data.warmup_samples=80", "data.explore_samples=8", "data.test_per_band=2", "data.test_unseen=1",
     "data.validation_per_band=1", "model.hidden=16", "model.heads=2", "model.layers=1", "model.feed_forward=32",
-    "model.recipe.warmup.steps=30", "model.recipe.align.steps=4", "model.recipe.max_new_tokens=8", "sampler.n=3",
-    "trainer.execution.checkpoint_every_steps=2", "trainer.execution.threads=1", "logger=none", "engine.rows=6",
+    "recipe.warmup.steps=30", "recipe.align.steps=4", "recipe.max_new_tokens=8", "sampler.n=3",
+    "trainer.checkpoint_every_steps=2", "trainer.threads=1", "logger=none", "engine.rows=6",
 )  # fmt: skip
 CELLS = ("objective=dpo,simpo", "pairs=released", "seed=0,1")
 CLOCKS = ("cost",)
@@ -132,7 +132,7 @@ def test_two_sweeps_on_one_store_build_each_stage_once_and_wait_for_no_dead_hold
 ) -> None:
     if not Path("/proc/self/stat").exists():
         pytest.skip("processes are found by /proc")
-    words = ("cluster=joblib", "cluster.jobs=4", "model.recipe.warmup.steps=30", *CELLS)
+    words = ("cluster=joblib", "cluster.jobs=4", "recipe.warmup.steps=30", *CELLS)
     sweeps = [start(tmp_path, *words) for _ in range(2)]
     store, dead = tmp_path / "store", {}
     try:

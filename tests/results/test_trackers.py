@@ -25,8 +25,8 @@ from ttpa.train.sft import SFTModule
 TINY = (
     "data.warmup_samples=80", "data.explore_samples=8", "data.test_per_band=2", "data.test_unseen=1",
     "data.validation_per_band=1", "model.hidden=16", "model.heads=2", "model.layers=1", "model.feed_forward=32",
-    "model.recipe.warmup.steps=4", "model.recipe.align.steps=2", "model.recipe.max_new_tokens=8", "sampler.n=3",
-    "pairs=released", "trainer.execution.threads=1", "trainer.lightning.log_every_n_steps=1",
+    "recipe.warmup.steps=4", "recipe.align.steps=2", "recipe.max_new_tokens=8", "sampler.n=3",
+    "pairs=released", "trainer.threads=1", "trainer.log_every_n_steps=1",
 )  # fmt: skip
 KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "WANDB_BASE_URL")
 BLOCK, HEADER = 32768, 7

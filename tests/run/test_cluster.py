@@ -30,8 +30,8 @@ EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("
 TINY = (
     "data.warmup_samples=80", "data.explore_samples=8", "data.test_per_band=2", "data.test_unseen=1",
     "data.validation_per_band=1", "model.hidden=16", "model.heads=2", "model.layers=1", "model.feed_forward=32",
-    "model.recipe.warmup.steps=4", "model.recipe.align.steps=2", "model.recipe.max_new_tokens=8", "pairs=released",
-    "logger=none", "trainer.execution.threads=1",
+    "recipe.warmup.steps=4", "recipe.align.steps=2", "recipe.max_new_tokens=8", "pairs=released",
+    "logger=none", "trainer.threads=1",
 )  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def test_every_option_composes_with_every_experiment(option: str, experiment: st
 def test_slurm_starts_a_task_and_takes_a_gpu_for_each_device() -> None:
     one, two = (
         compose("config", overrides=["cluster=slurm", *more], return_hydra_config=True).hydra.launcher
-        for more in ([], ["trainer.lightning.devices=2", "cluster.partition=a100", "cluster.time_min=90"])
+        for more in ([], ["trainer.devices=2", "cluster.partition=a100", "cluster.time_min=90"])
     )
     assert (one.tasks_per_node, one.gpus_per_node, one.partition, one.timeout_min) == (1, 1, None, 1440)
     assert (two.tasks_per_node, two.gpus_per_node, two.partition, two.timeout_min) == (2, 2, "a100", 90)
@@ -252,9 +252,9 @@ def test_lightning_leaves_requeueing_to_the_launcher(monkeypatch: pytest.MonkeyP
 def test_several_processes_build_the_same_stages_as_one(tmp_path: Path) -> None:
     """torchrun, two processes: the first builds, the second trains along; the numbers are those of one process."""
     once, twice = tmp_path / "once", tmp_path / "twice"
-    words = ("-m", "ttpa.cli", "sampler.n=3", "trainer.execution.checkpoint_every_steps=1", *TINY)
+    words = ("-m", "ttpa.cli", "sampler.n=3", "trainer.checkpoint_every_steps=1", *TINY)
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    for folder, command in ((once, words), (twice, (*torchrun, *words, "trainer.lightning.devices=2"))):
+    for folder, command in ((once, words), (twice, (*torchrun, *words, "trainer.devices=2"))):
         folder.mkdir()
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run([sys.executable, *command], cwd=folder, env=env, capture_output=True, timeout=200)
@@ -351,7 +351,7 @@ def test_a_preempted_job_comes_back_and_goes_on_from_its_resume_point(
     tmp_path: Path, fake_slurm: dict[str, str]
 ) -> None:
     """SIGTERM is let pass, SIGUSR2 has the job queued again; both cells want the stage that is interrupted."""
-    longer = ("model.recipe.warmup.steps=600", "trainer.execution.checkpoint_every_steps=20", "logger=csv")
+    longer = ("recipe.warmup.steps=600", "trainer.checkpoint_every_steps=20", "logger=csv")
     words = ("cluster=slurm_preemptible", "cluster.gpus_per_node=null", "objective=simpo,dpo", *TINY, *longer)
     child = start(tmp_path, *words, **fake_slurm)
     try:

@@ -28,8 +28,8 @@ from ttpa.run import config, pipeline
 SMALL = (
     "data.warmup_samples=80", "data.explore_samples=12", "data.test_per_band=4", "data.test_unseen=2",
     "data.validation_per_band=2", "model.hidden=16", "model.heads=2", "model.layers=1", "model.feed_forward=32",
-    "model.recipe.warmup.steps=6", "model.recipe.align.steps=2", "model.recipe.max_new_tokens=12", "sampler.n=3",
-    "pairs=released", "logger=none", "trainer.execution.threads=1",
+    "recipe.warmup.steps=6", "recipe.align.steps=2", "recipe.max_new_tokens=12", "sampler.n=3",
+    "pairs=released", "logger=none", "trainer.threads=1",
 )  # fmt: skip
 
 
@@ -152,9 +152,9 @@ def test_execution_groups_do_not_rebuild_anything(folder: Path) -> None:
     ttpa(
         folder,
         "engine.rows=7",
-        "trainer.execution.micro_tokens=64",
+        "trainer.micro_tokens=64",
         "logger=csv",
-        "trainer.execution.checkpoint_every_steps=1",
+        "trainer.checkpoint_every_steps=1",
     )
     assert len(built(folder)) == count
 
@@ -166,9 +166,9 @@ def test_curriculum_rounds_and_an_early_start_without_warmup(folder: Path) -> No
 
 
 LONG = (
-    "model.recipe.warmup.steps=120", "model.recipe.align.steps=60", "data.warmup_samples=3000",
+    "recipe.warmup.steps=120", "recipe.align.steps=60", "data.warmup_samples=3000",
     "data.explore_samples=48", "data.test_per_band=24", "engine.rows=6", "objective=dpo",
-    "trainer.execution.checkpoint_every_steps=5",
+    "trainer.checkpoint_every_steps=5",
 )  # fmt: skip
 
 # Stage -> the file that shows that it is half way.

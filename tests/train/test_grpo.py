@@ -21,6 +21,8 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 from transformers import get_cosine_with_hard_restarts_schedule_with_warmup
 
+from tests.train import plain
+from tests.train.plain import grpo_loss
 from tests.train.test_training import (
     HUGE,
     PAD,
@@ -41,11 +43,10 @@ from ttpa.policy.forward import Forward, tree_token_logps
 from ttpa.policy.logprobs import token_logps
 from ttpa.policy.tree import TokenRow
 from ttpa.train.grpo import TABLE, GRPOModule
-from ttpa.train.objectives import GRPO
-from ttpa.train.objectives.functional import AGGREGATIONS, grpo_loss
 from ttpa.train.optim import build_optimizer
+from ttpa.train.policy_gradient import GRPO
 from ttpa.train.rollouts import Answer, Group, RolloutData, Round, read_rounds
-from ttpa.train.settings import OptimizerSettings
+from ttpa.train.settings import Optimisation
 from ttpa.train.train import train
 
 ANSWERS, LONGEST, SEED = 4, 6, 3
@@ -106,7 +107,7 @@ class Script:
 
 
 def grpo(**fields: Any) -> GRPO:
-    return GRPO(**{"clip_low": 0.2, "clip_high": 0.2, "beta": 0.0, "aggregation": "grpo", **fields})
+    return plain.grpo(**fields)
 
 
 def made(
@@ -118,7 +119,7 @@ def made(
     micro_tokens: int = 40,
     forward: str = "tree",
     file: Path | None = None,
-    settings: OptimizerSettings | None = None,
+    settings: Optimisation | None = None,
     policy: FakePolicy | None = None,
     **options: Any,
 ) -> Made:
@@ -187,6 +188,9 @@ def moved(module: GRPOModule, by: float = 0.05) -> None:
     with torch.no_grad():
         for p in module.model.parameters():
             p += by * torch.randn(p.shape, generator=generator)
+
+
+AGGREGATIONS = ("grpo", "bnpo", "dr_grpo", "dapo")
 
 
 # --- what a step computes ----------------------------------------------------------------------------------------
@@ -774,8 +778,8 @@ def test_a_step_is_done_again_from_its_weights_and_the_round_on_disk(kind: str, 
 @pytest.mark.parametrize("warmup", [0, 4])
 def test_cosine_with_restarts_is_that_of_transformers(restarts: int, warmup: int) -> None:
     """After the warm-up, whose first step is above zero here."""
-    settings = OptimizerSettings(
-        name="adamw", lr=1.0, schedule="cosine_with_restarts", restarts=restarts, warmup_steps=warmup
+    settings = plain.align_recipe(
+        optimizer="adamw", lr=1.0, schedule="cosine_with_restarts", restarts=restarts, warmup_steps=warmup
     )
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = get_cosine_with_hard_restarts_schedule_with_warmup(optimizer, warmup, 25, num_cycles=restarts)
@@ -791,11 +795,11 @@ def test_cosine_with_restarts_is_that_of_transformers(restarts: int, warmup: int
 def test_eight_bit_adamw_without_a_gpu_is_adamw_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     named = list(small_policy().model.named_parameters())
     with caplog.at_level(logging.WARNING, logger="ttpa"):
-        optimizer = build_optimizer(named, adamw(name="adamw_8bit"))
+        optimizer = build_optimizer(named, adamw(optimizer="adamw_8bit"))
     plain = build_optimizer(named, adamw())
     assert type(optimizer) is torch.optim.AdamW
     assert [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups] == [
         {k: v for k, v in group.items() if k != "params"} for group in plain.param_groups
     ]
     (line,) = caplog.messages
-    assert line.startswith("optimizer.name=adamw_8bit: ") and "AdamW with states of full size" in line
+    assert line.startswith("optimizer=adamw_8bit: ") and "AdamW with states of full size" in line

@@ -35,11 +35,11 @@ from ttpa.train.rollouts import Answer, Round, read_rounds
 
 # A model that ends some of its answers by itself, though none is right: what length costs tells them apart.
 TRAINED = (
-    "model.recipe.warmup.steps=150", "model.hidden=32", "model.feed_forward=64", "data.warmup_samples=400",
-    "model.recipe.max_new_tokens=48", "model.recipe.online.steps=3", "model.recipe.online.batch_size=4", "sampler.n=4",
-    "model.recipe.online.num_iterations=1", "trainer.execution.answers_every_steps=2",
+    "recipe.warmup.steps=150", "model.hidden=32", "model.feed_forward=64", "data.warmup_samples=400",
+    "recipe.max_new_tokens=48", "recipe.online.steps=3", "recipe.online.batch_size=4", "sampler.n=4",
+    "recipe.num_iterations=1", "trainer.answers_every_steps=2",
 )  # fmt: skip
-BY_LENGTH = "objective.loss.overlong=1.0"
+BY_LENGTH = "objective.overlong=1.0"
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_the_divergence_from_the_start_is_held_back_by_beta(folder: Path) -> Non
     """The reference of a full model is the policy the stage starts from."""
     found = {}
     for beta in (1e-6, 10.0):
-        stage = aligned(folder, "objective=grpo", BY_LENGTH, f"objective.loss.beta={beta}", "objective.steps=6")
+        stage = aligned(folder, "objective=grpo", BY_LENGTH, f"objective.beta={beta}", "recipe.online.steps=6")
         metrics = json.loads((stage / "metrics.json").read_text())
         found[beta] = metrics["kl"]
         last = read_rounds(stage / "rollouts.jsonl")[-1]
@@ -145,7 +145,7 @@ def test_the_divergence_from_the_start_is_held_back_by_beta(folder: Path) -> Non
 
 def test_a_prompt_that_comes_again_is_answered_anew(folder: Path) -> None:
     """Two passes over twelve prompts with weights that stand still: each pass has all prompts, answers differ."""
-    stage = aligned(folder, "objective=grpo", BY_LENGTH, "objective.steps=6", "objective.optimizer.lr=1e-12")
+    stage = aligned(folder, "objective=grpo", BY_LENGTH, "recipe.online.steps=6", "recipe.online.lr=1e-12")
     groups = [group for found in read_rounds(stage / "rollouts.jsonl") for group in found.groups]
     assert [group.place for group in groups] == list(range(24))
     first, second = ({group.sample_id: group for group in groups[start : start + 12]} for start in (0, 12))
@@ -157,9 +157,9 @@ def test_a_prompt_that_comes_again_is_answered_anew(folder: Path) -> None:
 
 def test_a_finished_stage_is_done_again_from_its_rollouts_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same weights and loss, with an engine and a scorer that may not be asked; fewer steps, other weights."""
-    overrides = (*TRAINED, "objective=grpo", BY_LENGTH, "objective.loss.beta=0.04", "objective.steps=4")
-    stage = aligned(folder, *overrides[len(TRAINED) :], "objective.loss.num_iterations=2")
-    parts = pipeline.build_parts(composed_here(*overrides, "objective.loss.num_iterations=2", "until=align"))
+    overrides = (*TRAINED, "objective=grpo", BY_LENGTH, "objective.beta=0.04", "recipe.online.steps=4")
+    stage = aligned(folder, *overrides[len(TRAINED) :], "objective.num_iterations=2")
+    parts = pipeline.build_parts(composed_here(*overrides, "objective.num_iterations=2", "until=align"))
 
     def nobody(*_: Any, **__: Any) -> Any:
         raise AssertionError("answers were drawn or scored")
@@ -182,7 +182,7 @@ def test_a_finished_stage_is_done_again_from_its_rollouts_alone(folder: Path, mo
 
 def test_the_engine_draws_with_the_weights_of_the_step(folder: Path) -> None:
     """Its log-probs are those of the training forward also after large steps, on prompts that it has seen before."""
-    stage = aligned(folder, "objective=grpo", BY_LENGTH, "objective.steps=6", "objective.optimizer.lr=1e-2")
+    stage = aligned(folder, "objective=grpo", BY_LENGTH, "recipe.online.steps=6", "recipe.online.lr=1e-2")
     assert furthest(weights(stage / "policy"), start(folder)) > 1e-2
     metrics = json.loads((stage / "metrics.json").read_text())
     assert 0 < metrics["sampling/sampling_logp_difference/max"] < 1e-4
@@ -193,16 +193,16 @@ def test_the_engine_draws_with_the_weights_of_the_step(folder: Path) -> None:
     [
         (["objective=grpo"], 3),
         (["objective=gspo"], 4),
-        (["objective=grpo", "objective.loss.num_iterations=2"], 6),
-        (["objective=grpo", "objective.epochs=0.5"], 2),
-        (["objective=grpo", "objective.epochs=0.01"], 1),
-        (["objective=grpo", "objective.epochs=null", "objective.steps=7"], 7),
+        (["objective=grpo", "objective.num_iterations=2"], 6),
+        (["objective=grpo", "recipe.online.epochs=0.5"], 2),
+        (["objective=grpo", "recipe.online.epochs=0.01"], 1),
+        (["objective=grpo", "recipe.online.epochs=null", "recipe.online.steps=7"], 7),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, list) else str(value),
 )
 def test_epochs_are_passes_over_the_prompts(overrides: list[str], steps: int) -> None:
     """Of 12 prompts, 4 a step; GSPO's round takes 16. A started round is finished."""
-    given = ["objective.steps=null", "objective.epochs=1", *overrides]
+    given = ["recipe.online.steps=null", "recipe.online.epochs=1", *overrides]
     with initialize_config_module("ttpa.conf", version_base="1.3"):
         cfg = compose("config", overrides=[*SMALL, *TRAINED, *given])
     assert _steps(SimpleNamespace(objective=config.instantiate(cfg.objective, "objective")), 12) == steps
@@ -265,7 +265,7 @@ def plain(warm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "options",
-    [("engine.rows=3",), ("trainer.execution.micro_tokens=64",), ("trainer.execution.forward=padded",)],
+    [("engine.rows=3",), ("trainer.micro_tokens=64",), ("trainer.forward=padded",)],
     ids=lambda options: options[0],
 )
 def test_execution_options_change_neither_answers_nor_policy(
@@ -346,8 +346,8 @@ def test_a_scorer_that_gives_no_number_is_named_with_the_sample(folder: Path) ->
 # --- a killed run ------------------------------------------------------------------------------------------------
 
 LONG = (
-    *TRAINED, "objective=grpo", BY_LENGTH, "model.recipe.online.steps=40", "objective.loss.num_iterations=2",
-    "trainer.execution.checkpoint_every_steps=1",
+    *TRAINED, "objective=grpo", BY_LENGTH, "recipe.online.steps=40", "objective.num_iterations=2",
+    "trainer.checkpoint_every_steps=1",
 )  # fmt: skip
 
 

@@ -5,35 +5,35 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.train import plain
 from ttpa.errors import ConfigError
-from ttpa.train.objectives import DPO
 from ttpa.train.plan import Demonstrations, Plan, plan_alignment
 from ttpa.train.plan import plan_warmup as plan_demonstrations
-from ttpa.train.settings import Alignment, Execution, OptimizerSettings, Warmup
+from ttpa.train.settings import AlignRecipe, Warmup, WarmupRecipe
 
-ADAMW = OptimizerSettings(name="adamw", lr=1e-3)
 BANDS = ("easy", "medium", "hard")
 
 
-def warmup(**fields: Any) -> Warmup:
-    return Warmup(**{"order": "shuffled", "batch_tokens": 100, "optimizer": ADAMW, "epochs": 1.0, **fields})
+def warmup(order: str = "shuffled", replay: float = 0.0, **fields: Any) -> tuple[Warmup, WarmupRecipe]:
+    length = {} if "steps" in fields else {"epochs": 1.0}
+    return plain.warmup(order=order, replay=replay), plain.warmup_recipe(**{"batch_tokens": 100, **length, **fields})
 
 
-def alignment(**fields: Any) -> Alignment:
-    return Alignment(**{"loss": DPO(beta=0.1), "batch_size": 4, "optimizer": ADAMW, "epochs": 1.0, **fields})
+def alignment(**fields: Any) -> AlignRecipe:
+    return plain.align_recipe(**{**({} if "steps" in fields else {"epochs": 1.0}), **fields})
 
 
-def plan_warmup(lengths: Sequence[int], bands: Sequence[str], how: Warmup, seed: int) -> Plan:
+def plan_warmup(lengths: Sequence[int], bands: Sequence[str], how: tuple[Warmup, WarmupRecipe], seed: int) -> Plan:
     """Of rows that share nothing: each is a unit of its own."""
     found = Demonstrations(lengths, [min(3, length) for length in lengths], bands, range(len(lengths)))
-    return plan_demonstrations(found, how, seed)
+    return plan_demonstrations(found, *how, seed)
 
 
 def lengths_of(count: int, seed: int = 0) -> list[int]:
@@ -176,7 +176,7 @@ def shared_cost(rows: Sequence[int], data: Demonstrations) -> int:
 @given(data=dialogues(), budget=st.integers(1, 300), seed=st.integers(0, 9))
 def test_turns_of_a_dialogue_stay_in_one_step(data: Demonstrations, budget: int, seed: int) -> None:
     """Every row once, no unit in two steps; a step of several units keeps the budget by what they cost together."""
-    plan = plan_demonstrations(data, warmup(batch_tokens=budget), seed)
+    plan = plan_demonstrations(data, *warmup(batch_tokens=budget), seed)
     assert uses(plan) == Counter(range(len(data.units)))
     homes = [{data.units[row] for row in step} for step in plan.steps]
     assert sum(map(len, homes)) == len(set(data.units))
@@ -190,7 +190,7 @@ def test_with_bands_a_dialogue_is_together_within_each_band() -> None:
     """Units of 6 rows, of which 4 are easy and 2 hard."""
     bands, units = ["easy", "easy", "hard"] * 20, [row // 6 for row in range(60)]
     data = Demonstrations([20] * 60, [3] * 60, bands, units)
-    plan = plan_demonstrations(data, warmup(order="bands", batch_tokens=90), 4)
+    plan = plan_demonstrations(data, *warmup(order="bands", batch_tokens=90), 4)
     (easy, hard), start = plan.boundaries, 0
     for end, count in ((easy, 4), (hard, 2)):
         homes = [Counter(units[row] for row in step) for step in plan.steps[start:end]]
@@ -201,8 +201,8 @@ def test_with_bands_a_dialogue_is_together_within_each_band() -> None:
 def test_shared_history_is_not_counted_twice() -> None:
     """Four turns of 70, 80, 90 and 100 tokens with answers of 5 cost 100 + 3 * 5: two dialogues fit in 230."""
     data = Demonstrations([70, 80, 90, 100] * 2, [5] * 8, [""] * 8, [0] * 4 + [1] * 4)
-    assert len(plan_demonstrations(data, warmup(batch_tokens=230), 0).steps) == 1
-    assert len(plan_demonstrations(data, warmup(batch_tokens=229), 0).steps) == 2
+    assert len(plan_demonstrations(data, *warmup(batch_tokens=230), 0).steps) == 1
+    assert len(plan_demonstrations(data, *warmup(batch_tokens=229), 0).steps) == 2
 
 
 # --- alignment ---------------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def test_alignment_uses_rows_equally_often_where_the_batch_does_not_divide_them(
 
 def test_linear_schedule_worked_by_hand() -> None:
     """10 steps, 2 of them warm-up: 1/2, 1, then (8 - i) / 8 for i = 0 .. 7."""
-    schedule = OptimizerSettings(name="adamw", lr=1.0, warmup_steps=2)
+    schedule = plain.align_recipe(lr=1.0, warmup_steps=2)
     assert [schedule.factor(step, [10]) for step in range(10)] == pytest.approx(
         [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
     )
@@ -262,25 +262,25 @@ def test_linear_schedule_worked_by_hand() -> None:
 
 def test_cosine_schedule_worked_by_hand() -> None:
     """(1 + cos(pi i / 4)) / 2 for i = 0 .. 3: 1, 0.853553, 0.5, 0.146447."""
-    schedule = OptimizerSettings(name="adamw", lr=1.0, schedule="cosine")
+    schedule = plain.align_recipe(lr=1.0, schedule="cosine")
     assert [schedule.factor(step, [4]) for step in range(4)] == pytest.approx([1, 0.853553, 0.5, 0.146447], abs=1e-6)
 
 
 def test_constant_schedule_warms_up_and_stays() -> None:
-    schedule = OptimizerSettings(name="adamw", lr=1.0, schedule="constant", warmup_steps=4)
+    schedule = plain.align_recipe(lr=1.0, schedule="constant", warmup_steps=4)
     assert [schedule.factor(step, [8]) for step in range(8)] == [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]
 
 
 def test_schedule_falls_towards_the_final_fraction() -> None:
     """0.2 + 0.8 * (1 - i/4): 1, 0.8, 0.6, 0.4; after the end 0.2."""
-    schedule = OptimizerSettings(name="adamw", lr=1.0, final_fraction=0.2)
+    schedule = plain.align_recipe(lr=1.0, final_fraction=0.2)
     assert [schedule.factor(step, [4]) for step in range(6)] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2, 0.2])
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
 def test_each_phase_has_a_schedule_of_its_own(kind: str) -> None:
     """Phases of 6, 3 and 8 steps: in each, the factors of a run of that many steps."""
-    schedule = OptimizerSettings(name="adamw", lr=1.0, schedule=kind, warmup_steps=2, final_fraction=0.1)
+    schedule = plain.align_recipe(lr=1.0, schedule=kind, warmup_steps=2, final_fraction=0.1)
     start = 0
     for end in (6, 9, 17):
         alone = [schedule.factor(step, [end - start]) for step in range(end - start)]
@@ -290,7 +290,7 @@ def test_each_phase_has_a_schedule_of_its_own(kind: str) -> None:
 
 
 def test_a_phase_shorter_than_its_warm_up_only_rises() -> None:
-    schedule = OptimizerSettings(name="adamw", lr=1.0, warmup_steps=4)
+    schedule = plain.align_recipe(lr=1.0, warmup_steps=4)
     assert [schedule.factor(step, [2]) for step in range(2)] == [0.25, 0.5]
 
 
@@ -298,61 +298,40 @@ def test_a_phase_shorter_than_its_warm_up_only_rises() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "key"),
+    ("make", "key", "value"),
     [
-        ({"name": "adam"}, "optimizer.name"),
-        ({"schedule": "step"}, "optimizer.schedule"),
-        ({"lr": 0.0}, "optimizer.lr"),
-        ({"muon_lr": -1.0}, "optimizer.muon_lr"),
-        ({"clip": 0.0}, "optimizer.clip"),
-        ({"betas": [0.9, 1.0]}, "optimizer.betas"),
-        ({"betas": [0.9]}, "optimizer.betas"),
+        (plain.align_recipe, "optimizer", "adam"), (plain.align_recipe, "schedule", "step"),
+        (plain.align_recipe, "lr", 0.0), (plain.align_recipe, "muon_lr", -1.0), (plain.align_recipe, "clip", 0.0),
+        (plain.align_recipe, "restarts", 0), (plain.align_recipe, "batch_size", 0), (plain.align_recipe, "epochs", -1.0),
+        (plain.warmup_recipe, "batch_tokens", 0), (plain.warmup_recipe, "prompt_weight", 1.5),
+        (plain.warmup_recipe, "steps", -1), (plain.warmup, "order", "random"), (plain.warmup, "replay", -0.1),
+        (plain.trainer, "threads", -1), (plain.trainer, "micro_tokens", 0), (plain.trainer, "forward", "flat"),
+        (plain.trainer, "checkpoint_every_steps", 0), (plain.trainer, "answers_every_steps", 0),
     ],
-)
-def test_optimizer_settings_name_the_key(fields: dict[str, Any], key: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{key}="):
-        OptimizerSettings(**{"name": "adamw", "lr": 1e-3, **fields})
+)  # fmt: skip
+def test_a_value_out_of_range_is_refused_by_name(make: Callable[..., Any], key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"^{key}='?{value}'?: "):
+        make(**{key: value})
 
 
-@pytest.mark.parametrize(
-    ("fields", "key"),
-    [
-        ({"order": "random"}, "warmup.order"),
-        ({"batch_tokens": 0}, "warmup.batch_tokens"),
-        ({"replay": -0.1}, "warmup.replay"),
-        ({"prompt_weight": 1.5}, "warmup.replay, warmup.prompt_weight"),
-        ({"steps": 5}, "warmup.steps"),
-        ({"epochs": None}, "warmup.steps"),
-        ({"epochs": 0.0}, "warmup.epochs"),
-        ({"steps": -1, "epochs": None}, "warmup.steps"),
-    ],
-)
-def test_warmup_settings_name_the_key(fields: dict[str, Any], key: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{key}"):
-        warmup(**fields)
+@pytest.mark.parametrize("betas", [[0.9, 1.0], [0.9]])
+def test_betas_are_two_numbers_below_one(betas: list[float]) -> None:
+    with pytest.raises(ConfigError, match=r"^betas"):
+        plain.align_recipe(betas=betas)
 
 
-@pytest.mark.parametrize(
-    ("fields", "key"),
-    [
-        ({"batch_size": 0}, "objective.batch_size"),
-        ({"steps": 5}, "objective.steps"),
-        ({"epochs": -1.0}, "objective.epochs"),
-    ],
-)
-def test_alignment_settings_name_the_key(fields: dict[str, Any], key: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{key}="):
-        alignment(**fields)
+@pytest.mark.parametrize("given", [{"steps": 5, "epochs": 1.0}, {"steps": None, "epochs": None}])
+def test_exactly_one_of_steps_and_epochs_is_given(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^steps=.*exactly one of steps and epochs=.* must be given"):
+        plain.align_recipe(**given)
 
 
-@pytest.mark.parametrize("key", ["threads", "micro_tokens", "checkpoint_every_steps"])
-def test_execution_settings_name_the_key(key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^trainer\.execution\.{key}=-1: "):
-        Execution(**{"forward": "tree", "threads": 1, "micro_tokens": 100, "checkpoint_every_steps": 5, key: -1})
+@pytest.mark.parametrize("key", ["max_steps", "precision", "callbacks"])
+def test_trainer_options_that_change_numbers_are_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^options\.{key}=3: decides numbers"):
+        plain.trainer(options={key: 3})
 
 
-def test_execution_knows_two_ways_forward() -> None:
-    for way in ("tree", "padded"):
-        assert Execution(forward=way, threads=1, micro_tokens=100, checkpoint_every_steps=5).forward == way
-    with pytest.raises(ConfigError, match=r"^trainer\.execution\.forward='?flat'?: unknown way"):
-        Execution(forward="flat", threads=1, micro_tokens=100, checkpoint_every_steps=5)
+def test_the_trainer_gets_its_options() -> None:
+    found = plain.trainer(options={"benchmark": False}, log_every_n_steps=7).lightning(max_steps=2, logger=False)
+    assert (found.max_steps, found.log_every_n_steps, found.num_devices) == (2, 7, 1)

@@ -11,16 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ttpa.errors import ConfigError
+from tests.train import plain
 from ttpa.policy.tree import TokenRow
 from ttpa.records import Candidate, Pair, Score
 from ttpa.run.stages import training
 from ttpa.run.stages.training import _row
-from ttpa.train.objectives import DPO, SimPO
-from ttpa.train.settings import Alignment, OptimizerSettings
+from ttpa.train.losses import DPO, SimPO
 
 PROMPT = (100, 101, 102)
-ADAMW = OptimizerSettings(name="adamw", lr=1e-3)
 
 
 def pair(chosen: tuple[int, ...], rejected: tuple[int, ...], ends: tuple[int, int] | None = None) -> Pair:
@@ -86,13 +84,8 @@ def test_a_span_is_a_part_of_its_answer_that_is_never_empty(
         assert left == right and one_answer[0] != other_answer[0]
 
 
-def test_a_span_that_is_not_known_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"over=line"):
-        Alignment(loss=DPO(beta=0.1), optimizer=ADAMW, batch_size=2, steps=1, epochs=None, over="line")
-
-
-@pytest.mark.parametrize("loss", [SimPO(beta=2.0, gamma_beta_ratio=0.2), DPO(beta=0.1)])
-def test_the_stage_trains_on_the_rows_of_the_setting(loss: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+@pytest.mark.parametrize("kind", [SimPO, DPO])
+def test_the_stage_trains_on_the_rows_of_the_setting(kind: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """What reaches the module, the reference and the plan's lengths."""
     pairs = [pair((5, 6, 7, 1), (5, 6, 8, 9, 1)), pair((5, 1), (6, 7, 1), (1, 2))]
     seen: dict[str, Any] = {}
@@ -110,9 +103,9 @@ def test_the_stage_trains_on_the_rows_of_the_setting(loss: Any, monkeypatch: pyt
     monkeypatch.setattr(training, "fit", fit)
     for over in ("answer", "span"):
         policy = SimpleNamespace(model=model, renderer=SimpleNamespace(pad_id=0), start_training=lambda seed: None)
-        settings = Alignment(loss=loss, optimizer=ADAMW, batch_size=2, steps=1, epochs=None, over=over)
-        execution = SimpleNamespace(forward="tree", micro_tokens=1000)
-        parts: Any = SimpleNamespace(objective=settings, execution=execution, seed=0)
+        loss = plain.loss(kind, over=over)
+        recipe = SimpleNamespace(align=plain.align_recipe(batch_size=2))
+        parts: Any = SimpleNamespace(objective=loss, recipe=recipe, trainer=plain.trainer(micro_tokens=1000), seed=0)
         folder = tmp_path / f"{over}"
         folder.mkdir()
         made = training._align_pairs(parts, policy, pairs, {"s": [3, 4]}, loss, folder, lambda *news: None)  # type: ignore[arg-type]

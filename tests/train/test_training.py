@@ -16,15 +16,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from tests.train import plain
 from ttpa.errors import DataError
 from ttpa.policy.forward import answer_sums
 from ttpa.policy.logprobs import token_logps
 from ttpa.policy.tree import TokenRow
+from ttpa.train.losses import DPO, SimPO
 from ttpa.train.module import PlanData, PolicyModule
-from ttpa.train.objectives import DPO, SimPO
 from ttpa.train.plan import Demonstrations, Plan, plan_warmup
 from ttpa.train.preference import PreferenceModule
-from ttpa.train.settings import OptimizerSettings, Warmup
+from ttpa.train.settings import Optimisation
 from ttpa.train.sft import SFTModule, row_weight
 from ttpa.train.train import train
 
@@ -77,8 +78,8 @@ CHOSEN = rows_of(12, 0)
 REJECTED = [TokenRow(row.prompt, other.answer) for row, other in zip(CHOSEN, rows_of(12, 1), strict=True)]
 
 
-def adamw(**fields: Any) -> OptimizerSettings:
-    return OptimizerSettings(**{"name": "adamw", "lr": 3e-3, "weight_decay": 0.1, "warmup_steps": 2, **fields})
+def adamw(**fields: Any) -> Optimisation:
+    return plain.align_recipe(**{"optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.1, "warmup_steps": 2, **fields})
 
 
 def references(policy: FakePolicy) -> list[tuple[float, float]]:
@@ -88,7 +89,7 @@ def references(policy: FakePolicy) -> list[tuple[float, float]]:
     return [(c + 0.5, r - 0.25 * i) for i, (c, r) in enumerate(sums)]
 
 
-def sft(plan: Plan, micro_tokens: int, settings: OptimizerSettings, layers: int = 1) -> tuple[SFTModule, PlanData]:
+def sft(plan: Plan, micro_tokens: int, settings: Optimisation, layers: int = 1) -> tuple[SFTModule, PlanData]:
     policy: Any = small_policy(layers)
     module = SFTModule(policy, settings, plan.boundaries, CHOSEN, PROMPT_WEIGHT)
     weights = [row_weight(row, PROMPT_WEIGHT) for row in CHOSEN]
@@ -96,7 +97,7 @@ def sft(plan: Plan, micro_tokens: int, settings: OptimizerSettings, layers: int 
 
 
 def preference(
-    loss: DPO | SimPO, plan: Plan, micro_tokens: int, settings: OptimizerSettings
+    loss: DPO | SimPO, plan: Plan, micro_tokens: int, settings: Optimisation
 ) -> tuple[PreferenceModule, PlanData]:
     policy: Any = small_policy()
     known = references(policy) if loss.needs_reference else None
@@ -106,10 +107,14 @@ def preference(
 
 
 Made = tuple[PolicyModule, PlanData]
-KINDS: dict[str, Callable[[Plan, int, OptimizerSettings], Made]] = {
+KINDS: dict[str, Callable[[Plan, int, Optimisation], Made]] = {
     "sft with prompt weight": sft,
-    "dpo with anchor": lambda *given: preference(DPO(beta=0.5, label_smoothing=0.1, sft_weight=0.3), *given),
-    "simpo with anchor": lambda *given: preference(SimPO(beta=2.0, gamma_beta_ratio=0.4, sft_weight=0.3), *given),
+    "dpo with anchor": lambda *given: preference(
+        plain.loss(DPO, beta=0.5, label_smoothing=0.1, sft_weight=0.3), *given
+    ),
+    "simpo with anchor": lambda *given: preference(
+        plain.loss(SimPO, beta=2.0, gamma_beta_ratio=0.4, sft_weight=0.3), *given
+    ),
 }
 
 
@@ -325,7 +330,7 @@ def test_gradients_of_the_ranks_add_up_to_that_of_one_rank(kind: str) -> None:
 @pytest.mark.parametrize("name", ["adamw", "muon_adamw"])
 def test_a_killed_run_continues_to_the_same_bits(name: str, every: int, tmp_path: Path) -> None:
     """Killed after 4 of 5 steps, before that one's resume point: goes on from step 3 (every 1) or 2 (every 2)."""
-    settings, plan = adamw(name=name), Plan(STEPS, (5,))
+    settings, plan = adamw(optimizer=name), Plan(STEPS, (5,))
     whole = sft(plan, 40, settings, layers=2)
     metrics = run_training(whole, tmp_path / "whole")
     with pytest.raises(Killed):
@@ -342,17 +347,19 @@ def test_a_killed_run_continues_to_the_same_bits(name: str, every: int, tmp_path
 def test_a_killed_curriculum_continues_in_its_phase(name: str, tmp_path: Path) -> None:
     """Killed in the second of three bands, then in the third: three runs in one folder end where one run ends."""
     bands = ["easy"] * 4 + ["medium"] * 5 + ["hard"] * 3
-    warmup = Warmup(order="bands", batch_tokens=40, epochs=2.0, replay=0.5, optimizer=adamw(name=name, warmup_steps=1))
+    recipe = plain.warmup_recipe(batch_tokens=40, epochs=2.0, optimizer=name, lr=3e-3, weight_decay=0.1, warmup_steps=1)
     lengths, answers = [len(row) for row in CHOSEN], [len(row.answer) for row in CHOSEN]
-    plan = plan_warmup(Demonstrations(lengths, answers, bands, range(len(CHOSEN))), warmup, 0)
+    plan = plan_warmup(
+        Demonstrations(lengths, answers, bands, range(len(CHOSEN))), plain.warmup(order="bands", replay=0.5), recipe, 0
+    )
     first, second, last = plan.boundaries
     assert first + 1 < second and second + 2 < last
-    whole = sft(plan, 20, warmup.optimizer)
+    whole = sft(plan, 20, recipe)
     metrics = run_training(whole, tmp_path / "whole")
     for stop in (first + 2, second + 2):
         with pytest.raises(Killed):
-            run_training(sft(plan, 20, warmup.optimizer), tmp_path / "cut", KillAfter(stop), every=1)
-    again = sft(plan, 20, warmup.optimizer)
+            run_training(sft(plan, 20, recipe), tmp_path / "cut", KillAfter(stop), every=1)
+    again = sft(plan, 20, recipe)
     assert run_training(again, tmp_path / "cut", every=1) == metrics
     assert furthest(weights_of(whole[0]), weights_of(again[0])) == 0.0
 

@@ -18,19 +18,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from tests.train import plain
 from ttpa.policy.forward import Forward, answer_sums, tree_token_logps
 from ttpa.policy.logprobs import token_logps
 from ttpa.policy.tree import TokenRow, TokenTree
+from ttpa.train.losses import DPO, SimPO
 from ttpa.train.module import PlanData, PolicyModule
-from ttpa.train.objectives import DPO, SimPO
 from ttpa.train.plan import Demonstrations, Plan, plan_warmup
 from ttpa.train.preference import PreferenceModule
-from ttpa.train.settings import OptimizerSettings, Warmup
 from ttpa.train.sft import SFTModule, row_weight
 from ttpa.train.train import train
 
 VOCAB, PAD, HUGE = 50, 0, 1_000_000
-OPTIMIZER = OptimizerSettings(name="adamw", lr=1e-3, weight_decay=0.1, warmup_steps=1)
+OPTIMIZER = plain.align_recipe(optimizer="adamw", lr=1e-3, weight_decay=0.1, warmup_steps=1)
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 16,
@@ -140,8 +140,8 @@ def preference(loss: DPO | SimPO, model: str, forward: Forward, micro_tokens: in
 KINDS: dict[str, Any] = {
     "sft": partial(sft, prompt_weight=0.0),
     "sft with prompt weight": sft,
-    "dpo with anchor": partial(preference, DPO(beta=0.5, label_smoothing=0.1, sft_weight=0.3)),
-    "simpo": partial(preference, SimPO(beta=2.0, gamma_beta_ratio=0.4)),
+    "dpo with anchor": partial(preference, plain.loss(DPO, beta=0.5, label_smoothing=0.1, sft_weight=0.3)),
+    "simpo": partial(preference, plain.loss(SimPO, beta=2.0, gamma_beta_ratio=0.4)),
 }
 
 
@@ -271,8 +271,8 @@ def test_the_planned_cost_of_a_dialogue_bounds_its_tree(micro_tokens: int) -> No
     """The longest row and the others' answers are at least the nodes, because each history is a prefix of the next."""
     rows, units = dialogue_rows(8, 4, 3)
     lengths, answers = [len(row) for row in rows], [len(row.answer) for row in rows]
-    warmup = Warmup(order="shuffled", batch_tokens=300, epochs=1.0, optimizer=OPTIMIZER)
-    plan = plan_warmup(Demonstrations(lengths, answers, [""] * len(rows), units), warmup, 0)
+    recipe = plain.warmup_recipe(batch_tokens=300, epochs=1.0)
+    plan = plan_warmup(Demonstrations(lengths, answers, [""] * len(rows), units), plain.warmup(), recipe, 0)
     data = PlanData(plan, lengths, [1.0] * len(rows), micro_tokens, units=units, own=answers)
     homes: list[Sequence[int]] = []
     for step in plan.steps:

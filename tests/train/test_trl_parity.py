@@ -27,17 +27,12 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
+from tests.train.plain import grpo_loss, loss
 from ttpa.policy.forward import Forward, tree_token_logps
 from ttpa.policy.logprobs import token_logps
 from ttpa.policy.tree import TokenRow
-from ttpa.train.objectives import DPO, IPO, ORPO, Hinge, PreferenceLoss, RobustDPO, SimPO
-from ttpa.train.objectives.functional import (
-    decoupled_advantages,
-    group_advantages,
-    grpo_loss,
-    orpo_losses,
-    weighted_nll,
-)
+from ttpa.train.losses import DPO, IPO, ORPO, Hinge, PairLogps, PreferenceLoss, RobustDPO, SimPO, weighted_nll
+from ttpa.train.policy_gradient import decoupled_advantages, group_advantages
 
 VOCAB, PAD, EOS = 40, 0, 1
 PAIRS = 4
@@ -224,7 +219,7 @@ class Pairs:
         """What the align stage minimises: mean over the pairs, and the anchor per chosen token."""
         (chosen_B, rejected_B), lengths = self.sums(model), self.lengths()
         known: Any = (None, None) if reference is None else reference
-        losses_B, metrics = objective.losses(chosen_B, rejected_B, *lengths, *known)
+        losses_B, metrics = objective(PairLogps(chosen_B, rejected_B, *lengths, *known))
         return losses_B.mean() - objective.sft_weight * chosen_B.sum() / lengths[0].sum(), metrics
 
 
@@ -240,11 +235,17 @@ REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/acc
 @pytest.mark.parametrize(
     ("fields", "objective"),
     [
-        ({"loss_type": ["sigmoid"], "beta": 0.3}, DPO(beta=0.3)),
-        ({"loss_type": ["robust"], "beta": 0.3, "label_smoothing": 0.2}, RobustDPO(beta=0.3, label_smoothing=0.2)),
-        ({"loss_type": ["hinge"], "beta": 0.3}, Hinge(beta=0.3)),
-        ({"loss_type": ["ipo"], "beta": 0.3}, IPO(beta=0.3)),
-        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5], "beta": 0.3}, DPO(beta=0.3, sft_weight=0.5)),
+        ({"loss_type": ["sigmoid"], "beta": 0.3}, loss(DPO, beta=0.3)),
+        (
+            {"loss_type": ["robust"], "beta": 0.3, "label_smoothing": 0.2},
+            loss(RobustDPO, beta=0.3, label_smoothing=0.2),
+        ),
+        ({"loss_type": ["hinge"], "beta": 0.3}, loss(Hinge, beta=0.3)),
+        ({"loss_type": ["ipo"], "beta": 0.3}, loss(IPO, beta=0.3)),
+        (
+            {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5], "beta": 0.3},
+            loss(DPO, beta=0.3, sft_weight=0.5),
+        ),
     ],
     ids=["sigmoid", "robust", "hinge", "ipo", "sigmoid+sft"],
 )
@@ -297,7 +298,7 @@ def test_dpo_trainer_ignores_label_smoothing_and_ours_does_not(
     trainer = CPOTrainer(model, args=args, train_dataset=text_pairs(), processing_class=tokenizer)
     batch = batch_of(trainer)
     theirs, _ = trainer.get_batch_loss_metrics(model, dict(batch))
-    ours, _ = Pairs.apart(batch).loss(DPO(beta=0.1, label_smoothing=0.2), model, (torch.zeros(PAIRS),) * 2)
+    ours, _ = Pairs.apart(batch).loss(loss(DPO, beta=0.1, label_smoothing=0.2), model, (torch.zeros(PAIRS),) * 2)
     assert_same(model, theirs, ours)
 
 
@@ -311,7 +312,7 @@ def test_simpo(anchor: float, checkpoint: Path, tokenizer: PreTrainedTokenizerFa
     trainer = CPOTrainer(model, args=args, train_dataset=text_pairs(), processing_class=tokenizer)
     batch = batch_of(trainer)
     theirs, metrics = trainer.get_batch_loss_metrics(model, dict(batch))
-    objective = SimPO(beta=2.0, gamma_beta_ratio=0.25, sft_weight=anchor)
+    objective = loss(SimPO, beta=2.0, gamma_beta_ratio=0.25, sft_weight=anchor)
     ours, our_metrics = Pairs.apart(batch).loss(objective, model)
     assert_same_metrics(metrics, our_metrics, REWARDS)
     assert_same(model, theirs, ours)
@@ -325,7 +326,7 @@ def test_orpo(checkpoint: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Pa
     batch = batch_of(trainer)
     theirs, metrics = trainer.get_batch_loss_metrics(model, dict(batch))
     pairs = Pairs.apart(batch)
-    odds_ratio, our_metrics = pairs.loss(ORPO(beta=0.4, sft_weight=0.0), model)
+    odds_ratio, our_metrics = pairs.loss(loss(ORPO, beta=0.4, sft_weight=0.0), model)
     whole_N = token_logps(model, pairs.chosen, pad_id=PAD, with_prompt=True).logps_N
     nll = weighted_nll(whole_N, torch.ones_like(whole_N)) / len(whole_N)
     assert_same_metrics(metrics, our_metrics, (*REWARDS, "log_odds_ratio", "log_odds_chosen"))
@@ -339,7 +340,7 @@ def test_orpo_has_a_gradient_where_trl_has_none() -> None:
     stub: Any = SimpleNamespace(beta=1.0, accelerator=SimpleNamespace(device="cpu"))
     one, other = torch.tensor([1]), torch.tensor([-2.0])
     ORPOTrainer.odds_ratio_loss(stub, points[0], other)[0].sum().backward()
-    orpo_losses(points[1], other, one, one, beta=1.0)[0].sum().backward()
+    loss(ORPO, beta=1.0)(PairLogps(points[1], other, one, one))[0].sum().backward()
     assert points[0].grad is not None and points[0].grad.isnan().all()
     assert points[1].grad is not None and points[1].grad.isfinite().all()
 
@@ -347,7 +348,6 @@ def test_orpo_has_a_gradient_where_trl_has_none() -> None:
 # --- GRPO --------------------------------------------------------------------------------------------------------
 
 ANSWERS, LONGEST, PROMPT_WIDTH, ALLOWED = 6, 7, 5, 12
-ON_POLICY, SYMMETRIC, ASYMMETRIC = (False, 0.2, 0.2), (True, 0.2, 0.2), (True, 0.1, 0.35)
 
 
 @dataclass(frozen=True)
@@ -433,11 +433,21 @@ def grpo_trainer(
 
 
 @pytest.mark.parametrize(
-    ("off_policy", "low", "high"), [ON_POLICY, SYMMETRIC, ASYMMETRIC], ids=["on-policy", "clipped", "asymmetric"]
+    ("kind", "aggregation", "beta", "off_policy", "low", "high"),
+    [
+        ("grpo", "grpo", 0.0, False, 0.2, 0.2),
+        ("grpo", "grpo", 0.04, True, 0.2, 0.2),
+        ("bnpo", "bnpo", 0.04, True, 0.1, 0.35),
+        ("dr_grpo", "dr_grpo", 0.04, True, 0.1, 0.35),
+        ("dapo", "dapo", 0.0, True, 0.1, 0.35),
+        ("dapo", "dapo", 0.04, False, 0.2, 0.2),
+        ("cispo", "dapo", 0.0, True, 0.2, 1.3),
+        ("cispo", "dapo", 0.04, False, 0.2, 1.3),
+        ("sapo", "grpo", 0.04, True, 0.2, 1.3),
+    ],
 )
-@pytest.mark.parametrize("beta", [0.0, 0.04])
-@pytest.mark.parametrize("aggregation", ["grpo", "bnpo", "dr_grpo", "dapo"])
 def test_grpo(
+    kind: str,
     aggregation: str,
     beta: float,
     off_policy: bool,
@@ -449,7 +459,7 @@ def test_grpo(
 ) -> None:
     """Old and reference log-probs are the policy's with noise, so that tokens are clipped on both sides.
 
-    Of each point: ratios of tokens and of answers, and with a KL term its product with the ratio, which TRL then also
+    Of each case: ratios of tokens and of answers, and with a KL term its product with the ratio, which TRL then also
     reports as the divergence. Of answers TRL counts clipped answers and not tokens.
     """
     model, group = loaded(checkpoint), Group.drawn()
@@ -458,7 +468,7 @@ def test_grpo(
         tokenizer,
         tmp_path,
         lambda completions, **_: [0.0] * len(completions),
-        loss_type=aggregation,
+        loss_type=kind,
         beta=beta,
         epsilon=low,
         epsilon_high=high,
@@ -468,9 +478,10 @@ def test_grpo(
     )
     old_GT, ref_GT = noisy(group.logps(model))
     own_GT = group.written_GT * group.own_GT
-    tokens_of_the_step = int(own_GT.sum()) + 9
-    inputs = group.inputs(old_GT if off_policy else None, ref_GT, tokens_of_the_step)
-    clipped = [f"clip_ratio/{kind}_mean" for kind in ("low", "high", "region")]
+    step_tokens = int(own_GT.sum()) + 9
+    inputs = group.inputs(old_GT if off_policy else None, ref_GT, step_tokens)
+    counted = [f"clip_ratio/{which}_mean" for which in ("low", "high", "region")]
+    counted = {"cispo": ["cispo_clip_ratio"], "sapo": []}.get(kind, counted)
     for importance, weighted in product(("token", "sequence"), (False, True) if beta else (False,)):
         # All that the trainer does with these two options is to read them here.
         trainer.importance_sampling_level, trainer.args.use_bias_correction_kl = importance, weighted
@@ -486,71 +497,18 @@ def test_grpo(
             clip_high=high,
             beta=beta,
             aggregation=aggregation,
+            surrogate=kind if kind in ("cispo", "sapo") else "clip",
             max_length=ALLOWED,
-            total_tokens=tokens_of_the_step,
+            tokens=None if kind == "bnpo" else step_tokens,
             importance=importance,
             kl_weighted=weighted,
         )
-        assert all((metrics[name] > 0) == off_policy for name in clipped)
-        names = clipped if importance == "token" else []
-        assert_same_metrics(trainer._metrics["train"], metrics, [*names, "kl"] if beta and not weighted else names)
-        assert_same(model, theirs, ours)
-
-
-@pytest.mark.parametrize("off_policy", [False, True])
-@pytest.mark.parametrize("beta", [0.0, 0.04])
-@pytest.mark.parametrize("surrogate", ["cispo", "sapo"])
-def test_grpo_with_another_surrogate(
-    surrogate: str,
-    beta: float,
-    off_policy: bool,
-    checkpoint: Path,
-    tokenizer: PreTrainedTokenizerFast,
-    tmp_path: Path,
-) -> None:
-    """The other two loss types of the grid, for ratios of tokens and of answers, and the KL term times the ratio."""
-    model, group, bound = loaded(checkpoint), Group.drawn(), 1.3
-    trainer = grpo_trainer(
-        model,
-        tokenizer,
-        tmp_path,
-        lambda completions, **_: [0.0] * len(completions),
-        loss_type=surrogate,
-        beta=beta,
-        epsilon=0.2,
-        epsilon_high=bound,
-        num_generations=ANSWERS,
-        per_device_train_batch_size=ANSWERS,
-        max_completion_length=ALLOWED,
-    )
-    old_GT, ref_GT = noisy(group.logps(model))
-    own_GT = group.written_GT * group.own_GT
-    tokens_of_the_step = int(own_GT.sum()) + 9
-    inputs = group.inputs(old_GT if off_policy else None, ref_GT, tokens_of_the_step)
-    for importance, weighted in product(("token", "sequence"), (False, True) if beta else (False,)):
-        trainer.importance_sampling_level, trainer.args.use_bias_correction_kl = importance, weighted
-        trainer._metrics["train"].clear()
-        theirs = trainer.compute_loss(model, dict(inputs))
-        ours, metrics = grpo_loss(
-            group.logps(model),
-            old_GT if off_policy else None,
-            ref_GT if beta else None,
-            group.advantages_G,
-            own_GT,
-            clip_low=0.2,
-            clip_high=bound,
-            beta=beta,
-            aggregation={"cispo": "dapo", "sapo": "grpo"}[surrogate],
-            total_tokens=tokens_of_the_step,
-            importance=importance,
-            kl_weighted=weighted,
-            surrogate=surrogate,
-            sapo_temperatures=(trainer.args.sapo_temperature_pos, trainer.args.sapo_temperature_neg),
-        )
-        assert ("cispo_clip_ratio" in metrics) == (surrogate == "cispo") and "clip_ratio/low_mean" not in metrics
-        if surrogate == "cispo" and importance == "token":
-            assert_same_metrics(trainer._metrics["train"], metrics, ["cispo_clip_ratio"])
-            assert (metrics["cispo_clip_ratio"] > 0) == off_policy
+        assert {name for name in metrics if "clip" in name} >= set(counted)
+        if importance == "token":
+            assert all((metrics[name] > 0) == off_policy for name in counted)
+            assert_same_metrics(trainer._metrics["train"], metrics, counted)
+        if beta and not weighted:
+            assert_same_metrics(trainer._metrics["train"], metrics, ["kl"])
         assert_same(model, theirs, ours)
 
 
@@ -601,7 +559,7 @@ def test_grpo_of_a_group_through_the_token_tree(
         clip_high=0.28,
         beta=0.04,
         aggregation="dapo",
-        total_tokens=tokens,
+        tokens=tokens,
     )
     assert metrics["clip_ratio/region_mean"] > 0
     assert_same_metrics(trainer._metrics["train"], metrics, ["clip_ratio/region_mean", "kl"])

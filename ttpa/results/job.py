@@ -53,12 +53,14 @@ def job(cfg: DictConfig) -> None:
             choice=hydra_cfg.runtime.choices["cluster"],
             sweep=not single,
             launcher=hydra_cfg.launcher._target_,
-            devices=cfg.trainer.lightning.devices,
+            devices=cfg.trainer.devices,
             processes=ranks.place().size,
         )
         if not single and "gpus" in cfg.cluster:
             cluster.take_gpu(cfg.cluster.gpus)
         _complete(cfg)
+        if single:  # the cells of a sweep share overrides that one of them may not read
+            config.check_recipe(cfg, [word.lstrip("+").partition("=")[0] for word in hydra_cfg.overrides.task])
         folder = Path(hydra_cfg.runtime.output_dir)
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
         from ttpa.results.view import make_view

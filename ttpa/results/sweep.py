@@ -101,7 +101,7 @@ def _add(sweep: Sweep, cell: Cell, runner: Cell, records: cells.Records, outdate
         return
     try:
         stages, plan = plan_of(cell), plan_of(runner)
-        cluster.check_cell(runner.overrides, runner.cfg().trainer.lightning.devices)
+        cluster.check_cell(runner.overrides, runner.cfg().trainer.devices)
     except TtpaError as error:
         sweep.failures[cell.label] = str(error)
         return

@@ -69,7 +69,7 @@ def check_launch(*, choice: str, sweep: bool, launcher: str, devices: Any, proce
         choice: The option of the group `cluster`.
         sweep: Whether the command is a sweep (`-m`).
         launcher: Class of Hydra's launcher.
-        devices: `trainer.lightning.devices`.
+        devices: `trainer.devices`.
         processes: Processes of this run that were started.
 
     Raises:
@@ -84,14 +84,14 @@ def check_launch(*, choice: str, sweep: bool, launcher: str, devices: Any, proce
     many = len(devices) > 1 if isinstance(devices, Sequence) and not isinstance(devices, str) else devices != 1
     if sweep and many and not slurm:
         raise ConfigError.at(
-            "trainer.lightning.devices",
+            "trainer.devices",
             devices,
             f"a sweep with cluster={choice} starts one process a cell",
             "Use 1, or cluster=slurm, which starts a task a device, or torchrun for a single run",
         )
     if many and processes == 1:
         raise ConfigError.at(
-            "trainer.lightning.devices",
+            "trainer.devices",
             devices,
             "training needs a process a device, and this run is a single process",
             "Start it with `torchrun --nproc-per-node N -m ttpa.cli ...`, or with `-m cluster=slurm`",

@@ -1,8 +1,8 @@
 """From a composed configuration to instantiated parts: the only place that calls `hydra.utils.instantiate`.
 
 Two kinds of groups. *Identity* groups decide the numbers and enter fingerprints; *execution* groups decide where and
-how fast and never do. `model.recipe` holds the numbers that suit a model's size (steps, learning rates); options of
-other groups refer to it, so it enters a fingerprint through them and not through the model.
+how fast and never do. `recipe` holds the numbers that suit a model's size (steps, learning rates): a stage's
+fingerprint holds the block that it reads (`recipe.warmup`), other options refer to the rest.
 """
 
 from __future__ import annotations
@@ -24,28 +24,19 @@ from ttpa.run.tracking import StageFacts, check_options
 # Hydra copies this singleton, whole, for each composition and for each group that `--help` lists: half of its time.
 ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 
-IDENTITY = ("data", "model", "warmup", "select", "sampler", "scorer", "pairs", "objective", "eval")
+IDENTITY = ("data", "model", "recipe", "warmup", "select", "sampler", "scorer", "pairs", "objective", "eval")
 SCALARS = ("name", "seed", "rounds", "until", "baseline", "controls", "choices", "stage")
 EXECUTION = ("trainer", "engine", "executor", "logger", "cluster", "paths")
 ALLOWED_TARGETS = ("ttpa.", "torch.", "pytorch_lightning.")
 
 
-# What these Trainer options would change belongs to an identity group, or to the training loop itself.
-NOT_EXECUTION = (
-    "precision", "max_steps", "max_epochs", "max_time", "gradient_clip_val", "accumulate_grad_batches", "callbacks",
-    "logger", "limit_train_batches", "default_root_dir", "overfit_batches", "fast_dev_run", "plugins",
-)  # fmt: skip
-
-
 def identity(cfg: DictConfig, *groups: str) -> dict[str, Any]:
-    """The resolved values of identity groups, as they enter a fingerprint."""
-    found = {}
-    for group in groups:
-        value = OmegaConf.to_container(cfg[group], resolve=True) if OmegaConf.is_config(cfg[group]) else cfg[group]
-        if group == "model" and isinstance(value, dict):
-            value.pop("recipe")
-        found[group] = value
-    return found
+    """The resolved values of identity groups, or of blocks of them (`recipe.warmup`), as they enter a fingerprint."""
+    values = {group: OmegaConf.select(cfg, group) for group in groups}
+    return {
+        group: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for group, value in values.items()
+    }
 
 
 def run_id(cfg: DictConfig) -> str:
@@ -75,7 +66,6 @@ def instantiate(cfg: DictConfig, group: str, **extra: Any) -> Any:
     """
     node = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(node, dict) and all(isinstance(key, str) for key in node)
-    node.pop("recipe", None)
     for target in _targets(node):
         if not target.startswith(ALLOWED_TARGETS):
             raise ConfigError.at(
@@ -134,20 +124,27 @@ def check_scalars(cfg: DictConfig) -> None:
         check_options(cfg.logger)
 
 
-def check_trainer(options: DictConfig) -> None:
-    """Refuses Trainer options that would change a number behind the fingerprint's back.
+def check_recipe(cfg: DictConfig, keys: Iterable[str]) -> None:
+    """Refuses numbers of a recipe that nothing in a single run reads.
+
+    Args:
+        cfg: The composed configuration.
+        keys: Dotted keys that the command line set.
 
     Raises:
-        ConfigError: such an option; says where it belongs.
+        ConfigError: names the block that is read instead.
     """
-    for key in NOT_EXECUTION:
-        if key in options:
-            raise ConfigError.at(
-                f"trainer.lightning.{key}",
-                options[key],
-                "decides numbers or is set by the training loop",
-                "Use model.dtype, the steps and batch size of warmup or objective, or the logger group",
-            )
+    blocks = {key: ".".join(key.split(".")[:2]) for key in keys if key.startswith("recipe.") and key.count(".") > 1}
+    if not blocks:
+        return
+    losses = [cfg.objective, *cfg.controls.values()]
+    read = [instantiate(cfg.warmup, "warmup").recipe, *(instantiate(loss, "objective").recipe for loss in losses)]
+    for key, block in blocks.items():
+        if block not in read:
+            names = " and ".join(dict.fromkeys(name for name in read if name))
+            right = key.replace(block, read[1])
+            problem = f"warmup={cfg.choices.warmup} and objective={cfg.choices.objective} read {names} and not {block}"
+            raise ConfigError.at(key, OmegaConf.select(cfg, key), problem, f"Set {right}, or leave it out")
 
 
 def tracks(cfg: DictConfig) -> bool:

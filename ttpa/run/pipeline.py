@@ -64,6 +64,7 @@ def build_parts(cfg: DictConfig) -> stages.Parts:
     parts = stages.Parts(
         data=make(cfg.data, "data"),
         model=make(cfg.model, "model"),
+        recipe=make(cfg.recipe, "recipe"),
         warmup=make(cfg.warmup, "warmup"),
         select=make(cfg.select, "select"),
         sampler=make(cfg.sampler, "sampler"),
@@ -72,12 +73,11 @@ def build_parts(cfg: DictConfig) -> stages.Parts:
         objective=make(cfg.objective, "objective"),
         evaluation=make(cfg.eval, "eval"),
         seed=cfg.seed,
-        execution=make(cfg.trainer.execution, "trainer"),
         executor=make(cfg.executor, "executor"),
         engine=lambda **extra: make(cfg.engine, "engine", **extra),
         engine_name=str(cfg.engine._target_).rsplit(".", 1)[-1],
         wave_rows=cfg.engine.rows,
-        trainer=lambda **extra: make(cfg.trainer.lightning, "trainer", **extra),
+        trainer=make(cfg.trainer, "trainer"),
         tracking=Tracking(lambda workdir, facts: config.stage_logger(cfg, workdir, facts), config.tracks(cfg)),
     )
     check_compatible(parts, cfg)
@@ -90,7 +90,7 @@ def check_compatible(parts: stages.Parts, cfg: DictConfig) -> None:
     Raises:
         ConfigError: the first problem found.
     """
-    loss = parts.objective.loss
+    loss = parts.objective
     if loss.contrasts and parts.sampler.n < 2 and parts.pairs.gold_below == 0:
         raise ConfigError(
             f"objective={cfg_choice(cfg, 'objective')} needs a chosen and a rejected answer, but sampler.n="
@@ -110,7 +110,6 @@ def check_compatible(parts: stages.Parts, cfg: DictConfig) -> None:
             f"{cfg_choice(cfg, 'sampler')} grows none. Use sampler=mcts, or pairs=verified."
         )
     parts.executor.check()
-    config.check_trainer(cfg.trainer.lightning)
     parts.data.check()
     parts.evaluation.check()
 
@@ -125,10 +124,10 @@ def _check_online(parts: stages.Parts, cfg: DictConfig) -> None:
             f"objective={objective} compares independent draws from the policy, and {which} gives others. Use "
             "sampler=group8 with sampler.top_p=1."
         )
-    devices = cfg.trainer.lightning.devices
+    devices = cfg.trainer.devices
     if (len(devices) if OmegaConf.is_list(devices) else devices) != 1:
         raise ConfigError.at(
-            "trainer.lightning.devices",
+            "trainer.devices",
             devices,
             f"objective={objective} draws and trains in one process on one device",
             "Use 1, or engine=vllm with engine.tensor_parallel_size for drawing",
@@ -170,7 +169,7 @@ class _Graph:
 
         tracking, failed = self.parts.tracking, True
         groups = {group for one in inputs.values() for group in tracking.lineage[one.path.name]}
-        groups |= {group for group in config.IDENTITY if group in settings}
+        groups |= {group for key in settings if (group := key.split(".")[0]) in config.IDENTITY}
 
         def work(workdir: Path) -> dict[str, Any]:
             self.view.begin(label)
@@ -242,7 +241,7 @@ class _Labels:
             name
             for name, here in (
                 ("select", parts.select.needs_policy),
-                ("explore", parts.objective.loss.consumes == "pair"),
+                ("explore", parts.objective.consumes == "pair"),
                 ("align", True),
             )
             if here
@@ -278,7 +277,10 @@ def walk(cfg: DictConfig, view: View, kind: type[Store]) -> Outcome:
         shown += _Labels(name, cfg.rounds).path(one.parts, cfg.until)
     view.expect(list(dict.fromkeys(shown)))
 
-    source, start = config.identity(cfg, "data"), config.identity(cfg, "model", "warmup", "seed")
+    source, start = (
+        config.identity(cfg, "data"),
+        config.identity(cfg, "model", "warmup", *[key for key in [parts.warmup.recipe] if key], "seed"),
+    )
     # What lies on disk decides the numbers too, and no setting says it.
     source["data"] |= parts.data.identity()
     start["model"] |= parts.model.identity()
@@ -331,7 +333,7 @@ def _cell(graph: _Graph, objective: str, data: StageResult, warmup: StageResult)
         picked = select.path if select else None
         # A selection without a policy has no stage of its own: its settings enter the stages that apply it.
         chosen = {} if select else config.identity(cfg, "select")
-        if parts.objective.loss.consumes == "pair":
+        if parts.objective.consumes == "pair":
             settings = {**config.identity(cfg, "sampler", "scorer", "pairs", "seed"), **chosen, "round": number}
             explore = graph.stage(
                 labels.of("explore", number),
@@ -343,12 +345,12 @@ def _cell(graph: _Graph, objective: str, data: StageResult, warmup: StageResult)
             done[f"explore{number}"], inputs, chosen = explore, {**inputs, "explore": explore}, {}
         if cfg.until == "explore" and number == cfg.rounds:
             return Cell(objective, done, cfg)
-        drawn = config.identity(cfg, "sampler", "scorer") if parts.objective.loss.consumes == "prompt" else {}
+        drawn = config.identity(cfg, "sampler", "scorer") if parts.objective.consumes == "prompt" else {}
         policy = graph.stage(
             labels.of("align", number),
             "align",
             inputs,
-            {**config.identity(cfg, "objective", "seed"), **chosen, **drawn},
+            {**config.identity(cfg, "objective", parts.objective.recipe, "seed"), **chosen, **drawn},
             partial(stages.build_align, parts, start, data.path, picked, explore.path if explore else None),
         )
         done[f"align{number}"] = policy

@@ -25,10 +25,9 @@ from ttpa.policy.logprobs import token_logps
 from ttpa.policy.policy import Policy
 from ttpa.policy.tree import TokenRow, pack
 from ttpa.train.module import PolicyModule, Step
-from ttpa.train.objectives import GRPO
-from ttpa.train.objectives.functional import decoupled_advantages, group_advantages, grpo_loss
+from ttpa.train.policy_gradient import GRPO, decoupled_advantages, group_advantages
 from ttpa.train.rollouts import Answer, RolloutData, Round, counts, now
-from ttpa.train.settings import OptimizerSettings
+from ttpa.train.settings import Optimisation
 
 TABLE = ("step", "sample_id", "answer", "reward", "score", "advantage", "exact", "errors", "finish", "text")
 
@@ -50,7 +49,7 @@ class GRPOModule(PolicyModule):
     def __init__(
         self,
         policy: Policy,
-        settings: OptimizerSettings,
+        settings: Optimisation,
         boundaries: Sequence[int],
         loss: GRPO,
         rollouts: RolloutData,
@@ -148,31 +147,18 @@ class GRPOModule(PolicyModule):
         mask_GT = mask_GT & counted_G1
         old_GT = _table([one.old_logps for one in some], logps_GT)
         weights_GT = self._corrections(some, logps_GT.detach() if old_GT is None else old_GT, mask_GT)
-        loss, metrics = grpo_loss(
+        loss, metrics = self.loss(
             logps_GT,
-            old_GT,
-            _table([one.ref_logps for one in some], logps_GT),
             torch.tensor([one.advantage for one in some], device=logps_GT.device),
             mask_GT,
-            clip_low=self.loss.clip_low,
-            clip_high=self.loss.clip_high,
-            beta=self.loss.beta,
-            aggregation="dapo" if self.loss.aggregation == "bnpo" else self.loss.aggregation,
             max_length=self.max_new_tokens,
+            old_logps_GT=old_GT,
+            ref_logps_GT=_table([one.ref_logps for one in some], logps_GT),
+            weights_GT=weights_GT,
             # step.weight is the answers' tokens over the whole step, step.rows its answers.
-            total_tokens=step.weight,
-            importance=self.loss.importance,
-            kl_weighted=self.loss.kl_weighted,
-            weights=weights_GT,
-            surrogate=self.loss.surrogate,
-            sapo_temperatures=(self.loss.sapo_temperature_pos, self.loss.sapo_temperature_neg),
+            answers=step.rows,
+            tokens=step.weight,
         )
-        if "clip_ratio/low_mean" in metrics:
-            # Least and greatest over processes by TRL's names; there is one process.
-            metrics["clip_ratio/low_min"] = metrics["clip_ratio/low_mean"]
-            metrics["clip_ratio/high_max"] = metrics["clip_ratio/high_mean"]
-        if self.loss.aggregation in ("grpo", "dr_grpo"):
-            loss = loss * (len(rows) / step.rows)
         assert found.entropy_N is not None
         spread_GT = found.entropy_N.new_zeros(mask_GT.shape).masked_scatter(
             found.padded()[1], found.entropy_N[found.is_answer_N]

@@ -26,7 +26,7 @@ from ttpa.policy.policy import Policy
 from ttpa.policy.tree import TokenRow, bucket_by_tokens, bundle, pack
 from ttpa.train.optim import build_optimizer
 from ttpa.train.plan import Plan
-from ttpa.train.settings import OptimizerSettings
+from ttpa.train.settings import Optimisation
 
 CLOCK = ("time/", "step_time")
 """Beginnings of the names of metrics that a clock gave: they are logged, and are no result."""
@@ -127,7 +127,7 @@ class PolicyModule(pl.LightningModule):
     """
 
     def __init__(
-        self, policy: Policy, settings: OptimizerSettings, boundaries: Sequence[int], forward: Forward = token_logps
+        self, policy: Policy, settings: Optimisation, boundaries: Sequence[int], forward: Forward = token_logps
     ) -> None:
         super().__init__()
         self.token_logps = forward

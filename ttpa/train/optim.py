@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ttpa.train.settings import OptimizerSettings
+from ttpa.train.settings import Optimisation
 
 log = logging.getLogger("ttpa")
 
@@ -43,26 +43,26 @@ class MuonAdamW(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
-def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], settings: OptimizerSettings) -> torch.optim.Optimizer:
+def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], settings: Optimisation) -> torch.optim.Optimizer:
     """An optimiser over the parameters that require gradients. Weight decay is for matrices only.
 
     Args:
         named: (name, parameter) pairs; embeddings are told by "embed" or "lm_head" in the name.
-        settings: See `OptimizerSettings`.
+        settings: See `Optimisation`.
     """
     trained = [(name, p) for name, p in named if p.requires_grad]
     matrices = [p for name, p in trained if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
     ids = {id(p) for p in matrices}
     rest = [p for _, p in trained if id(p) not in ids]
     betas = (settings.betas[0], settings.betas[1])
-    if settings.name == "muon_adamw":
+    if settings.optimizer == "muon_adamw":
         muon = torch.optim.Muon(matrices, lr=settings.muon_lr, momentum=0.95, weight_decay=settings.weight_decay)
         if not rest:  # an adapter is matrices only
             return muon
         return MuonAdamW(muon, torch.optim.AdamW(rest, lr=settings.lr, betas=betas, weight_decay=0.0))
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     kind: Any = torch.optim.AdamW
-    if settings.name == "adamw_8bit":
+    if settings.optimizer == "adamw_8bit":
         kind = _eight_bit(trained[0][1].device.type if trained else "cpu") or kind
     optimizer: torch.optim.Optimizer = kind([g for g in groups if g["params"]], lr=settings.lr, betas=betas)
     return optimizer
@@ -78,5 +78,5 @@ def _eight_bit(device: str) -> Any:
             return AdamW8bit
         except ImportError as error:
             problem = f"bitsandbytes is missing ({error}): pip install 'ttpa[qlora]'"
-    log.warning("optimizer.name=adamw_8bit: %s; using AdamW with states of full size", problem)
+    log.warning("optimizer=adamw_8bit: %s; using AdamW with states of full size", problem)
     return None

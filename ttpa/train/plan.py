@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ttpa.policy.tree import bucket_by_tokens, bundle
-from ttpa.train.settings import Alignment, Warmup
+from ttpa.train.settings import AlignRecipe, Warmup, WarmupRecipe
 
 BAND_ORDER = ("easy", "medium", "hard")
 
@@ -65,19 +65,19 @@ def _passes(
     return plan[:wanted]
 
 
-def plan_warmup(data: Demonstrations, settings: Warmup, seed: int) -> Plan:
+def plan_warmup(data: Demonstrations, settings: Warmup, recipe: WarmupRecipe, seed: int) -> Plan:
     """The steps of the warm-up.
 
     Args:
         data: The demonstrations; one without a known band is put with the hard ones.
-        settings: See `Warmup`.
+        settings, recipe: See `Warmup`, `WarmupRecipe`.
         seed: Order of rows and batches.
     """
     rng = random.Random(f"warmup:{seed}")
     lengths, bands = data.lengths, data.bands
     everything = list(range(len(lengths)))
     if settings.order == "shuffled":
-        steps = _passes(everything, data, settings.batch_tokens, settings.steps, settings.epochs, rng)
+        steps = _passes(everything, data, recipe.batch_tokens, recipe.steps, recipe.epochs, rng)
         return Plan(tuple(steps), (len(steps),))
     groups = {
         band: [i for i in everything if (bands[i] if bands[i] in BAND_ORDER else "hard") == band] for band in BAND_ORDER
@@ -92,14 +92,14 @@ def plan_warmup(data: Demonstrations, settings: Warmup, seed: int) -> Plan:
             continue
         replayed = rng.sample(earlier, min(len(earlier), round(settings.replay * len(rows))))
         seen += sum(lengths[i] for i in rows)
-        steps_here = None if settings.steps is None else max(1, round(settings.steps * seen / total) - len(plan))
-        plan += _passes([*rows, *replayed], data, settings.batch_tokens, steps_here, settings.epochs, rng)
+        steps_here = None if recipe.steps is None else max(1, round(recipe.steps * seen / total) - len(plan))
+        plan += _passes([*rows, *replayed], data, recipe.batch_tokens, steps_here, recipe.epochs, rng)
         boundaries.append(len(plan))
         earlier += rows
     return Plan(tuple(plan), tuple(boundaries))
 
 
-def plan_alignment(count: int, settings: Alignment, seed: int) -> Plan:
+def plan_alignment(count: int, settings: AlignRecipe, seed: int) -> Plan:
     """The steps of the align stage: shuffled passes over `count` pairs or answers, `batch_size` a step."""
     rng = random.Random(f"align:{seed}")
     size = min(settings.batch_size, count)

@@ -12,9 +12,9 @@ from ttpa.policy.forward import Forward
 from ttpa.policy.logprobs import token_logps
 from ttpa.policy.policy import Policy
 from ttpa.policy.tree import TokenRow
+from ttpa.train.losses import PairLogps, PreferenceLoss
 from ttpa.train.module import PolicyModule, Step
-from ttpa.train.objectives import PreferenceLoss
-from ttpa.train.settings import OptimizerSettings
+from ttpa.train.settings import Optimisation
 
 
 class PreferenceModule(PolicyModule):
@@ -30,7 +30,7 @@ class PreferenceModule(PolicyModule):
     def __init__(
         self,
         policy: Policy,
-        settings: OptimizerSettings,
+        settings: Optimisation,
         boundaries: Sequence[int],
         loss: PreferenceLoss,
         chosen: Sequence[TokenRow],
@@ -50,8 +50,8 @@ class PreferenceModule(PolicyModule):
         if self.references is not None:
             pairs = torch.tensor([self.references[i] for i in rows], device=sums.device, dtype=torch.float32)
             reference = (pairs[:, 0], pairs[:, 1])
-        losses_B, metrics = self.loss.losses(
-            chosen_B, rejected_B, lengths[: len(rows)], lengths[len(rows) :], *reference
+        losses_B, metrics = self.loss(
+            PairLogps(chosen_B, rejected_B, lengths[: len(rows)], lengths[len(rows) :], *reference)
         )
         nll = -chosen_B.float().sum()
         metrics["nll_loss"] = (nll / lengths[: len(rows)].sum()).detach()

@@ -23,8 +23,8 @@ from ttpa.errors import DataError
 from ttpa.io import dumps
 from ttpa.policy.tree import TokenRow
 from ttpa.train.module import PlanData, Step
-from ttpa.train.objectives import GRPO
 from ttpa.train.plan import Plan
+from ttpa.train.policy_gradient import GRPO
 
 
 @dataclass(slots=True, kw_only=True)

@@ -10,9 +10,9 @@ from ttpa.policy.forward import Forward
 from ttpa.policy.logprobs import token_logps
 from ttpa.policy.policy import Policy
 from ttpa.policy.tree import TokenRow
+from ttpa.train.losses import weighted_nll
 from ttpa.train.module import PolicyModule, Step
-from ttpa.train.objectives.functional import weighted_nll
-from ttpa.train.settings import OptimizerSettings
+from ttpa.train.settings import Optimisation
 
 
 class SFTModule(PolicyModule):
@@ -27,7 +27,7 @@ class SFTModule(PolicyModule):
     def __init__(
         self,
         policy: Policy,
-        settings: OptimizerSettings,
+        settings: Optimisation,
         boundaries: Sequence[int],
         rows: Sequence[TokenRow],
         prompt_weight: float,

@@ -28,13 +28,13 @@ PATIENCE_MS = 20_000
 SMALL = (
     "data.warmup_samples=80", "data.explore_samples=12", "data.test_per_band=4", "data.test_unseen=2",
     "data.validation_per_band=2", "model.hidden=16", "model.heads=2", "model.layers=1", "model.feed_forward=32",
-    "model.recipe.warmup.steps=6", "model.recipe.align.steps=3", "model.recipe.max_new_tokens=12", "pairs=released",
-    "logger=csv", "trainer.lightning.log_every_n_steps=1", "trainer.execution.threads=1",
+    "recipe.warmup.steps=6", "recipe.align.steps=3", "recipe.max_new_tokens=12", "pairs=released",
+    "logger=csv", "trainer.log_every_n_steps=1", "trainer.threads=1",
 )  # fmt: skip
 GRID = [("name=grid", f"sampler={one}", f"objective={other}") for one in ("tps", "mcts") for other in ("dpo", "rft")]
 ONLINE = (
-    "name=online", "objective=grpo", "sampler=group8", "scorer=slm_json", "objective.batch_size=2",
-    "objective.steps=3", "objective.epochs=null", "trainer.execution.answers_every_steps=1",
+    "name=online", "objective=grpo", "sampler=group8", "scorer=slm_json", "recipe.online.batch_size=2",
+    "recipe.online.steps=3", "recipe.online.epochs=null", "trainer.answers_every_steps=1",
 )  # fmt: skip
 
 

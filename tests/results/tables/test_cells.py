@@ -20,7 +20,7 @@ from ttpa.run.stages import VERSIONS
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 OPTIONS = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in config.IDENTITY}
-SHARED = ["data.explore_samples=7", "model.recipe.align.steps=3"]
+SHARED = ["data.explore_samples=7", "recipe.align.steps=3"]
 
 
 def plainly(composer: cells.Composer, *words: str) -> dict[str, Any]:
@@ -42,8 +42,8 @@ def test_rows_put_together_are_the_rows_that_hydra_composes() -> None:
     """Overrides of several keys, with values inside options, of recipes that others refer to, and of scalars."""
     axes = (
         ["sampler=tps", "sampler=mcts sampler.max_new_tokens=9", "sampler.n=3"],
-        ["objective=dpo objective.loss.beta=0.3", "objective=gold"],
-        ["model.recipe.align.optimizer.lr=0.5 model.hidden=64", "model=hf"],
+        ["objective=dpo objective.beta=0.3", "objective=gold"],
+        ["recipe.align.lr=0.5 model.hidden=64", "model=hf"],
         ["rounds=2", "select=perplexity select.limit=4"],
     )
     with cells.Composer() as composer:
@@ -61,7 +61,7 @@ def test_rows_put_together_are_the_rows_that_hydra_composes() -> None:
         ["experiment=demo", "objective=dpo"],
         ["debug=smoke", "sampler=tps"],
         ["sampler=tps", "+sampler.more=3"],
-        ["data.noise.share=${model.recipe.align.sft_weight}", "sampler=tps"],
+        ["data.noise.share=${recipe.sft_weight}", "sampler=tps"],
         ["data.generator='a ${name} b'", "sampler=tps"],
     ],
 )
@@ -74,7 +74,7 @@ def test_what_cannot_be_put_together_is_composed_whole(own: list[str]) -> None:
 def test_rows_of_a_table_are_composed_together(tmp_path: Path) -> None:
     """Six calls of Hydra in place of one for each of the 13 overrides, and what each row is alone."""
     samplers = ["sampler=tps", "sampler=mcts_small", "sampler=group8", "sampler=tps sampler.n=6", "sampler.n=3"]
-    others = ["objective=dpo objective.loss.beta=0.3", "objective=grpo", "scorer=ast_partial", "pairs=released",
+    others = ["objective=dpo objective.beta=0.3", "objective=grpo", "scorer=ast_partial", "pairs=released",
               "data.noise.scope=kind", "rounds=2", "select=perplexity", "eval=bfcl"]  # fmt: skip
     rows = [f"{a} {b}".split() for a, b in itertools.product(samplers, others)]
     with cells.Composer() as composer:

@@ -5,7 +5,7 @@ goes on: it states its `bounds` and takes the step. Both are pure functions with
 the parts it is made of (`Score.detail`). Policy-gradient training takes either; for what assumes [0, 1] (pair
 rules with gates, tree search) `in_unit` moves a reward there.
 
-What this module does not do: advantages and their normalisation (`ttpa.train.objectives.policy_gradient`).
+What this module does not do: advantages and their normalisation (`ttpa.train.policy_gradient`).
 """
 
 from __future__ import annotations

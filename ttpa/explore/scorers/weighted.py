@@ -6,7 +6,7 @@ GRPO normalises that sum over a group of answers. GDPO normalises each part over
 normalised ones: two answers whose sums agree but whose parts do not are then told apart. This can only be done with the
 whole group at hand, so here it is a wish and no deed: `normalise` says what is wanted, `Score.detail` holds every
 part's raw value under the part's name, and whoever has the group gives both to
-`ttpa.train.objectives.policy_gradient.decoupled_advantages`.
+`ttpa.train.policy_gradient.decoupled_advantages`.
 
 What this module does not do: normalise anything, or give the trainer its groups.
 """

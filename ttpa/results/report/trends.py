@@ -136,7 +136,7 @@ def _no_curves(without: Sequence[tuple[Arm, Stage]]) -> list[Block]:
         elif any(logs.rglob("events.out.tfevents.*")):
             why = "no curves for this page: there are TensorBoard's files, see them with tensorboard --logdir"
         elif any(logs.glob("version_*")):
-            why = "fewer than two logged points, too few for a curve (trainer.lightning.log_every_n_steps)"
+            why = "fewer than two logged points, too few for a curve (trainer.log_every_n_steps)"
         else:
             why = "no curves for this page: logger=csv writes them; with logger=wandb see the stage's W&B run"
         ids, labels = reasons.setdefault(why, (set(), {}))

@@ -179,7 +179,6 @@ class Composer(AbstractContextManager["Composer"]):
         plain = {**self.parts(shared, own), "seed": _SEED}
         try:
             found = {group: _resolved(plain[group], plain) for group in config.IDENTITY}
-            found["model"] = {key: value for key, value in found["model"].items() if key != "recipe"}
         except (KeyError, TypeError):  # OmegaConf knows more than references, and says what is wrong with one
             cfg = self.whole([*shared, *own]).copy()
             cfg.seed = _SEED

@@ -32,12 +32,12 @@ def build_select(parts: Parts, policy_dir: Path, data: Path, workdir: Path, prog
     set_threads(parts)
     policy = load_policy(policy_dir)
     samples, rows, too_long = fitting(policy, read_split(data, "explore"), None, "select")
-    forward, size = choose_forward(policy.model, parts.execution.forward), 256
+    forward, size = choose_forward(policy.model, parts.trainer.forward), 256
     nlls: dict[str, tuple[float, int]] = {}
     for start in range(0, len(rows), size):
         groups = [[row] for row in rows[start : start + size]]
         sums = answer_sums(
-            forward, policy.model, groups, pad_id=policy.renderer.pad_id, budget=parts.execution.micro_tokens
+            forward, policy.model, groups, pad_id=policy.renderer.pad_id, budget=parts.trainer.micro_tokens
         )
         for offset, (value,) in enumerate(sums):
             nlls[samples[start + offset].id] = (-value, len(rows[start + offset].answer))

@@ -21,7 +21,7 @@ from ttpa.explore.scorers.rewards import score_batch
 from ttpa.records import Sample
 from ttpa.run.stages.parts import Parts, Progress, fitting, selected_samples, set_threads
 from ttpa.run.stages.training import fit
-from ttpa.train.objectives import GRPO
+from ttpa.train.policy_gradient import GRPO
 
 if TYPE_CHECKING:
     from ttpa.policy.policy import Policy
@@ -88,30 +88,30 @@ def _align(
 
     set_threads(parts)
     policy = load_policy(policy_dir)
-    loss = parts.objective.loss
+    loss = parts.objective
     temperature = parts.sampler.policy_temperature
     assert isinstance(loss, GRPO) and temperature is not None, "refused before any work"
     samples, rows, too_long = fitting(
         policy, selected_samples(parts, data, select), parts.sampler.max_new_tokens, "align"
     )
-    forward = choose_forward(policy.model, parts.execution.forward)
+    forward = choose_forward(policy.model, parts.trainer.forward)
     policy.start_training(parts.seed)
     engine = parts.engine(policy=policy) if kept is None else None
     settings = (
         len(samples),
         partial(_draw, parts, policy, engine, _refresh(engine, policy, workdir), samples, rows),
         loss,
-        parts.objective.batch_size,
+        parts.recipe.online.batch_size,
         steps or _steps(parts, len(samples)),
         parts.seed,
-        parts.execution.micro_tokens,
+        parts.trainer.micro_tokens,
         forward is tree_token_logps,
         None if kept else workdir / ROLLOUTS,
     )
     rollouts = RolloutData(*settings) if kept is None else Replayed(read_rounds(kept), *settings)
     module = GRPOModule(
         policy,
-        parts.objective.optimizer,
+        parts.recipe.online,
         rollouts.plan.boundaries,
         loss,
         rollouts,
@@ -119,7 +119,7 @@ def _align(
         temperature=temperature,
         own_engine=parts.engine_name == "HFEngine" if engine is None else not hasattr(engine, "use_adapter"),
         parts=_parts_of(parts.scorer),
-        table=(workdir / TABLE, parts.execution.answers_every_steps),
+        table=(workdir / TABLE, parts.trainer.answers_every_steps),
         forward=forward,
     )
     metrics = fit(parts, module, rollouts, workdir, progress)
@@ -129,7 +129,7 @@ def _align(
 
 def _steps(parts: Parts, prompts: int) -> int:
     """Optimiser steps: as configured, or as many as so many passes over the prompts need."""
-    settings, loss = parts.objective, parts.objective.loss
+    settings, loss = parts.recipe.online, parts.objective
     assert isinstance(loss, GRPO)
     if settings.steps is not None:
         return settings.steps
@@ -176,7 +176,7 @@ def _draw(
     """Groups of scored answers to some prompts, by the policy as it is now."""
     from ttpa.train.rollouts import Answer, Group, now
 
-    loss = parts.objective.loss
+    loss = parts.objective
     assert isinstance(loss, GRPO)
     began = now()
     refresh()
@@ -204,7 +204,7 @@ def _draw(
         answers = []
         for one in found.answers:
             (sample, candidate), score = next(scored)
-            length = loss.of_length(len(one.token_ids), parts.sampler.max_new_tokens, one.finish != "length")
+            length = loss.length_penalty(len(one.token_ids), parts.sampler.max_new_tokens, one.finish != "length")
             answers.append(
                 Answer(
                     token_ids=tuple(one.token_ids),

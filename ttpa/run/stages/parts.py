@@ -19,7 +19,9 @@ from ttpa.records import Sample
 from ttpa.run.evaluation import Evaluation
 from ttpa.run.tracking import Tracking
 from ttpa.run.waves import Executor
-from ttpa.train.settings import Alignment, Execution, NoWarmup, Warmup
+from ttpa.train.losses import RFT, Gold, PreferenceLoss
+from ttpa.train.policy_gradient import GRPO
+from ttpa.train.settings import NoWarmup, Recipe, TrainerOptions, Warmup
 
 if TYPE_CHECKING:
     from ttpa.policy.policy import Policy
@@ -37,20 +39,20 @@ class Parts:
 
     data: Any
     model: TinyModel | HFModel
+    recipe: Recipe
     warmup: Warmup | NoWarmup
     select: SelectAll | SelectPerplexity
     sampler: Sampler
     scorer: Scorer
     pairs: PairRule
-    objective: Alignment
+    objective: PreferenceLoss | RFT | Gold | GRPO
     evaluation: Evaluation
     seed: int
-    execution: Execution
     executor: Executor
     engine: Callable[..., Any]
     engine_name: str
     wave_rows: int
-    trainer: Callable[..., Any]
+    trainer: TrainerOptions
     tracking: Tracking
 
 
@@ -58,8 +60,8 @@ def set_threads(parts: Parts) -> None:
     """CPU threads of torch, as configured."""
     import torch
 
-    if parts.execution.threads:
-        torch.set_num_threads(parts.execution.threads)
+    if parts.trainer.threads:
+        torch.set_num_threads(parts.trainer.threads)
 
 
 def fitting(

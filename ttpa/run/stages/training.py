@@ -12,7 +12,7 @@ from ttpa.io import read_jsonl, write_jsonl
 from ttpa.policy.models import HFModel, TinyModel
 from ttpa.records import Pair, Sample
 from ttpa.run.stages.parts import Parts, Progress, fitting, selected_samples, set_threads
-from ttpa.train.objectives import RFT, Gold, PreferenceLoss
+from ttpa.train.losses import RFT, Gold, PreferenceLoss
 from ttpa.train.settings import NoWarmup
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ def build_warmup(parts: Parts, data: Path, workdir: Path, progress: Progress) ->
         bands=[sample.band for sample in samples],
         units=[numbers.setdefault(sample.cluster, len(numbers)) for sample in samples],
     )
-    plan = plan_warmup(found, parts.warmup, parts.seed)
-    prompt_weight = parts.warmup.prompt_weight
-    metrics = _fit_sft(parts, policy, rows, plan, parts.warmup.optimizer, prompt_weight, found.units, workdir, progress)
+    plan = plan_warmup(found, parts.warmup, parts.recipe.warmup, parts.seed)
+    recipe = parts.recipe.warmup
+    metrics = _fit_sft(parts, policy, rows, plan, recipe, recipe.prompt_weight, found.units, workdir, progress)
     return {"samples": len(samples), "too_long": too_long, "parameters": policy.model.num_parameters(), **metrics}
 
 
@@ -75,14 +75,14 @@ def _fit_sft(
     from ttpa.train.module import PlanData
     from ttpa.train.sft import SFTModule, row_weight
 
-    forward = choose_forward(policy.model, parts.execution.forward)
+    forward = choose_forward(policy.model, parts.trainer.forward)
     policy.start_training(parts.seed)
     module = SFTModule(policy, optimizer, plan.boundaries, rows, prompt_weight, forward)
     data = PlanData(
         plan,
         [len(row) for row in rows],
         [row_weight(row, prompt_weight) for row in rows],
-        parts.execution.micro_tokens,
+        parts.trainer.micro_tokens,
         units=(units or range(len(rows))) if forward is tree_token_logps else None,
         own=[len(row.answer) for row in rows],
     )
@@ -97,9 +97,9 @@ def fit(parts: Parts, module: Any, data: Any, workdir: Path, progress: Progress)
         module,
         data,
         workdir,
-        trainer=parts.trainer,
+        trainer=parts.trainer.lightning,
         logger=parts.tracking.logger,
-        checkpoint_every=parts.execution.checkpoint_every_steps,
+        checkpoint_every=parts.trainer.checkpoint_every_steps,
         progress=progress,
     )
     module.policy.model = module.model
@@ -122,7 +122,7 @@ def build_align(
     """
     from ttpa.policy.policy import load_policy
 
-    if parts.objective.loss.consumes == "prompt":
+    if parts.objective.consumes == "prompt":
         from ttpa.run.stages.online import align_online
 
         return align_online(parts, policy_dir, data, select, workdir, progress)
@@ -131,14 +131,14 @@ def build_align(
 
     set_threads(parts)
     policy = load_policy(policy_dir)
-    settings, loss = parts.objective, parts.objective.loss
+    settings, loss = parts.recipe.align, parts.objective
     if isinstance(loss, Gold):
         samples, rows, too_long = fitting(policy, selected_samples(parts, data, select), None, "align")
         plan = plan_alignment(len(rows), settings, parts.seed)
         return {
             "answers": len(samples),
             "too_long": too_long,
-            **_fit_sft(parts, policy, rows, plan, settings.optimizer, 0.0, None, workdir, progress),
+            **_fit_sft(parts, policy, rows, plan, settings, 0.0, None, workdir, progress),
         }
     assert explore is not None
     pairs = [Pair.from_json(row) for row in read_jsonl(explore / "pairs.jsonl")]
@@ -155,7 +155,7 @@ def build_align(
         plan = plan_alignment(len(rows), settings, parts.seed)
         return {
             "answers": len(rows),
-            **_fit_sft(parts, policy, rows, plan, settings.optimizer, 0.0, None, workdir, progress),
+            **_fit_sft(parts, policy, rows, plan, settings, 0.0, None, workdir, progress),
         }
     assert isinstance(loss, PreferenceLoss)
     return _align_pairs(parts, policy, pairs, prompts, loss, workdir, progress)
@@ -176,23 +176,20 @@ def _align_pairs(
     from ttpa.train.preference import PreferenceModule
 
     chosen, rejected = (
-        [_row(prompts[pair.sample_id], pair, side, parts.objective.over) for pair in pairs]
-        for side in ("chosen", "rejected")
+        [_row(prompts[pair.sample_id], pair, side, loss.over) for pair in pairs] for side in ("chosen", "rejected")
     )
-    forward = choose_forward(policy.model, parts.execution.forward)
+    forward = choose_forward(policy.model, parts.trainer.forward)
     both = list(zip(chosen, rejected, strict=True))
     references = _references(parts, policy, forward, both, workdir) if loss.needs_reference else None
     policy.start_training(parts.seed)
-    plan = plan_alignment(len(pairs), parts.objective, parts.seed)
-    module = PreferenceModule(
-        policy, parts.objective.optimizer, plan.boundaries, loss, chosen, rejected, references, forward
-    )
+    plan = plan_alignment(len(pairs), parts.recipe.align, parts.seed)
+    module = PreferenceModule(policy, parts.recipe.align, plan.boundaries, loss, chosen, rejected, references, forward)
     shares = forward is tree_token_logps
     data = PlanData(
         plan,
         [len(c) + len(r.answer) if shares else 2 * max(len(c), len(r)) for c, r in both],
         [len(c.answer) for c, _ in both],
-        parts.execution.micro_tokens,
+        parts.trainer.micro_tokens,
         tokens=[len(c) + len(r) for c, r in both],
         units=range(len(both)) if shares else None,
     )
@@ -220,7 +217,7 @@ def _references(
 
     file = workdir / "reference_logps.jsonl"
     if not file.exists():
-        pad, budget = policy.renderer.pad_id, parts.execution.micro_tokens
+        pad, budget = policy.renderer.pad_id, parts.trainer.micro_tokens
         sums = answer_sums(forward, policy.model, pairs, pad_id=pad, budget=budget)
         write_jsonl(file, ({"chosen": chosen, "rejected": rejected} for chosen, rejected in sums))
     return [(row["chosen"], row["rejected"]) for row in read_jsonl(file)]
