@@ -6,7 +6,11 @@ import gzip
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -72,3 +76,48 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 raise DataError(
                     f"{path}:{number}: not a JSON line ({error}). Remove the line or write the file again."
                 ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class JsonLine:
+    """One row of a JSON-lines file and where it stands; `str(line)` is `file:number`."""
+
+    file: str
+    number: int
+    row: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.number}"
+
+
+def read_lines(path: str | Path, loads: Callable[[str], Any] = json.loads) -> Iterator[JsonLine]:
+    """Yields the rows of a JSON-lines file that a user names, with their line numbers. Empty lines are passed over.
+
+    Args:
+        path: The file, plain or gzipped (its first bytes tell); "-" is standard input.
+        loads: Turns the text of a line into an object; a ValueError or RecursionError means that the line is no JSON.
+
+    Raises:
+        DataError: the file cannot be read, is cut, or has a line that is no JSON object in UTF-8; names file and line.
+    """
+    name, number = ("standard input" if str(path) == "-" else str(path)), 0
+    try:
+        with ExitStack() as stack:
+            raw: Any = sys.stdin.buffer if str(path) == "-" else stack.enter_context(open(path, "rb"))
+            zipped = raw.peek(2)[:2] == b"\x1f\x8b"
+            for number, line in enumerate(stack.enter_context(gzip.GzipFile(fileobj=raw)) if zipped else raw, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = loads(line.decode("utf-8"))
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{name}:{number}: not UTF-8 ({error}). Save the file as UTF-8.") from None
+                except (ValueError, RecursionError) as error:
+                    raise DataError(f"{name}:{number}: not JSON ({error}). Write the line again.") from None
+                if not isinstance(row, dict):
+                    raise DataError(f"{name}:{number}: a {type(row).__name__} where a row, a JSON object, belongs.")
+                yield JsonLine(name, number, row)
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such file. Check the path.") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{name}:{number + 1}: file cut or damaged ({error}). Write it again.") from None

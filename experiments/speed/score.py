@@ -32,7 +32,8 @@ from typing import Any
 
 from ttpa.benchmarks.bfcl.cases import Case
 from ttpa.benchmarks.bfcl.categories import CATEGORIES, category_of_id
-from ttpa.benchmarks.bfcl.files import read_cases, read_lines
+from ttpa.benchmarks.bfcl.files import read_cases
+from ttpa.io import read_lines
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "tests" / "data" / "bfcl"

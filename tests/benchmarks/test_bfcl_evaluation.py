@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from ttpa.benchmarks.bfcl.aggregate import aggregates
 from ttpa.benchmarks.bfcl.evaluation import BFCL
-from ttpa.benchmarks.bfcl.files import read_answer, read_cases, read_lines
+from ttpa.benchmarks.bfcl.files import read_answer, read_cases
+from ttpa.benchmarks.bfcl.totals import aggregates
 from ttpa.errors import ConfigError, DataError
+from ttpa.io import read_lines
 from ttpa.records import Candidate, Sample, ToolCall
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "bfcl"
@@ -20,7 +21,15 @@ PYTHON = ["simple_python", "multiple", "parallel", "parallel_multiple"]
 
 
 def evaluation(**options: Any) -> BFCL:
-    return BFCL(**{"path": str(DATA), "max_new_tokens": 64, "limit": 4, **options})
+    usual = {
+        "path": str(DATA),
+        "max_new_tokens": 64,
+        "limit": 4,
+        "categories": None,
+        "prompt": "training",
+        "model": None,
+    }
+    return BFCL(**{**usual, **options})
 
 
 def answers_of(category: str) -> dict[str, list[ToolCall]]:
@@ -110,11 +119,11 @@ def test_content_names_the_result() -> None:
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ({"prompt": "mine"}, ["eval.prompt=mine", "training or official"]),
-        ({"limit": 0}, ["must be at least 1"]),
-        ({"categories": ["simple", "chess"]}, ["eval.categories=chess", "simple_python"]),
+        ({"prompt": "mine"}, ["prompt=", "mine", "'training' or 'official'"]),
+        ({"limit": 0}, ["limit=0", "greater than or equal to 1"]),
+        ({"categories": ["simple", "chess"]}, ["categories=chess", "simple_python"]),
         ({"categories": ["web_search_base"]}, ["web_search_base", "not evaluated"]),
-        ({"categories": "everything"}, ["eval.categories=everything", "all"]),
+        ({"categories": "everything"}, ["categories=everything", "all"]),
     ],
 )
 def test_wrong_options(options: dict[str, Any], parts: list[str]) -> None:

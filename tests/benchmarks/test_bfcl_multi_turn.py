@@ -18,10 +18,10 @@ import pytest
 from tests.benchmarks.official_package import conversation, package, verdict
 from ttpa.benchmarks.bfcl import multi_turn_run, official
 from ttpa.benchmarks.bfcl.categories import CATEGORIES
+from ttpa.benchmarks.bfcl.check import refused
 from ttpa.benchmarks.bfcl.evaluation import BFCL
-from ttpa.benchmarks.bfcl.multi_turn import Dialogue, MultiTurnCase, judge_result, read_multi_turn
+from ttpa.benchmarks.bfcl.multi_turn import Conversation, MultiTurnCase, read_multi_turn
 from ttpa.benchmarks.bfcl.multi_turn_run import compare, execute, read_step
-from ttpa.benchmarks.bfcl.verdict import six_error
 from ttpa.calls.six_errors import LABELS
 from ttpa.errors import ConfigError, DataError
 from ttpa.records import Candidate, ToolCall
@@ -60,7 +60,7 @@ def called(calls: Sequence[Call]) -> list[dict[str, str]]:
 
 
 def judged(case: MultiTurnCase, result: Any) -> str | None:
-    return judge_result(case, result).error_type
+    return case.judge(result).error_type
 
 
 # --- published answers -----------------------------------------------------------------------------------------------
@@ -73,8 +73,8 @@ def check_answers(name: str, step: int) -> int:
             "error_type": None, "turn": len(case.truth) - 1, "what": [],
         }  # fmt: skip
         calls = truth(case)
-        assert judge_result(case, [[written(turn)] if turn else [] for turn in calls]).valid, case.case_id
-        assert judge_result(case, [[called([call]) for call in turn] for turn in calls]).valid, case.case_id
+        assert case.judge([[written(turn)] if turn else [] for turn in calls]).valid, case.case_id
+        assert case.judge([[called([call]) for call in turn] for turn in calls]).valid, case.case_id
     return len(found)
 
 
@@ -186,7 +186,7 @@ def check_agreement(count: int, seed: int) -> Counter[str | None]:
         case = random_.choice(every)
         result, calling = mutated(case, random_)
         expected = verdict(case.case_id, result, function_calling=calling)
-        ours = judge_result(case, result, calling)
+        ours = case.judge(result, function_calling=calling)
         assert (ours.valid, ours.error_type) == (expected is None, expected), (case.case_id, calling, result)
         assert ours.explanation and ((ours.six_error == "") if ours.valid else ours.six_error in LABELS)
         found[expected] += 1
@@ -216,7 +216,7 @@ def test_results_that_are_none() -> None:
      "execution_response_mismatch", "execution_limit"],
 )  # fmt: skip
 def test_six_errors(kind: str) -> None:
-    assert six_error(f"multi_turn:{kind}") in LABELS
+    assert refused(f"multi_turn:{kind}", "").six_error in LABELS
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------
@@ -302,13 +302,13 @@ def test_hostile_answers_run_nothing(tmp_path: Path) -> None:
     began = time.monotonic()
     for answer in HOSTILE:
         answer = answer.replace("{0}", str(sentinel))
-        assert not judge_result(case, [[answer]] * len(case.truth)).valid
-        dialogue = Dialogue(case, prompt="official")
+        assert not case.judge([[answer]] * len(case.truth)).valid
+        dialogue = Conversation(case, prompt="official")
         for _ in range(2):
             dialogue.take(Candidate(sample_id=case.case_id, index=0, text=answer))
     for answer in INTERFACE:
         answer = json.loads(json.dumps(answer).replace("{0}", str(sentinel)))
-        assert not judge_result(case, [[answer]] * len(case.truth)).valid
+        assert not case.judge([[answer]] * len(case.truth)).valid
     assert not sentinel.exists()
     assert time.monotonic() - began < 60
 
@@ -320,14 +320,14 @@ def test_calls_that_do_not_end_are_ended(monkeypatch: pytest.MonkeyPatch) -> Non
     right = [[written(turn)] if turn else [] for turn in truth(case)]
     for call in ("power(base=7, exponent=99999999999)", "square_root(number=2, precision=99999999)"):
         began = time.monotonic()
-        ended = judge_result(case, [[f"[{call}]"], *right[1:]])
+        ended = case.judge([[f"[{call}]"], *right[1:]])
         assert ended.error_type == "multi_turn:execution_limit" and ended.six_error == "parameter_value"
         assert time.monotonic() - began < 10
         assert execute(case.backends, [[call]]) is None
-        dialogue = Dialogue(case, prompt="official")
+        dialogue = Conversation(case, prompt="official")
         dialogue.take(Candidate(sample_id=case.case_id, index=0, text=f"[{call}]"))
         assert dialogue.sample() is None and dialogue.row()["error_type"] == "multi_turn:execution_limit"
-        assert judge_result(case, right).valid
+        assert case.judge(right).valid
 
 
 def test_results_that_are_too_long_are_not_handed_back() -> None:
@@ -340,7 +340,7 @@ def test_question_that_cannot_be_loaded() -> None:
     """The data's fault is an error, unlike the model's."""
     case = replace(cases("multi_turn_base")["multi_turn_base_0"], initial_config={"GorillaFileSystem": {"root": {}}})
     with pytest.raises(DataError, match="multi_turn_base_0: BFCL's backends cannot be run .IndexError"):
-        judge_result(case, [[] for _ in case.truth])
+        case.judge([[] for _ in case.truth])
 
 
 def test_folder_in_itself_is_not_the_expected_state() -> None:
@@ -363,9 +363,11 @@ def test_process_that_was_ended_is_started_again() -> None:
 # --- conversations ---------------------------------------------------------------------------------------------------
 
 
-def drive(case: MultiTurnCase, prompt: str, steps: Callable[[int, int], Sequence[Call] | str]) -> tuple[Dialogue, Any]:
+def drive(
+    case: MultiTurnCase, prompt: str, steps: Callable[[int, int], Sequence[Call] | str]
+) -> tuple[Conversation, Any]:
     """Answers with what `steps` says for a turn and a step, both counted from 0."""
-    dialogue, asked, turn, step = Dialogue(case, prompt=prompt), [], 0, 0
+    dialogue, asked, turn, step = Conversation(case, prompt=prompt), [], 0, 0
     while (sample := dialogue.sample()) is not None:
         asked.append(sample)
         said = steps(turn, step)
@@ -394,7 +396,7 @@ def test_conversation(name: str, prompt: str) -> None:
         assert {"id", "cluster", "tags", "exact", "errors", "finish", "tokens", "text", "category"} <= set(row)
         assert row["tokens"] == 2 * len(asked) and row["category"] == name and row["finish"] == "stop"
         assert [len(steps) for steps in row["result"]] == [len(calls) + 1 for calls in case.truth]
-        assert judge_result(case, json.loads(json.dumps(row["result"]))).valid
+        assert case.judge(json.loads(json.dumps(row["result"]))).valid
         assert {sample.id for sample in asked} == {case.case_id}
         early, _ = drive(case, prompt, lambda turn, step: "No.")
         assert early.row()["errors"] == ["call_count"] and not early.row()["exact"]
@@ -430,7 +432,7 @@ def check_same_conversation(case: MultiTurnCase, answer: Callable[[int], list[Ca
         return said if isinstance(said, str) else called(said) if calling else written(said)
 
     theirs, result = conversation(case.case_id, policy, function_calling=calling)
-    dialogue, number = Dialogue(case, prompt="training" if calling else "official"), 0
+    dialogue, number = Conversation(case, prompt="training" if calling else "official"), 0
     while (sample := dialogue.sample()) is not None:
         messages, tools = theirs[number]
         shown = [
@@ -553,7 +555,8 @@ def test_evaluation(tmp_path: Path, prompt: str) -> None:
     """The option `eval=bfcl` on two questions: what is asked first, the row, the summary, and the official layout."""
     package()
     folder = copied(tmp_path / "data", "multi_turn_miss_param", 2, lambda row, answer: None)
-    evaluation = BFCL(path=str(folder), max_new_tokens=9, categories=["multi_turn_miss_param"], prompt=prompt)
+    categories = ["multi_turn_miss_param"]
+    evaluation = BFCL(path=str(folder), max_new_tokens=9, categories=categories, prompt=prompt, limit=None, model=None)
     evaluation.check()
     assert evaluation.identity()["path"]
     samples = evaluation.samples(tmp_path)

@@ -13,8 +13,8 @@ import pytest
 from tests.benchmarks.official_package import entries, package
 from ttpa.benchmarks.bfcl import official
 from ttpa.benchmarks.bfcl.categories import CATEGORIES
-from ttpa.benchmarks.bfcl.files import read_lines
 from ttpa.errors import ConfigError
+from ttpa.io import read_lines
 
 INSTALL = "pip install --no-deps bfcl-eval==2026.3.23 mpmath"
 

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from ttpa.benchmarks.bfcl.cases import Case
 from ttpa.benchmarks.bfcl.categories import category_of_id
-from ttpa.benchmarks.bfcl.files import Line, read_answer, read_cases, read_lines, unknown_id
-from ttpa.benchmarks.bfcl.summary import Summary, interval
+from ttpa.benchmarks.bfcl.files import answer_row, read_answer, read_cases, unknown_id
+from ttpa.benchmarks.bfcl.totals import Summary, interval
 from ttpa.benchmarks.scored import Scored, Shares, compared, read_shares, writer
 from ttpa.calls.six_errors import LABELS, primary_error, read_call, six_errors
 from ttpa.calls.syntaxes import ParseError, Syntax, get_syntax
 from ttpa.errors import ConfigError, DataError, TtpaError
-from ttpa.io import dumps
+from ttpa.io import JsonLine, dumps, read_lines
 from ttpa.records import Candidate, Sample, ToolCall
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def main() -> None:
 # --- rows in, rows out -----------------------------------------------------------------------------------------------
 
 
-def _counted(lines: Iterable[Line]) -> Iterator[Line]:
+def _counted(lines: Iterable[JsonLine]) -> Iterator[JsonLine]:
     """The lines, with a count on a terminal."""
     if not sys.stderr.isatty():
         yield from lines
@@ -144,7 +144,7 @@ def _benchmark(options: dict[str, str]) -> None:
     summary, ours = Summary(), Shares()
     try:
         with writer(options.get("out", ""), (options["outputs"], options.get("against", ""))) as write:
-            for line in _counted(read_lines(options["outputs"], answers=True)):
+            for line in _counted(read_lines(options["outputs"], answer_row)):
                 answer = read_answer(line)
                 if answer.case_id not in cases:
                     cases |= _multi_turn(options["data"], line, answer.case_id)
@@ -183,7 +183,7 @@ def _toolbench(options: dict[str, str]) -> None:
     score(options)
 
 
-def _multi_turn(folder: str, line: Line, case_id: str) -> Mapping[str, MultiTurnCase]:
+def _multi_turn(folder: str, line: JsonLine, case_id: str) -> Mapping[str, MultiTurnCase]:
     """The questions of the multi-turn category that an id is of: they are read when the first answer comes."""
     category = category_of_id(case_id)
     if category is None or category.rule != "multi_turn":
@@ -260,7 +260,7 @@ def _scorer(options: dict[str, str]) -> None:
     try:
         read = (options["outputs"], options["samples"], options.get("against", ""))
         with writer(options.get("out", ""), read) as write:
-            for line in _counted(read_lines(options["outputs"], answers=True)):
+            for line in _counted(read_lines(options["outputs"], answer_row)):
                 candidate = _candidate(line, syntax)
                 sample_of = samples.get(candidate.sample_id)
                 if sample_of is None:
@@ -289,7 +289,7 @@ def _scorer(options: dict[str, str]) -> None:
         print(compared(ours, theirs))
 
 
-def _sample(line: Line) -> Sample:
+def _sample(line: JsonLine) -> Sample:
     """The sample of a row, with all that scorers rely on."""
     try:
         sample = Sample.from_json(line.row)
@@ -341,7 +341,7 @@ _UNSAID = {"index": 0, "text": "", "token_ids": (), "logps": (), "error": None, 
 """What a candidate need not say to be scored."""
 
 
-def _candidate(line: Line, syntax: Syntax) -> Candidate:
+def _candidate(line: JsonLine, syntax: Syntax) -> Candidate:
     """The candidate of a row; calls are a candidate's own, or read from the row's text or list of {name: json}."""
     row = line.row
     if "sample_id" in row and "calls" in row and "result" not in row:

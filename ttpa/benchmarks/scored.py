@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
-from ttpa.benchmarks.bfcl.files import read_lines
 from ttpa.errors import ConfigError, DataError
-from ttpa.io import dumps
+from ttpa.io import dumps, read_lines
 from ttpa.results.stats import paired_difference
 
 

@@ -1,7 +1,6 @@
 """The categories of the Berkeley Function Calling Leaderboard (BFCL): names, sizes, and which rule scores which.
 
-Sizes and names are those of the data files, version 3 (before 2025-07) and version 4. What this module does not do:
-turn scores into totals (`aggregate`) or read files (`files`).
+Names and sizes are those of the data files of version 4, and of version 3 (before 2025-07).
 """
 
 from __future__ import annotations
@@ -23,22 +22,18 @@ class Category:
     """One category, under its version 4 name.
 
     Args:
-        name: as in the file name and in ids; `old_name` is what version 3 called it.
-        rule: how answers are scored: exactly one call; one call, whose function is among several; several calls in any
-            order; no call wanted; some call wanted; or one of the rules this package does not hold.
-        rows: published rows in version 4, 0 where it was retired; `old_rows` the same for version 3.
-        language: whose syntax values are written in.
-
-    Example:
-        >>> CATEGORIES["simple_java"].old_name, CATEGORIES["simple_java"].language
-        ('java', 'java')
+        name: As in the file name and in ids; version 3 called it `old_name`.
+        rule: How answers are scored: exactly one call; one call, whose function is among several; several calls in any
+            order; no call wanted; some call wanted; conversations; or a rule that is not scored here.
+        rows: Published rows in version 4, 0 where it was retired; `old_rows` the same for version 3.
+        language: Of the values in calls.
     """
 
     name: str
+    old_name: str
     rule: Rule
     rows: int
     old_rows: int
-    old_name: str
     language: Language = "python"
 
     @property
@@ -52,52 +47,37 @@ class Category:
         return self.rule not in ("irrelevance", "relevance")
 
 
-def _rule(name: str) -> Rule:
-    """The rule by the words in a name; the order decides, as `parallel_multiple` shows."""
-    if name.startswith("multi_turn"):
-        return "multi_turn"
-    if name.startswith(("web_search", "memory")):
-        return "agentic"
-    if name.startswith("exec_") or name == "rest":
-        return "execution"
-    if "irrelevance" in name:
-        return "irrelevance"
-    if "relevance" in name:
-        return "relevance"
-    if "parallel" in name:
-        return "parallel"
-    return "multiple" if "multiple" in name else "one"
+# Name in version 4: its rows, and those of version 3 where these are others. The order is that of tables.
+_ROWS: dict[str, tuple[int, ...]] = {
+    "simple_python": (400,), "simple_java": (100,), "simple_javascript": (50,), "multiple": (200,), "parallel": (200,),
+    "parallel_multiple": (200,), "irrelevance": (240,), "live_simple": (258,), "live_multiple": (1053,),
+    "live_parallel": (16,), "live_parallel_multiple": (24,), "multi_turn_base": (200,), "multi_turn_miss_func": (200,),
+    "multi_turn_miss_param": (200,), "multi_turn_long_context": (200,), "live_irrelevance": (884, 882),
+    "live_relevance": (16, 18), "web_search_base": (100, 0), "web_search_no_snippet": (100, 0), "memory_kv": (155, 0),
+    "memory_vector": (155, 0), "memory_rec_sum": (155, 0), "exec_simple": (0, 100), "exec_multiple": (0, 50),
+    "exec_parallel": (0, 50), "exec_parallel_multiple": (0, 40), "rest": (0, 70),
+}  # fmt: skip
+_OLD = {"simple_python": "simple", "simple_java": "java", "simple_javascript": "javascript"}
+_LANGUAGES: dict[str, Language] = {"simple_java": "java", "simple_javascript": "javascript"}
+# The first of these words that is in a name says the rule.
+_RULES: dict[str, Rule] = {
+    "multi_turn": "multi_turn", "web_search": "agentic", "memory": "agentic", "exec_": "execution", "rest": "execution",
+    "irrelevance": "irrelevance", "relevance": "relevance", "parallel": "parallel", "multiple": "multiple", "": "one",
+}  # fmt: skip
 
-
-def _table() -> dict[str, Category]:
-    both = {
-        "simple_python": 400, "simple_java": 100, "simple_javascript": 50, "multiple": 200, "parallel": 200,
-        "parallel_multiple": 200, "irrelevance": 240, "live_simple": 258, "live_multiple": 1053, "live_parallel": 16,
-        "live_parallel_multiple": 24, "multi_turn_base": 200, "multi_turn_miss_func": 200,
-        "multi_turn_miss_param": 200, "multi_turn_long_context": 200,
-    }  # fmt: skip
-    rows = {name: (count, count) for name, count in both.items()}
-    rows |= {"live_irrelevance": (884, 882), "live_relevance": (16, 18)}
-    rows |= {name: (100, 0) for name in ("web_search_base", "web_search_no_snippet")}
-    rows |= {name: (155, 0) for name in ("memory_kv", "memory_vector", "memory_rec_sum")}
-    retired = {"exec_simple": 100, "exec_multiple": 50, "exec_parallel": 50, "exec_parallel_multiple": 40, "rest": 70}
-    rows |= {name: (0, count) for name, count in retired.items()}
-    old = {"simple_python": "simple", "simple_java": "java", "simple_javascript": "javascript"}
-    languages: dict[str, Language] = {"simple_java": "java", "simple_javascript": "javascript"}
-    return {
+CATEGORIES: Mapping[str, Category] = MappingProxyType(
+    {
         name: Category(
             name=name,
-            rule=_rule(name),
-            rows=now,
-            old_rows=then,
-            old_name=old.get(name, name),
-            language=languages.get(name, "python"),
+            old_name=_OLD.get(name, name),
+            rule=next(rule for word, rule in _RULES.items() if word in name),
+            rows=rows[0],
+            old_rows=rows[-1],
+            language=_LANGUAGES.get(name, "python"),
         )
-        for name, (now, then) in rows.items()
+        for name, rows in _ROWS.items()
     }
-
-
-CATEGORIES: Mapping[str, Category] = MappingProxyType(_table())
+)
 """Every category by its version 4 name, in the order in which tables show them."""
 
 _BY_OLD_NAME = {category.old_name: category for category in CATEGORIES.values()}

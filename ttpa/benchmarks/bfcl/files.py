@@ -3,57 +3,48 @@
 All are JSON lines, also those named `.json`, and may be gzipped. A data folder is laid out as published:
 `BFCL_v4_<category>.json` (or `BFCL_v3_`, with that version's names), and below `possible_answer/` files of the same
 names. Multi-turn questions are read by `multi_turn`, since they need more files; agentic ones are not scored here.
-Reading is a row at a time.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
-import sys
-import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, TypeVar
 
 from ttpa.benchmarks.bfcl.cases import Case
 from ttpa.benchmarks.bfcl.categories import SINGLE_TURN, Category, category_of_id, find_category
 from ttpa.errors import DataError
-from ttpa.io import dumps
+from ttpa.io import JsonLine, dumps, read_lines
 
 _NAME = re.compile(r"BFCL_v(\d+)_(\w+?)\.jsonl?(?:\.gz)?")
 _TOKEN = re.compile(r'"(?:[^"\\]+|\\.?)*"?|[\[\]{}]', re.DOTALL)
 """A text, also one that is cut off, or a bracket."""
 _DEEP = 500
 """Python reads JSON of about 1,000 levels, less what its own calls take."""
-_GZIP = b"\x1f\x8b"
+
+
+C = TypeVar("C", bound="AnyCase")
+
+
+class AnyCase(Protocol):
+    """A question, of one turn or of several."""
+
+    @property
+    def case_id(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One row of a file and where it stands; `str(line)` is `file:number`."""
-
-    file: str
-    number: int
-    row: Mapping[str, Any]
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.number}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class ModelAnswer:
     """One answer of a model.
 
     Args:
-        case_id: the question's id.
-        result: a text, or a list of `{name: json}`.
-        function_calling: whether it came through a function-calling interface; None when the row does not say.
-        dots_as_underscores: whether names were sent with `_` for every dot; None when the row does not say.
+        case_id: The question's id.
+        result: A text, or a list of `{name: json}`.
+        function_calling: Whether it came through a function-calling interface; None when the row does not say.
+        dots_as_underscores: Whether names were sent with `_` for every dot; None when the row does not say.
     """
 
     case_id: str
@@ -62,41 +53,11 @@ class Answer:
     dots_as_underscores: bool | None = None
 
 
-def read_lines(path: str | Path, *, answers: bool = False) -> Iterator[Line]:
-    """The rows of a JSON-lines file, gzipped or not; "-" is standard input. Empty lines are passed over.
+def answer_row(text: str) -> Any:
+    """The row of a model's answer; what JSON's rules allow and Python does not read in it is None.
 
-    Args:
-        path: The file.
-        answers: Whether models wrote what is in the rows: then numbers without end and brackets without bottom in them
-            are no error of the file, but None.
-
-    Raises:
-        DataError: the file cannot be read, is cut, or has a line that is no JSON object in UTF-8; names file and line.
-    """
-    name = "standard input" if str(path) == "-" else str(path)
-    number = 0
-    try:
-        with _open(path) as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = _answer_row(line.decode("utf-8")) if answers else json.loads(line.decode("utf-8"))
-                except UnicodeDecodeError as error:
-                    raise DataError(f"{name}:{number}: not UTF-8 ({error}). Save the file as UTF-8.") from None
-                except (ValueError, RecursionError) as error:
-                    raise DataError(f"{name}:{number}: not JSON ({error}). Write the line again.") from None
-                if not isinstance(row, dict):
-                    raise DataError(f"{name}:{number}: a {type(row).__name__} where a row, a JSON object, belongs.")
-                yield Line(file=name, number=number, row=row)
-    except FileNotFoundError:
-        raise DataError(f"{name}: no such file. Check the path.") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{name}:{number + 1}: file cut or damaged ({error}). Write it again.") from None
-
-
-def _answer_row(text: str) -> Any:
-    """The row of an answer; what JSON's rules allow and Python does not read in it is None.
+    A model decides what stands in such a row, so a number without end or brackets without bottom are no error of the
+    file. For `read_lines`.
 
     Raises:
         ValueError, RecursionError: it is no JSON.
@@ -104,14 +65,7 @@ def _answer_row(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        return json.loads(_shallow(text), parse_int=_int)
-
-
-def _int(digits: str) -> int | None:
-    try:
-        return int(digits)
-    except ValueError:
-        return None  # too long
+        return json.loads(_shallow(text), parse_int=lambda digits: int(digits) if len(digits) < 4000 else None)
 
 
 def _shallow(text: str) -> str:
@@ -132,16 +86,7 @@ def _shallow(text: str) -> str:
     return "".join([*kept, text[end:]])
 
 
-@contextmanager
-def _open(path: str | Path) -> Iterator[Iterable[bytes]]:
-    """The lines of a file or of standard input, unzipped; whether they are gzipped shows in the first two bytes."""
-    with ExitStack() as stack:
-        raw = cast("BufferedReader", sys.stdin.buffer) if str(path) == "-" else stack.enter_context(open(path, "rb"))
-        zipped = raw.peek(2)[:2] == _GZIP
-        yield stack.enter_context(gzip.GzipFile(fileobj=raw)) if zipped else raw
-
-
-def read_answer(line: Line) -> Answer:
+def read_answer(line: JsonLine) -> ModelAnswer:
     """One row of a result file: `{id, result}` as BFCL writes it, or this project's `{sample_id, text}`.
 
     Raises:
@@ -159,19 +104,13 @@ def read_answer(line: Line) -> Answer:
         raise DataError(f"{line}: mode={mode!r}, dots_as_underscores={dots!r}. Use fc or prompt, and true or false.")
     result, calling = row[key], None if mode is None else mode == "fc"
     if key == "text" and "calls" in row:  # a candidate of this project: its calls were parsed when it was drawn
-        result, calling = _calls_of(row["calls"], line) or result, True
-    return Answer(case_id=case_id, result=result, function_calling=calling, dots_as_underscores=dots)
-
-
-def _calls_of(calls: Any, line: Line) -> list[dict[str, str]]:
-    """The parsed calls of a candidate in the form of a function-calling interface; none where it made none."""
-    try:
-        found = json.loads(calls) if isinstance(calls, str) else calls or []
-        return [{one["name"]: dumps(one["arguments"])} for one in found]
-    except (ValueError, RecursionError, KeyError, TypeError):
-        raise DataError(
-            f"{line}: calls are no list of names and arguments. Take candidates.jsonl as written."
-        ) from None
+        try:
+            calls = json.loads(row["calls"]) if isinstance(row["calls"], str) else row["calls"] or []
+            result, calling = [{one["name"]: dumps(one["arguments"])} for one in calls] or result, True
+        except (ValueError, RecursionError, KeyError, TypeError):
+            problem = "calls are no list of names and arguments"
+            raise DataError(f"{line}: {problem}. Take candidates.jsonl as written.") from None
+    return ModelAnswer(case_id=case_id, result=result, function_calling=calling, dots_as_underscores=dots)
 
 
 def read_cases(folder: str | Path) -> dict[str, Case]:
@@ -187,18 +126,10 @@ def read_cases(folder: str | Path) -> dict[str, Case]:
     if not folder.is_dir():
         raise DataError(f"data={folder}: no such folder. Give the folder with the BFCL_v4_*.json files.")
     cases: dict[str, Case] = {}
-    files = question_files(folder)
-    for path, category in files:
-        if category.rule not in SINGLE_TURN:
-            continue
-        answers = read_answers(folder, path) if category.has_answers else {}
-        for line in read_lines(path):
-            case = _case(line, category, answers)
-            if case.case_id in cases:
-                raise DataError(f"{line}: {case.case_id} is there twice. Keep one version of a category in a folder.")
-            cases[case.case_id] = case
-        check_used(answers, cases, path)
-    if not cases and not any(category.rule == "multi_turn" for _, category in files):
+    for category in dict.fromkeys(category for _, category in question_files(folder)):
+        if category.rule in SINGLE_TURN:
+            cases |= read_category(folder, category, _case, seen=cases)
+    if not cases and not any(category.rule == "multi_turn" for _, category in question_files(folder)):
         raise DataError(f"data={folder}: no questions. BFCL_v4_<category>.json files belong there, as published.")
     return cases
 
@@ -214,21 +145,47 @@ def question_files(folder: Path) -> list[tuple[Path, Category]]:
     return found
 
 
-def read_answers(folder: Path, questions: Path) -> dict[str, Line]:
-    """The rows of accepted answers that belong to a file of questions, by id.
+def read_category(
+    folder: Path,
+    category: Category,
+    make: Callable[[JsonLine, Category, JsonLine | None], C],
+    seen: Collection[str] = (),
+) -> dict[str, C]:
+    """The questions of a category in a data folder, by id; none where the folder has no file of it.
+
+    Args:
+        folder: The data folder.
+        category: Of the questions.
+        make: Turns the row of a question and that of its answers (None in a category without) into a case.
+        seen: Ids of other categories.
 
     Raises:
-        DataError: no such file, an id twice, or a row that is not of the published form; names file and line.
+        DataError: as in `read_cases`.
     """
+    cases: dict[str, C] = {}
+    for path in (path for path, found in question_files(folder) if found == category):
+        answers = _read_answers(folder, path) if category.has_answers else {}
+        for line in read_lines(path):
+            answer = answers.get(str(line.row.get("id")))
+            if category.has_answers and answer is None and isinstance(line.row.get("id"), str):
+                remedy = "Take questions and answers from one release."
+                raise DataError(f"{line}: no accepted answers for {line.row['id']}. {remedy}")
+            case = make(line, category, answer)
+            if case.case_id in cases or case.case_id in seen:
+                raise DataError(f"{line}: {case.case_id} is there twice. Keep one version of a category in a folder.")
+            cases[case.case_id] = case
+        for case_id, answer in answers.items():
+            if case_id not in cases:
+                raise DataError(f"{answer}: no question {case_id} in {path}. Take both from one release.")
+    return cases
+
+
+def _read_answers(folder: Path, questions: Path) -> dict[str, JsonLine]:
+    """The rows of accepted answers that belong to a file of questions, by id."""
     stem = questions.name.removesuffix(".gz")
-    names = (stem, f"{stem}.gz")
-    path = next(
-        (folder / "possible_answer" / name for name in names if (folder / "possible_answer" / name).is_file()), None
-    )
-    if path is None:
-        raise DataError(f"{folder / 'possible_answer' / stem}: no such file. Answers belong beside the questions.")
-    answers: dict[str, Line] = {}
-    for line in read_lines(path):
+    places = [folder / "possible_answer" / name for name in (stem, f"{stem}.gz")]
+    answers: dict[str, JsonLine] = {}
+    for line in read_lines(next((place for place in places if place.is_file()), places[0])):
         case_id = line.row.get("id")
         if not isinstance(case_id, str) or not isinstance(line.row.get("ground_truth"), list):
             raise DataError(f"{line}: no id and ground_truth. Take the file as published.")
@@ -238,34 +195,20 @@ def read_answers(folder: Path, questions: Path) -> dict[str, Line]:
     return answers
 
 
-def check_used(answers: Mapping[str, Line], cases: Collection[str], questions: Path) -> None:
-    """Refuses accepted answers to a question that is not there.
-
-    Raises:
-        DataError: there is one; names its file and line.
-    """
-    for case_id, line in answers.items():
-        if case_id not in cases:
-            raise DataError(f"{line}: no question {case_id} in {questions}. Take both from one release.")
-
-
-def _case(line: Line, category: Category, answers: Mapping[str, Line]) -> Case:
+def _case(line: JsonLine, category: Category, answer: JsonLine | None) -> Case:
     case_id, functions = line.row.get("id"), line.row.get("function")
     known = isinstance(functions, list) and all(isinstance(one, dict) and "name" in one for one in functions)
     if not isinstance(case_id, str) or not isinstance(functions, list) or not known:
         raise DataError(f"{line}: no id and function documents. Take the file as published.")
-    if not category.has_answers:
-        return Case(case_id, category, functions)
-    answer = answers.get(case_id)
     if answer is None:
-        raise DataError(f"{line}: no accepted answers for {case_id}. Take questions and answers from one release.")
+        return Case(case_id, category, functions)
     try:
         return Case(case_id, category, functions, answer.row["ground_truth"])
     except DataError as error:
         raise DataError(f"{line} and {answer}: {error}") from None
 
 
-def unknown_id(line: Line, case_id: str) -> DataError:
+def unknown_id(line: JsonLine, case_id: str) -> DataError:
     """The error for an answer to a question that the data folder does not have."""
     category = category_of_id(case_id)
     if category is not None and category.rule not in (*SINGLE_TURN, "multi_turn"):

@@ -3,22 +3,14 @@
 A question has several turns, and a turn as many steps as the model makes calls in: its calls are run on the question's
 backends (`multi_turn_run`), the results are handed back, and a step without a call ends the turn. A turn of too many
 steps breaks the conversation off. Withheld functions are added at their turn. Judged is, turn by turn, whether the
-backends are in the state that the expected calls bring them to and whether the results of these calls were seen.
-
-    official error type                           | of the six
-    multi_turn:inference_error                    | format: the result is no list of turns
-    multi_turn:force_terminated                   | call_count: too many steps, so there are not all turns
-    multi_turn:empty_turn_model_response          | call_count: calls are expected in the turn, none is made
-    multi_turn:instance_state_mismatch            | parameter_value: calls with another effect
-    multi_turn:execution_response_mismatch        | parameter_value: calls with another result
-    multi_turn:execution_limit (not an official one, which would hang) | parameter_value: a call that does not end
-
-The last three do not say which call it is: several ways lead to a state, so calls are not compared one with another.
+backends are in the state that the expected calls bring them to and whether the results of these calls were seen. The
+error types do not say which call is wrong: several ways lead to a state. `multi_turn:execution_limit`, a call that does
+not end, is not an official one; the official checker would hang.
 
 Everything here needs the extra `bfcl` (`official`). Function documents are read from `multi_turn_func_doc/` in the data
-folder and, where there is none, from the installed package. The backends are version 4's, also for questions of
-version 3. What this module does not do: the categories on memory and
-web search, or the few functions a row names as excluded, which the official tool shows, too.
+folder and, where there is none, from the installed package. The backends are version 4's, also for questions of version
+3. What this module does not do: the categories on memory and web search, or the few functions a row names as excluded,
+which the official tool shows, too.
 """
 
 from __future__ import annotations
@@ -30,19 +22,19 @@ from pathlib import Path
 from typing import Any
 
 from ttpa.benchmarks.bfcl import official
+from ttpa.benchmarks.bfcl.cases import judged_row, tool_of
 from ttpa.benchmarks.bfcl.categories import Category
-from ttpa.benchmarks.bfcl.files import Line, check_used, question_files, read_answers, read_lines
+from ttpa.benchmarks.bfcl.check import Verdict, refused
+from ttpa.benchmarks.bfcl.files import read_category
 from ttpa.benchmarks.bfcl.multi_turn_run import CLASSES, compare, execute, read_step
-from ttpa.benchmarks.bfcl.verdict import Fault, Verdict, accepted, refused
+from ttpa.calls.six_errors import show
 from ttpa.errors import DataError
-from ttpa.io import dumps
-from ttpa.records import Candidate, Message, Sample, ToolSpec
-from ttpa.run.evaluation import Row
+from ttpa.io import JsonLine, dumps, read_lines
+from ttpa.records import Candidate, Message, Sample
 
 DOCUMENTS = "multi_turn_func_doc"
 
-_RIGHT = accepted("states and results are as after the expected calls")
-_LIMIT = refused(Fault("multi_turn:execution_limit", "the calls take too long, or too much memory, to be run"))
+_LIMIT = refused("multi_turn:execution_limit", "the calls take too long, or too much memory, to be run")
 
 Document = Mapping[str, Any]
 
@@ -52,14 +44,14 @@ class MultiTurnCase:
     """A question of several turns.
 
     Args:
-        case_id: as in the files.
-        category: of the question.
-        turns: messages of the user, turn by turn; none in a turn at which functions are added.
-        functions: documents of the functions that may be called.
-        added: turn, counted from 0 -> documents of the functions that are withheld until then.
-        classes: names of the backends.
-        initial_config: class -> what its instance begins with.
-        truth: expected calls of every turn, as text; none where nothing can be done yet.
+        case_id: As in the files.
+        category: Of the question.
+        turns: Messages of the user, turn by turn; none in a turn at which functions are added.
+        functions: Documents of the functions that may be called.
+        added: Turn, counted from 0 -> documents of the functions that are withheld until then.
+        classes: Names of the backends.
+        initial_config: Class -> what its instance begins with.
+        truth: Expected calls of every turn, as text; none where nothing can be done yet.
     """
 
     case_id: str
@@ -77,40 +69,33 @@ class MultiTurnCase:
         return {"id": self.case_id, "classes": self.classes, "initial_config": self.initial_config}
 
     def judge(self, result: Any, *, function_calling: bool | None = None, dots_as_underscores: bool = False) -> Verdict:
-        """See `judge_result`; no function of these categories has a dot in its name."""
-        return judge_result(self, result, function_calling)
+        """The verdict on a finished conversation, whatever it holds.
 
-
-def judge_result(case: MultiTurnCase, result: Any, function_calling: bool | None = None) -> Verdict:
-    """The verdict on a finished conversation, whatever it holds.
-
-    Args:
-        case: The question.
-        result: A list of turns, each a list of steps: texts, or lists of `{name: json}`.
-        function_calling: Whether it came through a function-calling interface; None decides step by step, by type.
-    """
-    if not isinstance(result, list):
-        return refused(Fault("multi_turn:inference_error", "the result is no list of turns"))
-    if len(result) != len(case.truth):
-        sentence = "{} turns, expected {}: the conversation was broken off"
-        return refused(Fault("multi_turn:force_terminated", sentence, (len(result), len(case.truth))))
-    turns = []
-    for turn in result:
-        steps = (read_step(step, function_calling) for step in (turn if isinstance(turn, list) else ()))
-        turns.append([calls for calls in steps if calls])
-    found = compare(case.backends, turns, case.truth)
-    if found is None:
-        return _LIMIT
-    if found["error_type"] is None:
-        return _RIGHT
-    sentence = {
-        "multi_turn:empty_turn_model_response": "no call in turn {}, {} expected",
-        "multi_turn:instance_state_mismatch": "after turn {} the state is not the expected one in {}",
-        "multi_turn:execution_response_mismatch": "after turn {} an expected result is missing: {}",
-    }[found["error_type"]]
-    turn = found["turn"]
-    about = len(case.truth[turn]) if found["error_type"].endswith("empty_turn_model_response") else found["what"]
-    return refused(Fault(found["error_type"], sentence, (turn + 1, about)))
+        Args:
+            result: A list of turns, each a list of steps: texts, or lists of `{name: json}`.
+            function_calling: Whether it came through a function-calling interface; None decides step by step, by type.
+            dots_as_underscores: Plays no part: no function of these categories has a dot in its name.
+        """
+        if not isinstance(result, list):
+            return refused("multi_turn:inference_error", "the result is no list of turns")
+        if len(result) != len(self.truth):
+            sentence = f"{len(result)} turns, expected {len(self.truth)}: the conversation was broken off"
+            return refused("multi_turn:force_terminated", sentence)
+        turns = []
+        for turn in result:
+            steps = (read_step(step, function_calling) for step in (turn if isinstance(turn, list) else ()))
+            turns.append([calls for calls in steps if calls])
+        found = compare(self.backends, turns, self.truth)
+        if found is None:
+            return _LIMIT
+        at, error_type = found["turn"], found["error_type"]
+        if error_type is None:
+            return Verdict(None, "states and results are as after the expected calls")
+        sentence = {
+            "multi_turn:empty_turn_model_response": f"no call in turn {at + 1}, {len(self.truth[at])} expected",
+            "multi_turn:instance_state_mismatch": f"the state after turn {at + 1} differs in {show(found['what'])}",
+        }.get(error_type, f"after turn {at + 1} an expected result is missing: {show(found['what'])}")
+        return refused(error_type, sentence)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -126,30 +111,16 @@ def read_multi_turn(folder: Path, category: Category) -> Mapping[str, MultiTurnC
             published form; names file and line.
     """
     official.require()
-    cases: dict[str, MultiTurnCase] = {}
-    for path, found in question_files(folder):
-        if found != category:
-            continue
-        answers = read_answers(folder, path)
-        for line in read_lines(path):
-            case = _case(line, category, answers, folder)
-            if case.case_id in cases:
-                raise DataError(f"{line}: {case.case_id} is there twice. Keep one version of a category in a folder.")
-            cases[case.case_id] = case
-        check_used(answers, cases, path)
-    return cases
+    return read_category(folder, category, lambda line, found, answer: _case(line, found, answer, folder))
 
 
-def _case(line: Line, category: Category, answers: Mapping[str, Line], folder: Path) -> MultiTurnCase:
+def _case(line: JsonLine, category: Category, answer: JsonLine | None, folder: Path) -> MultiTurnCase:
     row = line.row
     case_id, classes, config = row.get("id"), row.get("involved_classes"), row.get("initial_config", {})
-    if not isinstance(case_id, str) or not isinstance(config, dict):
+    if not isinstance(case_id, str) or not isinstance(config, dict) or answer is None:
         raise DataError(f"{line}: no id and initial_config. Take the file as published.")
     if not isinstance(classes, list) or not classes or not all(name in CLASSES for name in map(str, classes)):
         raise DataError(f"{line}: involved_classes={classes}: known are {', '.join(sorted(CLASSES))}.")
-    answer = answers.get(case_id)
-    if answer is None:
-        raise DataError(f"{line}: no accepted answers for {case_id}. Take questions and answers from one release.")
     truth = answer.row["ground_truth"]
     if not all(isinstance(calls, list) and all(isinstance(call, str) for call in calls) for calls in truth):
         raise DataError(f"{answer}: ground_truth is no list of turns of calls. Take the file as published.")
@@ -177,7 +148,7 @@ def _messages(turn: Any) -> bool:
     )
 
 
-def _withheld(line: Line, missed: Any, functions: list[Document], turns: int) -> dict[int, tuple[Document, ...]]:
+def _withheld(line: JsonLine, missed: Any, functions: list[Document], turns: int) -> dict[int, tuple[Document, ...]]:
     """Takes the documents of withheld functions out of the list."""
     added: dict[int, tuple[Document, ...]] = {}
     for turn, names in missed.items() if isinstance(missed, dict) else [("missed_function", missed)]:
@@ -210,7 +181,7 @@ def _documents(path: Path) -> tuple[Document, ...]:
 # --- conversations ---------------------------------------------------------------------------------------------------
 
 
-class Dialogue:
+class Conversation:
     """A conversation on a question, as `ttpa.run.evaluation.Dialogue` describes it.
 
     Args:
@@ -225,19 +196,18 @@ class Dialogue:
         self._official = prompt == "official"
         self._limit = official.step_limit()
         self._messages: list[Message] = []
-        self._tools: list[ToolSpec] = []
-        if not self._official:
-            self._add_tools(case.functions)
+        self._tools = [] if self._official else [tool_of(function) for function in case.functions]
         self._result: list[list[Any]] = [[]]
         self._steps: list[list[str]] = []
+        self._answers: list[Candidate] = []
         self._over = self._ended = False
-        self._tokens, self._texts, self._finish = 0, list[str](), "stop"
         self._begin_turn()
 
     def sample(self) -> Sample | None:
         """What is to be answered next; None when the conversation is over."""
-        if self._over:
-            return None
+        return None if self._over else self._sample()
+
+    def _sample(self) -> Sample:
         return Sample(
             id=self._case.case_id,
             tools=tuple(self._tools),
@@ -248,18 +218,17 @@ class Dialogue:
 
     def take(self, candidate: Candidate) -> None:
         """Runs the answer's calls; without any, or without end, the turn is over."""
-        self._tokens += len(candidate.token_ids)
-        self._texts.append(candidate.text)
-        self._finish = candidate.finish if self._finish == "stop" else self._finish
-        answer: Any = candidate.text
+        self._answers.append(candidate)
         given = () if self._official else candidate.calls or ()
-        if given:
-            answer = [{call.name: dumps(call.arguments)} for call in given]
+        answer: Any = [{call.name: dumps(call.arguments)} for call in given] or candidate.text
         self._result[-1].append(answer)
         self._messages.append(Message(role="assistant", content=candidate.text, calls=given))
         calls = read_step(answer, function_calling=not self._official)
         if not calls:
-            self._next_turn()
+            self._over = len(self._result) == len(self._case.turns)
+            if not self._over:
+                self._result.append([])
+                self._begin_turn()
             return
         self._steps.append(calls)
         results = execute(self._case.backends, self._steps)
@@ -273,32 +242,11 @@ class Dialogue:
         # The limit is looked at after a step, so that one more is run: officially, too.
         self._over = len(self._result[-1]) > self._limit
 
-    def row(self) -> Row:
+    def row(self) -> dict[str, Any]:
         """The judgement of the conversation, when it is over."""
         case = self._case
-        verdict = _LIMIT if self._ended else judge_result(case, self._result, function_calling=not self._official)
-        return {
-            "id": case.case_id,
-            "cluster": case.case_id,
-            "band": "",
-            "tags": [],
-            "finish": self._finish,
-            "tokens": self._tokens,
-            "text": "\n".join(self._texts),
-            "category": case.category.name,
-            "exact": verdict.valid,
-            "errors": [verdict.six_error] if verdict.six_error else [],
-            "error_type": verdict.error_type,
-            "explanation": verdict.explanation,
-            "result": self._result,
-        }
-
-    def _next_turn(self) -> None:
-        if len(self._result) == len(self._case.turns):
-            self._over = True
-            return
-        self._result.append([])
-        self._begin_turn()
+        verdict = _LIMIT if self._ended else case.judge(self._result, function_calling=not self._official)
+        return judged_row(self._sample(), case.category, verdict, self._result, self._answers)
 
     def _begin_turn(self) -> None:
         turn = len(self._result) - 1
@@ -306,15 +254,10 @@ class Dialogue:
         added = self._case.added.get(turn)
         if added is not None:
             if not self._official:
-                self._add_tools(added)
+                self._tools += [tool_of(function) for function in added]
             messages = [Message(role="user", content=official.added_functions_text(added, listed=self._official))]
         if turn == 0 and self._official:
             rows = [{"role": message.role, "content": message.content} for message in messages]
             rows = official.official_messages(rows, self._case.functions, self._case.category)
             messages = [Message(role=row["role"], content=row["content"]) for row in rows]
         self._messages += messages
-
-    def _add_tools(self, functions: Iterable[Document]) -> None:
-        from ttpa.benchmarks.bfcl.evaluation import tool_of
-
-        self._tools += [tool_of(function) for function in functions]

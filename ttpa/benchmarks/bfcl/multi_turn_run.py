@@ -1,15 +1,10 @@
-"""Calls of the multi-turn categories: from a step's answer to calls, and their run on BFCL's backends, fenced in.
+"""Runs the calls of the multi-turn categories on BFCL's backends, in a process of its own with limits.
 
-`read_step` gives calls in the text form that the official executor is handed; that executor calls Python's `eval` on
-them. Here nothing a model writes is evaluated. A text is read as a syntax tree, in which a call of a public method of
-the case's classes with literals (or further such calls) is looked up and made, and anything else is the error that a
-name without a value gives. So a call of a builtin, which the official executor makes, is an error here. Results and
-errors are written as officially, since they are compared: also where the official executor, before it evaluates, looks
-for names before parentheses even inside strings and changes these. The comparison of states and results is the
-package's own.
-
-A process of its own runs the calls, a fork of it per request: nothing that one run leaves behind in the package's
-modules reaches the next. A run that lasts over `SECONDS` or wants over `MEMORY` bytes is ended, and is an answer too.
+The official executor calls Python's `eval` on what a model writes. Here a call is read as a syntax tree, and only public
+methods of the question's classes are called, with literals or further such calls as arguments; anything else is the
+error that an unknown name gives. Results and errors are written as officially, since they are compared, and the
+comparison of states and results is the package's own. The process forks for each request, so that nothing one run leaves
+behind reaches the next.
 """
 
 from __future__ import annotations
@@ -28,20 +23,15 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from threading import Lock
 from typing import Any, NoReturn, TextIO
 
-from ttpa.benchmarks.bfcl.decode import Undecoded, decode
-from ttpa.benchmarks.bfcl.fold import NotConstant, fold
-from ttpa.benchmarks.bfcl.python_calls import MAX_CHARS
+from ttpa.benchmarks.bfcl.decode_python import MAX_CHARS, Undecodable, compute, read_python
 from ttpa.errors import DataError
 
 SECONDS = 10.0
 """Longest run of one case. Its calls take milliseconds; those meant to go on for ever are ended."""
-
 MEMORY = 2**30
 """Most memory of such a run, in bytes, where the system can limit it."""
-
 MAX_CHARS_OF_RESULTS = 10_000_000
 """Results of one step that are longer count as too much memory: they would have to be handed back."""
 
@@ -50,43 +40,37 @@ CLASSES = frozenset(
      "VehicleControlAPI"}
 )  # fmt: skip
 """The backends of the multi-turn categories; the package has others, which use the network or files."""
-
 _REFUSED = frozenset({"kill", "exit", "quit", "remove", "unlink", "popen", "Popen", "run"})
 _ERROR = "Error during execution: "
-
 
 # --- answers to calls ------------------------------------------------------------------------------------------------
 
 
 def read_step(result: Any, function_calling: bool | None = None) -> list[str]:
-    """The calls of one step, in the official text form; empty where there is none to be had, which ends a turn.
+    """The calls of one step, in the official text form; empty where there are none, which ends a turn.
 
     Args:
-        result: a text, or a list of `{name: json}`.
-        function_calling: whether it came through a function-calling interface; None decides by type.
+        result: A text, or a list of `{name: json}`.
+        function_calling: Whether it came through a function-calling interface; None decides by type.
 
     Example:
         >>> read_step("[cd(folder='a'), sort('dropped')]"), read_step([{"cd": '{"folder": "a"}'}]), read_step("Done.")
         (["cd(folder='a')", 'sort()'], ["cd(folder='a')"], [])
     """
     try:
-        if function_calling or (function_calling is None and type(result) is not str):
+        if function_calling or (function_calling is None and not isinstance(result, str)):
             return _from_interface(result)
-        calls = decode(result, function_calling=False)
-        if isinstance(calls, Undecoded):
-            return []
-        return [f"{name}({', '.join(f'{key}={_source(value)}' for key, value in given.items())})"
-                for name, given in calls]  # fmt: skip
-    except (ValueError, RecursionError):  # no JSON; a number too long to be written; an empty dict
+        return [f"{name}({_given(given)})" for name, given in read_python(result)]
+    except (Undecodable, ValueError, RecursionError):  # no JSON; a number too long to be written; an empty dict
         return []
 
 
-def _source(value: Any) -> str:
-    """A value as the official decoder writes it: a dict of dicts is taken for a call.
+def _given(given: Mapping[Any, Any]) -> str:
+    return ", ".join(f"{key}={_source(value)}" for key, value in given.items())
 
-    Raises:
-        ValueError: it cannot be written so.
-    """
+
+def _source(value: Any) -> str:
+    """A value as the official decoder writes it: a dict of dicts is taken for a call, an empty one cannot be written."""
     if not isinstance(value, dict):
         return repr(value)
     if not all(isinstance(inner, dict) for inner in value.values()):
@@ -94,7 +78,7 @@ def _source(value: Any) -> str:
     if not value:
         raise ValueError("an empty dict is taken for a call without a name")
     name = next(iter(value))
-    return f"{name}({', '.join(f'{key}={_source(inner)}' for key, inner in value[name].items())})"
+    return f"{name}({_given(value[name])})"
 
 
 def _from_interface(result: Any) -> list[str]:
@@ -113,7 +97,6 @@ def _from_interface(result: Any) -> list[str]:
 
 # --- asking the process ----------------------------------------------------------------------------------------------
 
-_LOCK = Lock()
 _PROCESSES: dict[int, subprocess.Popen[str]] = {}
 """Process id of the asking process -> the process it asks: a fork must not use its parent's."""
 
@@ -131,8 +114,8 @@ def compare(
 
     Args:
         case: `id`, `classes`, `initial_config`.
-        turns: calls of every step of every turn, steps without calls left out.
-        truth: the expected calls of every turn.
+        turns: Calls of every step of every turn, steps without calls left out.
+        truth: The expected calls of every turn.
 
     Returns:
         `error_type` (None when valid), the `turn`, counted from 0, and a list of texts, `what`: attributes that differ
@@ -143,14 +126,12 @@ def compare(
 
 
 def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
-    line = json.dumps({**request, "seconds": SECONDS})
-    case_id = request["case"]["id"]
-    with _LOCK:
-        try:
-            answer = _exchange(line) or _exchange(line)  # a process that something else has ended is started again
-        except BaseException:
-            _stop()  # interrupted, its answer would be taken for that to the next request
-            raise
+    line, case_id = json.dumps({**request, "seconds": SECONDS}), request["case"]["id"]
+    try:
+        answer = _exchange(line) or _exchange(line)  # a process that something else has ended is started again
+    except BaseException:
+        _stop()  # interrupted, its answer would be taken for that to the next request
+        raise
     if not answer:
         raise DataError(f"{case_id}: the process that runs BFCL's backends ended twice. Is there memory for it?")
     reply: dict[str, Any] = json.loads(answer)
@@ -160,10 +141,9 @@ def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _exchange(line: str) -> str:
-    """The answer to a line; "" when the process has ended, which it is then rid of."""
-    process = _PROCESSES.get(os.getpid()) or _start()
+    """The answer to a line; "" when the process has ended."""
+    process, answer = _PROCESSES.get(os.getpid()) or _start(), ""
     assert process.stdin is not None and process.stdout is not None
-    answer = ""
     with suppress(OSError):
         process.stdin.write(f"{line}\n")
         process.stdin.flush()
@@ -176,8 +156,7 @@ def _exchange(line: str) -> str:
 def _start() -> subprocess.Popen[str]:
     # The path is handed on: this package need not be installed, and what runs it may have added to the path.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    command = [sys.executable, "-c", f"from {__name__} import serve; serve({MEMORY})"]
-    pipe = subprocess.PIPE
+    command, pipe = [sys.executable, "-c", f"from {__name__} import serve; serve({MEMORY})"], subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True, encoding="utf-8")
     if not _PROCESSES:
         atexit.register(_stop)
@@ -199,7 +178,7 @@ def serve(memory: int) -> None:
     """Answers requests, one JSON line each, until the input ends."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a backend might print is no answer
-    warnings.simplefilter("ignore")  # of the model's odd escapes and the like
+    warnings.simplefilter("ignore")  # of the model's odd escapes
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asks is interrupted, and ends this process
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     with suppress(ImportError, ValueError, OSError):  # a system without this limit
@@ -211,7 +190,7 @@ def serve(memory: int) -> None:
         try:
             classes = {name: _class(name) for name in request["case"]["classes"]}
         except Exception as error:
-            print(json.dumps({"failed": _named(error)}), file=out, flush=True)
+            print(json.dumps({"failed": f"{type(error).__name__}: {error}"}), file=out, flush=True)
             continue
         child = os.fork()
         if not child:
@@ -227,19 +206,15 @@ def _answer(request: Mapping[str, Any], classes: Mapping[str, type], out: TextIO
         signal.setitimer(signal.ITIMER_REAL, request["seconds"])  # a process that takes no notice of the signal ends
         try:
             reply = json.dumps(_run(request, classes))
+        except MemoryError:
+            raise
         except Exception as error:
-            if isinstance(error, MemoryError):
-                raise
-            reply = json.dumps({"failed": _named(error)})
+            reply = json.dumps({"failed": f"{type(error).__name__}: {error}"})
         signal.setitimer(signal.ITIMER_REAL, 0)
         print(reply, file=out, flush=True)
         status = 0
     finally:
         os._exit(status)
-
-
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _class(name: str) -> type:
@@ -281,11 +256,7 @@ def _run(request: Mapping[str, Any], classes: Mapping[str, type]) -> dict[str, A
 
 
 class _Executor:
-    """Runs the calls of a step as the official executor does; a call of it has that one's arguments and result.
-
-    Args:
-        classes: name -> class of the backends.
-    """
+    """Runs the calls of a step as the official executor does; a call of it has that one's arguments and result."""
 
     def __init__(self, classes: Mapping[str, type]) -> None:
         self._classes = classes
@@ -303,14 +274,21 @@ class _Executor:
         is_evaL_run: bool = False,
     ) -> tuple[list[str], dict[str, Any]]:
         """Results of the calls, and the instances by class; model and expected calls have instances of their own."""
+        from bfcl_eval.constants.executable_backend_config import STATELESS_CLASSES
+
         self.turns += model_name.endswith("_ground_truth")
         side = f"{model_name}_eval" if is_evaL_run else model_name
         if side not in self._sides:
-            self._sides[side] = {name: self._loaded(name, initial_config, long_context) for name in involved_classes}
+            self._sides[side] = {name: self._classes[name]() for name in involved_classes}
+            for name, backend in self._sides[side].items():
+                if name not in STATELESS_CLASSES:
+                    backend._load_scenario(deepcopy(initial_config.get(name, {})), long_context=long_context)
         instances = self._sides[side]
         # Names of instances get into strings that hold a method's name and a parenthesis.
-        base = f"{side}_{test_entry_id}"
-        named = {re.sub(r"[-./:]", "_", f"{base}_{name}_instance"): backend for name, backend in instances.items()}
+        named = {
+            re.sub(r"[-./:]", "_", f"{side}_{test_entry_id}_{name}_instance"): backend
+            for name, backend in instances.items()
+        }
         methods = {
             method: instance
             for instance, backend in named.items()
@@ -318,14 +296,6 @@ class _Executor:
             if not method.startswith("_")
         }
         return [_result(call, named, methods) for call in func_call_list], instances
-
-    def _loaded(self, name: str, initial_config: Mapping[str, Any], long_context: bool) -> Any:
-        from bfcl_eval.constants.executable_backend_config import STATELESS_CLASSES
-
-        backend = self._classes[name]()
-        if name not in STATELESS_CLASSES:
-            backend._load_scenario(deepcopy(initial_config.get(name, {})), long_context=long_context)
-        return backend
 
 
 def _result(call: str, named: Mapping[str, Any], methods: Mapping[str, str]) -> str:
@@ -340,10 +310,8 @@ def _result(call: str, named: Mapping[str, Any], methods: Mapping[str, str]) -> 
             return f"{_ERROR}Function call {name} is not allowed."
         value = _value(ast.parse(text.lstrip(" \t"), "<string>", "eval").body, named, methods)
         if type(value) is dict:
-            try:
+            with suppress(TypeError, ValueError, RecursionError):  # an object, a number of too many digits
                 return json.dumps(value)
-            except (TypeError, ValueError, RecursionError):  # an object, a number of too many digits
-                pass
         return str(value)
     except Exception as error:
         return f"{_ERROR}{error}"
@@ -366,13 +334,13 @@ def _value(node: ast.expr | None, named: Mapping[str, Any], methods: Mapping[str
         case ast.UnaryOp(op=ast.USub(), operand=ast.Name() as operand):  # -inf
             return _value(operand, named, methods)
         case ast.UnaryOp() | ast.BinOp():
-            return fold(node)
+            return compute(node)
         case ast.Call(func=function, args=args, keywords=keywords):
             method = _method(function, named, methods)
             given = [_value(argument, named, methods) for argument in args]
             return method(*given, **{str(one.arg): _value(one.value, named, methods) for one in keywords})
         case _:
-            raise NotConstant("neither a literal nor a call")
+            raise Undecodable("neither a literal nor a call")
 
 
 def _method(function: ast.expr, named: Mapping[str, Any], methods: Mapping[str, str]) -> Callable[..., Any]:
@@ -390,4 +358,4 @@ def _method(function: ast.expr, named: Mapping[str, Any], methods: Mapping[str, 
         case ast.Constant(value=value):
             raise TypeError(f"'{type(value).__name__}' object is not callable")
         case _:
-            raise NotConstant("a call of something that is no name")
+            raise Undecodable("a call of something that is no name")

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from ttpa.benchmarks.bfcl.aggregate import VERSIONS, Aggregate, aggregates
 from ttpa.benchmarks.bfcl.categories import CATEGORIES, category_of_id, find_category
-from ttpa.benchmarks.bfcl.summary import Summary
-from ttpa.benchmarks.bfcl.verdict import Fault, accepted, refused
+from ttpa.benchmarks.bfcl.check import Verdict, refused
+from ttpa.benchmarks.bfcl.totals import VERSIONS, Aggregate, Summary, aggregates
 from ttpa.errors import ConfigError, DataError
 
 # Published rows, in per cent with two decimals: so totals agree to 0.01. The first is a score table that its authors
@@ -144,7 +143,7 @@ def test_categories() -> None:
 def test_summary_counts_and_intervals() -> None:
     """Three questions answered as often each; then one more answer to one of them."""
     summary = Summary()
-    right, wrong = accepted("fine"), refused(Fault("value_error:string", "no"))
+    right, wrong = Verdict(None, "fine"), refused("value_error:string", "no")
     category = CATEGORIES["live_parallel"]
     for case_id, verdicts in {"a": (right, right), "b": (wrong, wrong), "c": (right, wrong)}.items():
         for verdict in verdicts:

@@ -1,0 +1,251 @@
+"""Calls in an answer: `[f(a=1), pkg.g(b="x")]` as Python, or the list of a function-calling interface.
+
+The rules are those of the leaderboard's decoder. Python's parser reads the text; nothing in it is run. Positional
+arguments are dropped, a bare name becomes its text, and arithmetic on literals is computed here, within limits of size,
+where the official decoder calls `eval`. Java and JavaScript are read by `decode_java_js`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import operator
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+MAX_CHARS = 200_000
+"""Longer answers are not decoded: Python's parser would need too much time and memory."""
+MAX_BITS = 100_000
+"""Size of whole numbers that arithmetic may reach."""
+MAX_ITEMS = 100_000
+"""Characters and elements that a repetition may reach."""
+
+Call = tuple[str, dict[Any, Any]]
+"""Name and arguments. Keys are text, but `None` for `**` in Python and for unnamed arguments in Java and JavaScript."""
+
+
+class Undecodable(Exception):
+    """The answer holds no list of calls. `str()` is the reason, `error_type` the official name of the error."""
+
+    def __init__(self, reason: str, error_type: str = "ast_decoder:decoder_failed") -> None:
+        super().__init__(reason)
+        self.error_type = error_type
+
+
+def wrong_format(reason: str) -> Undecodable:
+    """The error of an answer that can be read but is no list of calls."""
+    return Undecodable(reason, "ast_decoder:decoder_wrong_output_format")
+
+
+def as_list(result: Any) -> str:
+    """The text of an answer in brackets: backticks, line ends and spaces around it are cut, missing brackets added.
+
+    Raises:
+        Undecodable: it is no text, is too long, or holds half a surrogate pair.
+    """
+    if not isinstance(result, str):
+        raise Undecodable("neither a text nor a list")
+    text = result.strip("`\n ")
+    text = text if text.startswith("[") else f"[{text}"
+    text = text if text.endswith("]") else f"{text}]"
+    if len(text) > MAX_CHARS:
+        raise Undecodable(f"longer than {MAX_CHARS} characters")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Undecodable("a surrogate without its partner") from None
+    return text
+
+
+def read_python(result: Any) -> list[Call]:
+    """Reads a list of calls in Python.
+
+    Raises:
+        Undecodable: it is no such list.
+
+    Example:
+        >>> read_python("f(a=-1, b=[true, 2 * 3]), g('dropped')")
+        [('f', {'a': -1, 'b': ['true', 6]}), ('g', {})]
+    """
+    text = as_list(result)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the model's odd escapes
+            body = ast.parse(text, mode="eval").body
+        if isinstance(body, ast.Call):  # "[f](a=1) #]"
+            return [_call(body)]
+        if not isinstance(body, ast.List | ast.Tuple):
+            raise Undecodable("not a list of calls")
+        return [_call(element) for element in body.elts]
+    except SyntaxError as error:
+        raise Undecodable(f"not Python: {error.msg}") from None
+    except (ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise Undecodable(f"not readable as Python ({type(error).__name__})") from None
+
+
+def read_interface(result: Any) -> list[Call]:
+    """Reads a list of `{name: "<arguments as JSON>"}`; an empty text or object counts as an empty list.
+
+    Raises:
+        Undecodable: it is no such list.
+
+    Example:
+        >>> read_interface([{"f": '{"a": 1}'}])
+        [('f', {'a': 1})]
+    """
+    if not isinstance(result, list | str | dict) or (result and not isinstance(result, list)):
+        raise Undecodable("a reply in words" if isinstance(result, str) else "not a list of calls")
+    calls: list[Call] = []
+    for item in result:
+        if not isinstance(item, dict) or not item:
+            raise Undecodable("an element of the list is no {name: arguments}")
+        name, text = next(iter(item.items()))
+        if not isinstance(text, str) or len(text) > MAX_CHARS:
+            raise Undecodable(f"arguments are not JSON text of at most {MAX_CHARS} characters")
+        try:
+            calls.append((name, json.loads(text)))
+        except (ValueError, RecursionError):
+            raise Undecodable("arguments are not JSON") from None
+    if not all(isinstance(arguments, dict) for _, arguments in calls):
+        raise wrong_format("arguments are not an object")
+    return calls
+
+
+def _call(node: ast.expr) -> Call:
+    if not isinstance(node, ast.Call):
+        raise Undecodable("an element of the list is not a call")
+    names, function = [], node.func
+    while isinstance(function, ast.Attribute):
+        names.append(function.attr)
+        function = function.value
+    if isinstance(function, ast.Name):
+        names.append(function.id)
+    return ".".join(reversed(names)), {argument.arg: _value(argument.value) for argument in node.keywords}
+
+
+def _value(node: ast.expr | None) -> Any:
+    match node:
+        case ast.Constant(value=value):
+            return "..." if value is Ellipsis else value
+        case ast.Name(id=name):
+            return name
+        case ast.UnaryOp(operand=ast.Constant(value=bool() | int() | float() | complex() as number)):
+            return -number  # whatever the operator: the official decoder takes every one for a minus
+        case ast.List(elts=elements):
+            return [_value(element) for element in elements]
+        case ast.Tuple(elts=elements):
+            return tuple(_value(element) for element in elements)
+        case ast.Dict(keys=keys, values=values):
+            return {_value(key): _value(value) for key, value in zip(keys, values, strict=True)}
+        case ast.BinOp():
+            return compute(node)
+        case ast.Call(keywords=[]):
+            return ast.unparse(node)
+        case ast.Call():
+            name, arguments = _call(node)
+            return {name: arguments}
+        case ast.Subscript(value=value, slice=index):
+            return f"{ast.unparse(value)}[{ast.unparse(index)}]"
+        case _:
+            raise Undecodable("a value is neither a literal nor a name nor a call")
+
+
+# --- arithmetic ------------------------------------------------------------------------------------------------------
+
+_BINARY: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow, ast.LShift: operator.lshift,
+    ast.RShift: operator.rshift, ast.BitOr: operator.or_, ast.BitXor: operator.xor, ast.BitAnd: operator.and_,
+    ast.MatMult: operator.matmul,
+}  # fmt: skip
+_UNARY: Mapping[type[ast.unaryop], Callable[[Any], Any]] = {
+    ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Invert: operator.invert, ast.Not: operator.not_,
+}  # fmt: skip
+_COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
+    ast.GtE: operator.ge, ast.In: lambda one, many: one in many, ast.NotIn: lambda one, many: one not in many,
+}  # fmt: skip
+_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    function.__name__: function for function in (abs, bool, float, int, len, max, min, round, str, sum)
+}
+_WIDTH = re.compile(r"%(?:\(.*?\))?[-#0 +]*(?:\*|\d{4}|\d*\.(?:\*|\d{4}))", re.DOTALL)
+"""A place of a format that asks for a wide field: "%999999999d" % 1 would be a string of a gigabyte."""
+
+
+def compute(node: ast.expr | None) -> Any:
+    """The value of an expression on literals: operators, comparisons, indices and a few pure functions.
+
+    Raises:
+        Undecodable: there is something else in it, it has no value (1 / 0), or the value is too large.
+
+    Example:
+        >>> compute(ast.parse("2 ** 3 * (1 + 0.5)", mode="eval").body)
+        12.0
+    """
+    try:
+        return _computed(node)
+    except (TypeError, ValueError, ArithmeticError, LookupError, MemoryError, RecursionError) as error:
+        raise Undecodable(f"an expression without a value ({type(error).__name__})") from None
+
+
+def _computed(node: ast.expr | None) -> Any:
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.List(elts=elements) | ast.Tuple(elts=elements) | ast.Set(elts=elements):
+            kind = {ast.List: list, ast.Tuple: tuple, ast.Set: set}[type(node)]
+            return kind([_computed(element) for element in elements])
+        case ast.Dict(keys=keys, values=values):
+            return {_computed(key): _computed(value) for key, value in zip(keys, values, strict=True)}
+        case ast.UnaryOp(op=sign, operand=operand):
+            return _UNARY[type(sign)](_computed(operand))
+        case ast.BinOp(left=left, op=sign, right=right):
+            first, second = _computed(left), _computed(right)
+            if _too_large(type(sign), first, second):
+                raise Undecodable("an expression whose value would be too large")
+            return _BINARY[type(sign)](first, second)
+        case ast.Compare(left=left, ops=[sign], comparators=[right]) if type(sign) in _COMPARE:
+            return _COMPARE[type(sign)](_computed(left), _computed(right))
+        case ast.BoolOp(op=sign, values=values):
+            found: Any = None
+            for found in map(_computed, values):
+                if bool(found) is isinstance(sign, ast.Or):
+                    break
+            return found
+        case ast.IfExp(test=test, body=body, orelse=other):
+            return _computed(body if _computed(test) else other)
+        case ast.Subscript(value=value, slice=ast.Slice() as parts):
+            lower, upper, step = (part and _computed(part) for part in (parts.lower, parts.upper, parts.step))
+            return _computed(value)[lower:upper:step]
+        case ast.Subscript(value=value, slice=index):
+            return _computed(value)[_computed(index)]
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
+            return _FUNCTIONS[name](*map(_computed, arguments))
+        case _:
+            raise Undecodable("an expression on something that is no literal")
+
+
+def _too_large(sign: type[ast.operator], first: Any, second: Any) -> bool:
+    """Whether a result could take long or much memory; told before it is computed."""
+    if isinstance(first, int) and isinstance(second, int):
+        bits = {
+            ast.Mult: first.bit_length() + second.bit_length(),
+            ast.Pow: first.bit_length() * max(second, 0),
+            ast.LShift: first.bit_length() + max(second, 0),
+        }
+        return bits.get(sign, 0) > MAX_BITS
+    if sign is ast.Mult:
+        many, times = (second, first) if isinstance(first, int) else (first, second)
+        return isinstance(times, int) and _size(many) * times > MAX_ITEMS
+    if sign is ast.Mod and isinstance(first, str | bytes):
+        return _WIDTH.search(str(first)) is not None
+    return False
+
+
+def _size(value: Any) -> int:
+    """Characters and elements in a value."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    return 1 + sum(map(_size, value)) if isinstance(value, list | tuple | set | dict) else 1

@@ -1,0 +1,218 @@
+"""The numbers of a run: accuracy of each category, and BFCL's totals by the weights of its versions.
+
+The leaderboard counts a category that was not run as 0. Here a total that lacks a category is None, and every total
+says which share of its weight was run.
+
+    v4       10 % non-live + 10 % live + 10 % irrelevance + 30 % multi-turn + 40 % agentic
+    v3       a third each: non-live (irrelevance inside), live (irrelevance and relevance inside), multi-turn
+    v3_exec  as v3, non-live with the five executable categories: until 2025-04, the columns of papers of that time
+
+`live` is weighted by published rows, everything else is a plain mean. Intervals resample questions, since answers to one
+question are not independent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from ttpa.benchmarks.bfcl.categories import CATEGORIES, Category, find_category
+from ttpa.benchmarks.bfcl.check import Verdict
+from ttpa.errors import ConfigError, DataError
+from ttpa.results.stats import bootstrap_interval
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A total over categories and further totals.
+
+    Args:
+        name: What tables call it.
+        parts: Names of categories, or totals.
+        weights: One for each part; None: all parts count the same. "rows": each category by its published rows.
+    """
+
+    name: str
+    parts: tuple[Term | str, ...]
+    weights: tuple[float, ...] | str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aggregate:
+    """One total of a run.
+
+    Args:
+        name: Of the total.
+        depth: 0 for the overall score, 1 for its terms, and so on.
+        value: In [0, 1]; None when something it is made of was not run.
+        covered: Share of its weight that was run, in [0, 1].
+        counts: Whether it enters the overall score; the others are shown only.
+    """
+
+    name: str
+    depth: int
+    value: float | None
+    covered: float
+    counts: bool = True
+
+
+_CALLS = (Term("simple", ("simple_python", "simple_java", "simple_javascript")),
+          "multiple", "parallel", "parallel_multiple")  # fmt: skip
+_LIVE = ("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple")
+_TURNS = Term("multi_turn", tuple(name for name in CATEGORIES if name.startswith("multi_turn")))
+_EXECUTED = (Term("simple_exec", ("exec_simple", "rest")), "exec_multiple", "exec_parallel", "exec_parallel_multiple")
+_AGENTIC = (Term("web_search", ("web_search_base", "web_search_no_snippet")),
+            Term("memory", ("memory_kv", "memory_vector", "memory_rec_sum")))  # fmt: skip
+_IRRELEVANCE = Term("irrelevance", ("irrelevance", "live_irrelevance"))
+_RELEVANCE = Term("relevance", ("live_relevance",))
+_ALL_LIVE = Term("live", (*_LIVE, "live_irrelevance", "live_relevance"), "rows")
+_V4 = (Term("non_live", _CALLS), Term("live", _LIVE, "rows"), _IRRELEVANCE, _TURNS, Term("agentic", _AGENTIC))
+
+VERSIONS: Mapping[str, Term] = {
+    "v4": Term("overall", _V4, (0.1, 0.1, 0.1, 0.3, 0.4)),
+    "v3": Term("overall", (Term("non_live", (*_CALLS, "irrelevance")), _ALL_LIVE, _TURNS)),
+    "v3_exec": Term("overall", (Term("non_live", (*_CALLS, *_EXECUTED, "irrelevance")), _ALL_LIVE, _TURNS)),
+}
+"""The overall score of each version."""
+
+
+def aggregates(
+    scores: Mapping[str, float], *, cases: Mapping[str, int] | None = None, version: str = "v4"
+) -> tuple[Aggregate, ...]:
+    """The totals of one version.
+
+    Args:
+        scores: Category (by either name) -> accuracy in [0, 1]; a category that was not run is left out.
+        cases: Category -> number of different questions that were scored; without it every given category counts as
+            run in full. It changes `covered` only, never a value.
+        version: A key of `VERSIONS`.
+
+    Returns:
+        The overall score, its terms in depth-first order, and the totals that are only shown.
+
+    Raises:
+        ConfigError: an unknown version.
+        DataError: an unknown category, or a score outside [0, 1].
+
+    Example:
+        >>> half = {name: 0.5 for name in CATEGORIES if not name.startswith(("web", "memory"))}
+        >>> [(a.name, a.value, round(a.covered, 2)) for a in aggregates(half) if a.depth == 0]
+        [('overall', None, 0.6), ('relevance', 0.5, 1.0)]
+    """
+    if version not in VERSIONS:
+        raise ConfigError.at("version", version, "unknown version", f"Use one of {', '.join(VERSIONS)}")
+    known: dict[str, tuple[float, float]] = {}
+    for name, score in scores.items():
+        category = find_category(name)
+        if category is None:
+            raise DataError(f"{name}: no category of BFCL. Known are {', '.join(CATEGORIES)}.")
+        if not 0 <= score <= 1:
+            raise DataError(f"{name}: a score of {score}. Scores lie between 0 and 1; divide per cents by 100.")
+        published = _rows(category.name, version)
+        done = published if cases is None else cases.get(name, 0)
+        known[category.name] = score, min(1.0, done / published) if published else 0.0
+
+    def compute(part: Term | str) -> tuple[float | None, float]:
+        """Value and covered share of a total or a category."""
+        if isinstance(part, str):
+            return known.get(part, (None, 0.0))
+        weights = part.weights or (1.0,) * len(part.parts)
+        if isinstance(weights, str):
+            weights = tuple(float(_rows(str(name), version)) for name in part.parts)
+        parts = [compute(inner) for inner in part.parts]
+        covered = sum(weight * share for weight, (_, share) in zip(weights, parts, strict=True)) / sum(weights)
+        values = [value for value, _ in parts if value is not None]
+        if len(values) < len(parts):
+            return None, covered
+        return sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights), covered
+
+    def walk(term: Term, depth: int, counts: bool) -> Iterator[Aggregate]:
+        value, covered = compute(term)
+        yield Aggregate(name=term.name, depth=depth, value=value, covered=covered, counts=counts)
+        for part in term.parts:
+            if isinstance(part, Term):
+                yield from walk(part, depth + 1, counts)
+
+    shown = (_RELEVANCE,) if version == "v4" else (_IRRELEVANCE, _RELEVANCE)
+    return (*walk(VERSIONS[version], 0, True), *(one for term in shown for one in walk(term, 0, False)))
+
+
+def _rows(name: str, version: str) -> int:
+    return CATEGORIES[name].rows if version == "v4" else CATEGORIES[name].old_rows
+
+
+# --- verdicts to accuracies ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """Accuracy of one category with its 95 % interval, None where there is nothing to tell one from.
+
+    `answers` counts rows, `cases` different questions, of `published` ones.
+    """
+
+    category: str
+    value: float
+    low: float | None
+    high: float | None
+    answers: int
+    cases: int
+    published: int
+
+
+@dataclass(slots=True)
+class Summary:
+    """Collects verdicts, in memory that grows with the questions and not with the answers."""
+
+    counts: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    """Category -> id -> [answers, valid ones]."""
+    errors: Counter[str] = field(default_factory=Counter)
+    answers: int = 0
+
+    def add(self, case_id: str, category: Category, verdict: Verdict) -> None:
+        """Takes the verdict of one answer."""
+        self.answers += 1
+        count = self.counts.setdefault(category.name, {}).setdefault(case_id, [0, 0])
+        count[0] += 1
+        count[1] += verdict.valid
+        if verdict.six_error:
+            self.errors[verdict.six_error] += 1
+
+    def accuracies(self) -> list[Accuracy]:
+        """Every category that was run, in the usual order."""
+        found = []
+        for name, category in CATEGORIES.items():
+            if counts := list(self.counts.get(name, {}).values()):
+                value, low, high = interval(counts)
+                answers = sum(count[0] for count in counts)
+                found.append(
+                    Accuracy(
+                        category=name,
+                        value=value,
+                        low=low,
+                        high=high,
+                        answers=answers,
+                        cases=len(counts),
+                        published=category.rows,
+                    )
+                )
+        return found
+
+    def aggregates(self, version: str) -> tuple[Aggregate, ...]:
+        """The totals of a version; None where something was not run."""
+        found = self.accuracies()
+        cases = {accuracy.category: accuracy.cases for accuracy in found}
+        return aggregates({accuracy.category: accuracy.value for accuracy in found}, cases=cases, version=version)
+
+
+def interval(counts: list[list[int]]) -> tuple[float, float | None, float | None]:
+    """Mean and interval of [answers, valid ones] per question, questions resampled; None for a missing bound."""
+    if len({answers for answers, _ in counts}) == 1:  # as many answers each: their means do, and stay few
+        values, clusters = [valid / answers for answers, valid in counts], list(range(len(counts)))
+    else:
+        values = [float(at < valid) for answers, valid in counts for at in range(answers)]
+        clusters = [at for at, (answers, _) in enumerate(counts) for _ in range(answers)]
+    mean, low, high = bootstrap_interval(values, clusters)
+    return mean, None if math.isnan(low) else low, None if math.isnan(high) else high
