@@ -1,11 +1,9 @@
-"""Sample -> messages -> token ids, and token ids -> Candidate. The only user of chat templates.
+"""Samples to token ids, token ids to text and candidates. The only user of chat templates.
 
-One `Renderer` serves training, sampling and evaluation, so all of them see the same ids: a prompt, and an answer that
-ends with the end-of-turn token. The loss mask is not read from a template: an answer's ids are known by construction.
-Two templates: `chat` is the model's own, given the tools through `tools=` where it takes them and as JSON in the
-system message where it does not; `compact` is ours for the small model, one signature a line, without descriptions.
-Prompts are never truncated: a sample that is too long is left out by the caller and counted, because a cut prompt
-loses tools.
+Training, sampling and evaluation share one `Renderer` and so see the same ids: a prompt, and an answer that ends with
+the end-of-turn token. Two templates: `chat` is the model's own, given the tools through `tools=` where it takes them
+and as JSON in the system message where it does not; `compact` is ours for the small model, one signature a line.
+Prompts are never cut, since a cut prompt loses tools: the caller leaves out samples that are too long.
 """
 
 from __future__ import annotations
@@ -125,12 +123,9 @@ class Renderer:
         if self.template not in ("chat", "compact"):
             raise ConfigError.at("model.template", self.template, "unknown template", "Use chat or compact")
         if self.template == "chat" and not self.tokenizer.chat_template:
-            raise ConfigError.at(
-                "model.template",
-                "chat",
-                f"the tokenizer of {self.tokenizer.name_or_path!r} has no chat template",
-                "Use an instruction-tuned model or model.template=compact",
-            )
+            problem = f"the tokenizer of {self.tokenizer.name_or_path!r} has no chat template"
+            remedy = "Use an instruction-tuned model or model.template=compact"
+            raise ConfigError.at("model.template", "chat", problem, remedy)
         self.end_of_turn = self._end_of_turn()
         eos = self.tokenizer.eos_token_id
         self.stop_ids = tuple(dict.fromkeys([self.end_of_turn] + ([eos] if eos is not None else [])))
@@ -145,9 +140,8 @@ class Renderer:
         """The token that closes an assistant turn: the first special token that the template puts after the reply."""
         if self.template == "chat":
             marker = "ttpa-reply"
-            text = self._chat_text(
-                [Message(role="user", content="hi"), Message(role="assistant", content=marker)], (), False
-            )
+            turns = [Message(role="user", content="hi"), Message(role="assistant", content=marker)]
+            text = self._chat_text(turns, (), False)
             tail = self.tokenizer(text[text.rindex(marker) + len(marker) :], add_special_tokens=False)["input_ids"]
             added = self.tokenizer.added_tokens_decoder.items()
             special = {token for token, entry in added if entry.special} | set(self.tokenizer.all_special_ids)
@@ -155,12 +149,8 @@ class Renderer:
                 if token in special:
                     return int(token)
         if self.tokenizer.eos_token_id is None:
-            raise ConfigError.at(
-                "model.name",
-                self.tokenizer.name_or_path,
-                "the tokenizer has no end-of-turn token",
-                "Use a tokenizer with an eos_token",
-            )
+            problem, remedy = "the tokenizer has no end-of-turn token", "Use a tokenizer with an eos_token"
+            raise ConfigError.at("model.name", self.tokenizer.name_or_path, problem, remedy)
         return int(self.tokenizer.eos_token_id)
 
     # --- prompts -------------------------------------------------------------------------------------------------
@@ -177,28 +167,19 @@ class Renderer:
         return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
 
     def _compact(self, samples: Sequence[Sample]) -> list[list[int]]:
-        ids_of = self.tokenizer.convert_tokens_to_ids
+        def body(special: str, text: str) -> str:
+            return text.removesuffix("<eos>") if special == "<assistant>" else text
+
         plans = [compact_segments(sample, self.syntax) for sample in samples]
-        pieces = list(
-            dict.fromkeys(
-                text.removesuffix("<eos>") if special == "<assistant>" else text
-                for plan in plans
-                for special, text in plan
-                if text
-            )
-        )
-        encoded = dict(zip(pieces, self._encode(pieces), strict=True))
-        prompts = []
+        bodies = dict.fromkeys(body(*segment) for plan in plans for segment in plan)
+        encoded = dict(zip(bodies, self._encode(list(bodies)), strict=True))
+        prompts: list[list[int]] = []
         for plan in plans:
-            ids: list[int] = []
+            prompts.append([])
             for special, text in plan:
-                if not text:
-                    ids.append(ids_of(special))
-                    continue
-                closed = special == "<assistant>"
-                ids += [ids_of(special), *encoded[text.removesuffix("<eos>") if closed else text]]
-                ids += [ids_of("<eos>")] if closed else []
-            prompts.append(ids)
+                closing = ["<eos>"] if special == "<assistant>" and text else []
+                ids = self.tokenizer.convert_tokens_to_ids([special, *closing])
+                prompts[-1] += [ids[0], *encoded[body(special, text)], *ids[1:]]
         return prompts
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -261,10 +242,10 @@ class Renderer:
 
     def gold(self, samples: Sequence[Sample]) -> list[Candidate]:
         """The targets as candidates (index -1)."""
-        rows = zip(samples, self.answer_texts(samples), self.answers(samples), strict=True)
+        texts, answers = self.answer_texts(samples), self.answers(samples)
         return [
-            Candidate(sample_id=s.id, index=-1, text=text, token_ids=tuple(ids), calls=s.target)
-            for s, text, ids in rows
+            Candidate(sample_id=sample.id, index=-1, text=text, token_ids=tuple(ids), calls=sample.target)
+            for sample, text, ids in zip(samples, texts, answers, strict=True)
         ]
 
     def text(self, token_ids: Sequence[int]) -> str:

@@ -1,32 +1,34 @@
 """The nouns of the project: frozen dataclasses with a JSON round trip. Standard library only.
 
-What these records do not do: validate a call against a schema (`ttpa.calls.schema`), render a prompt
-(`ttpa.prompts`) or score (`ttpa.explore.scorers`). Tools travel as JSON *text* inside a row, so a columnar reader sees a
-string and can never pad one tool's schema with another tool's keys.
+Tools and calls travel as JSON *text* inside a row, so that a columnar reader sees a string and never pads one tool's
+schema with another tool's keys. Records do not validate calls (`ttpa.calls.schema`) and do not score.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any
 
 from ttpa.io import dumps
 
 
+def _values(record: Any) -> dict[str, Any]:
+    """Field name -> value, in the order of the fields, which is the order of the JSON keys."""
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+
+
+def _fields(kind: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a JSON row that are fields of the record; a missing one is a KeyError."""
+    return {name: row[name] for name in kind.__dataclass_fields__}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolSpec:
-    """One tool a model may call.
-
-    `parameters` is a JSON Schema of type object; read-only by convention (specs are shared between samples).
-
-    Example:
-        >>> schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-        >>> ToolSpec(name="get_weather", parameters=schema).required
-        ('city',)
-    """
+    """One tool a model may call; `parameters` is a JSON Schema of type object. Specs are shared: never change one."""
 
     name: str
     description: str = ""
@@ -43,21 +45,21 @@ class ToolSpec:
         return tuple(self.parameters.get("required") or ())
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "description": self.description, "parameters": self.parameters}
+        return _values(self)
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> ToolSpec:
         return cls(name=row["name"], description=row.get("description") or "", parameters=row["parameters"])
 
 
+def tools_to_text(tools: Iterable[ToolSpec]) -> str:
+    """The tool list as one JSON text: an array of the specs in order."""
+    return dumps([tool.to_json() for tool in tools])
+
+
 @lru_cache(maxsize=4096)
 def _tool_from_text(text: str) -> ToolSpec:
     return ToolSpec.from_json(json.loads(text))
-
-
-def tools_to_text(tools: Iterable[ToolSpec]) -> str:
-    """The tool list as one JSON text: an array whose elements are the specs in order."""
-    return "[" + ",".join(dumps(tool.to_json()) for tool in tools) + "]"
 
 
 @lru_cache(maxsize=4096)
@@ -68,22 +70,21 @@ def tools_from_text(text: str) -> tuple[ToolSpec, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """One call of one tool.
-
-    Example:
-        >>> ToolCall(name="get_weather", arguments={"city": "Paris"}).to_json()
-        {'name': 'get_weather', 'arguments': {'city': 'Paris'}}
-    """
+    """One call of one tool."""
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "arguments": self.arguments}
+        return _values(self)
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> ToolCall:
-        return cls(name=row["name"], arguments=row["arguments"])
+        return cls(**_fields(cls, row))
+
+
+def _calls_to_text(calls: Iterable[ToolCall]) -> str:
+    return dumps([call.to_json() for call in calls])
 
 
 def _calls(rows: Iterable[Mapping[str, Any]]) -> tuple[ToolCall, ...]:
@@ -92,12 +93,7 @@ def _calls(rows: Iterable[Mapping[str, Any]]) -> tuple[ToolCall, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One turn of a dialogue. `role` is system, user, assistant or tool; an assistant turn holds text or calls.
-
-    Example:
-        >>> Message(role="user", content="Weather in Paris?").to_json()
-        {'role': 'user', 'content': 'Weather in Paris?'}
-    """
+    """One turn of a dialogue. `role` is system, user, assistant or tool; an assistant turn holds text or calls."""
 
     role: str
     content: str = ""
@@ -128,14 +124,14 @@ class Sample:
     """
 
     id: str
+    dialogue_id: str = ""
+    source: str
+    band: str = ""
+    tags: tuple[str, ...] = ()
     tools: tuple[ToolSpec, ...]
     messages: tuple[Message, ...]
     target: tuple[ToolCall, ...]
-    source: str
     target_text: str | None = None
-    dialogue_id: str = ""
-    band: str = ""
-    tags: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -153,44 +149,33 @@ class Sample:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "id": self.id,
-            "dialogue_id": self.dialogue_id,
-            "source": self.source,
-            "band": self.band,
+            **_values(self),
             "tags": list(self.tags),
             "tools": tools_to_text(self.tools),
             "messages": [message.to_json() for message in self.messages],
-            "target": dumps([call.to_json() for call in self.target]),
-            "target_text": self.target_text,
+            "target": _calls_to_text(self.target),
         }
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Sample:
-        return cls(
-            id=row["id"],
-            dialogue_id=row["dialogue_id"],
-            source=row["source"],
-            band=row["band"],
-            tags=tuple(row["tags"]),
-            tools=tools_from_text(row["tools"]),
-            messages=tuple(Message.from_json(message) for message in row["messages"]),
-            target=_calls(json.loads(row["target"])),
-            target_text=row["target_text"],
-        )
+        values = _fields(cls, row)
+        values["tags"] = tuple(row["tags"])
+        values["tools"] = tools_from_text(row["tools"])
+        values["messages"] = tuple(Message.from_json(message) for message in row["messages"])
+        values["target"] = _calls(json.loads(row["target"]))
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """One answer of a policy to one sample.
 
-    `token_ids` are the sampled tokens, end-of-turn included when the answer was finished; `logps` their natural-log
-    probabilities under the sampling policy. `calls` is None when the text does not parse, and `error` then says why.
-    `index` is the number of the candidate, or -1 for the target itself. `branches` lists the token positions at which
-    a sampler had more than one choice, as (position, [(token id, probability), ...]).
-
-    Example:
-        >>> Candidate(sample_id="a", index=0, text="[f()]", calls=(ToolCall(name="f"),)).error is None
-        True
+    Attributes:
+        index: Number of the candidate, or -1 for the target itself.
+        token_ids: The sampled tokens, with the end-of-turn token of a finished answer.
+        logps: Natural-log probabilities of the tokens under the sampling policy.
+        calls: None when the text does not parse; `error` then says why.
+        branches: (position, [(token id, probability), ...]) for each token at which the sampler had a choice.
     """
 
     sample_id: str
@@ -205,30 +190,22 @@ class Candidate:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "sample_id": self.sample_id,
-            "index": self.index,
-            "text": self.text,
+            **_values(self),
             "token_ids": list(self.token_ids),
             "logps": list(self.logps),
-            "calls": None if self.calls is None else dumps([call.to_json() for call in self.calls]),
-            "error": self.error,
-            "finish": self.finish,
+            "calls": None if self.calls is None else _calls_to_text(self.calls),
             "branches": [[at, [list(option) for option in options]] for at, options in self.branches],
         }
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Candidate:
-        return cls(
-            sample_id=row["sample_id"],
-            index=row["index"],
-            text=row["text"],
-            token_ids=tuple(row["token_ids"]),
-            logps=tuple(row["logps"]),
-            calls=None if row["calls"] is None else _calls(json.loads(row["calls"])),
-            error=row["error"],
-            finish=row["finish"],
-            branches=tuple((at, tuple((int(t), float(p)) for t, p in options)) for at, options in row["branches"]),
+        values = _fields(cls, row)
+        values["token_ids"], values["logps"] = tuple(row["token_ids"]), tuple(row["logps"])
+        values["calls"] = None if row["calls"] is None else _calls(json.loads(row["calls"]))
+        values["branches"] = tuple(
+            (at, tuple((int(t), float(p)) for t, p in options)) for at, options in row["branches"]
         )
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,10 +213,6 @@ class Score:
     """What a candidate is worth: `value` in [0, 1], the parts it is made of, and one sentence for a person.
 
     `exact` says whether the calls equal the target's; scorers set it independently of `value`.
-
-    Example:
-        >>> Score(value=0.9, exact=False, detail={"name": 1.0, "value": 0.5}, explanation="1 of 2 values differ").value
-        0.9
     """
 
     value: float
@@ -248,19 +221,16 @@ class Score:
     explanation: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return {"value": self.value, "exact": self.exact, "detail": dict(self.detail), "explanation": self.explanation}
+        return {**_values(self), "detail": dict(self.detail)}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Score:
-        return cls(value=row["value"], exact=row["exact"], detail=row["detail"], explanation=row["explanation"])
+        return cls(**_fields(cls, row))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """A preferred and a rejected answer to one sample.
-
-    `ref_logps` are the summed log-probs (chosen, rejected) under the reference policy, None until they are computed
-    with the training forward. `provenance` says which rule made the pair.
+    """A preferred and a rejected answer to one sample; `provenance` says which rule made the pair.
 
     Example:
         >>> good = Candidate(sample_id="a", index=0, text="[f()]", token_ids=(5, 6))
@@ -277,7 +247,6 @@ class Pair:
     chosen_score: Score
     rejected_score: Score
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    ref_logps: tuple[float, float] | None = None
 
     @property
     def margin(self) -> float:
@@ -287,17 +256,8 @@ class Pair:
     @property
     def branch(self) -> int:
         """Number of leading tokens the two answers share."""
-        ids = zip(self.chosen.token_ids, self.rejected.token_ids, strict=False)
-        shared = 0
-        for left, right in ids:
-            if left != right:
-                break
-            shared += 1
-        return shared
-
-    def with_reference(self, chosen: float, rejected: float) -> Pair:
-        """The same pair with the reference policy's summed log-probs."""
-        return replace(self, ref_logps=(chosen, rejected))
+        same = (a == b for a, b in zip(self.chosen.token_ids, self.rejected.token_ids, strict=False))
+        return sum(takewhile(bool, same))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -309,52 +269,10 @@ class Pair:
             "chosen_score": self.chosen_score.to_json(),
             "rejected_score": self.rejected_score.to_json(),
             "provenance": dict(self.provenance),
-            "ref_logps": None if self.ref_logps is None else list(self.ref_logps),
         }
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Pair:
-        return cls(
-            sample_id=row["sample_id"],
-            chosen=Candidate.from_json(row["chosen"]),
-            rejected=Candidate.from_json(row["rejected"]),
-            chosen_score=Score.from_json(row["chosen_score"]),
-            rejected_score=Score.from_json(row["rejected_score"]),
-            provenance=row["provenance"],
-            ref_logps=None if row["ref_logps"] is None else (row["ref_logps"][0], row["ref_logps"][1]),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """All candidates of one sample with their scores, in candidate order.
-
-    Example:
-        >>> answer, score = Candidate(sample_id="a", index=0, text=""), Score(value=0.0, exact=False)
-        >>> Group(sample_id="a", candidates=(answer,), scores=(score,)).rewards
-        (0.0,)
-    """
-
-    sample_id: str
-    candidates: tuple[Candidate, ...]
-    scores: tuple[Score, ...]
-
-    @property
-    def rewards(self) -> tuple[float, ...]:
-        """Score values, in candidate order."""
-        return tuple(score.value for score in self.scores)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "sample_id": self.sample_id,
-            "candidates": [candidate.to_json() for candidate in self.candidates],
-            "scores": [score.to_json() for score in self.scores],
-        }
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Group:
-        return cls(
-            sample_id=row["sample_id"],
-            candidates=tuple(Candidate.from_json(candidate) for candidate in row["candidates"]),
-            scores=tuple(Score.from_json(score) for score in row["scores"]),
-        )
+        answers = {key: Candidate.from_json(row[key]) for key in ("chosen", "rejected")}
+        scores = {key: Score.from_json(row[key]) for key in ("chosen_score", "rejected_score")}
+        return cls(**_fields(cls, row) | answers | scores)
