@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from ttpa.calls.syntaxes import get_syntax
+from ttpa.data.bands import Bands
+from ttpa.data.published import FileSource
 from ttpa.data.rows import BadRow, read_rows
-from ttpa.data.source import FileSource
 from ttpa.data.toolace import ToolACE
 from ttpa.data.xlam import XLAM
 from ttpa.policy.tree import TokenRow
@@ -119,6 +121,13 @@ def _quick_cases() -> list[Case]:
 # --- real samples ------------------------------------------------------------------------------------------------
 
 
+def _source(kind: type[FileSource], name: str) -> FileSource:
+    options = yaml.safe_load((Path(__file__).parents[2] / "conf" / "published_data.yaml").read_text(encoding="utf-8"))
+    bands = {key: value for key, value in options.pop("bands").items() if key != "_target_"}
+    repair = {"repair_split_arguments": True} if kind is ToolACE else {}
+    return kind(path=str(DATA / f"{name}.jsonl.gz"), bands=Bands(**bands), **options, **repair)
+
+
 def _converted(source: FileSource) -> list[Sample]:
     samples: list[Sample] = []
     for row in read_rows(source.path):
@@ -132,11 +141,11 @@ def _converted(source: FileSource) -> list[Sample]:
 @lru_cache
 def samples_of(data: str) -> tuple[Sample, ...]:
     """Samples by name: toolace, xlam, both, or dialogues (ToolACE's whole ones)."""
-    dialogues = _converted(ToolACE(path=str(DATA / "toolace_dialogues.jsonl.gz")))
+    dialogues = _converted(_source(ToolACE, "toolace_dialogues"))
     if data == "dialogues":
         return tuple(dialogues)
-    toolace = dialogues + _converted(ToolACE(path=str(DATA / "toolace_from_rlla.jsonl.gz")))
-    xlam = _converted(XLAM(path=str(DATA / "xlam.jsonl.gz")))
+    toolace = dialogues + _converted(_source(ToolACE, "toolace_from_rlla"))
+    xlam = _converted(_source(XLAM, "xlam"))
     return tuple({"toolace": toolace, "xlam": xlam, "both": toolace + xlam}[data])
 
 

@@ -1,9 +1,7 @@
-"""Rows as they are read: from JSON lines, a JSON list, either gzipped, Parquet, or a hub data set.
+"""Raw rows as they are read: from JSON lines, a JSON list, either gzipped, Parquet, or a hub data set.
 
-A row that cannot be read is given with its problem, so that whoever reads can count it and go on.
-
-What this module does not do: know what a row means, or decide how many bad rows are too many (`ttpa.data.source`). The
-`datasets` and `pyarrow` packages are imported only when a hub id or a Parquet file is read.
+A row that cannot be read is given with its problem, so that the reader can count it and go on. This module does not
+know what a row means. `datasets` and `pyarrow` are imported only for a hub id or a Parquet file.
 """
 
 from __future__ import annotations
@@ -23,11 +21,11 @@ from ttpa.errors import DataError
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 CUT = "file cut or damaged"  # the kind of problem that hides an unknown number of rows
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_BROKEN_FILE = (OSError, EOFError, zlib.error)  # gzip raises any of the three on a file that was cut or damaged
+_BROKEN_FILE = (OSError, EOFError, zlib.error, UnicodeDecodeError)  # gzip raises the first three
 
 
 class BadRow(Exception):
-    """Why a row cannot be used: a `kind` to count by, and the detail that tells this row's story."""
+    """Why a row cannot be used: a `kind` to count by, and a detail about this row."""
 
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(f"{kind}: {detail}")
@@ -35,8 +33,8 @@ class BadRow(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One row as read: where it stood, and its content or why there is none.
+class RawRow:
+    """One row as read: where it stood, and its content or the problem with it.
 
     `line` counts from 1: the line of the file, the place in a JSON list, or the row of a table.
     """
@@ -46,16 +44,36 @@ class Row:
     value: Mapping[str, Any] | None = None
     problem: BadRow | None = None
 
+    @classmethod
+    def of(cls, file: str, line: int, value: Any) -> RawRow:
+        """A row whose content must be an object."""
+        if isinstance(value, Mapping):
+            return cls(file, line, value)
+        return cls(file, line, problem=BadRow("not an object", f"a {type(value).__name__} where a row is expected"))
+
 
 def _no_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not JSON")  # Python would read NaN and Infinity; other readers of our files do not
 
 
-DECODER = json.JSONDecoder(parse_constant=_no_constant)  # strict JSON
+class _StrictDecoder(json.JSONDecoder):
+    """Reads JSON without NaN and Infinity. Every fault is a ValueError."""
+
+    def __init__(self) -> None:
+        super().__init__(parse_constant=_no_constant)
+
+    def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+        try:
+            return super().raw_decode(s, idx)
+        except RecursionError:
+            raise ValueError("nested too deep") from None
+
+
+DECODER = _StrictDecoder()
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether `path` reads as "organisation/name" of a hub data set and not as a path of this machine.
+    """Whether `path` is "organisation/name" of a hub data set and not a path of this machine.
 
     What exists on disk is a path, and so is a missing name below an existing folder or with a data file's suffix.
     """
@@ -76,32 +94,26 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _value_row(file: str, number: int, value: Any) -> Row:
-    if isinstance(value, Mapping):
-        return Row(file, number, value)
-    return Row(file, number, problem=BadRow("not an object", f"a {type(value).__name__} where a row is expected"))
-
-
-def _stream_rows(name: str, stream: BinaryIO | gzip.GzipFile) -> Iterator[Row]:
+def _stream_rows(name: str, stream: BinaryIO | gzip.GzipFile) -> Iterator[RawRow]:
     number = 0
     try:
         for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")  # the byte-order mark some editors write
                 if name.endswith((".json", ".json.gz")) and line.lstrip().startswith(b"["):
                     yield from _list_rows(name, (line + stream.read()).decode("utf-8"))
                     return
+            if not line.strip():
+                continue
             try:
-                yield _value_row(name, number, DECODER.decode(line.decode("utf-8")))
-            except (ValueError, RecursionError) as error:
-                yield Row(name, number, problem=BadRow("not JSON", str(error)))
-    except (*_BROKEN_FILE, UnicodeDecodeError) as error:
-        yield Row(name, number + 1, problem=BadRow(CUT, str(error)))
+                yield RawRow.of(name, number, DECODER.decode(line.decode("utf-8")))
+            except ValueError as error:
+                yield RawRow(name, number, problem=BadRow("not JSON", str(error)))
+    except _BROKEN_FILE as error:
+        yield RawRow(name, number + 1, problem=BadRow(CUT, str(error)))
 
 
-def _list_rows(name: str, text: str) -> Iterator[Row]:
+def _list_rows(name: str, text: str) -> Iterator[RawRow]:
     """Elements of one JSON list; those before a break are still given."""
     at, number, gap = text.index("[") + 1, 0, re.compile(r"[\s,]*")
     while True:
@@ -111,29 +123,23 @@ def _list_rows(name: str, text: str) -> Iterator[Row]:
         number += 1
         try:
             value, at = DECODER.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            yield Row(name, number, problem=BadRow(CUT, f"the JSON list breaks here ({error})"))
+        except ValueError as error:
+            yield RawRow(name, number, problem=BadRow(CUT, f"the JSON list breaks here ({error})"))
             return
-        yield _value_row(name, number, value)
+        yield RawRow.of(name, number, value)
 
 
-def _file_rows(path: Path) -> Iterator[Row]:
-    name = path.name
-    if name.endswith(".parquet"):
-        import pyarrow.parquet as parquet
+def _parquet_rows(path: Path) -> Iterator[RawRow]:
+    import pyarrow.parquet as parquet
 
-        try:
-            rows = (row for batch in parquet.ParquetFile(path).iter_batches() for row in batch.to_pylist())
-            yield from (_value_row(name, number, row) for number, row in enumerate(rows, 1))
-        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-            yield Row(name, 1, problem=BadRow(CUT, str(error)))
-        return
-    opener = gzip.open if name.endswith(".gz") else open
-    with opener(path, "rb") as stream:
-        yield from _stream_rows(name, stream)
+    try:
+        rows = (row for batch in parquet.ParquetFile(path).iter_batches() for row in batch.to_pylist())
+        yield from (RawRow.of(path.name, number, row) for number, row in enumerate(rows, 1))
+    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        yield RawRow(path.name, 1, problem=BadRow(CUT, str(error)))
 
 
-def _hub_rows(hub_id: str) -> Iterator[Row]:
+def _hub_rows(hub_id: str) -> Iterator[RawRow]:
     from datasets import load_dataset
 
     try:
@@ -146,17 +152,22 @@ def _hub_rows(hub_id: str) -> Iterator[Row]:
         ) from error
     for split in sorted(splits):
         for number, row in enumerate(splits[split], 1):
-            yield _value_row(f"{hub_id}/{split}", number, row)
+            yield RawRow.of(f"{hub_id}/{split}", number, row)
 
 
-def read_rows(path: str) -> Iterator[Row]:
+def read_rows(path: str) -> Iterator[RawRow]:
     """Rows of a file, of all data files directly in a folder (sorted), or of a hub data set "organisation/name".
 
     Files are JSON lines, one JSON list (`.json`), either of them gzipped, or Parquet. A row that cannot be read is
-    given with its problem, so that the caller can count it. A hub data set that cannot be loaded raises DataError.
+    given with its problem. A hub data set that cannot be loaded raises DataError.
     """
     if is_hub_id(path):
         yield from _hub_rows(path)
-    else:
-        for file in data_files(Path(path).expanduser()):
-            yield from _file_rows(file)
+        return
+    for file in data_files(Path(path).expanduser()):
+        if file.suffix == ".parquet":
+            yield from _parquet_rows(file)
+            continue
+        opener = gzip.open if file.suffix == ".gz" else open
+        with opener(file, "rb") as stream:
+            yield from _stream_rows(file.name, stream)

@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ttpa.calls.schema import normalise_schema
 from ttpa.calls.syntaxes import ParseError, get_syntax
-from ttpa.data.bands import band_of
+from ttpa.data.published import Converted, FileSource, content_key, unique_tools
 from ttpa.data.repair import parse_split
 from ttpa.data.rows import DECODER, BadRow
-from ttpa.data.source import Converted, FileSource, content_key, unique_tools
-from ttpa.errors import ConfigError
+from ttpa.options import option
 from ttpa.records import Message, Sample, ToolCall, ToolSpec
 
 _ROLES = ("user", "assistant", "tool")
@@ -77,7 +75,7 @@ def split_system(text: str) -> tuple[list[Any], str]:
         try:
             # Decoding matches the brackets, those inside strings included.
             listed, end = DECODER.raw_decode(text, start.start())
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             listed, problem = None, f"the list of functions is not JSON ({error})"
         if listed is not None and (listed or marker) and all(map(_is_named, listed)):
             return listed, _custom_text(text[: start.start()], text[end:])
@@ -164,7 +162,7 @@ def _turns(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     return turns
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@option
 class ToolACE(FileSource):
     """The ToolACE set: dialogues of one or more call turns, over tools whose names may hold spaces, slashes and dots.
 
@@ -176,13 +174,7 @@ class ToolACE(FileSource):
             such rows are counted as rows_repaired. Without, they are rejected. The rest is as for `FileSource`.
     """
 
-    repair_split_arguments: bool = True
-
-    def __post_init__(self) -> None:
-        FileSource.__post_init__(self)  # `super()` does not find its class in a dataclass with slots
-        if not isinstance(self.repair_split_arguments, bool):
-            key, value = "data.repair_split_arguments", self.repair_split_arguments
-            raise ConfigError.at(key, value, "must be true or false", "Use true")
+    repair_split_arguments: bool
 
     def convert(self, row: Mapping[str, Any]) -> Converted:
         """See `FileSource.convert`. Turn numbers in reasons and sample ids count from 0 over `conversations`."""
@@ -205,7 +197,7 @@ class ToolACE(FileSource):
                         id=f"toolace-{key}-{number}",
                         dialogue_id=f"toolace-{key}",
                         source="toolace",
-                        band=band_of(tools, calls, self.bands),
+                        band=self.bands.band(tools, calls),
                         tools=tools,
                         messages=tuple(messages),
                         target=calls,

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ttpa.calls.schema import normalise_type
-from ttpa.data.bands import band_of
+from ttpa.data.published import Converted, FileSource, content_key, unique_tools
 from ttpa.data.rows import DECODER, BadRow
-from ttpa.data.source import Converted, FileSource, content_key, unique_tools
+from ttpa.options import option
 from ttpa.records import Message, Sample, ToolCall, ToolSpec
 
 _OPTIONAL = re.compile(r"\boptional\b", re.IGNORECASE)
@@ -33,7 +32,7 @@ def _rows_of(row: Mapping[str, Any], key: str) -> list[Any]:
     if isinstance(value, str):
         try:
             value = DECODER.decode(value)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise BadRow("field not JSON", f"{key!r} is not JSON ({error})") from None
     if not isinstance(value, list):
         raise BadRow("missing key" if value is None else "field not a list", f"{key!r} must hold a list")
@@ -88,7 +87,7 @@ def _call(item: Any, tools: Mapping[str, ToolSpec]) -> ToolCall:
     return ToolCall(name=name, arguments=arguments)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@option
 class XLAM(FileSource):
     """The xLAM set: one query, one answer of one or more calls.
 
@@ -113,7 +112,7 @@ class XLAM(FileSource):
             id=f"xlam-{key}",
             dialogue_id=f"xlam-{key}",
             source="xlam",
-            band=band_of(tools, target, self.bands),
+            band=self.bands.band(tools, target),
             tools=tools,
             messages=(Message(role="user", content=query),),
             target=target,

@@ -17,7 +17,7 @@ from typing import Any
 
 from ttpa.calls.schema import calls_equal
 from ttpa.calls.six_errors import SIX, six_errors
-from ttpa.data.splits import read_split
+from ttpa.data.source import read_split
 from ttpa.errors import ConfigError
 from ttpa.records import Candidate, Sample
 from ttpa.results.stats import share

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ttpa.benchmarks.apibank.values import literal, parameters_schema, typed
-from ttpa.data.rows import DECODER, Row, read_rows
+from ttpa.data.rows import DECODER, RawRow, read_rows
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps
 from ttpa.records import Message, Sample, ToolCall, ToolSpec
@@ -131,7 +131,7 @@ def _error(where: str, problem: Exception) -> DataError:
 
 def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(place, row) of a file of JSON lines."""
-    row: Row
+    row: RawRow
     for row in read_rows(str(path)):
         where = f"{path}:{row.line}"
         if row.value is None:

@@ -3,9 +3,8 @@
 Synthetic tool-call corpora are wrong in systematic ways; iTool (2501.09766) reports 51 % parameter-value and 26 %
 parameter-name errors among a model's mistakes. Here a share of the (tool, parameter) sites is badly annotated: each bad
 site has one defect family and shows it with a probability above one half whenever it applies, so that greedy decoding
-learns the wrong mode there. Only the warm-up demonstrations are touched; questions and targets used for exploration,
-validation and test stay right. Without this (`data.noise.share=0`) the warm-up model has the right mode everywhere
-and nothing later in the graph has anything to repair: measured, see experiments/LOG.md.
+learns the wrong mode there. Without defects (`data.noise.share=0`) exploration has nothing to repair: measured, see
+experiments/LOG.md. Only warm-up demonstrations are touched; all other targets stay right.
 """
 
 from __future__ import annotations
@@ -13,63 +12,52 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
+
+from pydantic import Field
 
 from ttpa.data.reversed.world import KIND_OF, World, stable_unit
 from ttpa.errors import ConfigError
+from ttpa.options import Fraction, option
 from ttpa.records import Sample, ToolCall
 
-FAMILIES = ("wrong_name", "truncated", "neighbour_value", "number_as_text", "default_value", "date_order", "dropped")
+WEIGHTS = {
+    "wrong_name": 0.10,
+    "truncated": 0.5,
+    "neighbour_value": 0.3,
+    "number_as_text": 0.3,
+    "default_value": 0.15,
+    "date_order": 0.2,
+    "dropped": 0.08,
+}
+"""Defect family -> relative weight when a bad site draws one of those that apply to it.
+
+In the world of `world_seed` 0 the defects that show are 53 % values, 36 % names and 11 % dropped parameters; other
+worlds differ (values .43 to .81), because 33 bad sites are few.
+"""
 
 
-def default_weights() -> dict[str, float]:
-    """Relative weights of the families when a bad site draws one of those that apply to it.
-
-    In the world of `world_seed` 0 they make the defects that show 53 % values, 36 % names and 11 % dropped parameters;
-    other worlds differ (values .43 to .81), because 33 bad sites are few.
-    """
-    return {
-        "wrong_name": 0.10,
-        "truncated": 0.5,
-        "neighbour_value": 0.3,
-        "number_as_text": 0.3,
-        "default_value": 0.15,
-        "date_order": 0.2,
-        "dropped": 0.08,
-    }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@option
 class Noise:
     """Which sites are badly annotated, and how.
 
     Args:
-        share: Share of bad sites, in [0, 1]. 0 switches the defects off.
-        probability: How often a bad site shows its defect when it applies, in [0, 1].
+        share: Share of bad sites. 0 switches the defects off.
+        probability: How often a bad site shows its defect when it applies.
         scope: "site" marks (tool, parameter) places; "kind" marks parameter kinds wherever they occur.
-        weights: Relative weight of each family of `FAMILIES`.
-
-    Raises:
-        ConfigError: a share or probability outside [0, 1], an unknown scope or family.
+        weights: Relative weight of each defect family.
     """
 
-    share: float = 0.16
-    probability: float = 0.65
-    scope: str = "site"
-    weights: Mapping[str, float] = field(default_factory=default_weights)
+    share: Fraction
+    probability: Fraction
+    scope: Literal["site", "kind"]
+    weights: dict[str, float] = Field(default_factory=lambda: dict(WEIGHTS))
 
     def __post_init__(self) -> None:
-        for key in ("share", "probability"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ConfigError.at(f"data.noise.{key}", getattr(self, key), "must be in [0, 1]", "0 means no defects")
-        if self.scope not in ("site", "kind"):
-            raise ConfigError.at("data.noise.scope", self.scope, "unknown scope", "Use site or kind")
-        unknown = set(self.weights) - set(FAMILIES)
+        unknown = sorted(set(self.weights) - set(WEIGHTS))
         if unknown:
-            raise ConfigError.at(
-                "data.noise.weights", sorted(unknown), "unknown defect family", f"Families: {', '.join(FAMILIES)}"
-            )
+            raise ConfigError.at("weights", unknown, "unknown defect family", f"Families: {', '.join(WEIGHTS)}")
 
     def sites(self, world: World, world_seed: int) -> dict[tuple[str, str], str]:
         """Bad site -> its defect family. The share of bad sites is exact up to rounding."""
@@ -93,7 +81,7 @@ class Noise:
             "date_order": kind.name == "date",
             "dropped": optional,
         }
-        names = [name for name in FAMILIES if applies[name] and self.weights.get(name, 0) > 0] or ["wrong_name"]
+        names = [name for name in WEIGHTS if applies[name] and self.weights.get(name, 0) > 0] or ["wrong_name"]
         rng = random.Random(f"family:{world_seed}:{place}")
         return rng.choices(names, [self.weights.get(name, 1.0) for name in names])[0]
 

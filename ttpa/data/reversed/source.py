@@ -1,33 +1,32 @@
-"""`data=reversed`: questions written from calls. The `simulator` generator is the embedded world, the default data.
+"""`data=reversed`: questions written from calls of the embedded world, the default data.
 
 Writes four splits: `warmup` (demonstrations with the annotation defects of `ttpa.data.reversed.noise`), `explore`
 (fresh questions with right targets), `validation` and `test` (unseen text values; `test` also unseen tools). Tools,
 defect sites, validation and test questions depend on `world_seed` alone, so that runs of different seeds are judged on
 the same questions; warm-up and exploration questions are drawn anew for each `seed`.
 
-Samples are made in waves (`ttpa.run.waves.run_waves`), wherever the executor computes, and gathered in `drawn.jsonl`, from
-which a killed build goes on; the splits are written from it at the end, in their own order, and it is removed.
+Samples are computed in waves and gathered in `drawn.jsonl`, from which a killed build goes on; the splits are written
+from it at the end, in their own order, and it is removed.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from ttpa.data.reversed.noise import Noise, annotate
-from ttpa.data.reversed.simulator import BANDS, band_at, draw_sample
-from ttpa.data.reversed.world import NOUNS, VERBS, World, make_world
-from ttpa.data.source import HERE, Progress, silent
+from ttpa.data.reversed.world import BANDS, NOUNS, VERBS, World, band_at, draw_sample, make_world
+from ttpa.data.source import ComputeWaves, compute_here, write_splits
 from ttpa.errors import ConfigError, DataError
-from ttpa.io import dumps
+from ttpa.io import dumps, read_jsonl
+from ttpa.options import Count, Index, option
 from ttpa.records import Sample
-from ttpa.run.waves import Executor, Shard, run_waves
 
 SPLITS = ("warmup", "explore", "validation", "test")
 WAVE = 500
@@ -48,7 +47,7 @@ class Item:
         return f"{self.split}-{self.band}{'-unseen' if self.unseen else ''}-{self.number}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@option
 class Reversed:
     """The reversed-synthetic data source over the embedded world.
 
@@ -66,49 +65,31 @@ class Reversed:
         ConfigError: an unknown generator, a count below 1, too many tools, or shares that do not sum to 1.
     """
 
-    generator: str
+    generator: Literal["simulator"]
     seed: int
     world_seed: int
-    train_tools: int
-    unseen_tools: int
-    warmup_samples: int
-    explore_samples: int
-    warmup_mix: Mapping[str, float]
-    explore_mix: Mapping[str, float]
-    validation_per_band: int
-    test_per_band: int
-    test_unseen: int
-    noise: Noise = field(default_factory=Noise)
+    train_tools: Annotated[int, Field(ge=4)]  # a prompt offers up to 4
+    unseen_tools: Index
+    warmup_samples: Count
+    explore_samples: Count
+    warmup_mix: dict[str, float]
+    explore_mix: dict[str, float]
+    validation_per_band: Count
+    test_per_band: Count
+    test_unseen: Index
+    noise: Noise
 
     def __post_init__(self) -> None:
-        if self.generator != "simulator":
-            raise ConfigError.at("data.generator", self.generator, "unknown generator", "Use simulator")
-        for key in ("warmup_samples", "explore_samples", "validation_per_band", "test_per_band"):
-            if getattr(self, key) < 1:
-                raise ConfigError.at(f"data.{key}", getattr(self, key), "must be at least 1", "Give a positive number")
-        if self.train_tools < 4:
-            raise ConfigError.at(
-                "data.train_tools", self.train_tools, "a prompt offers up to 4 tools", "Use at least 4"
-            )
         most = len(VERBS) * len(NOUNS)
         if self.train_tools + self.unseen_tools > most:
-            raise ConfigError.at(
-                "data.train_tools",
-                self.train_tools,
-                f"more than {most} tools with data.unseen_tools={self.unseen_tools}",
-                f"Keep the sum at or below {most}",
-            )
-        if self.test_unseen and self.unseen_tools < 1:
-            raise ConfigError.at("data.test_unseen", self.test_unseen, "needs unseen tools", "Set data.unseen_tools")
-        for key in ("warmup_mix", "explore_mix"):
-            mix = getattr(self, key)
+            problem = f"more than {most} tools with unseen_tools={self.unseen_tools}"
+            raise ConfigError.at("train_tools", self.train_tools, problem, f"Keep the sum at or below {most}")
+        if self.test_unseen and not self.unseen_tools:
+            raise ConfigError.at("test_unseen", self.test_unseen, "needs unseen tools", "Set data.unseen_tools")
+        for key, mix in {"warmup_mix": self.warmup_mix, "explore_mix": self.explore_mix}.items():
             if set(mix) != set(BANDS) or not min(mix.values()) >= 0 or not abs(sum(mix.values()) - 1) < 1e-6:
-                raise ConfigError.at(
-                    f"data.{key}",
-                    dict(mix),
-                    "must be shares of easy, medium and hard that sum to 1",
-                    "For example {easy: 0.5, medium: 0.3, hard: 0.2}",
-                )
+                problem, remedy = "must be shares of easy, medium and hard that sum to 1", "See conf/data/reversed.yaml"
+                raise ConfigError.at(key, mix, problem, remedy)
 
     def check(self) -> None:
         """Nothing to look for on disk."""
@@ -121,14 +102,10 @@ class Reversed:
         """The tools of this configuration."""
         return make_world(world_seed=self.world_seed, train_tools=self.train_tools, unseen_tools=self.unseen_tools)
 
-    def samples(self, split: str, counts: Counter[str] | None = None) -> Iterator[Sample]:
-        """Draws a split: warmup, explore, validation or test. `counts` collects what the defects did."""
-        drawing = _Drawing(self)
-        for item in self.items(split):
-            sample, defects = drawing.sample(item)
-            if counts is not None:
-                counts.update(defects)
-            yield sample
+    def samples(self, split: str) -> Iterator[Sample]:
+        """Draws a split: warmup, explore, validation or test."""
+        draw = _Draw(self)
+        return (draw.sample(item)[0] for item in self.items(split))
 
     def items(self, split: str) -> Iterator[Item]:
         """The items of a split, in the order of its file."""
@@ -143,59 +120,45 @@ class Reversed:
         for number in range(self.test_unseen if split == "test" else 0):
             yield Item(split, number, "easy", unseen=True)
 
-    def build(self, out: Path, executor: Executor = HERE, progress: Progress = silent) -> dict[str, Any]:
-        """See `DataSource.build`; the same arguments write the same bytes.
+    def build(self, out: Path, compute: ComputeWaves = compute_here) -> dict[str, Any]:
+        """See `DataSource.build`; the same settings write the same bytes.
 
         Raises:
             DataError: a sample cannot be drawn: a bug, since nothing outside this package enters.
         """
         items = {name: list(self.items(name)) for name in SPLITS}
-        everything = [item for name in SPLITS for item in items[name]]
-        shard = Shard(out / "drawn.jsonl")
-        failed = run_waves(
-            everything,
-            attrgetter("id"),
-            [everything[start : start + WAVE] for start in range(0, len(everything), WAVE)],
-            partial(_Drawing, self),
-            executor,
-            shard,
-            lambda done, total, _: progress(done, total),
-        )
+        drawn = out / "drawn.jsonl"
+        every = [item for name in SPLITS for item in items[name]]
+        failed = compute(drawn, [every[at : at + WAVE] for at in range(0, len(every), WAVE)], partial(_Draw, self))
         if failed:
             raise DataError(f"{out}: {len(failed)} samples cannot be drawn, first {failed[0]}. See errors.jsonl there.")
         lines, counts = dict[str, str](), Counter[str]()
-        for row in shard.rows():
+        for row in read_jsonl(drawn):
             lines[row["id"]] = row["line"]
             counts.update(row["defects"])
-        digest = hashlib.sha256()
-        for name in SPLITS:
-            with (out / f"{name}.jsonl").open("wb") as file:
-                for item in items[name]:
-                    line = f"{lines[item.id]}\n".encode()
-                    file.write(line)
-                    digest.update(line)
-        (out / "splits.json").write_text(dumps({name: f"{name}.jsonl" for name in SPLITS}), encoding="utf-8")
-        shard.path.unlink()
+        files = {name: f"{name}.jsonl" for name in SPLITS}
+        digest = write_splits(out, {files[name]: [lines[item.id] for item in items[name]] for name in SPLITS}, files)
+        drawn.unlink()
         changed = counts.pop("changed", 0)
         bands = {name: Counter(item.band for item in items[name]) for name in SPLITS}
         return {
             "samples": {name: len(items[name]) for name in SPLITS},
-            "bands": {name: {band: found[band] for band in BANDS} for name, found in bands.items()},
-            "content_sha256": digest.hexdigest(),
+            "bands": {name: {band: number[band] for band in BANDS} for name, number in bands.items()},
+            "content_sha256": digest,
             "misannotated_share": round(changed / self.warmup_samples, 4),
             "defects": dict(sorted(counts.items())),
         }
 
 
-class _Drawing:
-    """Draws the samples of one source, in any order; the world and its bad sites are made once."""
+class _Draw:
+    """Draws the samples of one source, in any order; it makes the world and its bad sites once."""
 
     def __init__(self, source: Reversed) -> None:
         self.source, self.world = source, source.world()
         self.bad = source.noise.sites(self.world, source.world_seed)
 
     def __call__(self, wave: Sequence[Item]) -> list[dict[str, Any]]:
-        """Rows with the line of the split's file ready: as an object it would be parsed and written once more."""
+        """Rows that hold the finished line of the split's file."""
         made = [(item, *self.sample(item)) for item in wave]
         return [{"id": item.id, "line": dumps(sample.to_json()), "defects": defects} for item, sample, defects in made]
 

@@ -10,7 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttpa.data.splits import read_split
+from ttpa.data.source import read_split
 from ttpa.io import dumps, write_jsonl
 from ttpa.policy.engine import Sampling
 from ttpa.records import Candidate, Sample

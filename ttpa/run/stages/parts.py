@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttpa.data.splits import read_split
+from ttpa.data.source import Work, read_split
 from ttpa.errors import DataError
 from ttpa.explore.pairs import PairRule
 from ttpa.explore.sampler import Sampler
@@ -18,7 +19,7 @@ from ttpa.policy.models import HFModel, TinyModel
 from ttpa.records import Sample
 from ttpa.run.evaluation import Evaluation
 from ttpa.run.tracking import Tracking
-from ttpa.run.waves import Executor
+from ttpa.run.waves import Executor, Shard, run_waves
 from ttpa.train.losses import RFT, Gold, PreferenceLoss
 from ttpa.train.policy_gradient import GRPO
 from ttpa.train.settings import NoWarmup, Recipe, TrainerOptions, Warmup
@@ -89,9 +90,17 @@ def fitting(
 
 def build_data(parts: Parts, workdir: Path, progress: Progress) -> dict[str, Any]:
     """Reads or makes the samples and writes the splits."""
-    metrics: dict[str, Any] = parts.data.build(
-        workdir, parts.executor, lambda done, total: progress(done, total, 0.0, "")
-    )
+
+    def compute(path: Path, waves: Sequence[Sequence[Any]], make_work: Callable[[], Work]) -> Sequence[str]:
+        """`ttpa.data.source.ComputeWaves` on the executor, with resume and progress."""
+
+        def tell(done: int, total: int, _: object) -> None:
+            progress(done, total, 0.0, "")
+
+        items = [item for wave in waves for item in wave]
+        return run_waves(items, attrgetter("id"), waves, make_work, parts.executor, Shard(path), tell)
+
+    metrics: dict[str, Any] = parts.data.build(workdir, compute)
     return metrics
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttpa.data.splits import read_split
+from ttpa.data.source import read_split
 from ttpa.errors import DataError
 from ttpa.io import read_jsonl, write_jsonl
 from ttpa.policy.models import HFModel, TinyModel

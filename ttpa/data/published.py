@@ -1,0 +1,244 @@
+"""What sources over published sets share: read rows, turn each into samples or say why not, split, write.
+
+A subclass supplies one method, `convert`, which knows the layout of its set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from ttpa.data.bands import BANDS, Bands
+from ttpa.data.rows import CUT, SUFFIXES, BadRow, RawRow, data_files, file_digest, is_hub_id, read_rows
+from ttpa.data.source import ComputeWaves, compute_here, write_splits
+from ttpa.errors import ConfigError, DataError
+from ttpa.io import dumps, write_jsonl
+from ttpa.options import Count, Fraction, option
+from ttpa.records import Sample, ToolSpec
+
+SPLITS = {"warmup": "train.jsonl", "explore": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"}
+_HALF_PAIR = re.compile("[\ud800-\udfff]")  # half of a surrogate pair: valid in JSON escapes, but UTF-8 cannot write it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converted:
+    """What a row became: a `key` equal for rows of equal content, its first user message, and its samples.
+
+    `repaired` says that damage in the published text was undone to read it.
+    """
+
+    key: str
+    opening: str
+    samples: tuple[Sample, ...]
+    repaired: bool = False
+
+
+def content_key(*parts: Any) -> str:
+    """Sixteen hexadecimal digits naming a content; equal for equal content wherever the row stands."""
+    return hashlib.sha256(dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def unique_tools(tools: Iterable[ToolSpec]) -> tuple[ToolSpec, ...]:
+    """The tools in order, equal repetitions dropped.
+
+    Raises:
+        BadRow: two different tools share a name, so that a call of that name means neither.
+    """
+    seen: dict[str, ToolSpec] = {}
+    for tool in tools:
+        if seen.setdefault(tool.name, tool) != tool:
+            raise BadRow("ambiguous tool name", f"two different tools are named {tool.name!r}")
+    return tuple(seen.values())
+
+
+def split_of_opening(opening: str, split_seed: int, validation_fraction: float, test_fraction: float) -> str:
+    """The split (train, validation or test) of a dialogue, from its first user message alone.
+
+    A hash, not a shuffle: a row keeps its split when rows are added, removed or reordered. Dialogues that open alike
+    (case and spacing aside) share a split, since published sets repeat questions over different tool lists and
+    near-copies on both sides would make held-out numbers too good.
+
+    Example:
+        >>> split_of_opening("Weather in  Paris?", 0, 0.3, 0.3) == split_of_opening("weather in paris?", 0, 0.3, 0.3)
+        True
+    """
+    cluster = hashlib.sha256(" ".join(opening.split()).casefold().encode("utf-8", "surrogatepass")).hexdigest()
+    unit = int.from_bytes(hashlib.sha256(f"{split_seed}:{cluster}".encode()).digest()[:8]) / 2**64
+    if unit < test_fraction:
+        return "test"
+    return "validation" if unit < test_fraction + validation_fraction else "train"
+
+
+def _writable(value: Any) -> bool:
+    try:
+        return not _HALF_PAIR.search(json.dumps(value, ensure_ascii=False))  # `dumps` would escape it
+    except TypeError:  # a column of dates or bytes
+        return False
+
+
+class _Read:
+    """What has been read of a set: samples by file, counts, and the rejected rows."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, list[Sample]] = {name: [] for name in dict.fromkeys(SPLITS.values())}
+        self.counts: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self.rejected: list[dict[str, Any]] = []
+
+    def reject(self, row: RawRow, problem: BadRow) -> None:
+        self.reasons[problem.kind] += 1
+        entry: dict[str, Any] = {"file": row.file, "line": row.line, "reason": str(problem)}
+        if row.value is not None and _writable(row.value):
+            entry["row"] = dict(row.value)
+        self.rejected.append(entry)
+
+    def metrics(self) -> dict[str, Any]:
+        """See `FileSource.build`."""
+        bands = {name: Counter(sample.band for sample in samples) for name, samples in self.files.items()}
+        kinds = Counter(sample.kind for samples in self.files.values() for sample in samples)
+        counted = ("duplicate", "without_call_turn", "repaired")
+        return {
+            "rows_read": self.counts["rows"],
+            **{f"rows_{what}": self.counts[what] for what in counted},
+            "rows_rejected": len(self.rejected),
+            "rejected": dict(self.reasons.most_common()),
+            "samples": {name: len(self.files[file]) for name, file in SPLITS.items()},
+            "bands": {name.removesuffix(".jsonl"): {band: n[band] for band in BANDS} for name, n in bands.items()},
+            "kinds": {kind: kinds[kind] for kind in ("call", "text")},
+        }
+
+
+@option
+class FileSource(ABC):
+    """A source over a published set, in files or on the hub.
+
+    Args:
+        path: A file, a folder of data files, or a hub id "organisation/name".
+        split_seed: Seed of the hash that splits dialogues.
+        validation_fraction, test_fraction: Expected shares of the held-out splits; may be 0.
+        max_bad_fraction: Share of rejected rows above which the build stops.
+        max_rows: Read only that many rows; None reads all.
+        text_turns: Also make samples of replies without a call.
+        bands: Thresholds of the difficulty bands.
+
+    Raises:
+        ConfigError: a value that cannot be used; names key, value and remedy.
+    """
+
+    path: Annotated[str, Field(min_length=1)]
+    split_seed: int
+    validation_fraction: Fraction
+    test_fraction: Fraction
+    max_bad_fraction: Fraction
+    max_rows: Count | None
+    text_turns: bool
+    bands: Bands
+
+    def __post_init__(self) -> None:
+        if self.validation_fraction + self.test_fraction >= 1:
+            problem = f"leaves no train rows beside test_fraction={self.test_fraction}"
+            raise ConfigError.at("validation_fraction", self.validation_fraction, problem, "Keep the sum below 1")
+
+    @abstractmethod
+    def convert(self, row: Mapping[str, Any]) -> Converted:
+        """Turns a row into samples.
+
+        Raises:
+            BadRow: the row does not follow the published layout, or its calls do not fit its tools.
+        """
+
+    def check(self) -> None:
+        """See `DataSource.check`. A hub id is only looked at by `build`: asking the hub is not cheap."""
+        if is_hub_id(self.path):
+            return
+        path, kinds = Path(self.path).expanduser(), ", ".join(SUFFIXES)
+        problem = "" if path.exists() else "no such file or folder"
+        if not problem and not path.is_dir() and not path.name.endswith(SUFFIXES):
+            problem = f"its name ends in none of {kinds}"
+        if not problem and not any(file.stat().st_size for file in data_files(path)):
+            problem = f"the folder holds no file with data ({kinds})" if path.is_dir() else "the file is empty"
+        if problem:
+            remedy = "Set data.path to a downloaded file or folder, or to a hub id such as Team-ACE/ToolACE"
+            raise ConfigError.at("data.path", self.path, problem, remedy)
+
+    def identity(self) -> dict[str, Any]:
+        """The content of local files instead of their path: an edited file is other data, a moved one is not."""
+        if is_hub_id(self.path):
+            return {}
+        files = data_files(Path(self.path).expanduser())
+        return {"path": [[file.name, file_digest(file)] for file in files]}
+
+    def build(self, out: Path, compute: ComputeWaves = compute_here) -> dict[str, Any]:
+        """See `DataSource.build`; reads in this process, without waves.
+
+        Also writes `rejected.jsonl`: file, line, reason and, where there is one, the row.
+
+        Returns:
+            rows_read, rows_duplicate (equal content, dropped), rows_without_call_turn (good, but gave no sample),
+            rows_repaired (of those kept), rows_rejected with `rejected` by reason, `samples` by split (warmup and
+            explore are the same train rows), `bands` by file, `kinds` over all, and `content_sha256` over the written
+            samples.
+
+        Raises:
+            ConfigError: as `check`.
+            DataError: more than `max_bad_fraction` of the rows are rejected, a file is cut (which hides an unknown
+                number of rows; accepted only with max_bad_fraction=1), or no train sample is left. `rejected.jsonl`
+                is written first, the splits are not.
+        """
+        self.check()
+        read = self._read()
+        write_jsonl(out / "rejected.jsonl", read.rejected)
+        self._judge(read, out / "rejected.jsonl")
+        lines = {name: [dumps(sample.to_json()) for sample in samples] for name, samples in read.files.items()}
+        return read.metrics() | {"content_sha256": write_splits(out, lines, SPLITS)}
+
+    def _read(self) -> _Read:
+        read, seen = _Read(), set[str]()
+        for row in read_rows(self.path):
+            if read.counts["rows"] == self.max_rows:
+                break
+            read.counts["rows"] += 1
+            try:
+                if row.value is None:
+                    raise row.problem or BadRow("not an object", "the row is empty")
+                converted = self.convert(row.value)
+                if not all(_writable(sample.to_json()) for sample in converted.samples):
+                    raise BadRow("not text", "holds half of a surrogate pair")
+            except BadRow as problem:
+                read.reject(row, problem)
+                continue
+            if converted.key in seen:
+                read.counts["duplicate"] += 1
+                continue
+            seen.add(converted.key)
+            read.counts["without_call_turn"] += not converted.samples
+            read.counts["repaired"] += converted.repaired
+            name = split_of_opening(converted.opening, self.split_seed, self.validation_fraction, self.test_fraction)
+            read.files[f"{name}.jsonl"].extend(converted.samples)
+        return read
+
+    def _judge(self, read: _Read, rejected: Path) -> None:
+        rows, bad = read.counts["rows"], len(read.rejected)
+        too_many = bad > self.max_bad_fraction * rows
+        if too_many or (read.reasons[CUT] and self.max_bad_fraction < 1):
+            reasons = ", ".join(f"{kind} {count}" for kind, count in read.reasons.most_common())
+            first = "; ".join(f"{entry['file']}:{entry['line']}: {entry['reason']}" for entry in read.rejected[:3])
+            why = f"more than data.max_bad_fraction={self.max_bad_fraction}" if too_many else "and a file is cut short"
+            raise DataError(
+                f"data.path={self.path}: {bad} of {rows} rows rejected, {why}. By reason: {reasons}. First: {first}. "
+                f"All are in {rejected}. Repair or remove them, fetch cut files again, or raise data.max_bad_fraction."
+            )
+        if not read.files[SPLITS["warmup"]]:
+            raise DataError(
+                f"data.path={self.path}: {rows} rows gave no train sample ({read.counts['without_call_turn']} "
+                "have no call turn). Raise data.max_rows, lower the held-out fractions, or set data.text_turns=true."
+            )
