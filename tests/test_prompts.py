@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.sources import toolace, xlam
 from ttpa.calls.syntaxes import SYNTAXES, get_syntax
-from ttpa.data.toolace import ToolACE
-from ttpa.data.xlam import XLAM
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import read_jsonl
 from ttpa.policy.policy import train_tokenizer
@@ -105,9 +104,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     """Every sample of the small real sets."""
     found: list[Sample] = []
     for number, source in enumerate((
-        ToolACE(path=str(DATA / "toolace_dialogues.jsonl.gz"), max_bad_fraction=0.5),
-        ToolACE(path=str(DATA / "toolace_from_rlla.jsonl.gz"), max_bad_fraction=0.5),
-        XLAM(path=str(DATA / "xlam.jsonl.gz"), max_bad_fraction=0.5),
+        toolace(DATA / "toolace_dialogues.jsonl.gz", max_bad_fraction=0.5),
+        toolace(DATA / "toolace_from_rlla.jsonl.gz", max_bad_fraction=0.5),
+        xlam(DATA / "xlam.jsonl.gz", max_bad_fraction=0.5),
     )):  # fmt: skip
         out = tmp_path_factory.mktemp(f"source{number}")
         source.build(out)

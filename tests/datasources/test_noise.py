@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ttpa.data.reversed.noise import FAMILIES, Noise, annotate, default_weights, spoil_call
-from ttpa.data.reversed.source import Reversed
+from tests.sources import noise, reversed_source
+from ttpa.data.reversed.noise import WEIGHTS, annotate, spoil_call
 from ttpa.data.reversed.world import KIND_OF, make_world
 from ttpa.errors import ConfigError
 from ttpa.records import Message, Sample, ToolCall
@@ -19,15 +19,8 @@ from ttpa.records import Message, Sample, ToolCall
 WORLD = make_world(world_seed=0, train_tools=64, unseen_tools=6)
 
 
-def source(**more: Any) -> Reversed:
-    """The default world and defects, with fewer questions."""
-    settings: dict[str, Any] = {
-        "generator": "simulator", "seed": 0, "world_seed": 0, "train_tools": 64, "unseen_tools": 6,
-        "warmup_samples": 300, "warmup_mix": {"easy": 0.65, "medium": 0.21, "hard": 0.14},
-        "explore_samples": 60, "explore_mix": {"easy": 0.4, "medium": 0.35, "hard": 0.25},
-        "validation_per_band": 20, "test_per_band": 20, "test_unseen": 10,
-    }  # fmt: skip
-    return Reversed(**(settings | more))
+CLEAN = reversed_source(noise=noise(share=0.0))
+ALL_BAD = reversed_source(noise=noise(share=1.0, probability=1.0))
 
 
 def spoil(family: str, key: str, arguments: dict[str, Any], probability: float = 1.0) -> dict[str, Any]:
@@ -40,47 +33,37 @@ def spoil(family: str, key: str, arguments: dict[str, Any], probability: float =
 
 
 def test_only_targets_and_tags_of_the_warmup_split_are_touched() -> None:
-    clean, noisy = source(noise=Noise(share=0.0)), source(noise=Noise(share=1.0, probability=1.0))
     for split in ("explore", "validation", "test"):
-        assert list(noisy.samples(split)) == list(clean.samples(split))
-    for before, after in zip(clean.samples("warmup"), noisy.samples("warmup"), strict=True):
+        assert list(ALL_BAD.samples(split)) == list(CLEAN.samples(split))
+    for before, after in zip(CLEAN.samples("warmup"), ALL_BAD.samples("warmup"), strict=True):
         assert replace(after, target=before.target, tags=before.tags) == before
-
-
-def test_exactly_the_changed_demonstrations_are_tagged_and_counted() -> None:
-    clean, counts = source(noise=Noise(share=0.0)), Counter[str]()
-    pairs = list(zip(clean.samples("warmup"), source().samples("warmup", counts), strict=True))
-    changed = [after for before, after in pairs if before.target != after.target]
-    assert changed and changed == [after for _, after in pairs if "misannotated" in after.tags]
-    assert counts["changed"] == len(changed)
-    assert {band: counts[f"changed_{band}"] for band in ("easy", "medium", "hard")} == Counter(s.band for s in changed)
-
-
-def test_calls_keep_their_tools_and_their_order() -> None:
-    clean, noisy = source(noise=Noise(share=0.0)), source(noise=Noise(share=1.0, probability=1.0))
-    for before, after in zip(clean.samples("warmup"), noisy.samples("warmup"), strict=True):
         assert [call.name for call in after.target] == [call.name for call in before.target]
 
 
-@pytest.mark.parametrize("noise", [Noise(share=0.0), Noise(probability=0.0)])
-def test_a_share_or_probability_of_zero_changes_nothing(noise: Noise) -> None:
-    counts = Counter[str]()
-    noisy = list(source(noise=noise).samples("warmup", counts))
-    assert noisy == list(source(noise=Noise(share=0.0)).samples("warmup"))
-    assert not +counts
+def test_exactly_the_changed_demonstrations_are_tagged_and_counted(tmp_path: Path) -> None:
+    source = reversed_source()
+    pairs = list(zip(CLEAN.samples("warmup"), source.samples("warmup"), strict=True))
+    changed = [after for before, after in pairs if before.target != after.target]
+    assert changed and changed == [after for _, after in pairs if "misannotated" in after.tags]
+    metrics = source.build(tmp_path)
+    assert metrics["misannotated_share"] == round(len(changed) / 300, 4)
+    bands = Counter(sample.band for sample in changed)
+    assert {band: metrics["defects"][f"changed_{band}"] for band in bands} == bands
 
 
-def test_data_without_defects_can_be_built(tmp_path: Path) -> None:
-    metrics = source(noise=Noise(share=0.0)).build(tmp_path)
-    assert (metrics["misannotated_share"], metrics["defects"]) == (0.0, {})
+@pytest.mark.parametrize("none", [{"share": 0.0}, {"probability": 0.0}])
+def test_a_share_or_probability_of_zero_changes_nothing(none: dict[str, float], tmp_path: Path) -> None:
+    source = reversed_source(noise=noise(**none))
+    assert list(source.samples("warmup")) == list(CLEAN.samples("warmup"))
+    assert source.build(tmp_path)["misannotated_share"] == 0
 
 
 def test_probability_one_shows_every_bad_site_where_its_family_applies() -> None:
-    noise = Noise(probability=1.0)
-    bad = noise.sites(WORLD, 0)
-    clean = source(noise=Noise(share=0.0)).samples("warmup")
+    always = noise(probability=1.0)
+    bad = always.sites(WORLD, 0)
     met, shown = Counter[str](), Counter[str]()
-    for before, after in zip(clean, source(noise=noise).samples("warmup"), strict=True):
+    made = reversed_source(noise=always).samples("warmup")
+    for before, after in zip(CLEAN.samples("warmup"), made, strict=True):
         for right, wrong in zip(before.target, after.target, strict=True):
             for key, value in right.arguments.items():
                 family = bad.get((right.name, key))
@@ -93,7 +76,7 @@ def test_probability_one_shows_every_bad_site_where_its_family_applies() -> None
                 met[family] += applies
                 shown[family] += wrong.arguments.get(key) != value or type(wrong.arguments[key]) is not type(value)
     assert met == shown
-    assert set(met) == set(FAMILIES)
+    assert set(met) == set(WEIGHTS)
 
 
 def test_a_probability_is_the_share_of_times_a_site_shows() -> None:
@@ -105,8 +88,6 @@ def test_a_probability_is_the_share_of_times_a_site_shows() -> None:
 
 
 def test_defects_depend_on_seed_and_sample_alone() -> None:
-    few, many = source(warmup_samples=50), source(warmup_samples=120)
-    assert list(few.samples("warmup")) == list(many.samples("warmup"))[:50]
     sample = Sample(id="a", tools=(), messages=(Message(role="user", content="?"),), source="toy", band="easy",
                     target=tuple(ToolCall(name="f", arguments={"date": "2031-02-03"}) for _ in range(30)))  # fmt: skip
     bad = {("f", "date"): "date_order"}
@@ -118,48 +99,33 @@ def test_defects_depend_on_seed_and_sample_alone() -> None:
 
 
 def test_bad_sites_are_the_worlds_and_not_the_seeds() -> None:
-    noise = Noise()
-    assert noise.sites(WORLD, 0) == Noise(probability=0.1).sites(WORLD, 0)
-    assert noise.sites(WORLD, 0) != noise.sites(WORLD, 1)
+    assert noise().sites(WORLD, 0) == noise(probability=0.1).sites(WORLD, 0)
+    assert noise().sites(WORLD, 0) != noise().sites(WORLD, 1)
 
 
 # ---- proportions ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def default_counts() -> Counter[str]:
-    counts = Counter[str]()
-    counts["samples"] = sum(1 for _ in source(warmup_samples=5000).samples("warmup", counts))
-    return counts
-
-
-def test_about_three_in_ten_demonstrations_are_changed_by_default(default_counts: Counter[str]) -> None:
-    assert 0.27 < default_counts["changed"] / default_counts["samples"] < 0.33
-
-
-def test_defects_are_mostly_values_then_names_then_dropped_parameters(default_counts: Counter[str]) -> None:
-    shown = {family: default_counts[family] for family in FAMILIES}
+def test_three_in_ten_demonstrations_are_changed_mostly_in_values_then_names_then_dropped(tmp_path: Path) -> None:
+    metrics = reversed_source(warmup_samples=5000).build(tmp_path)
+    assert 0.27 < metrics["misannotated_share"] < 0.33
+    shown = {family: metrics["defects"][family] for family in WEIGHTS}
     total = sum(shown.values())
     names, dropped = shown["wrong_name"] / total, shown["dropped"] / total
-    assert 0.2 < names < 0.4
-    assert 0.05 < dropped < 0.2
-    assert 0.5 < 1 - names - dropped < 0.65
+    assert 0.2 < names < 0.4 and 0.05 < dropped < 0.2 and 0.5 < 1 - names - dropped < 0.65
     assert all(shown.values())
 
 
-def test_the_share_of_bad_sites_is_exact_up_to_rounding() -> None:
+def test_the_share_of_bad_sites_is_exact_and_a_larger_share_keeps_those_of_a_smaller_one() -> None:
+    before: dict[tuple[str, str], str] = {}
     for share in (0.0, 0.16, 0.5, 1.0):
-        assert len(Noise(share=share).sites(WORLD, 0)) == round(share * len(WORLD.sites))
-
-
-def test_a_larger_share_keeps_the_bad_sites_of_a_smaller_one() -> None:
-    few, many = Noise(share=0.1).sites(WORLD, 0), Noise(share=0.3).sites(WORLD, 0)
-    assert few.items() <= many.items()
+        bad = noise(share=share).sites(WORLD, 0)
+        assert len(bad) == round(share * len(WORLD.sites)) and before.items() <= bad.items()
+        before = bad
 
 
 def test_scope_kind_marks_a_kind_wherever_it_occurs() -> None:
-    noise = Noise(share=0.2, scope="kind")
-    bad = noise.sites(WORLD, 0)
+    bad = noise(share=0.2, scope="kind").sites(WORLD, 0)
     kinds = {key for _, key in bad}
     assert len(kinds) == 3
     assert set(bad) == {site for site in WORLD.sites if site[1] in kinds}
@@ -167,16 +133,9 @@ def test_scope_kind_marks_a_kind_wherever_it_occurs() -> None:
         assert len({family for (_, key), family in bad.items() if key == kind}) == 1
 
 
-def test_scope_site_marks_some_sites_of_a_kind() -> None:
-    bad = Noise(share=0.5).sites(WORLD, 0)
-    kinds = {kind for _, kind in WORLD.sites}
-    by_kind = {kind: [site in bad for site in WORLD.sites if site[1] == kind] for kind in kinds}
-    assert any(any(marks) and not all(marks) for marks in by_kind.values())
-
-
 def test_a_site_has_a_family_that_can_show_there() -> None:
     required = {(tool.spec.name, name) for tool in WORLD.tools for name in tool.spec.required}
-    for site, family in Noise(share=1.0).sites(WORLD, 0).items():
+    for site, family in noise(share=1.0).sites(WORLD, 0).items():
         kind = KIND_OF[site[1]]
         can = {
             "wrong_name": True, "truncated": kind.name in ("title", "note", "tags", "ids"),
@@ -188,9 +147,8 @@ def test_a_site_has_a_family_that_can_show_there() -> None:
 
 
 def test_weights_choose_the_families() -> None:
-    only = Noise(share=1.0, weights={"dropped": 1.0}).sites(WORLD, 0)
+    only = noise(share=1.0, weights={"dropped": 1.0}).sites(WORLD, 0)
     assert set(only.values()) == {"dropped", "wrong_name"}  # a required parameter cannot be dropped
-    assert set(default_weights()) == set(FAMILIES)
 
 
 # ---- the families ---------------------------------------------------------------------------------------------------
@@ -230,14 +188,12 @@ def test_only_the_bad_site_of_a_tool_is_spoiled() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"share": 1.5}, r"data\.noise\.share=1\.5: must be in \[0, 1\]"),
-        ({"share": -0.1}, r"data\.noise\.share=-0\.1: must be in \[0, 1\]"),
-        ({"share": float("nan")}, r"data\.noise\.share=nan: must be in \[0, 1\]"),
-        ({"probability": 2}, r"data\.noise\.probability=2: must be in \[0, 1\]"),
-        ({"scope": "tool"}, r"data\.noise\.scope=tool: .*Use site or kind"),
-        ({"weights": {"typo": 1.0}}, r"data\.noise\.weights=\['typo'\]: .*wrong_name"),
+        ({"share": 1.5}, r"^share=1\.5: "),
+        ({"probability": float("nan")}, "^probability=nan: "),
+        ({"scope": "tool"}, "^scope='tool': .*'site' or 'kind'"),
+        ({"weights": {"typo": 1.0}}, r"^weights=\['typo'\]: .*wrong_name"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_name(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        Noise(**settings)
+        noise(**settings)

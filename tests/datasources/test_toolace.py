@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.sources import toolace
 from ttpa.data.repair import MAX_CHARS, MAX_REPAIRS, parse_split
 from ttpa.data.rows import BadRow
 from ttpa.data.toolace import ToolACE, looks_like_call, split_system
-from ttpa.errors import ConfigError
 from ttpa.io import read_jsonl
 from ttpa.records import Message, Sample, ToolCall
 
@@ -43,7 +43,7 @@ def row(*turns: str, system: str | None = None, functions: Any = FUNCTIONS) -> d
 
 
 def source(**more: Any) -> ToolACE:
-    return ToolACE(path=str(REAL["dialogues"]), **more)
+    return toolace(REAL["dialogues"], **more)
 
 
 def published(name: str) -> list[dict[str, Any]]:
@@ -52,7 +52,7 @@ def published(name: str) -> list[dict[str, Any]]:
 
 
 def built(name: str, out: Path, **more: Any) -> tuple[dict[str, Any], list[Sample]]:
-    metrics = ToolACE(path=str(REAL[name]), **more).build(out)
+    metrics = toolace(REAL[name], **more).build(out)
     files = ("train", "validation", "test")
     return metrics, [Sample.from_json(entry) for file in files for entry in read_jsonl(out / f"{file}.jsonl")]
 
@@ -299,13 +299,6 @@ def test_repaired_rows_are_counted(tmp_path: Path) -> None:
                 functions=functions)  # fmt: skip
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(entry) + "\n" for entry in [*rows, split, split]))
-    metrics = ToolACE(path=str(path)).build(tmp_path)
+    metrics = toolace(path).build(tmp_path)
     counts = [metrics[f"rows_{what}"] for what in ("read", "duplicate", "repaired", "rejected")]
     assert counts == [42, 1, 1, 0]
-
-
-def test_repair_option_is_checked() -> None:
-    with pytest.raises(ConfigError, match=r"^data\.repair_split_arguments=yes: must be true or false\. Use true\.$"):
-        source(repair_split_arguments="yes")
-    with pytest.raises(ConfigError, match=r"^data\.text_turns=no: "):
-        source(text_turns="no")

@@ -9,18 +9,19 @@ from dataclasses import replace
 import pytest
 
 from ttpa.calls.schema import check_call, type_ok
-from ttpa.data.reversed.simulator import draw_value
 from ttpa.data.reversed.world import (
     KIND_OF,
     KINDS,
     NOUNS,
     VERBS,
     ExecutionError,
+    Kind,
     Tool,
+    draw_value,
     execute,
     make_tool,
     make_world,
-    split_of,
+    split_of_value,
 )
 from ttpa.records import ToolCall, ToolSpec
 
@@ -68,31 +69,25 @@ def test_a_tool_does_not_depend_on_the_other_tools_of_its_world() -> None:
     assert make_tool(*tool.spec.name.split("_"), world_seed=0) == tool
 
 
-@pytest.mark.parametrize("tool", (*WORLD.tools, *WORLD.unseen), ids=lambda tool: tool.spec.name)
-def test_every_tool_has_two_to_four_typed_parameters_of_which_one_or_two_are_required(tool: Tool) -> None:
-    assert 2 <= len(tool.kinds) <= 4
-    assert list(tool.spec.properties) == [kind.name for kind in tool.kinds]
-    assert 1 <= len(tool.spec.required) <= 2
-    assert set(tool.spec.required) <= set(tool.spec.properties)
-    for kind in tool.kinds:
-        schema = tool.spec.properties[kind.name]
-        as_text = kind.type in ("integer", "number") and schema == {"type": "string"}
-        assert as_text or schema["type"] == kind.type
-        assert schema.get("items") == ({"type": kind.items} if kind.items else None)
-
-
-def test_some_numbers_are_declared_as_text() -> None:
-    declared = Counter(
-        tool.spec.properties[kind.name]["type"] == "string"
-        for tool in WORLD.tools for kind in tool.kinds if kind.type in ("integer", "number")
-    )  # fmt: skip
-    assert 0.05 < declared[True] / declared.total() < 0.3
+def test_tools_have_two_to_four_typed_parameters_of_which_one_or_two_are_required() -> None:
+    declared = Counter[bool]()
+    for tool in (*WORLD.tools, *WORLD.unseen):
+        assert 2 <= len(tool.kinds) <= 4 and 1 <= len(tool.spec.required) <= 2
+        assert list(tool.spec.properties) == [kind.name for kind in tool.kinds]
+        assert set(tool.spec.required) <= set(tool.spec.properties)
+        for kind in tool.kinds:
+            schema = tool.spec.properties[kind.name]
+            as_text = kind.type in ("integer", "number") and schema == {"type": "string"}
+            assert as_text or schema["type"] == kind.type
+            assert schema.get("items") == ({"type": kind.items} if kind.items else None)
+            if kind.type in ("integer", "number"):
+                declared[as_text] += 1
+    assert 0.05 < declared[True] / declared.total() < 0.3  # some numbers are declared as text
 
 
 def test_sites_are_the_parameters_of_the_training_tools() -> None:
     assert len(WORLD.sites) == len(set(WORLD.sites)) == sum(len(tool.kinds) for tool in WORLD.tools)
-    unseen = {tool.spec.name for tool in WORLD.unseen}
-    assert not unseen & {name for name, _ in WORLD.sites}
+    assert not {tool.spec.name for tool in WORLD.unseen} & {name for name, _ in WORLD.sites}
 
 
 def test_a_valid_call_runs_and_its_reply_depends_on_the_call_alone() -> None:
@@ -107,13 +102,8 @@ def test_a_valid_call_runs_and_its_reply_depends_on_the_call_alone() -> None:
     [
         ({"count": 3}, "book_room needs city"),
         ({"city": "Bana", "count": "3"}, "count"),
-        ({"city": "Bana", "count": 3.0}, "count"),
-        ({"city": "Bana", "count": True}, "count"),
-        ({"city": 7}, "city"),
         ({"city": "Bana", "tags": [1]}, "tags"),
-        ({"city": "Bana", "tags": "red"}, "tags"),
         ({"city": "Bana", "town": "Kizo"}, "no parameter .*town"),
-        ({"city": None}, "city"),
     ],
 )
 def test_a_call_that_does_not_fit_the_schema_is_refused(arguments: dict[str, object], said: str) -> None:
@@ -121,18 +111,15 @@ def test_a_call_that_does_not_fit_the_schema_is_refused(arguments: dict[str, obj
         run(**arguments)
 
 
-def test_a_call_of_an_unknown_tool_is_refused() -> None:
+def test_an_unknown_tool_is_refused_and_every_problem_named() -> None:
     with pytest.raises(ExecutionError, match="'book_moon'"):
         execute(ToolCall(name="book_moon"), {"book_room": ROOM})
-
-
-def test_every_problem_of_a_call_is_named() -> None:
     with pytest.raises(ExecutionError, match=r"city.*; .*count"):
         run(count="3")
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_drawn_values_have_the_declared_type_and_are_said_with_their_text(kind: object) -> None:
+def test_drawn_values_have_the_declared_type_and_are_said_with_their_text(kind: Kind) -> None:
     rng = random.Random(1)
     for _ in range(200):
         value = kind.draw(rng)
@@ -155,22 +142,22 @@ def test_no_wrong_name_is_the_right_name_of_another_kind() -> None:
 
 
 def test_values_are_split_eighty_ten_ten_by_their_text() -> None:
-    counts = Counter(split_of(number) for number in range(20000))
+    counts = Counter(split_of_value(number) for number in range(20000))
     for split, share in {"train": 0.8, "validation": 0.1, "test": 0.1}.items():
         assert counts[split] / 20000 == pytest.approx(share, abs=0.01)
-    assert all(split_of(number) == split_of(str(number)) for number in range(100))
+    assert all(split_of_value(number) == split_of_value(str(number)) for number in range(100))
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_a_drawn_value_belongs_to_its_split_where_the_kind_has_enough_values(kind: object, split: str) -> None:
+def test_a_drawn_value_belongs_to_its_split_where_the_kind_has_enough_values(split: str) -> None:
     rng = random.Random(2)
-    found = Counter(split_of(draw_value(rng, kind, split)) for _ in range(60))
-    assert (set(found) == {split}) or not kind.splittable
+    for kind in KINDS:
+        drawn = {split_of_value(draw_value(rng, kind, split)) for _ in range(60)}
+        assert drawn == {split} or not kind.splittable
 
 
 def test_a_kind_without_a_value_of_the_split_is_reported() -> None:
-    value = next(number for number in range(100) if split_of(number) == "train")
+    value = next(number for number in range(100) if split_of_value(number) == "train")
     kind = replace(KIND_OF["amount"], draw=lambda _: value)
     with pytest.raises(RuntimeError, match="no test value of kind 'amount'"):
         draw_value(random.Random(0), kind, "test")

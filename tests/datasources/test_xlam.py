@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.sources import xlam
 from ttpa.data.rows import BadRow
 from ttpa.data.xlam import XLAM, parameters_schema
 from ttpa.io import read_jsonl
@@ -23,7 +24,7 @@ def row(answers: Any, tools: Any = TOOLS, query: str = "What time is it?", **mor
 
 
 def source(**more: Any) -> XLAM:
-    return XLAM(path=str(REAL), **more)
+    return xlam(REAL, **more)
 
 
 def real_rows() -> list[dict[str, Any]]:

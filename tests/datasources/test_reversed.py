@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
-import json
+import os
+import pickle
 import re
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.sources import noise
+from tests.sources import reversed_source as source
 from ttpa.calls.schema import check_call
-from ttpa.data.reversed.noise import Noise
-from ttpa.data.reversed.simulator import band_at, draw_sample
-from ttpa.data.reversed.source import Reversed
-from ttpa.data.reversed.world import KIND_OF, execute
-from ttpa.errors import ConfigError
-from ttpa.io import read_jsonl
+from ttpa.data.reversed import source as module
+from ttpa.data.reversed.source import SPLITS
+from ttpa.data.reversed.world import KIND_OF, band_at, draw_sample, execute
+from ttpa.data.source import Work, read_split
+from ttpa.errors import ConfigError, DataError
 from ttpa.records import Sample
 from ttpa.run import stages
+from ttpa.run.waves import LocalExecutor, Rows, Wave
 
-SPLITS = ("warmup", "explore", "validation", "test")
-CLEAN = Noise(share=0.0)
-
-
-def source(**more: Any) -> Reversed:
-    """The default world, with fewer questions."""
-    settings: dict[str, Any] = {
-        "generator": "simulator", "seed": 0, "world_seed": 0, "train_tools": 64, "unseen_tools": 6,
-        "warmup_samples": 400, "warmup_mix": {"easy": 0.65, "medium": 0.21, "hard": 0.14},
-        "explore_samples": 200, "explore_mix": {"easy": 0.4, "medium": 0.35, "hard": 0.25},
-        "validation_per_band": 40, "test_per_band": 60, "test_unseen": 40,
-    }  # fmt: skip
-    return Reversed(**(settings | more))
+CLEAN = noise(share=0.0)
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def splits() -> dict[str, list[Sample]]:
     """Every split, with right targets in the warm-up too."""
-    made = source(warmup_samples=2500, noise=CLEAN)
+    sizes = {"explore_samples": 200, "validation_per_band": 40, "test_per_band": 60, "test_unseen": 40}
+    made = source(warmup_samples=2500, noise=CLEAN, **sizes)
     return {split: list(made.samples(split)) for split in SPLITS}
 
 
@@ -65,35 +62,29 @@ def words(samples: list[Sample]) -> set[str]:
     return {found for sample in samples for found in re.findall(said, question(sample))}
 
 
-# ---- the same arguments, the same bytes -----------------------------------------------------------------------------
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_the_same_arguments_write_the_same_bytes(tmp_path: Path) -> None:
-    metrics = []
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        metrics.append(source().build(tmp_path / name))
-    assert metrics[0] == metrics[1]
-    files = {name: [path.read_bytes() for path in sorted((tmp_path / name).iterdir())] for name in ("one", "two")}
-    assert files["one"] == files["two"]
+# ---- the same settings, the same bytes ------------------------------------------------------------------------------
 
 
 def test_the_bytes_are_those_of_the_data_stage_version(tmp_path: Path) -> None:
     """Changed questions under an unchanged version would be mixed with stages built from the old ones."""
     pinned = {1: "d63b537a9db963da"}
-    assert source().build(tmp_path)["content_sha256"][:16] == pinned[stages.VERSIONS["data"]]
-
-
-def test_another_seed_draws_other_training_questions_and_the_same_held_out_ones(tmp_path: Path) -> None:
-    for seed in (0, 1):
-        (tmp_path / str(seed)).mkdir()
-        source(seed=seed).build(tmp_path / str(seed))
+    sizes = {"warmup_samples": 400, "explore_samples": 200, "validation_per_band": 40, "test_per_band": 60}
+    made = source(**sizes, test_unseen=40)
+    metrics = made.build(tmp_path)
+    assert metrics["content_sha256"][:16] == pinned[stages.VERSIONS["data"]]
     for split in SPLITS:
-        first, second = ((tmp_path / seed / f"{split}.jsonl").read_bytes() for seed in ("0", "1"))
-        assert (first == second) == (split in ("validation", "test"))
+        assert read_split(tmp_path, split) == list(made.samples(split))
+        assert metrics["samples"][split] == len(read_split(tmp_path, split))
 
 
-def test_another_world_seed_draws_other_held_out_questions() -> None:
+def test_another_seed_draws_other_training_questions_and_another_world_other_held_out_ones() -> None:
+    for split in SPLITS:
+        same = list(source(seed=0).samples(split)) == list(source(seed=1).samples(split))
+        assert same == (split in ("validation", "test"))
     assert list(source().samples("test")) != list(source(world_seed=1).samples("test"))
 
 
@@ -108,21 +99,82 @@ def test_a_sample_depends_on_seed_split_and_number_and_on_no_other_sample(split:
     assert len({question(sample) for sample in forward}) == 5
 
 
-def test_more_held_out_questions_keep_the_first_ones() -> None:
-    few = {sample.id: sample for sample in source(test_per_band=5, test_unseen=3).samples("test")}
-    many = {sample.id: sample for sample in source().samples("test")}
-    assert few.items() <= many.items()
+# ---- waves ----------------------------------------------------------------------------------------------------------
+
+WORKER = """
+import pickle, sys
+make_work, waves = pickle.load(sys.stdin.buffer)
+work = make_work()
+pickle.dump([work(wave) for wave in waves], sys.stdout.buffer)
+"""
 
 
-def test_the_splits_on_disk_are_those_drawn(tmp_path: Path) -> None:
-    made = source()
-    metrics = made.build(tmp_path)
-    files = json.loads((tmp_path / "splits.json").read_text())
-    assert tuple(files) == SPLITS
-    for split, file in files.items():
-        on_disk = [Sample.from_json(row) for row in read_jsonl(tmp_path / file)]
-        assert on_disk == list(made.samples(split))
-        assert metrics["samples"][split] == len(on_disk)
+class AnotherProcess(LocalExecutor):
+    """Computes in another process, and gives waves back from the last to the first."""
+
+    def run(self, make_work: Callable[[], Work], waves: Sequence[Wave]) -> Iterator[tuple[int, Rows]]:  # type: ignore[override]
+        sent = pickle.dumps((make_work, waves))
+        done = subprocess.run([sys.executable, "-c", WORKER], input=sent, capture_output=True, check=True, cwd=ROOT)
+        yield from reversed(list(enumerate(pickle.loads(done.stdout))))
+
+
+class Killed(BaseException):
+    pass
+
+
+class Dies(LocalExecutor):
+    """Computes here, and is gone after two waves."""
+
+    def run(self, make_work: Callable[[], Work], waves: Sequence[Wave]) -> Iterator[tuple[int, Rows]]:  # type: ignore[override]
+        yield from LocalExecutor().run(make_work, waves[:2])
+        raise Killed
+
+
+def staged(out: Path, executor: LocalExecutor, told: list[int] | None = None) -> dict[str, Any]:
+    """The data stage of a run."""
+    out.mkdir(exist_ok=True)
+    parts: Any = SimpleNamespace(data=source(), executor=executor)
+    progress = [] if told is None else told
+    return stages.build_data(parts, out, lambda done, total, *_: progress.append(done))
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
+    """Metrics and files of a build in one go; afterwards waves are small."""
+    (tmp_path / "plain").mkdir()
+    metrics = source().build(tmp_path / "plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "WAVE", 70)
+        yield metrics, files(tmp_path / "plain")
+
+
+def test_another_process_that_answers_backwards_writes_the_same_files(tmp_path: Path, plain: Any) -> None:
+    assert (staged(tmp_path / "out", AnotherProcess()), files(tmp_path / "out")) == plain
+    assert set(plain[1]) == {"warmup.jsonl", "explore.jsonl", "validation.jsonl", "test.jsonl", "splits.json"}
+
+
+@pytest.mark.parametrize("cut", [0, 10])
+def test_a_restart_goes_on_and_ends_with_the_same_files(tmp_path: Path, plain: Any, cut: int) -> None:
+    out, told = tmp_path / "out", list[int]()
+    with pytest.raises(Killed):
+        staged(out, Dies())
+    os.truncate(out / "drawn.jsonl", (out / "drawn.jsonl").stat().st_size - cut)  # within the last row
+    assert (staged(out, LocalExecutor(), told), files(out)) == plain
+    assert told[:2] == ([70, 140] if cut else [140, 210]) and told[-1] == 570
+
+
+def test_a_sample_that_cannot_be_drawn_stops_the_build_and_is_drawn_by_the_next(tmp_path: Path, plain: Any) -> None:
+    def breaks(*world: Any, **item: Any) -> Any:
+        if item["split"] == "test" and item["number"] == 5:
+            raise RuntimeError("no test value")
+        return draw_sample(*world, **item)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "draw_sample", breaks)
+        with pytest.raises(DataError, match=r"4 samples cannot be drawn, first test-easy-5\. See errors\.jsonl"):
+            staged(tmp_path / "out", LocalExecutor())
+    assert not (tmp_path / "out" / "splits.json").exists()
+    assert (staged(tmp_path / "out", LocalExecutor()), files(tmp_path / "out")) == plain
 
 
 # ---- what a sample holds --------------------------------------------------------------------------------------------
@@ -133,6 +185,8 @@ def test_sizes_are_those_asked_for(splits: dict[str, list[Sample]]) -> None:
         "warmup": 2500, "explore": 200, "validation": 120, "test": 220}  # fmt: skip
     assert Counter(sample.band for sample in splits["validation"]) == {"easy": 40, "medium": 40, "hard": 40}
     assert sum("unseen_tool" in sample.tags for sample in splits["test"]) == 40
+    every = [sample for samples in splits.values() for sample in samples]
+    assert len({sample.id for sample in every}) == len(every)
 
 
 def test_bands_are_numbers_of_calls(everything: list[Sample]) -> None:
@@ -144,10 +198,6 @@ def test_bands_are_drawn_with_the_shares_asked_for(splits: dict[str, list[Sample
     for band, share in {"easy": 0.65, "medium": 0.21, "hard": 0.14}.items():
         assert counts[band] / 2500 == pytest.approx(share, abs=0.03)
     assert {band_at("s", number, {"easy": 0.0, "medium": 1.0, "hard": 0.0}) for number in range(100)} == {"medium"}
-
-
-def test_ids_are_unique_over_all_splits(everything: list[Sample]) -> None:
-    assert len({sample.id for sample in everything}) == len(everything)
 
 
 def test_questions_of_training_splits_are_not_those_of_each_other(splits: dict[str, list[Sample]]) -> None:
@@ -250,20 +300,16 @@ def test_every_unseen_tool_is_asked_for(splits: dict[str, list[Sample]]) -> None
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("generator", "gpt", r"data\.generator=gpt: .*Use simulator"),
-        ("warmup_samples", 0, r"data\.warmup_samples=0: .*at least 1"),
-        ("explore_samples", -1, r"data\.explore_samples=-1: .*at least 1"),
-        ("validation_per_band", 0, r"data\.validation_per_band=0: .*at least 1"),
-        ("test_per_band", 0, r"data\.test_per_band=0: .*at least 1"),
-        ("train_tools", 3, r"data\.train_tools=3: .*at least 4"),
-        ("train_tools", 91, r"data\.train_tools=91: more than 96 tools"),
-        ("unseen_tools", 0, r"data\.test_unseen=40: .*Set data\.unseen_tools"),
-        ("warmup_mix", {"easy": 0.5, "medium": 0.2, "hard": 0.2}, r"data\.warmup_mix=.*sum to 1"),
-        ("explore_mix", {"easy": 0.5, "medium": 0.5}, r"data\.explore_mix=.*easy, medium and hard"),
-        ("warmup_mix", {"easy": 1.5, "medium": -0.5, "hard": 0.0}, r"data\.warmup_mix=.*sum to 1"),
-        ("warmup_mix", {"easy": float("nan"), "medium": 0.5, "hard": 0.5}, r"data\.warmup_mix=.*sum to 1"),
+        ("generator", "gpt", "^generator='gpt': "),
+        ("warmup_samples", 0, "^warmup_samples=0: "),
+        ("train_tools", 3, "^train_tools=3: "),
+        ("train_tools", 91, "^train_tools=91: more than 96 tools"),
+        ("unseen_tools", 0, r"^test_unseen=20: .*Set data\.unseen_tools"),
+        ("explore_mix", {"easy": 0.5, "medium": 0.5}, "^explore_mix=.*easy, medium and hard"),
+        ("warmup_mix", {"easy": 1.5, "medium": -0.5, "hard": 0.0}, "^warmup_mix=.*sum to 1"),
+        ("warmup_mix", {"easy": float("nan"), "medium": 0.5, "hard": 0.5}, "^warmup_mix=.*sum to 1"),
     ],
-)  # fmt: skip
+)
 def test_a_value_that_cannot_work_is_refused_by_name(key: str, value: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         source(**{key: value})
@@ -271,7 +317,7 @@ def test_a_value_that_cannot_work_is_refused_by_name(key: str, value: Any, said:
 
 def test_a_world_without_unseen_tools_has_no_unseen_questions() -> None:
     samples = list(source(unseen_tools=0, test_unseen=0).samples("test"))
-    assert len(samples) == 180
+    assert len(samples) == 90
     assert not any(sample.tags for sample in samples)
 
 

@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_dir
 
-from ttpa.data.bands import PAPER, Bands
+from tests.sources import CONF, toolace, xlam
+from ttpa.data.published import SPLITS, split_of_opening
 from ttpa.data.rows import is_hub_id, read_rows
-from ttpa.data.source import SPLITS, DataSource, split_of
-from ttpa.data.toolace import ToolACE
-from ttpa.data.xlam import XLAM
+from ttpa.data.source import DataSource
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import read_jsonl
 from ttpa.records import Sample, tools_from_text, tools_to_text
+from ttpa.run import config
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 FILES = ("train", "validation", "test")
@@ -49,7 +48,7 @@ def file_of(folder: Path, rows: Iterable[Any], name: str = "rows.jsonl") -> Path
 
 def built(path: Path | str, out: Path, **more: Any) -> tuple[dict[str, Any], dict[str, list[Sample]]]:
     out.mkdir(exist_ok=True)
-    metrics = XLAM(path=str(path), **more).build(out)
+    metrics = xlam(path, **more).build(out)
     return metrics, {name: [Sample.from_json(entry) for entry in read_jsonl(out / f"{name}.jsonl")] for name in FILES}
 
 
@@ -107,7 +106,7 @@ def test_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         return datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in parts.items()})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    source = XLAM(path="Salesforce/xlam-function-calling-60k")
+    source = xlam("Salesforce/xlam-function-calling-60k")
     source.check()
     assert asked == []  # checking asks nobody
     assert [(entry.file.rsplit("/", 1)[1], entry.line) for entry in read_rows(source.path)] == [
@@ -124,7 +123,7 @@ def test_hub_failure_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(DataError, match=r"data\.path=some/thing: .*no route.*gated.*set data\.path to it"):
-        XLAM(path="some/thing").build(tmp_path)
+        xlam("some/thing").build(tmp_path)
 
 
 def test_what_is_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,35 +138,28 @@ def test_what_is_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "said"),
     [
-        ("path", ""),
-        ("path", None),
-        ("split_seed", "1"),
-        ("validation_fraction", -0.1),
-        ("validation_fraction", 0.96),
-        ("test_fraction", "0.1"),
-        ("max_bad_fraction", 2),
-        ("max_rows", 0),
-        ("max_rows", 2.5),
-        ("text_turns", "no"),
-        ("bands", {"easy_tools": 2}),
+        ("split_seed", "1", "should be a valid integer"),
+        ("validation_fraction", -0.1, "greater than or equal to 0"),
+        ("validation_fraction", 0.96, "leaves no train rows beside test_fraction=0.05"),
+        ("max_rows", 0, "greater than or equal to 1"),
+        ("bands", {"easy_tools": 2}, "instance of Bands"),
     ],
 )
-def test_bad_values_name_key_and_value(key: str, value: Any) -> None:
-    with pytest.raises(ConfigError) as caught:
-        XLAM(**{"path": "x.jsonl", key: value})
-    assert str(caught.value).startswith(f"data.{key}={value}: ")
+def test_bad_values_name_key_and_value(key: str, value: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{key}=.*{said}"):
+        xlam("x.jsonl", **{key: value})
+    with pytest.raises(ConfigError, match="^path="):
+        xlam("")
 
 
-@pytest.mark.parametrize("kind", [ToolACE, XLAM])
-def test_made_from_option_nodes(kind: type[ToolACE | XLAM]) -> None:
-    node: dict[str, Any] = {"_target_": f"{kind.__module__}.{kind.__name__}", "path": "x.jsonl", "max_rows": None}
-    made = instantiate(OmegaConf.create(node), _convert_="all")
-    assert made == kind(path="x.jsonl")
-    assert made.bands == PAPER
-    node["bands"] = {"_target_": "ttpa.data.bands.Bands", "easy_tools": 2}
-    assert instantiate(OmegaConf.create(node), _convert_="all").bands == Bands(easy_tools=2)
+@pytest.mark.parametrize("name", ["toolace", "xlam"])
+def test_the_option_files_describe_the_sources(name: str) -> None:
+    with initialize_config_dir(str(CONF), version_base=None):
+        made = config.instantiate(compose("config", [f"data={name}", "data.path=x.jsonl"]).data, "data")
+    assert made == {"toolace": toolace, "xlam": xlam}[name]("x.jsonl")
+    assert isinstance(made, DataSource)
 
 
 def test_check_finds_missing_and_empty_paths(tmp_path: Path) -> None:
@@ -183,21 +175,13 @@ def test_check_finds_missing_and_empty_paths(tmp_path: Path) -> None:
     for name, problem in problems.items():
         path = tmp_path / name
         with pytest.raises(ConfigError, match=rf"^data\.path={path}: .*{problem}.*Set data\.path"):
-            XLAM(path=str(path)).check()
+            xlam(path).check()
         with pytest.raises(ConfigError):
-            XLAM(path=str(path)).build(tmp_path)
+            xlam(path).build(tmp_path)
     assert not (tmp_path / "rejected.jsonl").exists()
-    source = XLAM(path=str(file_of(tmp_path, [row(1)])))
+    source = xlam(file_of(tmp_path, [row(1)]))
     assert isinstance(source, DataSource)
     source.check()
-
-
-def test_reading_uses_no_executor(tmp_path: Path) -> None:
-    source = XLAM(path=str(file_of(tmp_path, [row(1), row(2)])))
-    nobody: Any = None  # any use of it fails
-    metrics = source.build(tmp_path, nobody, nobody)
-    assert metrics == source.build(tmp_path)
-    assert metrics["rows_read"] == 2
 
 
 def test_importing_loads_neither_torch_nor_datasets() -> None:
@@ -232,9 +216,9 @@ def test_splits_are_disjoint_and_stable(tmp_path: Path) -> None:
 def test_split_is_the_documented_hash() -> None:
     cluster = hashlib.sha256(b"what time is it?").hexdigest()
     place = int(hashlib.sha256(f"7:{cluster}".encode()).hexdigest()[:16], 16) / 16**16
-    assert split_of(" What  time is it?\n", 7, 0.0, place + 1e-9) == "test"
-    assert split_of("What time is it?", 7, 1e-9, place) == "validation"
-    assert split_of("What time is it?", 7, 0.0, place - 1e-9) == "train"
+    assert split_of_opening(" What  time is it?\n", 7, 0.0, place + 1e-9) == "test"
+    assert split_of_opening("What time is it?", 7, 1e-9, place) == "validation"
+    assert split_of_opening("What time is it?", 7, 0.0, place - 1e-9) == "train"
 
 
 def test_rows_that_open_alike_stay_together(tmp_path: Path) -> None:
@@ -251,7 +235,7 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
     digests = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        digests.append(ToolACE(path=str(path)).build(tmp_path / name)["content_sha256"])
+        digests.append(toolace(path).build(tmp_path / name)["content_sha256"])
     files = [*(f"{name}.jsonl" for name in FILES), "rejected.jsonl", "splits.json"]
     assert sorted(entry.name for entry in (tmp_path / "a").iterdir()) == sorted(files)
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
@@ -263,9 +247,9 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
 # --- schemas on disk -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("source", "name"), [(XLAM, "xlam.jsonl.gz"), (ToolACE, "toolace_dialogues.jsonl.gz")])
+@pytest.mark.parametrize(("source", "name"), [(xlam, "xlam.jsonl.gz"), (toolace, "toolace_dialogues.jsonl.gz")])
 def test_schemas_survive_the_disk_and_a_columnar_reader(source: Any, name: str, tmp_path: Path) -> None:
-    source(path=str(DATA / name), validation_fraction=0.0, test_fraction=0.0).build(tmp_path)
+    source(DATA / name, validation_fraction=0.0, test_fraction=0.0).build(tmp_path)
     rows = list(read_jsonl(tmp_path / "train.jsonl"))
     texts = [entry["tools"] for entry in rows]
     assert len({tuple(tool.parameters["properties"]) for text in texts for tool in tools_from_text(text)}) > 20
