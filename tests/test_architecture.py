@@ -30,7 +30,8 @@ FENCES = {
     "jinja2": ("results.report", "prompts"),
     "ray": ("run",),
     "vllm": ("policy",),
-    "pydantic": ("options", "results", "records"),
+    "pydantic": ("options", "results", "records", "benchmarks"),
+    "openai": ("benchmarks.toolbench.judge",),
 }
 
 

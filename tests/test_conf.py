@@ -42,8 +42,6 @@ BESIDE = {
     ("eval", "apibank"): (f"eval.path={ROOT}/tests/data/apibank",),
 }
 """What an option cannot do without."""
-SCORED_ONLY = ("eval", "toolbench")
-"""No run can choose it: answers come from elsewhere and `ttpa-score` judges them."""
 NO_TREE = r"pairs=siblings takes pairs from a search tree, .* Use sampler=mcts, or pairs=verified"
 DRAWN = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo")
 """Objectives that learn from answers they draw themselves."""
@@ -70,7 +68,6 @@ REFUSED = {
         for overlay in OVERLAID
         for name, path in (("bfcl", "bfcl"), ("apibank", "data/apibank"))
     },
-    **{(*overlay, "eval", "toolbench"): "Score finished answers with `ttpa-score" for overlay in OVERLAID},
 }
 
 
@@ -359,7 +356,7 @@ def test_execution_options_change_no_stage_and_no_run_id(change: str, run: Run) 
     assert config.run_id(other) == config.run_id(base)
 
 
-@pytest.mark.parametrize(("group", "option"), [one for one in IDENTITY_OPTIONS if one != SCORED_ONLY])
+@pytest.mark.parametrize(("group", "option"), IDENTITY_OPTIONS)
 def test_every_value_of_an_identity_option_enters_a_stage_and_the_run_id(
     group: str, option: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -387,7 +384,7 @@ def test_every_value_of_an_identity_option_enters_a_stage_and_the_run_id(
 
 @pytest.mark.parametrize("group", [group for group in config.IDENTITY if len(options(group)) > 1])
 def test_options_of_an_identity_group_are_told_apart(group: str, run: Run) -> None:
-    chosen = [option for option in options(group) if (group, option) != SCORED_ONLY]
+    chosen = options(group)
     beside = {option: ("sampler=mcts",) if group == "pairs" else BESIDE.get((group, option), ()) for option in chosen}
     made = [tuple(names(run(composed(f"{group}={option}", *beside[option]))).values()) for option in chosen]
     assert len(set(made)) == len(made)

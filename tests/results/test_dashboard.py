@@ -1,9 +1,8 @@
-"""`ttpa-dashboard` without a key: the pages as JSON, read back; and what it says when it cannot."""
+"""`ttpa dashboard` without a key: the pages as JSON, read back; and what it says when it cannot."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from ttpa.errors import ConfigError
+from ttpa.calls.six_errors import LABELS
+from ttpa.errors import ConfigError, TtpaError
 from ttpa.results import dashboard
-from ttpa.results.heldout import LABELS
 from ttpa.run.tracking import option_key
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")  # its own, of pydantic
@@ -31,14 +30,9 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(*words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["ttpa-dashboard", *words])
-    dashboard.main()
-
-
 @pytest.fixture
-def pages(alone: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    run("demo", "entity=team", "project=tools", "out=pages/demo.json", monkeypatch=monkeypatch)
+def pages(alone: Path) -> dict[str, Any]:
+    assert dashboard.main(["demo", "entity=team", "project=tools", "out=pages/demo.json"]) == 0
     return json.loads((alone / "pages" / "demo.json").read_text())
 
 
@@ -99,19 +93,21 @@ def test_the_report_has_text_and_each_section_over_its_stages(pages: dict[str, A
 def test_charts_ask_for_what_the_tracker_and_the_training_loops_log() -> None:
     """Names that nothing writes would give empty charts without a word."""
     root = Path(__file__).resolve().parents[2] / "ttpa"
-    code = "".join(path.read_text() for name in ("modules", "objectives") for path in (root / name).glob("*.py"))
+    code = "".join(path.read_text() for path in (root / "train").rglob("*.py"))
     assert [name for name in dashboard.CURVES if f'"{name}"' not in code] == []
-    tracker = (root / "trackers" / "wandb.py").read_text()
+    tracker = (root / "results" / "wandb.py").read_text()
     assert [name for name in dashboard.TABLES if f'"{name}"' not in tracker] == []
 
 
-def test_without_a_key_the_file_is_named_after_the_sweep(alone: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    run("demo", monkeypatch=monkeypatch)
+def test_without_a_key_the_file_is_named_after_the_sweep(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dashboard.main(["demo"]) == 0
     assert capsys.readouterr().out == "demo-dashboard.json\n"
     assert json.loads((alone / "demo-dashboard.json").read_text())["project"] == "ttpa"
 
 
-def test_with_a_key_both_pages_are_saved(alone: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_with_a_key_both_pages_are_saved(
+    alone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     saved: list[Any] = []
 
     def save(page: Any) -> Any:
@@ -122,7 +118,7 @@ def test_with_a_key_both_pages_are_saved(alone: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(ws.Workspace, "save", save)
     monkeypatch.setattr(wr.Report, "save", save)
     monkeypatch.setenv("WANDB_API_KEY", "key")
-    run("demo", "entity=team", monkeypatch=monkeypatch)
+    assert dashboard.main(["demo", "entity=team"]) == 0
     assert capsys.readouterr().out.split() == ["https://wandb.example.org/1", "https://wandb.example.org/2"]
     assert [type(page).__name__ for page in saved] == ["Workspace", "Report"]
     (grid, *_) = [block for block in saved[1].blocks if isinstance(block, wr.PanelGrid)]
@@ -133,54 +129,41 @@ def test_with_a_key_both_pages_are_saved(alone: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["a/b"], "must be the name= of a run"),
-        (["demo", "projct=x"], "projct=x: is no option. Options are entity, project, out"),
-        (["demo", "other"], "other: is no option"),
-        (["project=x"], "must be the name="),
+        (["a/b"], "target='a/b'"),
+        (["demo", "projct=x"], r"projct=x: .*Did you mean project\?"),
+        (["demo", "other"], "target=other: given twice"),
+        (["project=x"], "needs target"),
+        (["demo", "out=folder"], r"out=folder: cannot be written \(Is a directory\)\. Give a file"),
+        (["demo", "out=file/x.json"], r"out=file/x.json: cannot be written \(File exists\)"),
     ],
 )
-def test_a_mistake_is_named_with_what_there_is(words: list[str], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        dashboard.parse(words)
-
-
-@pytest.mark.parametrize(("out", "why"), [("folder", "Is a directory"), ("file/x.json", "File exists")])
-def test_a_place_that_cannot_be_written_is_one_line(
-    out: str, why: str, alone: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
+def test_a_mistake_is_named_with_what_there_is(words: list[str], said: str, alone: Path) -> None:
     (alone / "folder").mkdir()
     (alone / "file").touch()
-    with pytest.raises(SystemExit) as ended:
-        run("demo", f"out={out}", monkeypatch=monkeypatch)
-    wanted = f"ttpa-dashboard: error: out={out}: cannot be written ({why}). Give a file in a folder.\n"
-    assert (ended.value.code, capsys.readouterr().err) == (2, wanted)
+    with pytest.raises(ConfigError, match=said):
+        dashboard.main(words)
 
 
 @pytest.mark.usefixtures("alone")
-def test_a_refusal_of_the_server_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_a_refusal_of_the_server_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: Any) -> None:
         raise ValueError("no such entity")
 
-    _, ws = dashboard._packages()
-    monkeypatch.setattr(ws.Workspace, "save", refuse)
+    monkeypatch.setattr(dashboard._packages()[1].Workspace, "save", refuse)
     monkeypatch.setenv("WANDB_API_KEY", "key")
-    with pytest.raises(SystemExit) as ended:
-        run("demo", "entity=nobody", monkeypatch=monkeypatch)
-    said = capsys.readouterr().err
-    assert ended.value.code == 1 and said.count("\n") == 1 and "no such entity" in said and "out=FILE" in said
+    with pytest.raises(TtpaError, match="no such entity.*out=FILE"):
+        dashboard.main(["demo", "entity=nobody"])
 
 
-def test_the_missing_package_is_named_with_the_extra(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['wandb_workspaces'] = None; from ttpa.results import dashboard; dashboard.main()"
-    env = {**os.environ, "WANDB_API_KEY": ""}
-    command = [sys.executable, "-c", code, "demo", "out=x.json"]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "pip install 'ttpa[dashboard]'" in done.stderr and not list(tmp_path.iterdir())
+def test_the_missing_package_is_named_with_the_extra(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
+    with pytest.raises(ConfigError, match=r"pip install 'ttpa\[dashboard\]'"):
+        dashboard.main(["demo", "out=x.json"])
+    assert not list(alone.iterdir())
 
 
-def test_help_needs_no_package(tmp_path: Path) -> None:
-    code = "import sys; from ttpa.results import dashboard; dashboard.main(); print(sorted({'wandb', 'torch'} & set(sys.modules)))"
-    command = [sys.executable, "-c", code, "--help"]
+def test_its_module_needs_no_package(tmp_path: Path) -> None:
+    code = "import sys; from ttpa.results import dashboard; print(sorted({'wandb', 'torch'} & set(sys.modules)))"
+    command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.startswith("ttpa-dashboard NAME") and done.stdout.endswith("[]\n")
+    assert done.stdout == "[]\n" and dashboard.HELP.startswith("ttpa dashboard NAME")

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, open_dict
 
 from ttpa.io import read_jsonl
 from ttpa.records import Sample
-from ttpa.results.view import make_view
+from ttpa.results.view import ScreenView
 from ttpa.run import config, pipeline
 
 SMALL = (
@@ -58,7 +58,7 @@ def run_here(*overrides: str, base: Sequence[str] = SMALL) -> str:
     """The same without the command line: one process, the current folder. Returns what a person would read."""
     cfg = composed_here(*overrides, base=base)
     shown = io.StringIO()
-    with make_view(shown) as view:
+    with ScreenView(shown) as view:
         outcome = pipeline.run(cfg, view)
     view.summary(outcome, "run folder")
     return shown.getvalue()

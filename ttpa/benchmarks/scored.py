@@ -1,16 +1,12 @@
-"""Rows of verdicts, one a judged answer: written as they come, read back, and compared between two policies.
-
-Used by `ttpa-score`. What this module does not do: judge.
-"""
+"""Rows of verdicts, one a judged answer: written as they come, read back, compared between two policies, and shown."""
 
 from __future__ import annotations
 
 import gzip
-import io
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -19,56 +15,28 @@ from ttpa.io import dumps, read_lines
 from ttpa.results.stats import paired_difference
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """One row of the output."""
-
-    id: str
-    valid: bool
-    error_type: str | None
-    six_error: str
-    score: float
-    explanation: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "valid": self.valid,
-            "error_type": self.error_type,
-            "six_error": self.six_error,
-            "score": self.score,
-            "explanation": self.explanation,
-        }
-
-
 @contextmanager
-def writer(out: str, inputs: Iterable[str]) -> Iterator[Callable[[Scored], None]]:
-    """A function that writes a row; nothing is written without `out`. What was written survives an error."""
+def writer(out: str, inputs: Iterable[str]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that writes a row to the file `out` (gzipped where it ends in .gz; no file without `out`).
+
+    Raises:
+        ConfigError: `out` cannot be written, or is one of the `inputs`. What was written survives an error.
+    """
     if not out:
         yield lambda row: None
         return
     path = Path(out)
     if any(name not in ("", "-") and Path(name).exists() and path.exists() and path.samefile(name) for name in inputs):
         raise ConfigError.at("out", out, "is also read", "Write to another file")
-    with ExitStack() as stack:
-        try:
-            if path.name.endswith(".gz"):
-                raw: IO[bytes] | gzip.GzipFile = stack.enter_context(gzip.open(path, "wb"))
-            else:
-                raw = stack.enter_context(path.open("wb"))
-        except OSError as error:
-            raise ConfigError.at("out", out, f"cannot be written ({error.strerror})", "Give a file") from None
-        # A surrogate without its partner, which UTF-8 cannot hold, is written as JSON's escape.
-        coded = io.TextIOWrapper(cast("IO[bytes]", raw), "utf-8", errors="backslashreplace", newline="\n")
-        file = stack.enter_context(coded)
-
-        def write(row: Scored) -> None:
-            file.write(dumps(row.to_json()) + "\n")
-
-        yield write
+    opener = gzip.open if path.name.endswith(".gz") else open
+    try:
+        file = cast("IO[str]", opener(path, "wt", encoding="utf-8", newline="\n"))
+    except OSError as error:
+        raise ConfigError.at("out", out, f"cannot be written ({error.strerror})", "Give a file") from None
+    with file:
+        yield lambda row: cast("None", file.write(dumps(row) + "\n"))
 
 
-@dataclass(slots=True)
 class Shares:
     """Share of right answers by id, in memory that grows with the questions and not with the answers.
 
@@ -80,11 +48,12 @@ class Shares:
         {'a': 0.5}
     """
 
-    counts: dict[str, list[int]] = field(default_factory=dict)
-    clusters: dict[str, str] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.counts: dict[str, list[int]] = {}
+        self.clusters: dict[str, str] = {}
 
     def add(self, case_id: str, valid: bool, cluster: str = "") -> None:
-        """Takes one verdict; `cluster` is what intervals resample, the id itself without one."""
+        """Takes one verdict; intervals resample clusters, by default the id."""
         count = self.counts.setdefault(case_id, [0, 0])
         count[0] += 1
         count[1] += valid
@@ -95,18 +64,18 @@ class Shares:
 
 
 def read_shares(path: str | Path) -> Shares:
-    """The verdicts of a file that `writer` wrote.
+    """The verdicts of a file that `ttpa score` wrote with out=.
 
     Raises:
         DataError: the file cannot be read, or a row is none of ours; names file and line.
     """
-    found = Shares()
+    shares = Shares()
     for line in read_lines(path):
         case_id, valid = line.row.get("id"), line.row.get("valid", line.row.get("exact"))
         if not isinstance(case_id, str) or not isinstance(valid, bool):
-            raise DataError(f"{line}: no id and valid. Give a file that `ttpa-score` wrote with out=.")
-        found.add(case_id, valid)
-    return found
+            raise DataError(f"{line}: no id and valid. Give a file that `ttpa score` wrote with out=.")
+        shares.add(case_id, valid)
+    return shares
 
 
 def compared(ours: Shares, theirs: Shares) -> str:
@@ -124,3 +93,24 @@ def compared(ours: Shares, theirs: Shares) -> str:
     rest = len(a.keys() ^ b.keys())
     left = f"; {rest:,} in one file only" if rest else ""
     return f"outputs - against: {mean:+.4f} [{low:+.4f}, {high:+.4f}], {verdict} ({len(both):,} questions{left})"
+
+
+def share_text(entry: Mapping[str, Any] | None) -> str:
+    """A share `{value, low, high}` as text; a dash where nothing was measured."""
+    if not entry or entry["value"] is None:
+        return "-"
+    return f"{entry['value']:.4f}" + ("" if entry["low"] is None else f" [{entry['low']:.4f}, {entry['high']:.4f}]")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a table whose first column is text and whose others are numbers."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for at, name in enumerate(columns):
+        table.add_column(name, justify="left" if at == 0 or not name else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console.print(title, table, "", sep="\n", soft_wrap=True)

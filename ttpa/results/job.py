@@ -63,7 +63,7 @@ def job(cfg: DictConfig) -> None:
             config.check_recipe(cfg, [word.lstrip("+").partition("=")[0] for word in hydra_cfg.overrides.task])
         folder = Path(hydra_cfg.runtime.output_dir)
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
-        from ttpa.results.view import make_view
+        from ttpa.results.view import ScreenView
         from ttpa.run import pipeline
 
         # The screen belongs to the first process.
@@ -71,7 +71,7 @@ def job(cfg: DictConfig) -> None:
             screen = sys.stdout if ranks.place().rank == 0 else nowhere
             if not hydra_cfg.launcher._target_.endswith(".BasicLauncher"):
                 screen = cast(TextIO, cluster.Lines(screen))
-            with make_view(screen, str(cfg.name)) as view:
+            with ScreenView(screen, str(cfg.name)) as view:
                 outcome = pipeline.run(cfg, view)
             view.summary(outcome, str(folder))
     except TtpaError as error:

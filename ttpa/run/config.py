@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ttpa.errors import ConfigError, TtpaError
 from ttpa.run.store import fingerprint
-from ttpa.run.tracking import StageFacts, check_options
+from ttpa.run.tracking import StageFacts, Tracking
 
 # Hydra copies this singleton, whole, for each composition and for each group that `--help` lists: half of its time.
 ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
@@ -120,8 +121,6 @@ def check_scalars(cfg: DictConfig) -> None:
     # Null is the stage's folder, which is not known yet.
     if "save_dir" in cfg.logger and not isinstance(cfg.logger.save_dir, str | None):
         raise ConfigError.at("logger.save_dir", cfg.logger.save_dir, "must be a folder", "See conf/logger/")
-    if tracks(cfg):
-        check_options(cfg.logger)
 
 
 def check_recipe(cfg: DictConfig, keys: Iterable[str]) -> None:
@@ -147,14 +146,15 @@ def check_recipe(cfg: DictConfig, keys: Iterable[str]) -> None:
             raise ConfigError.at(key, OmegaConf.select(cfg, key), problem, f"Set {right}, or leave it out")
 
 
-def tracks(cfg: DictConfig) -> bool:
-    """Whether the logger follows whole stages and not only training steps; see `ttpa.run.tracking`."""
-    return "_target_" in cfg.logger and str(cfg.logger._target_).startswith("ttpa.run.tracking.")
+def tracking(cfg: DictConfig) -> Tracking:
+    """What follows the stages of a run: a tracker, which is checked here, a Lightning logger, or nothing."""
+    target = str(cfg.logger.get("_target_", ""))
+    if target.startswith("ttpa."):
+        return Tracking(None, instantiate(cfg.logger, "logger").follow)
+    return Tracking(partial(stage_logger, cfg) if target else None, None)
 
 
 def stage_logger(cfg: DictConfig, workdir: Path, facts: StageFacts) -> Any:
-    """The Lightning logger of one stage, or False with `logger=none`."""
-    if "_target_" not in cfg.logger:
-        return False
+    """The Lightning logger of one stage."""
     whole = OmegaConf.merge(cfg, {"stage": {"dir": str(workdir), "id": facts.id}})
-    return instantiate(whole.logger, "logger", **({"facts": facts} if tracks(cfg) else {}))
+    return instantiate(whole.logger, "logger")

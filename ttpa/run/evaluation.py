@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from ttpa.records import Candidate, Sample
 
-Row = dict[str, Any]
+JudgedRow = dict[str, Any]
 """One judged answer. Every benchmark writes `id`, `cluster` (what intervals resample), `tags`, `exact`, `errors`,
 `finish`, `tokens` and `text`, and what else its summary needs."""
 
@@ -25,42 +25,35 @@ class Dialogue(Protocol):
     def take(self, candidate: Candidate) -> None:
         """The answer to it."""
 
-    def row(self) -> Row:
+    def row(self) -> JudgedRow:
         """The judgement of the conversation, when it is over."""
 
 
 class Evaluation(Protocol):
-    """A benchmark."""
+    """A benchmark. Who derives from it inherits the methods that have a body here."""
 
-    @property
-    def max_new_tokens(self) -> int:
-        """Longest answer, in tokens."""
+    max_new_tokens: int
+    """Longest answer, in tokens."""
 
     def check(self) -> None:
-        """Refuses before any work what cannot be evaluated.
-
-        Raises:
-            ConfigError, DataError: no such file, a missing package.
-        """
+        """Raises ConfigError or DataError, before any work, where a file or a package is missing."""
 
     def identity(self) -> Mapping[str, Any]:
-        """What lies on disk and decides the numbers, for the fingerprint: empty, or contents of files."""
+        """What lies on disk and decides the numbers, for the fingerprint."""
+        return {}
 
     def samples(self, data: Path) -> list[Sample]:
-        """What is answered.
-
-        Args:
-            data: Folder of the run's data stage, for benchmarks on its own splits.
-        """
+        """What is answered; `data` is the folder of the run's data stage, for benchmarks on its own splits."""
 
     def dialogue(self, sample: Sample) -> Dialogue | None:
-        """The conversation that a sample begins; None where it is answered once, which `judge` looks at."""
+        """The conversation that a sample begins; None where one answer is looked at by `judge`."""
+        return None
 
-    def judge(self, sample: Sample, candidate: Candidate) -> Row:
+    def judge(self, sample: Sample, candidate: Candidate) -> JudgedRow:
         """Whether an answer is right. A candidate with `error="failed"` could not be had and is wrong."""
 
-    def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def summarise(self, rows: Sequence[JudgedRow]) -> dict[str, Any]:
         """Numbers of the benchmark: at least `accuracy` and, by label, `errors`, each `{value, low, high, n}`."""
 
-    def write(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Further files for the stage's folder, such as the layout of the official tool."""
+    def write(self, folder: Path, rows: Sequence[JudgedRow]) -> None:
+        """Writes further files for the stage's folder, such as the layout of the official tool."""

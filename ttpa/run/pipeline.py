@@ -20,7 +20,7 @@ from ttpa.io import dumps
 from ttpa.run import config, stages
 from ttpa.run.ranks import joined, place
 from ttpa.run.store import StageResult, Store, fingerprint
-from ttpa.run.tracking import StageFacts, Tracking
+from ttpa.run.tracking import StageFacts
 
 ROW_VERSION = 1
 
@@ -78,7 +78,7 @@ def build_parts(cfg: DictConfig) -> stages.Parts:
         engine_name=str(cfg.engine._target_).rsplit(".", 1)[-1],
         wave_rows=cfg.engine.rows,
         trainer=make(cfg.trainer, "trainer"),
-        tracking=Tracking(lambda workdir, facts: config.stage_logger(cfg, workdir, facts), config.tracks(cfg)),
+        tracking=config.tracking(cfg),
     )
     check_compatible(parts, cfg)
     return parts

@@ -44,7 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from hydra import compose, initialize_config_module
     from omegaconf import open_dict
 
-    from ttpa.results.view import make_view
+    from ttpa.results.view import ScreenView
     from ttpa.run import config, pipeline
 
     folder = tmp_path_factory.mktemp("runs")
@@ -57,7 +57,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 name: choice for name, choice in cfg.hydra.runtime.choices.items() if name in config.IDENTITY
             }
             del cfg.hydra
-        with make_view(io.StringIO()) as view:
+        with ScreenView(io.StringIO()) as view:
             pipeline.run(cfg, view)
     return folder
 

@@ -1,16 +1,7 @@
-"""Arguments of API-Bank: from text to typed values, and to the form in which the official rule compares them.
+"""Arguments of API-Bank: from published text ("2", "['John', 'Jane']") to typed values, and how two are compared.
 
-The published calls hold every argument as text ("2", "['John', 'Jane']", "True"); the API documents give the types.
-Samples hold typed values, so that what a model reads in the history agrees with the schemas of its tools.
-
-Which parameters are required: the documents do not say it in a field. Here a parameter is required unless its
-description begins with "[Optional]" or says that it is needed for one of two calls only ("Only needed for"): seven
-parameters of Translate and ForgotPassword are optional by this reading, and the recorded calls agree with it.
-
-Comparison: text is trimmed and lower-cased, dates are reformatted where the description gives a format (a year that
-the format does not ask for is dropped), integers and floats are read from digits, a boolean is true only where it is
-written "True", spaces in a formula and the order of health data do not matter. User names, passwords and tokens keep
-their case: they name a record of the database, where another case is another record.
+The documents have no field for required parameters. Here a parameter is required unless its description begins with
+"[Optional]" or says "Only needed for": seven parameters of Translate and ForgotPassword, as the recorded calls confirm.
 """
 
 from __future__ import annotations
@@ -24,18 +15,10 @@ from typing import Any
 from ttpa.calls.syntaxes import ParseError, get_syntax
 from ttpa.io import dumps
 
-TYPES: Mapping[str, Mapping[str, Any]] = {
-    "str": {"type": "string"},
-    "int": {"type": "integer"},
-    "float": {"type": "number"},
-    "bool": {"type": "boolean"},
-    "list": {"type": "array"},
-    "list(str)": {"type": "array", "items": {"type": "string"}},
-    "dict": {"type": "object"},
-}
+TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "list": "array", "dict": "object"}
+"""Documented type -> JSON Schema's. There is "list(str)" too."""
 CASE_KEPT = frozenset({"username", "password", "old_password", "new_password", "token"})
-MAX_TEXT = 10_000
-"""Longer text is not read as a list or an object."""
+"""Parameters that name a record of the database, where another case is another record."""
 
 _OPTIONAL = re.compile(r"\[optional\]|only needed for", re.IGNORECASE)
 _FORMAT = re.compile(r"%[YmdHMS](?:[-/: ]%[YmdHMS])*")
@@ -44,32 +27,20 @@ _FLOAT = re.compile(r"[+-]?[0-9]{1,18}(?:\.[0-9]{0,18})?")
 
 
 def parameters_schema(documented: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """JSON Schema of documented parameters; see the module header for what is required.
-
-    Raises:
-        KeyError, AttributeError: a parameter has no known type or description.
-
-    Example:
-        >>> parameters_schema({"n": {"type": "int", "description": "[Optional] How many."}})["required"]
-        []
-    """
-    properties = {
-        name: {**TYPES[spec["type"]], "description": str(spec.get("description", ""))}
-        for name, spec in documented.items()
-    }
+    """JSON Schema of documented parameters. KeyError or AttributeError: they are not of the published form."""
+    properties: dict[str, Any] = {}
+    for name, spec in documented.items():
+        kind, _, inner = spec["type"].partition("(")
+        items = {"items": {"type": TYPES[inner.removesuffix(")")]}} if inner else {}
+        properties[name] = {"type": TYPES[kind], **items, "description": str(spec.get("description", ""))}
     required = [name for name, schema in properties.items() if not _OPTIONAL.search(schema["description"])]
     return {"type": "object", "properties": properties, "required": required}
 
 
-def literal(text: str) -> Any:
-    """A list or object written as JSON or as a Python literal; None where it is neither.
-
-    Example:
-        >>> literal("['John', 'Jane']"), literal("John")
-        (['John', 'Jane'], None)
-    """
+def literal(text: str) -> list[Any] | dict[str, Any] | None:
+    """The list or object that a text writes in JSON or Python; None where it writes neither."""
     text = text.strip()
-    if text[:1] not in ("[", "{") or len(text) > MAX_TEXT:
+    if text[:1] not in ("[", "{"):
         return None
     try:
         value = json.loads(text)
@@ -82,16 +53,15 @@ def literal(text: str) -> Any:
 
 
 def typed(value: Any, schema: Any) -> Any:
-    """The value that a text stands for in a parameter of this schema; anything else, and text of none, unchanged.
+    """The value that a text stands for in a parameter of this schema; whatever does not fit comes back unchanged.
 
     Example:
         >>> typed("2", {"type": "integer"}), typed("two", {"type": "integer"}), typed("True", {"type": "boolean"})
         (2, 'two', True)
     """
-    kind = schema.get("type") if isinstance(schema, Mapping) else None
     if not isinstance(value, str):
         return value
-    text = value.strip()
+    kind, text = _kind(schema), value.strip()
     if kind in ("integer", "number") and _INTEGER.fullmatch(text):
         return int(text)
     if kind == "number" and _FLOAT.fullmatch(text):
@@ -99,96 +69,80 @@ def typed(value: Any, schema: Any) -> Any:
     if kind == "boolean" and text in ("True", "False"):
         return text == "True"
     if kind in ("array", "object"):
-        found = literal(text)
-        return found if isinstance(found, list if kind == "array" else dict) else value
+        read = literal(text)
+        return read if isinstance(read, list if kind == "array" else dict) else value
     return value
 
 
-def kind_of(value: Any) -> dict[str, str]:
-    """The schema that a recorded value stands in for, where the tool is not among the listed ones."""
+def schema_of(value: Any) -> dict[str, str]:
+    """The schema of a recorded value, for calls of a tool that is not listed."""
     if isinstance(value, bool):
         return {"type": "boolean"}
-    if isinstance(value, int | float):
-        return {"type": "integer" if isinstance(value, int) else "number"}
-    return {"type": "array" if isinstance(value, list) else "object" if isinstance(value, dict) else "string"}
+    names = ((int, "integer"), (float, "number"), (list, "array"), (dict, "object"))
+    return {"type": next((name for kind, name in names if isinstance(value, kind)), "string")}
 
 
-def readable(value: Any, schema: Any) -> bool:
-    """Whether the value can be given to a parameter of this type: digits for numbers, a list for lists."""
-    kind = schema.get("type") if isinstance(schema, Mapping) else None
-    found = typed(value, schema)
-    if kind == "integer":
-        whole = isinstance(found, float) and found.is_integer()
-        return (isinstance(found, int) or whole) and not isinstance(found, bool)
-    if kind == "number":
-        return isinstance(found, int | float) and not isinstance(found, bool)
+def fits(value: Any, schema: Any) -> bool:
+    """Whether a parameter of this type takes the value: digits for numbers, a list for lists, anything for text."""
+    kind, value = _kind(schema), typed(value, schema)
+    if kind in ("integer", "number"):
+        whole = isinstance(value, int) or (isinstance(value, float) and (kind == "number" or value.is_integer()))
+        return whole and not isinstance(value, bool)
     if kind in ("array", "object"):
-        return isinstance(found, list | tuple if kind == "array" else Mapping)
-    return True  # text takes anything, and what is not "True" is false
+        return isinstance(value, list | tuple if kind == "array" else Mapping)
+    return True
 
 
-def date_format(schema: Any) -> str:
-    """The date format in the description of a parameter, "" without one.
+def moment(value: Any, schema: Any) -> datetime | None:
+    """The moment a text gives in the date format that its parameter's description names; None where it gives none. A
+    format of month and day also takes a year, which is dropped.
 
     Example:
-        >>> date_format({"description": "The date. Format: %Y-%m-%d"})
-        '%Y-%m-%d'
+        >>> moment("2023-3-5", {"description": "The date. Format: %Y-%m-%d"})
+        datetime.datetime(2023, 3, 5, 0, 0)
     """
-    found = _FORMAT.search(str(schema.get("description", ""))) if isinstance(schema, Mapping) else None
-    return found[0] if found else ""
-
-
-def date(value: Any, pattern: str) -> datetime | None:
-    """The moment a text means in a format; None where it does not follow it. A month and day may carry a year."""
+    named = _FORMAT.search(str(schema.get("description", ""))) if isinstance(schema, Mapping) else None
+    if named is None or not isinstance(value, str):
+        return None
+    text, pattern = value.strip(), named[0]
     try:
-        text = value.strip()
         if pattern != "%m-%d":
             return datetime.strptime(text, pattern)
         return datetime.strptime(text if text.count("-") == 2 else f"1904-{text}", "%Y-%m-%d").replace(year=1904)
-    except (ValueError, TypeError, AttributeError, OverflowError):
+    except (ValueError, OverflowError):
         return None
 
 
 def compared(key: str, value: Any, schema: Any) -> Any:
-    """The form in which two values of a parameter are compared.
+    """The form in which two values of a parameter are compared: text trimmed and lower-cased (except `CASE_KEPT`),
+    dates in one format. A boolean is true only where it is written "True"; blanks in a formula and the order of health
+    data do not matter.
 
     Example:
-        >>> compared("time", "2023-3-5", {"type": "string", "description": "Format: %Y-%m-%d"})
-        '2023-03-05 00:00:00'
         >>> compared("location", " Room 1", {"type": "string"}), compared("token", "A1", {"type": "string"})
         ('room 1', 'A1')
     """
-    kind = schema.get("type") if isinstance(schema, Mapping) else None
+    kind = _kind(schema)
     if kind == "boolean":
-        return _text(value) == "True"
-    if kind in ("integer", "number", "array", "object") and readable(value, schema):
-        folded = _folded(typed(value, schema))
-        return sorted(folded, key=_text) if key == "health_data" and isinstance(folded, list) else folded
-    text = _text(value).strip()
+        return as_text(value) == "True"
+    if kind in ("integer", "number", "array", "object") and fits(value, schema):
+        folded = _folded(typed(value, schema), levels=2)
+        return sorted(folded, key=as_text) if key == "health_data" and isinstance(folded, list) else folded
+    text = as_text(value).strip()
     if key == "formula":
         text = text.replace(" ", "")
-    moment = date(text, pattern) if (pattern := date_format(schema)) else None
-    if moment is not None:
-        return str(moment)
+    if (when := moment(text, schema)) is not None:
+        return str(when)
     return text if key in CASE_KEPT else text.lower()
 
 
-def words(text: Any) -> set[str]:
-    """The lower-cased words of a free text."""
-    return set(_text(text).lower().split())
+def similarity(left: Any, right: Any) -> float:
+    """Jaccard index of the lower-cased words of two texts: shared words over all words, 1 where there are none."""
+    a, b = (set(as_text(text).lower().split()) for text in (left, right))
+    return len(a & b) / len(a | b) if a | b else 1.0
 
 
-def jaccard(left: set[str], right: set[str]) -> float:
-    """Shared words over all words; 1 where there are none.
-
-    Example:
-        >>> jaccard({"team", "meeting"}, {"meeting"})
-        0.5
-    """
-    return len(left & right) / len(left | right) if left | right else 1.0
-
-
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A value as it would stand in the text of a call."""
     if isinstance(value, str):
         return value
@@ -198,18 +152,16 @@ def _text(value: Any) -> str:
         return f"a {type(value).__name__}"
 
 
-def _folded(value: Any) -> Any:
-    """The value with all text in it trimmed and lower-cased, two levels deep as the documented lists are."""
-    if isinstance(value, str):
-        return value.strip().lower()
-    if isinstance(value, list | tuple):
-        return [_folded_item(item) for item in value]
-    return _folded_item(value)
+def _kind(schema: Any) -> Any:
+    return schema.get("type") if isinstance(schema, Mapping) else None
 
 
-def _folded_item(value: Any) -> Any:
+def _folded(value: Any, levels: int) -> Any:
+    """The value with its text trimmed and lower-cased; lists and objects only as deep as the documented ones."""
     if isinstance(value, str):
         return value.strip().lower()
-    if isinstance(value, Mapping):
-        return {key: item.strip().lower() if isinstance(item, str) else item for key, item in value.items()}
+    if levels == 2 and isinstance(value, list | tuple):
+        return [_folded(item, 1) for item in value]
+    if levels and isinstance(value, Mapping):
+        return {key: _folded(item, 0) for key, item in value.items()}
     return value

@@ -1,0 +1,166 @@
+"""`eval=apibank`: the option, its samples, and the numbers made from judged answers.
+
+Every recorded call of a dialogue is one sample: given what was said before, write this call. Answers are decoded
+greedily with the training renderer. This package does not run APIs on API-Bank's database, score the replies in words
+(ROUGE-L), or plan a level 3 task freely: each of its calls is predicted from the true history.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ttpa.benchmarks.apibank.files import Format, LevelFiles, level_files, read_samples
+from ttpa.benchmarks.apibank.rules import LABELS as OFFICIAL
+from ttpa.benchmarks.apibank.rules import Rule, judge
+from ttpa.calls.six_errors import LABELS
+from ttpa.data.rows import file_digest
+from ttpa.errors import ConfigError
+from ttpa.options import Count, option
+from ttpa.records import Candidate, Sample
+from ttpa.results.stats import share
+from ttpa.run.evaluation import Evaluation
+
+Judged = Sequence[Mapping[str, Any]]
+"""Rows of `ttpa.benchmarks.apibank.rules.judge`."""
+
+NOT_COMPUTED = ("OUTPUT_MISMATCH", "KEY_ERROR", "exceptions of the database", "replies (ROUGE-L)")
+"""Parts of the official numbers that need the APIs, or are not about calls."""
+
+
+@option
+class APIBank(Evaluation):
+    """Evaluation on API-Bank.
+
+    Args:
+        path: Folder with the files that `ttpa.benchmarks.apibank.files` lists.
+        max_new_tokens: Longest answer, in tokens.
+        levels: Which of 1 (call), 2 (search, then call) and 3 (plan, search, call).
+        format: "dialogues", "instances", or "auto": instances where a level has them, otherwise dialogues.
+        rule: "official", as far as it can be computed, or "toolrl": same name and equal arguments.
+        limit: Evaluate only the first samples of every level; None evaluates all.
+    """
+
+    path: Annotated[str, Field(min_length=1)]
+    max_new_tokens: Count
+    levels: Annotated[list[Literal[1, 2, 3]], Field(min_length=1)]
+    format: Format
+    rule: Rule
+    limit: Count | None
+
+    def __post_init__(self) -> None:
+        if len(set(self.levels)) < len(self.levels):
+            raise ConfigError.at("levels", self.levels, "names a level twice", "Use [1,2,3]")
+
+    def check(self) -> None:
+        self._files()
+
+    def identity(self) -> Mapping[str, Any]:
+        paths = [path for files in self._files().values() for path in files.all]
+        return {"path": [[path.name, file_digest(path)] for path in dict.fromkeys(paths)]}
+
+    def samples(self, data: Path) -> list[Sample]:
+        return [sample for files in self._files().values() for sample in read_samples(files)[: self.limit]]
+
+    def judge(self, sample: Sample, candidate: Candidate) -> dict[str, Any]:
+        return judge(sample, candidate, self.rule)
+
+    def summarise(self, rows: Judged) -> dict[str, Any]:
+        """See the function `summarise`; also which rule and which format of each level were used."""
+        try:
+            formats = {str(level): files.format for level, files in self._files().items()}
+        except ConfigError:  # the files were moved away after the answers were judged
+            formats = {}
+        return {**summarise(rows), "rule": self.rule, "format": formats}
+
+    def _files(self) -> dict[int, LevelFiles]:
+        folder = Path(self.path).expanduser()
+        return {level: level_files(folder, level, self.format) for level in self.levels}
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def _shows(label: str, row: Mapping[str, Any]) -> bool:
+    return label in row["errors"]
+
+
+def _right(row: Mapping[str, Any]) -> bool:
+    return row["right"] is True
+
+
+def _decidable(row: Mapping[str, Any]) -> bool:
+    return not row["doubt"]
+
+
+def _accuracy(rows: Judged) -> dict[str, Any]:
+    return share([row for row in rows if _decidable(row)], _right)
+
+
+def _numbers(rows: Judged) -> dict[str, Any]:
+    """Accuracy, its bounds and the decidable share."""
+    return {
+        "accuracy": _accuracy(rows),
+        "bounds": {
+            "low": share(rows, lambda row: row["equal"]),
+            "high": share(rows, lambda row: row["right"] is not False),
+        },
+        "decidable": share(rows, _decidable),
+    }
+
+
+def _grouped(rows: Judged, key: Callable[[Mapping[str, Any]], Any]) -> dict[Any, list[Mapping[str, Any]]]:
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=key):
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def whole_tasks(rows: Judged) -> dict[str, Any] | None:
+    """Share of level 3 tasks with no wrong call; None without level 3.
+
+    A task counts when all of its calls were answered and are decidable; `left_out` is the number of tasks that do not.
+    """
+    tasks = _grouped([row for row in rows if row["level"] == 3], lambda row: row["cluster"]).values()
+    counted = [calls for calls in tasks if f"calls-{len(calls)}" in calls[0]["tags"] and all(map(_decidable, calls))]
+    wholes = [{"cluster": calls[0]["cluster"], "right": all(map(_right, calls))} for calls in counted]
+    return {**share(wholes, _right), "left_out": len(tasks) - len(counted)} if tasks else None
+
+
+def summarise(rows: Judged) -> dict[str, Any]:
+    """Numbers of one evaluation. Intervals are 95 % bootstrap intervals that resample dialogues; what was not run is
+    None and never zero.
+
+    Returns:
+        `accuracy`: share of right answers over decidable samples (the recorded call alone decides which these are).
+        `bounds` over all samples: `low` counts only first calls that equal the recorded one value by value, `high` all
+        that are not known to be wrong; the official number lies between them. `decidable`: share of samples.
+        `levels`: the same three by level. `categories`: accuracy by level that was run. `apis`: accuracy by the API of
+        the recorded call. `level3_samples`: see `whole_tasks`. `undecided`: reason -> samples. `labels`: official label
+        -> answers that show it first. `errors`: label of the six and `call_count` -> share of decidable answers.
+        `tool_not_listed`: samples whose API was not among the tools. `not_computed`: what is in no number here.
+        `bands`, `unseen_tool` and `split` are there for tables.
+    """
+    decidable = [row for row in rows if _decidable(row)]
+    levels = _grouped(rows, lambda row: row["level"])
+    first = Counter(row["label"] for row in rows)
+    return {
+        **_numbers(rows),
+        "levels": {str(level): _numbers(levels[level]) if level in levels else None for level in (1, 2, 3)},
+        "categories": {f"level {level}": _accuracy(some) for level, some in levels.items()},
+        "apis": {api: _accuracy(some) for api, some in _grouped(decidable, lambda row: row["api"]).items()},
+        "level3_samples": whole_tasks(rows),
+        "undecided": dict(Counter(row["doubt"] for row in rows if row["doubt"])),
+        "labels": {label: first[label] for label in OFFICIAL},
+        "errors": {label: share(decidable, partial(_shows, label)) for label in LABELS},
+        "tool_not_listed": sum("tool_not_listed" in row["tags"] for row in rows),
+        "not_computed": list(NOT_COMPUTED),
+        "bands": {},
+        "unseen_tool": None,
+        "split": "API-Bank",
+    }
