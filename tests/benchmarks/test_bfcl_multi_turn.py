@@ -18,7 +18,6 @@ import pytest
 from tests.benchmarks.official_package import conversation, package, verdict
 from ttpa.benchmarks.bfcl import multi_turn_run, official
 from ttpa.benchmarks.bfcl.categories import CATEGORIES
-from ttpa.benchmarks.bfcl.check import refused
 from ttpa.benchmarks.bfcl.evaluation import BFCL
 from ttpa.benchmarks.bfcl.multi_turn import Conversation, MultiTurnCase, read_multi_turn
 from ttpa.benchmarks.bfcl.multi_turn_run import compare, execute, read_step
@@ -66,28 +65,16 @@ def judged(case: MultiTurnCase, result: Any) -> str | None:
 # --- published answers -----------------------------------------------------------------------------------------------
 
 
-def check_answers(name: str, step: int) -> int:
-    found = list(cases(name).values())[::step]
-    for case in found:
+@pytest.mark.parametrize("name", NAMES)
+def test_published_answers_are_valid(name: str) -> None:
+    """As they are, as a prompted model writes them, and as a function-calling one that makes one call a step."""
+    for case in list(cases(name).values())[::40]:
         assert compare(case.backends, [[turn] if turn else [] for turn in case.truth], case.truth) == {
             "error_type": None, "turn": len(case.truth) - 1, "what": [],
         }  # fmt: skip
         calls = truth(case)
         assert case.judge([[written(turn)] if turn else [] for turn in calls]).valid, case.case_id
         assert case.judge([[called([call]) for call in turn] for turn in calls]).valid, case.case_id
-    return len(found)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_published_answers_are_valid(name: str) -> None:
-    """As they are, as a prompted model writes them, and as a function-calling one that makes one call a step."""
-    assert check_answers(name, step=20) == 10
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_all_published_answers_are_valid(name: str) -> None:
-    assert check_answers(name, step=1) == 200
 
 
 # --- agreement with the official checker -----------------------------------------------------------------------------
@@ -95,39 +82,33 @@ def test_all_published_answers_are_valid(name: str) -> None:
 Turns = list[list[list[Call]]]
 
 
-def _turn(turns: Turns, random_: random.Random) -> int:
-    return random_.choice([at for at, steps in enumerate(turns) if any(steps)])
+def flat(turns: Turns) -> list[Call]:
+    return [call for steps in turns for step in steps for call in step]
 
 
 def drop(turns: Turns, random_: random.Random) -> None:
-    steps = turns[_turn(turns, random_)]
-    step = random_.choice([one for one in steps if one])
+    step = random_.choice([step for steps in turns for step in steps if step])
     step.pop(random_.randrange(len(step)))
 
 
 def change(turns: Turns, random_: random.Random) -> None:
-    calls = [call for steps in turns for step in steps for call in step if call[1]]
-    if calls:
+    if calls := [call for call in flat(turns) if call[1]]:
         given = random_.choice(calls)[1]
         key = random_.choice(list(given))
-        value = given[key]
-        others: list[Any] = ["other", None, [], {"a": {"b": 1}}, {"a": 1}, {}, -1, float("inf"), ("a", 1)]
-        if isinstance(value, str):
-            others += [f"{value} (x)", f"ls ({value})", f"{value}\n", value.upper()]
-        elif isinstance(value, int | float):
-            others += [value + 1, -value, str(value)]
-        given[key] = random_.choice(others)
+        value, text = given[key], str(given[key])
+        others: list[Any] = ["other", None, [], {"a": {"b": 1}}, {"a": 1}, {}, -1, float("inf"), ("a", 1), text]
+        given[key] = random_.choice([*others, f"{text} (x)", f"ls ({text})", f"{text}\n", text.upper(), [value]])
 
 
 def rename(turns: Turns, random_: random.Random) -> None:
-    given = random_.choice([call for steps in turns for step in steps for call in step])[1]
+    given = random_.choice(flat(turns))[1]
     if given:
         key = random_.choice(list(given))
         given[f"{key}_"] = given.pop(key)
 
 
 def unnamed(turns: Turns, random_: random.Random) -> None:
-    random_.choice([call for steps in turns for step in steps for call in step])[1].clear()
+    random_.choice(flat(turns))[1].clear()
 
 
 def swap(turns: Turns, random_: random.Random) -> None:
@@ -139,27 +120,21 @@ def extra(turns: Turns, random_: random.Random) -> None:
     calls: list[Call] = [("ls", {}), ("no_such_function", {"a": 1}), ("pwd", {}), ("a.b", {}), ("run", {"x": 1}),
                          ("touch", {"file_name": "new"}), ("post_tweet", {"content": "x"}), ("_load_scenario", {}),
                          ("ls", {"a": True}), ("add", {"a": 1, "b": {"ls": {}}}), ("mkdir", {"dir_name": "cd (x)"}),
-                         *[call for steps in turns for step in steps for call in step]]  # fmt: skip
+                         *flat(turns)]  # fmt: skip
     steps = turns[random_.randrange(len(turns))]
     steps.insert(random_.randrange(len(steps) + 1), [random_.choice(calls)])
 
 
 def empty(turns: Turns, random_: random.Random) -> None:
-    turns[_turn(turns, random_)] = random_.choice([[], [[]]])
+    turns[random_.choice([at for at, steps in enumerate(turns) if any(steps)])] = random_.choice([[], [[]]])
 
 
 def shorter(turns: Turns, random_: random.Random) -> None:
     turns.pop()
 
 
-def reverse(turns: Turns, random_: random.Random) -> None:
-    for steps in turns:
-        for step in steps:
-            step.reverse()
-
-
 MUTATIONS: tuple[Callable[[Turns, random.Random], None], ...] = (
-    drop, change, change, rename, unnamed, swap, extra, extra, empty, shorter, reverse,
+    drop, change, change, rename, unnamed, swap, extra, extra, empty, shorter,
 )  # fmt: skip
 GARBAGE = ("Done.", "", "[", "I cannot (really) do that: f(", "[ls(a=True), 3]", "x = ls()", "```json\n{}\n```", "[[]]")
 
@@ -168,7 +143,7 @@ def mutated(case: MultiTurnCase, random_: random.Random) -> tuple[list[list[Any]
     """A result with one or two things changed, and whether it is a function-calling one."""
     turns = [[list(turn)] if random_.random() < 0.5 else [[call] for call in turn] for turn in truth(case)]
     for _ in range(random_.choice((1, 1, 2))):
-        if any(call for steps in turns for step in steps for call in step):
+        if flat(turns):
             random_.choice(MUTATIONS)(turns, random_)
     calling = random_.random() < 0.4
     result: list[list[Any]] = [[(called if calling else written)(step) for step in steps] for steps in turns]
@@ -179,6 +154,7 @@ def mutated(case: MultiTurnCase, random_: random.Random) -> tuple[list[list[Any]
 
 
 def check_agreement(count: int, seed: int) -> Counter[str | None]:
+    """Compares verdicts on results changed at random; returns how often each error type came."""
     random_ = random.Random(seed)
     every = [case for name in NAMES for case in cases(name).values()]
     found: Counter[str | None] = Counter()
@@ -197,26 +173,12 @@ def test_verdicts_agree_with_the_official_checker() -> None:
     assert len(check_agreement(40, seed=1)) >= 4
 
 
-@pytest.mark.slow
-def test_many_verdicts_agree_with_the_official_checker() -> None:
-    assert len(check_agreement(1500, seed=2)) == 5
-
-
 def test_results_that_are_none() -> None:
     case = cases("multi_turn_base")["multi_turn_base_0"]
     assert judged(case, None) == judged(case, "[]") == "multi_turn:inference_error"
     assert judged(case, []) == judged(case, [[]] * 9) == "multi_turn:force_terminated"
     assert judged(case, [[], None, 3, "x"]) == "multi_turn:empty_turn_model_response"
     assert judged(case, [[None], [3], [{}], [[[]]]]) == "multi_turn:empty_turn_model_response"
-
-
-@pytest.mark.parametrize(
-    "kind",
-    ["inference_error", "force_terminated", "empty_turn_model_response", "instance_state_mismatch",
-     "execution_response_mismatch", "execution_limit"],
-)  # fmt: skip
-def test_six_errors(kind: str) -> None:
-    assert refused(f"multi_turn:{kind}", "").six_error in LABELS
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------
@@ -282,12 +244,11 @@ HOSTILE = [
     "[ls(a={'__import__(\"os\").system(\"touch {0}\")': {'x': 1}})]", "[open(file='{0}', mode='w')]",
     "[echo(content={'open': {'file': '{0}', 'mode': 'w'}})]", "[ls(a={'ls() or open(\"{0}\", \"w\")': {'x': 1}})]",
     "[eval(source='open(\"{0}\", \"w\")')]", "[ls.__globals__(a=1)]", "[_load_scenario(scenario={'root': 1})]",
-    "[__init__(a=1)]", "[__class__(a=1)]", "[echo(content={'lambda: open(\"{0}\", \"w\")': {'x': 1}})]",
-    "[ttpa_multi_turn_base_0_GorillaFileSystem_instance._load_directory(current={{'a': 1}})]",
-    "[ttpa_multi_turn_base_0_GorillaFileSystem_instance.root(a=1)]", "[echo(content={'(yield)': {'x': 1}})]",
-    "[ls(a={'x := 3': {'b': 1}})]", "[f(" * 80 + ")" * 80 + "]", "[ls(a=" + "[" * 300 + "]" * 300 + ")]",
-    "[echo(content='" + "a" * 150_000 + "')]", "[ls(a=9**9**9**9)]", "[ls(a='%999999999d' % 1)]", "\0",
-    "[ls(a=\ud800)]",
+    "[echo(content={'lambda: open(\"{0}\", \"w\")': {'x': 1}})]",
+    "[ttpa_eval_multi_turn_base_0_GorillaFileSystem_instance._load_directory(current={{'a': 1}})]",
+    "[ttpa_eval_multi_turn_base_0_GorillaFileSystem_instance.root(a=1)]", "[ls(a={'x := 3': {'b': 1}})]",
+    "[ls(a=" + "[" * 300 + "]" * 300 + ")]", "[echo(content='" + "a" * 150_000 + "')]", "[ls(a=9**9**9**9)]",
+    "[ls(a='%999999999d' % 1)]", "\0", "[ls(a=\ud800)]",
 ]  # fmt: skip
 INTERFACE: list[Any] = [
     [{"ls() or open('{0}', 'w').close() or ls": "{}"}], [{"ls": '{"a=open(\'{0}\', \'w\'), b": 1}'}],
@@ -363,77 +324,27 @@ def test_process_that_was_ended_is_started_again() -> None:
 # --- conversations ---------------------------------------------------------------------------------------------------
 
 
-def drive(
-    case: MultiTurnCase, prompt: str, steps: Callable[[int, int], Sequence[Call] | str]
-) -> tuple[Conversation, Any]:
-    """Answers with what `steps` says for a turn and a step, both counted from 0."""
-    dialogue, asked, turn, step = Conversation(case, prompt=prompt), [], 0, 0
-    while (sample := dialogue.sample()) is not None:
-        asked.append(sample)
-        said = steps(turn, step)
-        text = said if isinstance(said, str) else written(said)
-        calls = () if isinstance(said, str) else tuple(ToolCall(name=name, arguments=given) for name, given in said)
-        candidate = Candidate(sample_id=case.case_id, index=0, text=text, token_ids=(1, 2), calls=calls)
-        dialogue.take(candidate)
-        turn, step = (turn, step + 1) if said and not isinstance(said, str) else (turn + 1, 0)
-    return dialogue, asked
+def plain(result: Any) -> Any:
+    """A result with the arguments of calls as objects: JSON has several texts for one."""
+    if isinstance(result, list):
+        return [plain(one) for one in result]
+    return {name: json.loads(text) for name, text in result.items()} if isinstance(result, dict) else result
 
 
-def scripted(case: MultiTurnCase) -> Callable[[int, int], Sequence[Call] | str]:
-    """One call a step, and words when the turn's calls are made."""
-    calls = truth(case)
-    return lambda turn, step: [calls[turn][step]] if step < len(calls[turn]) else "That is all."
-
-
-@pytest.mark.parametrize("prompt", ["training", "official"])
-@pytest.mark.parametrize("name", NAMES)
-def test_conversation(name: str, prompt: str) -> None:
-    """The expected calls reach the goal; fewer do not; both leave a result that is judged the same again."""
-    for case in list(cases(name).values())[:3]:
-        dialogue, asked = drive(case, prompt, scripted(case))
-        row = dialogue.row()
-        assert row["exact"] and row["errors"] == [] and row["error_type"] is None and row["explanation"]
-        assert {"id", "cluster", "tags", "exact", "errors", "finish", "tokens", "text", "category"} <= set(row)
-        assert row["tokens"] == 2 * len(asked) and row["category"] == name and row["finish"] == "stop"
-        assert [len(steps) for steps in row["result"]] == [len(calls) + 1 for calls in case.truth]
-        assert case.judge(json.loads(json.dumps(row["result"]))).valid
-        assert {sample.id for sample in asked} == {case.case_id}
-        early, _ = drive(case, prompt, lambda turn, step: "No.")
-        assert early.row()["errors"] == ["call_count"] and not early.row()["exact"]
-
-
-def test_withheld_functions_are_added_at_their_turn() -> None:
-    for case in list(cases("multi_turn_miss_func").values())[:10]:
-        ((turn, added),) = case.added.items()
-        for prompt in ("training", "official"):
-            _, asked = drive(case, prompt, lambda turn, step: "No.")
-            listed = [{tool.name for tool in sample.tools} for sample in asked]
-            names = {one["name"] for one in added}
-            if prompt == "training":
-                assert not names & listed[turn - 1] and names <= listed[turn]
-            else:
-                assert not any(listed) and f"'name': '{added[0]['name']}'" in asked[turn].messages[-1].content
-            assert asked[turn].messages[-1].content.endswith("What about now?")
-
-
-def test_too_many_steps_break_a_conversation_off() -> None:
-    case = cases("multi_turn_base")["multi_turn_base_0"]
-    dialogue, asked = drive(case, "training", lambda turn, step: [("ls", {})])
-    assert len(asked) == official.step_limit() + 1  # the limit is looked at when a step has been run: officially, too
-    assert dialogue.row()["error_type"] == "multi_turn:force_terminated"
-
-
-def check_same_conversation(case: MultiTurnCase, answer: Callable[[int], list[Call] | str], calling: bool) -> None:
+def check_same_conversation(case: MultiTurnCase, script: list[list[Call] | str], calling: bool) -> dict[str, Any]:
     """The official loop and ours ask for the same, with the same messages and tools, and end with the same result."""
     at = iter(range(10_000))
+
+    def answer(number: int) -> list[Call] | str:
+        return script[number] if number < len(script) else "Done."
 
     def policy(messages: Any) -> Any:
         said = answer(next(at))
         return said if isinstance(said, str) else called(said) if calling else written(said)
 
     theirs, result = conversation(case.case_id, policy, function_calling=calling)
-    dialogue, number = Conversation(case, prompt="training" if calling else "official"), 0
-    while (sample := dialogue.sample()) is not None:
+    ours, number = Conversation(case, prompt="training" if calling else "official"), 0
+    while (sample := ours.sample()) is not None:
         messages, tools = theirs[number]
         shown = [
             {"role": one.role, "content": called([(c.name, dict(c.arguments)) for c in one.calls]) or one.content}
@@ -444,42 +355,33 @@ def check_same_conversation(case: MultiTurnCase, answer: Callable[[int], list[Ca
         said = answer(number)
         calls = () if isinstance(said, str) else tuple(ToolCall(name=name, arguments=given) for name, given in said)
         text = said if isinstance(said, str) else written(said)
-        dialogue.take(Candidate(sample_id=case.case_id, index=0, text=text, calls=calls))
+        ours.take(Candidate(sample_id=case.case_id, index=0, text=text, token_ids=(1, 2), calls=calls))
         number += 1
-    assert number == len(theirs)
-    ours = [[[{k: json.loads(v) for k, v in c.items()} for c in step] if isinstance(step, list) else step
-             for step in steps] for steps in dialogue.row()["result"]]  # fmt: skip
-    assert ours == [[[{k: json.loads(v) for k, v in c.items()} for c in step] if isinstance(step, list) else step
-                     for step in steps] for steps in result]  # fmt: skip
-    error = verdict(case.case_id, result, function_calling=calling)
-    assert dialogue.row()["error_type"] == error
+    row = ours.row()
+    assert number == len(theirs) and row["tokens"] == 2 * number
+    assert plain(row["result"]) == plain(result)
+    assert row["error_type"] == verdict(case.case_id, result, function_calling=calling)
+    assert case.judge(json.loads(json.dumps(row["result"])), function_calling=calling).error_type == row["error_type"]
+    return row
 
 
-def check_conversations(count: int, seed: int) -> None:
-    random_ = random.Random(seed)
-    every = [case for name in NAMES for case in cases(name).values()]
-    for _ in range(count):
-        case, calling = random_.choice(every), random_.random() < 0.5
-        steps: list[list[Call] | str] = []
-        for turn in truth(case):
-            steps += [[call] for call in turn if random_.random() < 0.95]
-            steps.append(random_.choice(("Done.", "I cannot do that.")))
-        if random_.random() < 0.2:
-            steps = [[("ls", {})]] * 100
-
-        def answer(at: int, steps: list[list[Call] | str] = steps) -> list[Call] | str:
-            return steps[at] if at < len(steps) else "Done."
-
-        check_same_conversation(case, answer, calling)
+@pytest.mark.parametrize("calling", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_conversations_are_the_official_ones(name: str, calling: bool) -> None:
+    """One call a step and words when the turn's calls are made: right. One call less, or words only: wrong."""
+    case = list(cases(name).values())[3]
+    steps = [step for turn in truth(case) for step in (*([call] for call in turn), "That is all.")]
+    assert check_same_conversation(case, steps, calling)["exact"]
+    assert not check_same_conversation(case, steps[1:], calling)["exact"]
+    assert check_same_conversation(case, [], calling)["errors"] == ["call_count"]
 
 
-def test_conversations_are_the_official_ones() -> None:
-    check_conversations(6, seed=3)
-
-
-@pytest.mark.slow
-def test_many_conversations_are_the_official_ones() -> None:
-    check_conversations(200, seed=4)
+def test_too_many_steps_break_a_conversation_off() -> None:
+    """The limit is looked at when a step has been run: officially, too."""
+    case = cases("multi_turn_base")["multi_turn_base_0"]
+    row = check_same_conversation(case, [[("ls", {})]] * 100, True)
+    assert row["error_type"] == "multi_turn:force_terminated"
+    assert len(row["result"][0]) == official.step_limit() + 1
 
 
 # --- files and the evaluation ----------------------------------------------------------------------------------------
@@ -502,7 +404,7 @@ def copied(folder: Path, name: str, rows: int, change: Callable[[dict[str, Any],
 
 
 WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], Any], str]] = {
-    "no id": (lambda row, answer: row.pop("id"), ":2: no id and initial_config"),
+    "no id": (lambda row, answer: row.pop("id"), ":2: no id."),
     "classes": (lambda row, answer: row.update(involved_classes=["WebSearchAPI"]), ":2: involved_classes="),
     "no answer": (lambda row, answer: answer.update(id="x"), ":2: no accepted answers for multi_turn_miss_func_1"),
     "truth": (lambda row, answer: answer.update(ground_truth=["ls()"]), "miss_func.json:2: ground_truth is no list"),

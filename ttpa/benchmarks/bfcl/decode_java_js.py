@@ -196,12 +196,9 @@ _PAIR = re.compile(r"([^:]+):\s*(.*?)(?:,\s*(?=[^,]+:)|$)")
 
 
 def convert_java(text: str, kind: str, inner: str | None = None) -> Any:
-    """The value of a Java text.
+    """The value of a Java text by `kind`, a key of `JAVA_TYPES`; `inner` is the type of elements of Array and ArrayList.
 
-    Args:
-        text: As the model wrote it.
-        kind: A key of `JAVA_TYPES`. Texts of Set, Queue, Stack and Hashtable stay texts; no question has them.
-        inner: Type of the elements of an Array or ArrayList.
+    Texts of Set, Queue, Stack and Hashtable stay texts; no question has them.
 
     Example:
         >>> convert_java("new int[]{1, 2}", "Array", "integer"), convert_java("5L", "long"), convert_java("5", "long")
@@ -248,12 +245,7 @@ def _java_element(text: str, inner: str | None) -> Any:
 
 
 def convert_js(text: str, kind: str, inner: str | None = None) -> Any:
-    """The value of a JavaScript text.
-
-    Args:
-        text: As the model wrote it.
-        kind: A key of `JS_TYPES`.
-        inner: Type of the elements of an array.
+    """The value of a JavaScript text by `kind`, a key of `JS_TYPES`; `inner` is the type of an array's elements.
 
     Example:
         >>> convert_js("{a: [1, 'b'], c: true}", "dict"), convert_js("[[1, 2], [3]]", "array", "array")

@@ -174,7 +174,7 @@ _WIDTH = re.compile(r"%(?:\(.*?\))?[-#0 +]*(?:\*|\d{4}|\d*\.(?:\*|\d{4}))", re.D
 """A place of a format that asks for a wide field: "%999999999d" % 1 would be a string of a gigabyte."""
 
 
-def compute(node: ast.expr | None) -> Any:
+def compute(node: ast.expr) -> Any:
     """The value of an expression on literals: operators, comparisons, indices and a few pure functions.
 
     Raises:
@@ -185,46 +185,66 @@ def compute(node: ast.expr | None) -> Any:
         12.0
     """
     try:
-        return _computed(node)
-    except (TypeError, ValueError, ArithmeticError, LookupError, MemoryError, RecursionError) as error:
+        return evaluate(node, _pure_function)
+    except (TypeError, ValueError, ArithmeticError, LookupError, NameError, MemoryError, RecursionError) as error:
         raise Undecodable(f"an expression without a value ({type(error).__name__})") from None
 
 
-def _computed(node: ast.expr | None) -> Any:
-    match node:
-        case ast.Constant(value=value):
-            return value
-        case ast.List(elts=elements) | ast.Tuple(elts=elements) | ast.Set(elts=elements):
-            kind = {ast.List: list, ast.Tuple: tuple, ast.Set: set}[type(node)]
-            return kind([_computed(element) for element in elements])
-        case ast.Dict(keys=keys, values=values):
-            return {_computed(key): _computed(value) for key, value in zip(keys, values, strict=True)}
-        case ast.UnaryOp(op=sign, operand=operand):
-            return _UNARY[type(sign)](_computed(operand))
-        case ast.BinOp(left=left, op=sign, right=right):
-            first, second = _computed(left), _computed(right)
-            if _too_large(type(sign), first, second):
-                raise Undecodable("an expression whose value would be too large")
-            return _BINARY[type(sign)](first, second)
-        case ast.Compare(left=left, ops=[sign], comparators=[right]) if type(sign) in _COMPARE:
-            return _COMPARE[type(sign)](_computed(left), _computed(right))
-        case ast.BoolOp(op=sign, values=values):
-            found: Any = None
-            for found in map(_computed, values):
-                if bool(found) is isinstance(sign, ast.Or):
-                    break
-            return found
-        case ast.IfExp(test=test, body=body, orelse=other):
-            return _computed(body if _computed(test) else other)
-        case ast.Subscript(value=value, slice=ast.Slice() as parts):
-            lower, upper, step = (part and _computed(part) for part in (parts.lower, parts.upper, parts.step))
-            return _computed(value)[lower:upper:step]
-        case ast.Subscript(value=value, slice=index):
-            return _computed(value)[_computed(index)]
-        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
-            return _FUNCTIONS[name](*map(_computed, arguments))
-        case _:
-            raise Undecodable("an expression on something that is no literal")
+def _pure_function(call: ast.Call, value: Callable[[ast.expr], Any]) -> Any:
+    if isinstance(call.func, ast.Name) and call.func.id in _FUNCTIONS and not call.keywords:
+        return _FUNCTIONS[call.func.id](*map(value, call.args))
+    raise Undecodable("a call of something that is no pure function")
+
+
+def evaluate(node: ast.expr, call: Callable[[ast.Call, Callable[[ast.expr], Any]], Any]) -> Any:
+    """The value of an expression without names.
+
+    Args:
+        node: The expression.
+        call: Makes a call in it; is given the call and a function that evaluates its arguments.
+
+    Raises:
+        Undecodable: it holds something else, or its value would be too large.
+        Exception: whatever its operators raise.
+    """
+
+    def value(node: ast.expr | None) -> Any:
+        match node:
+            case ast.Constant(value=constant):
+                return constant
+            case ast.Name(id=name):
+                raise NameError(f"name '{name}' is not defined")
+            case ast.List(elts=elements) | ast.Tuple(elts=elements) | ast.Set(elts=elements):
+                return {ast.List: list, ast.Tuple: tuple, ast.Set: set}[type(node)](map(value, elements))
+            case ast.Dict(keys=keys, values=values):
+                return {value(key): value(one) for key, one in zip(keys, values, strict=True)}
+            case ast.UnaryOp(op=sign, operand=operand):
+                return _UNARY[type(sign)](value(operand))
+            case ast.BinOp(left=left, op=sign, right=right):
+                first, second = value(left), value(right)
+                if _too_large(type(sign), first, second):
+                    raise Undecodable("an expression whose value would be too large")
+                return _BINARY[type(sign)](first, second)
+            case ast.Compare(left=left, ops=[sign], comparators=[right]) if type(sign) in _COMPARE:
+                return _COMPARE[type(sign)](value(left), value(right))
+            case ast.BoolOp(op=sign, values=values):
+                found: Any = None
+                for found in map(value, values):
+                    if bool(found) is isinstance(sign, ast.Or):
+                        break
+                return found
+            case ast.IfExp(test=test, body=body, orelse=other):
+                return value(body if value(test) else other)
+            case ast.Subscript(value=outer, slice=ast.Slice(lower=lower, upper=upper, step=step)):
+                return value(outer)[slice(*(part and value(part) for part in (lower, upper, step)))]
+            case ast.Subscript(value=outer, slice=index):
+                return value(outer)[value(index)]
+            case ast.Call():
+                return call(node, value)
+            case _:
+                raise Undecodable("an expression on something that is no literal")
+
+    return value(node)
 
 
 def _too_large(sign: type[ast.operator], first: Any, second: Any) -> bool:

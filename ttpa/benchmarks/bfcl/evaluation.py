@@ -72,7 +72,7 @@ class BFCL:
     def check(self) -> None:
         """Refuses a missing folder and missing packages."""
         if not Path(self.path).is_dir():
-            raise ConfigError.at("path", self.path, "no such folder", "Give the folder with BFCL_v4_*.json files")
+            raise ConfigError.at("eval.path", self.path, "no such folder", "Give the folder with BFCL_v4_*.json files")
         wanted = self._wanted()
         if self.prompt == "official" or any(category.rule == "multi_turn" for category in wanted):
             official.require()

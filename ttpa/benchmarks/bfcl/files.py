@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from ttpa.benchmarks.bfcl.cases import Case
 from ttpa.benchmarks.bfcl.categories import SINGLE_TURN, Category, category_of_id, find_category
@@ -26,14 +26,7 @@ _DEEP = 500
 """Python reads JSON of about 1,000 levels, less what its own calls take."""
 
 
-C = TypeVar("C", bound="AnyCase")
-
-
-class AnyCase(Protocol):
-    """A question, of one turn or of several."""
-
-    @property
-    def case_id(self) -> str: ...
+C = TypeVar("C")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,17 +159,17 @@ def read_category(
     for path in (path for path, found in question_files(folder) if found == category):
         answers = _read_answers(folder, path) if category.has_answers else {}
         for line in read_lines(path):
-            answer = answers.get(str(line.row.get("id")))
-            if category.has_answers and answer is None and isinstance(line.row.get("id"), str):
+            case_id = line.row.get("id")
+            if not isinstance(case_id, str):
+                raise DataError(f"{line}: no id. Take the file as published.")
+            if category.has_answers and case_id not in answers:
                 remedy = "Take questions and answers from one release."
-                raise DataError(f"{line}: no accepted answers for {line.row['id']}. {remedy}")
-            case = make(line, category, answer)
-            if case.case_id in cases or case.case_id in seen:
-                raise DataError(f"{line}: {case.case_id} is there twice. Keep one version of a category in a folder.")
-            cases[case.case_id] = case
-        for case_id, answer in answers.items():
-            if case_id not in cases:
-                raise DataError(f"{answer}: no question {case_id} in {path}. Take both from one release.")
+                raise DataError(f"{line}: no accepted answers for {case_id}. {remedy}")
+            if case_id in cases or case_id in seen:
+                raise DataError(f"{line}: {case_id} is there twice. Keep one version of a category in a folder.")
+            cases[case_id] = make(line, category, answers.get(case_id))
+        for case_id in answers.keys() - cases.keys():
+            raise DataError(f"{answers[case_id]}: no question {case_id} in {path}. Take both from one release.")
     return cases
 
 
@@ -196,14 +189,11 @@ def _read_answers(folder: Path, questions: Path) -> dict[str, JsonLine]:
 
 
 def _case(line: JsonLine, category: Category, answer: JsonLine | None) -> Case:
-    case_id, functions = line.row.get("id"), line.row.get("function")
-    known = isinstance(functions, list) and all(isinstance(one, dict) and "name" in one for one in functions)
-    if not isinstance(case_id, str) or not isinstance(functions, list) or not known:
+    functions = line.row.get("function")
+    if not isinstance(functions, list) or not all(isinstance(one, dict) and "name" in one for one in functions):
         raise DataError(f"{line}: no id and function documents. Take the file as published.")
-    if answer is None:
-        return Case(case_id, category, functions)
     try:
-        return Case(case_id, category, functions, answer.row["ground_truth"])
+        return Case(line.row["id"], category, functions, answer.row["ground_truth"] if answer else ())
     except DataError as error:
         raise DataError(f"{line} and {answer}: {error}") from None
 

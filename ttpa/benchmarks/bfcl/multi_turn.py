@@ -116,9 +116,9 @@ def read_multi_turn(folder: Path, category: Category) -> Mapping[str, MultiTurnC
 
 def _case(line: JsonLine, category: Category, answer: JsonLine | None, folder: Path) -> MultiTurnCase:
     row = line.row
-    case_id, classes, config = row.get("id"), row.get("involved_classes"), row.get("initial_config", {})
-    if not isinstance(case_id, str) or not isinstance(config, dict) or answer is None:
-        raise DataError(f"{line}: no id and initial_config. Take the file as published.")
+    classes, config = row.get("involved_classes"), row.get("initial_config", {})
+    if not isinstance(config, dict) or answer is None:
+        raise DataError(f"{line}: initial_config is no object. Take the file as published.")
     if not isinstance(classes, list) or not classes or not all(name in CLASSES for name in map(str, classes)):
         raise DataError(f"{line}: involved_classes={classes}: known are {', '.join(sorted(CLASSES))}.")
     truth = answer.row["ground_truth"]
@@ -130,7 +130,7 @@ def _case(line: JsonLine, category: Category, answer: JsonLine | None, folder: P
     functions = [one for name in classes for one in _documents_of(folder, name)]
     added = _withheld(line, row.get("missed_function", {}), functions, len(turns))
     return MultiTurnCase(
-        case_id=case_id,
+        case_id=row["id"],
         category=category,
         turns=tuple(tuple(Message(role=one["role"], content=one["content"]) for one in turn) for turn in turns),
         functions=tuple(functions),

@@ -1,10 +1,9 @@
 """Runs the calls of the multi-turn categories on BFCL's backends, in a process of its own with limits.
 
-The official executor calls Python's `eval` on what a model writes. Here a call is read as a syntax tree, and only public
-methods of the question's classes are called, with literals or further such calls as arguments; anything else is the
-error that an unknown name gives. Results and errors are written as officially, since they are compared, and the
-comparison of states and results is the package's own. The process forks for each request, so that nothing one run leaves
-behind reaches the next.
+Executor, backends and comparison are the package's. Its executor calls Python's `eval` on what a model writes; that name
+is replaced there by a function that reads a call as a syntax tree and makes it only where it is a public method of the
+question's classes, with literals or further such calls as arguments. The process forks for each request, so that nothing
+one run leaves behind reaches the next.
 """
 
 from __future__ import annotations
@@ -15,17 +14,16 @@ import importlib
 import inspect
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from copy import deepcopy
+from functools import partial
 from typing import Any, NoReturn, TextIO
 
-from ttpa.benchmarks.bfcl.decode_python import MAX_CHARS, Undecodable, compute, read_python
+from ttpa.benchmarks.bfcl.decode_python import MAX_CHARS, Undecodable, evaluate, read_python
 from ttpa.errors import DataError
 
 SECONDS = 10.0
@@ -40,8 +38,6 @@ CLASSES = frozenset(
      "VehicleControlAPI"}
 )  # fmt: skip
 """The backends of the multi-turn categories; the package has others, which use the network or files."""
-_REFUSED = frozenset({"kill", "exit", "quit", "remove", "unlink", "popen", "Popen", "run"})
-_ERROR = "Error during execution: "
 
 # --- answers to calls ------------------------------------------------------------------------------------------------
 
@@ -188,24 +184,24 @@ def serve(memory: int) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            classes = {name: _class(name) for name in request["case"]["classes"]}
+            _load(request["case"]["classes"])
         except Exception as error:
             print(json.dumps({"failed": f"{type(error).__name__}: {error}"}), file=out, flush=True)
             continue
         child = os.fork()
         if not child:
-            _answer(request, classes, out)
+            _answer(request, out)
         if os.waitpid(child, 0)[1]:
             print("{}", file=out, flush=True)
 
 
-def _answer(request: Mapping[str, Any], classes: Mapping[str, type], out: TextIO) -> NoReturn:
+def _answer(request: Mapping[str, Any], out: TextIO) -> NoReturn:
     """Writes the reply to one request and ends the process; it ends without one when a limit is reached."""
     status = 1
     try:
         signal.setitimer(signal.ITIMER_REAL, request["seconds"])  # a process that takes no notice of the signal ends
         try:
-            reply = json.dumps(_run(request, classes))
+            reply = json.dumps(_run(request))
         except MemoryError:
             raise
         except Exception as error:
@@ -217,29 +213,37 @@ def _answer(request: Mapping[str, Any], classes: Mapping[str, type], out: TextIO
         os._exit(status)
 
 
-def _class(name: str) -> type:
+def _load(names: Sequence[str]) -> None:
+    """Imports what a request needs, before the fork."""
     from bfcl_eval.constants.executable_backend_config import CLASS_FILE_PATH_MAPPING
-    from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_checker  # noqa: F401 (loaded before the fork)
+    from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_checker, multi_turn_utils  # noqa: F401
 
-    if name not in CLASSES:
-        raise ValueError(f"{name} is no backend of the multi-turn categories")
-    found: type = getattr(importlib.import_module(CLASS_FILE_PATH_MAPPING[name]), name)
-    return found
+    for name in names:
+        if name not in CLASSES:
+            raise ValueError(f"{name} is no backend of the multi-turn categories")
+        importlib.import_module(CLASS_FILE_PATH_MAPPING[name])
+    multi_turn_utils.eval = partial(_call_method, vars(multi_turn_utils))
 
 
-def _run(request: Mapping[str, Any], classes: Mapping[str, type]) -> dict[str, Any]:
-    case, run = request["case"], _Executor(classes)
+def _run(request: Mapping[str, Any]) -> dict[str, Any]:
+    from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_checker as official
+
+    case, execute_calls, turns = request["case"], official.execute_multi_turn_func_call, 0
     config, names, category = case["initial_config"], case["classes"], case["id"].rsplit("_", 1)[0]
     results: list[str] = []
     for step in ((), *request.get("steps", ())):  # the empty one: a question that cannot be loaded shows at once
-        results, _ = run(step, config, names, "ttpa", case["id"], "long_context" in category)
+        results, _ = execute_calls(list(step), config, names, "ttpa", case["id"], "long_context" in category)
     if "steps" in request:
         if sum(map(len, results)) > MAX_CHARS_OF_RESULTS:
             raise MemoryError
         return {"results": results}
-    from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_checker as official
 
-    official.execute_multi_turn_func_call = run  # the checks are the package's, with this executor in place of its own
+    def counted(**options: Any) -> Any:
+        nonlocal turns
+        turns += options["model_name"].endswith("_ground_truth")
+        return execute_calls(**options)
+
+    official.execute_multi_turn_func_call = counted
     entry = {"id": case["id"], "initial_config": config, "involved_classes": names}
     try:
         found = official.multi_turn_checker(request["turns"], request["truth"], entry, category, "ttpa")
@@ -249,113 +253,39 @@ def _run(request: Mapping[str, Any], classes: Mapping[str, type]) -> dict[str, A
         found = {"valid": False, "error_type": "multi_turn:instance_state_mismatch"}
     details = found.get("details", {})
     what = [str(one)[:200] for one in (*details.get("differences", ()), *details.get("missing_items", ()))]
-    return {"error_type": None if found["valid"] else found["error_type"], "turn": run.turns - 1, "what": what[:3]}
+    return {"error_type": None if found["valid"] else found["error_type"], "turn": turns - 1, "what": what[:3]}
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------
 
 
-class _Executor:
-    """Runs the calls of a step as the official executor does; a call of it has that one's arguments and result."""
+def _call_method(instances: Mapping[str, Any], text: str) -> Any:
+    """Stands in for `eval` in the package's executor: the value of a call, or the exception that `eval` would raise.
 
-    def __init__(self, classes: Mapping[str, type]) -> None:
-        self._classes = classes
-        self._sides: dict[str, dict[str, Any]] = {}
-        self.turns = 0
+    Args:
+        instances: The backends, among other things, by the names that the executor has put before their methods.
+        text: The call, in which only public methods and literals have a meaning.
+    """
 
-    def __call__(
-        self,
-        func_call_list: Sequence[str],
-        initial_config: Mapping[str, Any],
-        involved_classes: Sequence[str],
-        model_name: str,
-        test_entry_id: str,
-        long_context: bool = False,
-        is_evaL_run: bool = False,
-    ) -> tuple[list[str], dict[str, Any]]:
-        """Results of the calls, and the instances by class; model and expected calls have instances of their own."""
-        from bfcl_eval.constants.executable_backend_config import STATELESS_CLASSES
+    def method(function: ast.expr) -> Callable[..., Any]:
+        match function:
+            case ast.Attribute(value=ast.Name(id=owner), attr=name) if owner.endswith("_instance"):
+                found = None if name.startswith("_") else getattr(instances.get(owner), name, None)
+                if not inspect.ismethod(found):
+                    raise AttributeError(f"'{type(instances.get(owner)).__name__}' object has no attribute '{name}'")
+                return found
+            case ast.Attribute(value=owner, attr=name):
+                method(owner)  # of a dotted name, the first part is unknown
+                raise AttributeError(f"a method has no attribute '{name}'")
+            case ast.Name(id=name):
+                raise NameError(f"name '{name}' is not defined")
+            case ast.Constant(value=value):
+                raise TypeError(f"'{type(value).__name__}' object is not callable")
+            case _:
+                raise Undecodable("a call of something that is no name")
 
-        self.turns += model_name.endswith("_ground_truth")
-        side = f"{model_name}_eval" if is_evaL_run else model_name
-        if side not in self._sides:
-            self._sides[side] = {name: self._classes[name]() for name in involved_classes}
-            for name, backend in self._sides[side].items():
-                if name not in STATELESS_CLASSES:
-                    backend._load_scenario(deepcopy(initial_config.get(name, {})), long_context=long_context)
-        instances = self._sides[side]
-        # Names of instances get into strings that hold a method's name and a parenthesis.
-        named = {
-            re.sub(r"[-./:]", "_", f"{side}_{test_entry_id}_{name}_instance"): backend
-            for name, backend in instances.items()
-        }
-        methods = {
-            method: instance
-            for instance, backend in named.items()
-            for method, _ in inspect.getmembers(backend, inspect.ismethod)
-            if not method.startswith("_")
-        }
-        return [_result(call, named, methods) for call in func_call_list], instances
+    def call(node: ast.Call, value: Callable[[ast.expr], Any]) -> Any:
+        called, given = method(node.func), list(map(value, node.args))
+        return called(*given, **{str(one.arg): value(one.value) for one in node.keywords})
 
-
-def _result(call: str, named: Mapping[str, Any], methods: Mapping[str, str]) -> str:
-    """The result of a call as text, or its error."""
-    from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_utils import _process_method_calls
-
-    try:
-        text = _process_method_calls(call, methods)
-        name = text.split("(")[0]
-        name = name.split(".")[1] if "." in name else name
-        if name in _REFUSED:
-            return f"{_ERROR}Function call {name} is not allowed."
-        value = _value(ast.parse(text.lstrip(" \t"), "<string>", "eval").body, named, methods)
-        if type(value) is dict:
-            with suppress(TypeError, ValueError, RecursionError):  # an object, a number of too many digits
-                return json.dumps(value)
-        return str(value)
-    except Exception as error:
-        return f"{_ERROR}{error}"
-
-
-def _value(node: ast.expr | None, named: Mapping[str, Any], methods: Mapping[str, str]) -> Any:
-    """The value of a literal or of a call of a public method."""
-    match node:
-        case ast.Constant(value=value):
-            return value
-        case ast.Name(id=name):
-            raise NameError(f"name '{name}' is not defined")
-        case ast.List(elts=elements):
-            return [_value(element, named, methods) for element in elements]
-        case ast.Tuple(elts=elements):
-            return tuple(_value(element, named, methods) for element in elements)
-        case ast.Dict(keys=keys, values=values):
-            pairs = zip(keys, values, strict=True)
-            return {_value(key, named, methods): _value(value, named, methods) for key, value in pairs}
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Name() as operand):  # -inf
-            return _value(operand, named, methods)
-        case ast.UnaryOp() | ast.BinOp():
-            return compute(node)
-        case ast.Call(func=function, args=args, keywords=keywords):
-            method = _method(function, named, methods)
-            given = [_value(argument, named, methods) for argument in args]
-            return method(*given, **{str(one.arg): _value(one.value, named, methods) for one in keywords})
-        case _:
-            raise Undecodable("neither a literal nor a call")
-
-
-def _method(function: ast.expr, named: Mapping[str, Any], methods: Mapping[str, str]) -> Callable[..., Any]:
-    match function:
-        case ast.Attribute(value=ast.Name(id=instance), attr=name) if instance in named:
-            if methods.get(name) != instance:
-                raise AttributeError(f"'{type(named[instance]).__name__}' object has no attribute '{name}'")
-            found: Callable[..., Any] = getattr(named[instance], name)
-            return found
-        case ast.Attribute(value=value, attr=name):
-            _method(value, named, methods)  # of a dotted name, the first part is unknown
-            raise AttributeError(f"a method has no attribute '{name}'")
-        case ast.Name(id=name):
-            raise NameError(f"name '{name}' is not defined")
-        case ast.Constant(value=value):
-            raise TypeError(f"'{type(value).__name__}' object is not callable")
-        case _:
-            raise Undecodable("a call of something that is no name")
+    return evaluate(ast.parse(text.lstrip(" \t"), "<string>", "eval").body, call)

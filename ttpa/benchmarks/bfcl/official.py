@@ -1,23 +1,22 @@
 """The official package, `bfcl-eval`: whether it is there, and the messages of its default prompting mode.
 
-The extra is optional, so it is imported inside functions only. Imported are its constants, its preparation of function
-documents and, in a process of its own (`multi_turn_run`), its multi-turn backends and checks; none of these reaches its
-table of models, which would load the client of every provider. Wording is taken from the installed package, never kept
-here. What this module does not do: ask a model, or judge.
+The extra is optional, so it is imported inside functions only: its constants, its preparation of function documents and,
+in a process of its own (`multi_turn_run`), its multi-turn backends and checks. None of these reaches its table of
+models, which would load the client of every provider. Wording is taken from the installed package, never kept here.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import parse_qsl
 
 from ttpa.benchmarks.bfcl.categories import Category
@@ -25,11 +24,8 @@ from ttpa.errors import ConfigError
 
 VERSION = "2026.3.23"
 """The release whose prompts and verdicts these are; another one has others."""
-
 INSTALL = f"pip install --no-deps bfcl-eval=={VERSION} mpmath"
 """Without its dependencies: they pin other versions of what this project uses, and nothing of them is needed here."""
-
-_ROOT = "BFCL_PROJECT_ROOT"
 
 
 def require() -> None:
@@ -50,21 +46,6 @@ def require() -> None:
         raise ConfigError.at("bfcl-eval", found, "prompts and verdicts are those of another release", INSTALL)
 
 
-@contextmanager
-def importing() -> Iterator[None]:
-    """Around an import from the package, some of whose modules make folders where they are told the results go."""
-    before = os.environ.get(_ROOT)
-    with TemporaryDirectory() as scratch:
-        os.environ[_ROOT] = scratch
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ[_ROOT]
-            else:
-                os.environ[_ROOT] = before
-
-
 def data_folder() -> Path:
     """The folder of data files in the installed package."""
     require()
@@ -73,35 +54,25 @@ def data_folder() -> Path:
     return Path(spec.origin).parent / "data"
 
 
-# --- prompts ---------------------------------------------------------------------------------------------------------
-
-
-def with_language(functions: Sequence[Mapping[str, Any]], category: Category) -> list[dict[str, Any]]:
-    """Function documents as the package shows them: each description ends with a note on the language, and parameters
-    of Java and JavaScript become texts, their types moved into descriptions.
-    """
-    require()
-    with importing():
-        from bfcl_eval.utils import add_language_specific_hint_to_function_doc
-    # The category is read from the id, and the documents are changed in place.
-    entry = {"id": f"{category.name}_0", "function": deepcopy(list(functions))}
-    shown: list[dict[str, Any]] = add_language_specific_hint_to_function_doc([entry])[0]["function"]
-    return shown
-
-
 def system_prompt(functions: Sequence[Mapping[str, Any]], category: Category) -> str:
     """The system prompt of the default prompting mode.
 
     Args:
-        functions: Documents as in the data files, without a note on the language.
-        category: Decides that note.
+        functions: Documents as in the data files. They are shown with a note on the language in each description;
+            parameters of Java and JavaScript are shown as texts, with their types in the descriptions.
+        category: Says the language.
 
     Raises:
         ConfigError: the package is missing.
     """
-    shown = with_language(functions, category)
-    from bfcl_eval.constants import default_prompts as texts
-
+    require()
+    # Some modules of the package make folders where they are told that results go.
+    with TemporaryDirectory() as scratch, patch.dict(os.environ, {"BFCL_PROJECT_ROOT": scratch}):
+        from bfcl_eval.constants import default_prompts as texts
+        from bfcl_eval.utils import add_language_specific_hint_to_function_doc
+    # The category is read from the id, and the documents are changed in place.
+    entry = {"id": f"{category.name}_0", "function": deepcopy(list(functions))}
+    shown: list[dict[str, Any]] = add_language_specific_hint_to_function_doc([entry])[0]["function"]
     chosen = dict(parse_qsl(texts.DEFAULT_SYSTEM_PROMPT_FORMAT))
     if chosen["func_doc_fmt"] != "json" or chosen["tool_call_tag"] != "False":
         raise ConfigError.at("bfcl-eval", texts.DEFAULT_SYSTEM_PROMPT_FORMAT, "another default prompt", INSTALL)
@@ -133,12 +104,7 @@ def official_messages(
 
 
 def added_functions_text(functions: Sequence[Mapping[str, Any]], *, listed: bool) -> str:
-    """What the user says when functions that were withheld are added.
-
-    Args:
-        functions: Their documents, without a note on the language.
-        listed: Whether the text lists them (prompting mode), since the system prompt has been sent already.
-    """
+    """What the user says when functions that were withheld are added; `listed` puts their documents into the text."""
     require()
     from bfcl_eval.constants import default_prompts as texts
 

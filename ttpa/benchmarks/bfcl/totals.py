@@ -17,6 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ttpa.benchmarks.bfcl.categories import CATEGORIES, Category, find_category
 from ttpa.benchmarks.bfcl.check import Verdict
@@ -24,38 +25,28 @@ from ttpa.errors import ConfigError, DataError
 from ttpa.results.stats import bootstrap_interval
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
-    """A total over categories and further totals.
-
-    Args:
-        name: What tables call it.
-        parts: Names of categories, or totals.
-        weights: One for each part; None: all parts count the same. "rows": each category by its published rows.
-    """
+class Term(NamedTuple):
+    """A total over categories (by name) and further totals."""
 
     name: str
     parts: tuple[Term | str, ...]
     weights: tuple[float, ...] | str | None = None
+    """One for each part; None: all parts count the same; "rows": each category counts by its published rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aggregate:
-    """One total of a run.
-
-    Args:
-        name: Of the total.
-        depth: 0 for the overall score, 1 for its terms, and so on.
-        value: In [0, 1]; None when something it is made of was not run.
-        covered: Share of its weight that was run, in [0, 1].
-        counts: Whether it enters the overall score; the others are shown only.
-    """
+    """One total of a run."""
 
     name: str
     depth: int
+    """0 for the overall score, 1 for its terms, and so on."""
     value: float | None
+    """In [0, 1]; None when something it is made of was not run."""
     covered: float
+    """Share of its weight that was run, in [0, 1]."""
     counts: bool = True
+    """Whether it enters the overall score; the others are shown only."""
 
 
 _CALLS = (Term("simple", ("simple_python", "simple_java", "simple_javascript")),
@@ -183,21 +174,12 @@ class Summary:
     def accuracies(self) -> list[Accuracy]:
         """Every category that was run, in the usual order."""
         found = []
-        for name, category in CATEGORIES.items():
-            if counts := list(self.counts.get(name, {}).values()):
-                value, low, high = interval(counts)
-                answers = sum(count[0] for count in counts)
-                found.append(
-                    Accuracy(
-                        category=name,
-                        value=value,
-                        low=low,
-                        high=high,
-                        answers=answers,
-                        cases=len(counts),
-                        published=category.rows,
-                    )
-                )
+        for name in (name for name in CATEGORIES if name in self.counts):
+            counts = list(self.counts[name].values())
+            value, low, high = interval(counts)
+            answers, published = sum(count[0] for count in counts), CATEGORIES[name].rows
+            sizes = {"answers": answers, "cases": len(counts), "published": published}
+            found.append(Accuracy(category=name, value=value, low=low, high=high, **sizes))
         return found
 
     def aggregates(self, version: str) -> tuple[Aggregate, ...]:
