@@ -15,7 +15,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from ttpa.results.tables import cells, spec
+from ttpa.results.cells import TableCell, cells_of, open_hydra
+from ttpa.results.spec import load
 from ttpa.run import config
 from ttpa.run.stages import VERSIONS
 
@@ -73,7 +74,7 @@ def test_records_and_scorers(tmp_path: Path) -> None:
     check = """
         from ttpa.run import config
         from ttpa.explore.scorers import SIX
-        from ttpa.results.tables.cells import Composer
+        from ttpa.results.cells import compose_run, open_hydra
 
         assert [kind for (kind,) in (found for found in labels.values() if found)] == [*SIX, "call_count"]
         by_kind = {name: dict(zip(candidates, found, strict=True)) for name, found in scores.items()}
@@ -94,9 +95,9 @@ def test_records_and_scorers(tmp_path: Path) -> None:
         assert all(near(max(found.values()), found["right"]) for found in value.values())
         assert sum(value["ast"].values()) == 1
 
-        with Composer() as composer:
+        with open_hydra():
             for name, scorer in scorers.items():
-                option = composer.whole([f"scorer={name}", "model.syntax=python"]).scorer
+                option = compose_run([f"scorer={name}", "model.syntax=python"]).scorer
                 assert config.instantiate(option, "scorer") == scorer, name
     """
     execute("01_records_and_scorers", tmp_path, check)
@@ -154,17 +155,17 @@ def measured(accuracy: float) -> dict[str, Any]:
 GIVEN = {"sft_10": 0.50, "sft_30": 0.60, "sft_100": 0.62, "itool_10": 0.52, "itool_30": 0.64, "itool_100": 0.70}
 
 
-def rows_of_the_table() -> list[cells.Cell]:
-    wanted = spec.load(ROOT / "experiments" / "itool_gain_decay")
-    with cells.Composer() as composer:
-        return cells.cells_of(composer, wanted, wanted.preset("embedded"))
+def rows_of_the_table() -> list[TableCell]:
+    spec = load(ROOT / "experiments" / "itool_gain_decay")
+    with open_hydra():
+        return cells_of(spec, spec.preset("embedded"))
 
 
-def write(cell: cells.Cell, folder: Path, accuracy: float, **other: Any) -> None:
+def write(cell: TableCell, folder: Path, accuracy: float, **other: Any) -> None:
     """A made-up result row of the cell, with other settings in some groups."""
-    groups = {group: json.loads(text) for group, text in zip(config.IDENTITY, cell.key.groups, strict=True)}
+    groups = config.identity(cell.cfg, *config.IDENTITY)
     row = {
-        "run": "", "row_version": 1, "name": "any", "seed": cell.seed, "rounds": cell.key.rounds, "choices": {},
+        "run": "", "row_version": 1, "name": "any", "seed": cell.seed, "rounds": cell.cfg.rounds, "choices": {},
         "config": {**groups, **other}, "stages": {"baseline": "evaluate-0", "evaluation": "evaluate-1"},
         "versions": dict(VERSIONS), "baseline": measured(0.4), "explored": {}, "cost": {},
         "metrics": measured(accuracy),
@@ -217,7 +218,7 @@ def test_reading_results_of_tiny_runs(tmp_path: Path) -> None:
         import statistics
 
         assert (there, missing) == (1, 20)
-        assert tiny and "not results" in axes.get_title() and not any(line.missing for line in table.lines)
+        assert tiny and "not results" in axes.get_title() and not any(row.missing for row in table.rows)
         rows = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.jsonl"))]
         assert len(rows) == 12 and STORE.is_dir()
         for label, objective in (("SFT", "gold"), ("iTool", "simpo")):

@@ -23,7 +23,7 @@ from ttpa.run.overrides import COMPLAINTS, explained, overrides_of
 COMMANDS = {
     "sweep": "ttpa.results.sweep",
     "status": "ttpa.results.status",
-    "table": "ttpa.results.tables.cli",
+    "table": "ttpa.results.render",
     "report": "ttpa.results.report.cli",
     "score": "ttpa.benchmarks.score",
     "dashboard": "ttpa.results.dashboard",

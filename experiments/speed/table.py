@@ -1,4 +1,4 @@
-"""How long `ttpa-table` takes on 10,000 run records: a table of 96 rows and 5 seeds among records of other runs.
+"""How long `ttpa table` takes on 10,000 run records: a table of 96 rows and 5 seeds among records of other runs.
 
 python experiments/speed/table.py [records] [folder]
 
@@ -16,13 +16,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from ttpa.results.tables import cells, spec
+from ttpa.results.cells import Records, TableCell, cells_of, open_hydra
+from ttpa.results.spec import load
 from ttpa.run import config
 from ttpa.run.stages import VERSIONS
 
 TABLE = """\
 title: "Sampler x scorer x objective x selection"
-claim: measures ttpa-table and nothing else.
+claim: measures ttpa table and nothing else.
 columns:
   - {key: all, label: all, metric: accuracy, scale: 100, digits: 1}
   - {key: hard, label: hard, metric: bands.hard, scale: 100, digits: 1}
@@ -56,20 +57,23 @@ def metrics(rng: random.Random) -> dict[str, object]:
     }
 
 
+def cells(folder: Path) -> list[TableCell]:
+    spec = load(folder)
+    with open_hydra():
+        return cells_of(spec, spec.preset(None))
+
+
 def write(folder: Path, number: int) -> None:
     """`number` records: those of the table, and others with another number of samples."""
     (folder / "table.yaml").write_text(TABLE)
     results = folder / "results"
     results.mkdir()
-    wanted = spec.load(folder)
-    with cells.Composer() as composer:
-        every = cells.cells_of(composer, wanted, wanted.preset("embedded"))
-    every = [cell for cell in every if not cell.row.warmup_only]
+    every = [cell for cell in cells(folder) if not cell.row.warmup_only]
     built = {"data": "data", "warmup": "warmup", "baseline": "evaluate", "explore1": "explore", "align1": "align"}
     stages = {role: f"{name}-0123456789ab" for role, name in built.items()}
     for at in range(number):
         cell, rng = every[at % len(every)], random.Random(at)
-        groups = {group: json.loads(text) for group, text in zip(config.IDENTITY, cell.key.groups, strict=True)}
+        groups = config.identity(cell.cfg, *config.IDENTITY)
         groups["data"]["explore_samples"] += at // len(every)
         row = {"run": f"{at:012x}", "row_version": 1, "name": "speed", "seed": cell.seed, "rounds": 1, "choices": {},
                "config": groups, "stages": stages | {"evaluation": f"evaluate-{at:012x}"},
@@ -82,19 +86,17 @@ def write(folder: Path, number: int) -> None:
 def main(number: int, folder: Path) -> None:
     if not (folder / "results").exists():
         write(folder, number)
-    command = [sys.executable, "-m", "ttpa.results.tables.cli", str(folder), f"results={folder / 'results'}"]
+    command = [sys.executable, "-m", "ttpa.cli", "table", str(folder), f"results={folder / 'results'}"]
     for _ in range(3):
         start = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        print(f"ttpa-table: {time.perf_counter() - start:.2f} s, {len(done.stdout.splitlines())} lines")
-    wanted = spec.load(folder)
+        print(f"ttpa table: {time.perf_counter() - start:.2f} s, {len(done.stdout.splitlines())} lines")
     start = time.perf_counter()
-    with cells.Composer() as composer:
-        every = cells.cells_of(composer, wanted, wanted.preset("embedded"))
+    every = cells(folder)
     middle = time.perf_counter()
-    cells.read_records(folder / "results", every)
+    Records(folder / "results", every)
     end = time.perf_counter()
-    print(f"{len(every)} cells from {composer.composed} compositions: {middle - start:.2f} s")
+    print(f"{len(every)} cells of {len({cell.row for cell in every})} rows: {middle - start:.2f} s")
     print(f"{number} records: {end - middle:.2f} s")
 
 

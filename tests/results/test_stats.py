@@ -1,8 +1,10 @@
-"""Bootstrap intervals: a plain loop as oracle, textbook widths, coverage, and the cases without an interval."""
+"""Statistics against a plain loop, values worked by hand, printed tables and properties; and the cases without any."""
 
 from __future__ import annotations
 
 import math
+import random
+import statistics
 import time
 from typing import Any
 
@@ -10,7 +12,16 @@ import numpy as np
 import pytest
 
 from ttpa.errors import ConfigError, DataError
-from ttpa.results.stats import bootstrap_interval, paired_difference
+from ttpa.results.stats import (
+    Estimate,
+    bootstrap_interval,
+    holm,
+    over_seeds,
+    paired_difference,
+    paired_means,
+    paired_samples,
+    sign_flips,
+)
 
 
 def test_deterministic_and_seeded() -> None:
@@ -71,12 +82,6 @@ def test_coverage_is_near_its_level() -> None:
     assert 0.9 - 4 * math.sqrt(0.09 / 200) < hits / 200 < 0.9 + 4 * math.sqrt(0.09 / 200)
 
 
-def test_a_lower_level_is_narrower() -> None:
-    values, clusters = [float(at % 3) for at in range(60)], list(range(60))
-    wide, narrow = (bootstrap_interval(values, clusters, level=level) for level in (0.95, 0.5))
-    assert wide[1] < narrow[1] < narrow[2] < wide[2]
-
-
 def test_constant_values_have_no_width() -> None:
     assert bootstrap_interval([0.1] * 9, list(range(9))) == (0.1, 0.1, 0.1)
 
@@ -119,3 +124,86 @@ def test_bad_arguments() -> None:
     for options in ({"level": 1.0}, {"level": 95}, {"resamples": 0}):
         with pytest.raises(ConfigError):
             bootstrap_interval([1.0], ["a"], **options)
+
+
+# Two-sided 95 % points as every textbook prints them.
+PRINTED = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262, 30: 2.042, 120: 1.980}
+
+
+@pytest.mark.parametrize("freedom", PRINTED)
+def test_intervals_over_seeds_have_the_printed_quantiles(freedom: int) -> None:
+    values = [float(at % 7) for at in range(freedom + 1)]
+    found = over_seeds(values)
+    assert found.low is not None and found.high is not None and (found.kind, found.n) == ("t", freedom + 1)
+    error = statistics.stdev(values) / math.sqrt(freedom + 1)
+    assert (found.high - found.value) / error == pytest.approx(PRINTED[freedom], abs=5e-4)
+    assert found.high - found.value == pytest.approx(found.value - found.low)
+
+
+def test_equal_seeds_have_no_width_and_one_seed_no_interval() -> None:
+    same, one = over_seeds([0.4, 0.4]), over_seeds([0.4])
+    assert (same.low, same.high) == (0.4, 0.4) and same.has_no_width
+    assert (one.low, one.high, one.kind, one.has_no_width) == (None, None, "", False)
+
+
+def test_units_and_ranges_of_an_estimate() -> None:
+    assert Estimate(value=1, low=0, high=3).scaled(-2) == Estimate(value=-2, low=-6, high=0)
+    whole = over_seeds([0.9, 0.95, 1.0])
+    found = whole.within(0.0, 1.0)
+    assert found.high == 1.0 and found.cut and found.scaled(100).cut and found.low == whole.low
+    assert not over_seeds([0.5, 0.51]).within(0.0, 1.0).cut and over_seeds([0.5]).within(0.0, 1.0).low is None
+
+
+def test_paired_means_by_hand() -> None:
+    """Differences 1, 2, 3: mean 2, standard error 1 / sqrt(3), t = 3.4641 at 2 degrees: p = 0.0742."""
+    found = paired_means([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    assert found.mean.value == 2 and found.p == pytest.approx(0.0742, abs=5e-5) and found.seeds == found.mean
+    assert found.mean.low == pytest.approx(2 - 4.302653 / math.sqrt(3), abs=1e-6)
+    assert paired_means([1.0], [0.5]).p is None
+
+
+@pytest.mark.parametrize(("a", "b"), [([1, 2], [1, 2]), ([2, 3], [1, 2]), ([0.8, 0.7], [0.7, 0.6])])
+def test_equal_differences_of_the_seeds_have_no_p(a: list[float], b: list[float]) -> None:
+    """0.8 - 0.7 and 0.7 - 0.6 differ in the last bit: a spread of rounding is no spread."""
+    found = paired_means(a, b)
+    assert found.p is None and found.seeds.has_no_width
+
+
+def test_sign_flips_by_hand() -> None:
+    """Four dialogues, all better: of 16 arrangements two are as far from 0, so p is 1/8."""
+    assert sign_flips([1.0, 1.0, 1.0, 1.0]) == pytest.approx(0.125, abs=0.01)
+    assert sign_flips([1.0, -1.0]) == 1.0
+    assert sign_flips([0.0, 0.0]) == 1.0
+    assert sign_flips([1.0] * 200) == pytest.approx(1 / 10_001)
+
+
+def test_paired_samples_cluster_on_dialogues() -> None:
+    """Two dialogues of ten samples each, one all better and one all worse: nothing is known, whatever the samples."""
+    clusters = {(0, f"{d}-{i}"): d for d in "ab" for i in range(10)}
+    a = {at: float(d == "a") for at, d in clusters.items()}
+    b = {at: float(d == "b") for at, d in clusters.items()}
+    found = paired_samples(a, b, clusters)
+    assert (found.mean.value, found.mean.n, found.p) == (0.0, 20, 1.0)
+    assert (found.mean.low, found.mean.high) == (-1.0, 1.0)
+    alone = paired_samples(a, b, dict.fromkeys(clusters, "one dialogue"))
+    assert (alone.p, alone.mean.low) == (None, None)
+    with pytest.raises(DataError, match="1 samples are in one run only"):
+        paired_samples(a, dict(list(b.items())[1:]), clusters)
+
+
+def test_paired_samples_of_two_seeds_stand_beside_the_seeds() -> None:
+    clusters = {(seed, str(i)): str(i) for seed in (0, 1) for i in range(50)}
+    a = {(seed, i): float(int(i) % 2 == 0 or seed == 1) for seed, i in clusters}
+    found = paired_samples(a, dict.fromkeys(clusters, 0.0), clusters)
+    assert found.mean.value == pytest.approx(0.75) == found.seeds.value and found.seeds.n == 2
+    assert found.mean.low is not None and found.mean.low > 0 and found.p is not None and found.p < 0.001
+    assert found.seeds.low is not None and found.seeds.low < 0  # two seeds, 0.5 and 1.0, tell little
+
+
+def test_holm_by_hand_and_in_any_order() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.6, None, 0.5]) == [1.0, None, 1.0]
+    rng = random.Random(0)
+    ps = [rng.random() ** 3 for _ in range(20)]
+    order = rng.sample(range(20), 20)
+    assert holm([ps[i] for i in order]) == [holm(ps)[i] for i in order]

@@ -1,21 +1,23 @@
-"""`ttpa-status`: the plan of a cell is what a run would build, and every state is told with what comes next."""
+"""`ttpa status`: the plan of a cell is what a run would build, and every state is told with what comes next."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
-from tests.results.tables.conftest import row_of
+from tests.results.table_cases import row_of
 from tests.run.test_pipeline import SMALL, built, run_here
+from ttpa.errors import ConfigError
 from ttpa.results import status
-from ttpa.results.tables import cells, spec
+from ttpa.results.cells import TableCell, cells_of, compose_run, open_hydra
+from ttpa.results.spec import load
 from ttpa.run.locks import StageLock
 from ttpa.run.store import StageResult
 
@@ -40,11 +42,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return made
 
 
-def with_plans(folder: Path, *extra: str) -> list[tuple[cells.Cell, dict[str, StageResult]]]:
-    wanted = spec.load(folder)
-    with cells.Composer() as composer:
-        every = cells.cells_of(composer, wanted, wanted.preset(None), extra)
-        return [(cell, status.plan(cell.cfg())) for cell in every]
+def with_plans(folder: Path) -> list[tuple[TableCell, dict[str, StageResult]]]:
+    """Every cell with its plan, the evaluation of the warm-up included."""
+    spec = load(folder)
+    with open_hydra():
+        cells = cells_of(spec, spec.preset(None))
+    return [(cell, status.plan(OmegaConf.merge(cell.cfg, {"baseline": True}))) for cell in cells]
+
+
+def report(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[list[str], int]:
+    """The lines of the command, and its exit status."""
+    code = status.main(["experiments/four", *words])
+    return capsys.readouterr().out.splitlines(), code
 
 
 def finish(stage: StageResult) -> None:
@@ -52,7 +61,7 @@ def finish(stage: StageResult) -> None:
     (stage.path / "done.json").write_text("{}")
 
 
-def write_record(cell: cells.Cell, stages: dict[str, StageResult], **changes: Any) -> None:
+def write_record(cell: TableCell, stages: dict[str, StageResult], **changes: Any) -> None:
     Path("results").mkdir(exist_ok=True)
     names = {role: stage.path.name for role, stage in stages.items()}
     (Path("results") / f"{cell.row.key}-{cell.seed}.jsonl").write_text(
@@ -62,20 +71,19 @@ def write_record(cell: cells.Cell, stages: dict[str, StageResult], **changes: An
 
 def test_the_plan_names_the_stages_that_a_run_builds(folder: Path) -> None:
     words = ("select=perplexity", "select.keep_fraction=0.5", "objective=dpo", "experiment=demo")
-    with cells.Composer() as composer:
-        cfg = composer.whole([*SMALL, *words]).copy()
-        planned = status.plan(cfg)
+    with open_hydra():
+        cfg = compose_run([*SMALL, *words])
+    planned = status.plan(cfg)
     assert not Path("store").exists() and not any(stage.cached for stage in planned.values())
     assert list(planned) == ["data", "warmup", "baseline", "select1", "explore1", "align1", "evaluation"]
     run_here(*words)
     there = {path.name for path in Path("store").iterdir() if (path / "done.json").exists()}
     assert {stage.path.name for stage in planned.values()} <= there
     assert len(there) == len(built(Path())) == len(planned) + 2 * 2  # the controls' alignments and evaluations
-    with cells.Composer():
-        assert all(stage.cached for stage in status.plan(cfg).values())
+    assert all(stage.cached for stage in status.plan(cfg).values())
 
 
-def test_the_four_states(folder: Path) -> None:
+def test_the_four_states(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plans = with_plans(folder)
     for role in ("data", "warmup", "baseline"):
         finish(plans[0][1][role])
@@ -87,7 +95,7 @@ def test_the_four_states(folder: Path) -> None:
     lock = StageLock(running.with_name(f"{running.name}.lock"), 5.0)
     assert lock.acquire() is None
     try:
-        lines, done = status.report(folder, None, [])
+        lines, code = report(capsys)
     finally:
         lock.release()
     assert [line.split()[:3] for line in lines[:4]] == [
@@ -102,69 +110,54 @@ def test_the_four_states(folder: Path) -> None:
         f"pid {os.getpid()} on " in lines[2] and re.search(r"heartbeat \d s ago", lines[2]) and running.name in lines[2]
     )
     assert lines[3].endswith("2 of 5 stages done")
-    assert lines[4] == "4 cells of four, preset embedded: 1 done, 1 running, 1 failed, 1 missing" and not done
+    assert lines[4] == "4 cells of four, preset embedded: 1 done, 1 running, 1 failed, 1 missing" and code == 1
 
 
-def test_a_lock_whose_holder_is_gone_is_no_running_cell(folder: Path) -> None:
+def test_a_lock_whose_holder_is_gone_is_no_running_cell(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plans = with_plans(folder)
     path = plans[0][1]["data"].path
     path.parent.mkdir()
     lock = path.with_name(f"{path.name}.lock")
     lock.write_text("{}")  # what a killed builder leaves
     before = lock.stat().st_mtime_ns
-    lines, _ = status.report(folder, None, [])
+    lines, _ = report(capsys)
     assert "missing" in lines[0] and "interrupted, its holder is gone" in lines[0]
     assert lock.stat().st_mtime_ns == before and not (path.parent / f"{path.name}.part").exists()
 
 
-def test_a_cell_that_cannot_run_says_why(folder: Path) -> None:
-    lines, done = status.report(folder, None, ["pairs=siblings"])
-    assert "failed" in lines[0] and "Use sampler=mcts" in lines[0] and not done
-
-
-def test_a_value_of_another_type_is_said_as_a_run_says_it(folder: Path) -> None:
-    lines, done = status.report(folder, None, ["sampler.n=abc"])
-    said = "sampler.n=abc: must be a whole number (the default is 6), not text. See conf/sampler/ for what it means."
-    assert lines[0] == f"group seed=0  failed   {said}" and not done
+def test_a_cell_that_cannot_run_says_why(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines, code = report(capsys, "pairs=siblings")
+    assert "failed" in lines[0] and "Use sampler=mcts" in lines[0] and code == 1
 
 
 @pytest.mark.parametrize(
     ("changed", "said"), [({"versions": {"align": 0}}, "built by align 0"), ({}, "built by other files")]
 )
-def test_an_outdated_record_is_done_and_said(changed: dict[str, Any], said: str, folder: Path) -> None:
+def test_an_outdated_record_is_done_and_said(
+    changed: dict[str, Any], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plans = with_plans(folder)
     for cell, stages in plans:
         if cell.row.key == "tps":
             write_record(cell, {**stages, "evaluation": stages["baseline"]}, **changed)
         else:
             write_record(cell, stages)
-    lines, done = status.report(folder, None, [])
-    assert done and lines[-1].endswith("4 done (1 of them outdated)")
+    lines, code = report(capsys)
+    assert code == 0 and lines[-1].endswith("4 done (1 of them outdated)")
     assert f"outdated: {said}, see results/tps-0.jsonl" in lines[2]
 
 
-@pytest.mark.parametrize(("words", "code"), [(["preset=gpu"], 2), (["sampler.x=1"], 2), ([], 1)])
-def test_the_exit_status(
-    words: list[str], code: int, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["ttpa-status", "experiments/four", *words])
-    with pytest.raises(SystemExit) as caught:
-        status.main()
-    assert caught.value.code == code
-    err = capsys.readouterr().err
-    assert err == "" if code == 1 else err.startswith("ttpa-status: error: ") and err.count("\n") == 1
+@pytest.mark.parametrize(("word", "said"), [("preset=gpu", "preset=gpu: not in"), ("sampler.x=1", "sampler.x")])
+def test_a_mistake_is_one_line(word: str, said: str, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        status.main(["experiments/four", word])
+    assert "\n" not in str(caught.value)
 
 
-def test_warnings_about_records_are_shown(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_warnings_about_records_are_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cell, stages = with_plans(folder)[0]
     write_record(cell, stages, seed=[0])
-    monkeypatch.setattr(sys, "argv", ["ttpa-status", "experiments/four"])
-    with pytest.raises(SystemExit):
-        status.main()
+    assert status.main(["experiments/four"]) == 1
     shown = capsys.readouterr()
-    assert shown.err == (
-        "ttpa-status: warning: results/group-0.jsonl:1: no run record (seed is no whole number), left out.\n"
-    )
-    assert "4 missing" in shown.out
+    assert shown.err.startswith("ttpa status: warning: results/group-0.jsonl:1: no result row (seed")
+    assert shown.err.count("\n") == 1 and "4 missing" in shown.out

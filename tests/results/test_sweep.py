@@ -1,4 +1,4 @@
-"""`ttpa-sweep`: what is launched, in which waves, and what a failure costs; then a sweep of real runs, counted."""
+"""`ttpa sweep`: what is launched, in which waves, and what a failure costs; then a sweep of real runs, counted."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra import compose
-from omegaconf import open_dict
 
 from tests.run.test_pipeline import SMALL
 from ttpa.errors import ConfigError, TtpaError
-from ttpa.results import sweep
-from ttpa.results.status import error_of, plan, report
-from ttpa.results.tables.cli import table as made
+from ttpa.results import status, sweep
+from ttpa.results.cells import compose_run, open_hydra
+from ttpa.results.render import markdown
+from ttpa.results.status import error_file, plan
+from ttpa.results.table import from_folder
 from ttpa.run import config
 from ttpa.run.stages import VERSIONS
 
@@ -69,18 +69,15 @@ class FakeLaunch:
         return [self._run(job) for job in jobs]
 
     def _run(self, job: Sequence[str]) -> BaseException | None:
-        cfg = compose("config", overrides=list(job), return_hydra_config=True)
-        with open_dict(cfg):
-            cfg.choices = {group: name for group, name in cfg.hydra.runtime.choices.items() if group in config.IDENTITY}
-            del cfg["hydra"]
-            cfg.baseline = bool(cfg.baseline)  # as in every job of a sweep
+        cfg = compose_run(job)
+        cfg.baseline = bool(cfg.baseline)  # as in every job of a sweep
         stages, broken = plan(cfg), self.fails(" ".join(job))
         if broken == "start":
             return TtpaError("refused")
         for role, stage in stages.items():
             if role == broken:
-                error_of(stage).parent.mkdir(parents=True, exist_ok=True)
-                error_of(stage).write_text("Traceback ...")
+                error_file(stage).parent.mkdir(parents=True, exist_ok=True)
+                error_file(stage).write_text("Traceback ...")
                 return TtpaError(f"{role} broke")
             if not stage.cached:
                 stage.path.mkdir(parents=True)
@@ -97,7 +94,7 @@ class FakeLaunch:
 
 
 def run(fake: FakeLaunch, *words: str) -> int:
-    return sweep.sweep([FOLDER, *words], fake.make)
+    return sweep.main([FOLDER, *words], fake.make)
 
 
 def test_waves_send_one_job_a_stage_and_then_every_cell(table: Callable[..., None]) -> None:
@@ -120,8 +117,10 @@ def test_waves_send_one_job_a_stage_and_then_every_cell(table: Callable[..., Non
     again = FakeLaunch()
     assert run(again) == 0
     assert again.waves == []
-    with pytest.raises(ConfigError, match="cluster/nowhere"):  # the launcher is looked for all the same
-        sweep.sweep([FOLDER, "cluster=nowhere"])
+    with pytest.raises(
+        ConfigError, match="no option nowhere of the group cluster"
+    ):  # the launcher is looked for all the same
+        sweep.main([FOLDER, "cluster=nowhere"])
 
 
 def test_what_is_there_is_not_launched(table: Callable[..., None]) -> None:
@@ -143,14 +142,17 @@ def test_objectives_without_exploration_have_no_explore_wave(table: Callable[...
     assert all("objective=dpo" in job for job in fake.waves[1])
 
 
-def test_a_warm_up_row_of_a_later_table_is_served_by_a_run_that_is_there(table: Callable[..., None]) -> None:
+def test_a_warm_up_row_of_a_later_table_is_served_by_a_run_that_is_there(
+    table: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Sweeps evaluate the warm-up for a row that shows it only; a run of which all else is there adds it."""
     table(rows=ROWS[1:], seeds=[0])
     fake = FakeLaunch()
     run(fake)
     assert Counter(fake.built) == {"data": 1, "warmup": 1, "explore": 2, "align": 4, "evaluate": 4}
     table(seeds=[0])
-    assert "baseline (evaluate-" in report(Path(FOLDER), None, [])[0][0]
+    capsys.readouterr()
+    assert status.main([FOLDER]) == 1 and "baseline (evaluate-" in capsys.readouterr().out.splitlines()[0]
     fake = FakeLaunch()
     assert run(fake) == 0
     assert fake.waves == [["sampler=group objective=dpo seed=0 name=product until=null baseline=true"]]
@@ -213,8 +215,11 @@ def test_a_cell_that_is_refused_is_a_failure_without_a_job(
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("sampler.n=2.0", "must be a whole number (the default is 6), not a number. See conf/sampler/"),
-        ("trainer.devices=2", "a sweep with cluster=local starts one process a cell. Use 1"),
+        ("pairs=siblings", "pairs=siblings takes pairs from a search tree"),
+        (
+            "trainer.devices=2",
+            "trainer.devices=2: a sweep with cluster=local starts one process a cell. Use 1",
+        ),
     ],
 )
 def test_a_refused_cell_does_not_stop_those_that_share_its_stages(
@@ -227,7 +232,7 @@ def test_a_refused_cell_does_not_stop_those_that_share_its_stages(
     fake = FakeLaunch()
     assert run(fake) == 1
     assert [len(wave) for wave in fake.waves] == [1, 2, 4] and word not in str(fake.waves)
-    assert capsys.readouterr().err.startswith(f"ttpa-sweep: failed: bad seed=0: {word}: {said}")
+    assert capsys.readouterr().err.startswith(f"ttpa sweep: failed: bad seed=0: {said}")
 
 
 def test_a_job_that_builds_nothing_is_followed_by_the_next_cell_that_shares_its_stage(
@@ -272,9 +277,7 @@ def test_what_breaks_the_launcher_is_no_verdict_on_a_cell(table: Callable[..., N
         def launch(self, jobs: Any, initial_job_idx: int) -> Any:
             raise OSError("no more processes")
 
-    from ttpa.results.tables import cells
-
-    with cells.Composer(), pytest.MonkeyPatch.context() as patch:
+    with open_hydra(), pytest.MonkeyPatch.context() as patch:
         launch = sweep.HydraLaunch([*SMALL])
         patch.setattr(sweep.Plugins.instance(), "instantiate_launcher", lambda **_: Broken(), raising=False)
         assert launch([["seed=0"], ["seed=1"]]) == [None, None]
@@ -283,51 +286,53 @@ def test_what_breaks_the_launcher_is_no_verdict_on_a_cell(table: Callable[..., N
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["outdated=yes"], "outdated=yes: must be true or false"),
+        (["outdated=maybe"], "outdated='maybe': should be a valid boolean"),
         (["preset=gpu"], "preset=gpu: not in"),
-        (["cluster=nowhere"], "slurm_preemptible. Correct the launcher's overrides: cluster=nowhere."),
-        (["cluster=joblib", "cluster.jobs=abc"], "overrides: cluster=joblib cluster.jobs=abc."),
+        (["cluster=nowhere"], "no option nowhere of the group cluster."),
+        (["cluster=joblib", "cluster.jobs=abc"], "cluster=joblib cluster.jobs=abc: "),
         (["sampler.x=1"], "sampler.x"),
     ],
 )
 def test_a_mistake_is_said_before_any_work(words: list[str], said: str, table: Callable[..., None]) -> None:
     with pytest.raises(ConfigError) as caught:
-        sweep.sweep([FOLDER, *words])
+        sweep.main([FOLDER, *words])
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert not Path("store").exists()
 
 
 def ttpa_sweep() -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, "-m", "ttpa.results.sweep", FOLDER], capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "ttpa.cli", "sweep", FOLDER], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done
 
 
-def test_a_sweep_of_real_runs_builds_every_stage_once_and_then_nothing(table: Callable[..., None]) -> None:
+def test_a_sweep_of_real_runs_builds_every_stage_once_and_then_nothing(
+    table: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
     """2 samplers x 2 scorers x 2 objectives over one data set and one warm-up: 1 data + 1 warm-up + 4 explorations +
     8 alignments + 8 evaluations = 22. Each cell alone would be 8 x 5 = 40.
     """
     product = {"sampler": ["group", "tps"], "scorer": ["esm", "ast"], "objective": ["dpo", "simpo"]}
     table(rows=[{"product": product}], seeds=[0])
-    assert not report(Path(FOLDER), None, [])[1]
+    assert status.main([FOLDER]) == 1
     done = ttpa_sweep()
     log = Path("store/executions.jsonl")
     stages = Counter(json.loads(line)["stage"] for line in log.read_text().splitlines())
     assert stages == {"data": 1, "warmup": 1, "explore": 4, "align": 8, "evaluate": 8}
-    assert [line for line in done.stdout.splitlines() if line.startswith("ttpa-sweep: wave")] == [
-        "ttpa-sweep: wave warmup: 1 jobs for 8 cells",
-        "ttpa-sweep: wave explore: 4 jobs for 8 cells",
-        "ttpa-sweep: wave whole run: 8 jobs for 8 cells",
+    assert [line for line in done.stdout.splitlines() if line.startswith("ttpa sweep: wave")] == [
+        "ttpa sweep: wave warmup: 1 jobs for 8 cells",
+        "ttpa sweep: wave explore: 4 jobs for 8 cells",
+        "ttpa sweep: wave whole run: 8 jobs for 8 cells",
     ]
     assert "0 of 8 cells to run" in ttpa_sweep().stdout
     assert len(log.read_text().splitlines()) == 22
     assert not list(Path("store").glob("*.lock")) and not list(Path("store").glob("*.part"))
-    lines, complete = report(Path(FOLDER), None, [])
-    assert complete and lines[-1] == "8 cells of product, preset embedded: 8 done"
-    text, warnings = made([FOLDER])
-    assert text.count("| 1/1 |") == 8 and warnings == []
+    assert status.main([FOLDER]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "8 cells of product, preset embedded: 8 done"
+    shown = from_folder(Path(FOLDER))
+    assert [list(row.records) for row in shown.rows] == [[0]] * 8 and shown.warnings == ()
 
 
 def rows_without_clock(folder: Path) -> dict[str, dict[str, Any]]:
@@ -349,14 +354,14 @@ def test_killed_ten_times_it_ends_with_the_same_records_and_table(
 ) -> None:
     table(rows=ROWS, seeds=[0])
     ttpa_sweep()
-    reference, text = rows_without_clock(tmp_path), made([FOLDER])[0]
+    reference, text = rows_without_clock(tmp_path), markdown(from_folder(Path(FOLDER)))
     built = sorted(fingerprints(Path("store")))
     monkeypatch.chdir(tmp_path / "experiments")
     Path(FOLDER).mkdir(parents=True)
     (Path(FOLDER) / "table.yaml").write_text((tmp_path / FOLDER / "table.yaml").read_text())
     rng, killed = random.Random(0), 0
     for _ in range(10):
-        command = [sys.executable, "-m", "ttpa.results.sweep", FOLDER]
+        command = [sys.executable, "-m", "ttpa.cli", "sweep", FOLDER]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=rng.uniform(1, 8))
@@ -365,7 +370,7 @@ def test_killed_ten_times_it_ends_with_the_same_records_and_table(
         process.wait()
     ttpa_sweep()
     assert killed >= 3
-    assert rows_without_clock(Path()) == reference and made([FOLDER])[0] == text
+    assert rows_without_clock(Path()) == reference and markdown(from_folder(Path(FOLDER))) == text
     assert sorted(fingerprints(Path("store"))) == built
     assert not [path.name for path in Path("store").iterdir() if path.suffix in (".lock", ".part")]
     assert not [path.name for path in Path("results").iterdir() if path.suffix != ".jsonl"]
@@ -374,7 +379,7 @@ def test_killed_ten_times_it_ends_with_the_same_records_and_table(
 @pytest.mark.slow
 def test_two_sweeps_at_once_build_every_stage_once(table: Callable[..., None]) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    command = [sys.executable, "-m", "ttpa.results.sweep", FOLDER, "cluster=joblib", "cluster.jobs=4"]
+    command = [sys.executable, "-m", "ttpa.cli", "sweep", FOLDER, "cluster=joblib", "cluster.jobs=4"]
     both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait(timeout=600) for process in both] == [0, 0]
     assert Counter(Counter(fingerprints(Path("store"))).values()) == {1: 26}

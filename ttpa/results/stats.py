@@ -1,14 +1,16 @@
-"""Intervals for tables: percentile bootstrap over clusters.
+"""The statistics of every table and screen: bootstrap over dialogues, means over seeds, paired tests, Holm's correction.
 
-Samples cut from one dialogue are not independent, so whole dialogues are drawn (Efron and Tibshirani 1993, chapter 13,
-percentile method; clusters with replacement, ratio of sums, so that a long dialogue weighs by its samples). It holds no
-significance test and no correction for many comparisons: a table shows the interval of a difference and no star.
+Samples cut from one dialogue are not independent, so whole dialogues are resampled (Efron and Tibshirani 1993, chapter
+13, percentile method, ratio of sums) and their signs are flipped together (Edgington 1969). Intervals over seeds are
+Student's. Nothing here knows what a table is.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +20,44 @@ from numpy.typing import NDArray
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import read_jsonl
 
-_BLOCK = 1 << 20  # draws held in memory at a time: 8 MiB of indices
+LEVEL = 0.95
+RESAMPLES = 2000
+FLIPS = 10_000
+_BLOCK = 1 << 20  # random numbers held in memory at a time
 
 
 def bootstrap_interval(
     values: Sequence[float],
     clusters: Sequence[Hashable],
     *,
-    level: float = 0.95,
-    resamples: int = 2000,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float, float]:
     """Mean of the values with a percentile interval from a bootstrap over clusters.
 
     Args:
-        values: one number per sample.
-        clusters: the cluster of each sample, in the same order.
-        level: probability the interval is meant to cover, in (0, 1).
-        resamples: number of bootstrap draws.
-        seed: the interval is a function of (values, clusters, level, resamples, seed).
+        values: One number a sample.
+        clusters: The cluster of each sample, in the same order.
+        level: Probability that the interval covers the mean, in (0, 1).
+        resamples: Number of bootstrap draws.
+        seed: Seed of the draws.
 
     Returns:
-        (mean, low, high). Without values all three are NaN. With a single cluster nothing is known of the spread
-        between clusters, and low and high are NaN rather than a width of 0.
+        (mean, low, high). All are NaN without values; low and high are NaN with a single cluster.
 
     Raises:
-        ConfigError: `level` or `resamples` out of range.
-        DataError: as many clusters as values are not given, or a value is not finite.
+        ConfigError: `level` or `resamples` is out of range.
+        DataError: `values` and `clusters` differ in length, or a value is not finite.
 
     Example:
         >>> bootstrap_interval([1.0, 1.0, 1.0], ["a", "b", "c"])
         (1.0, 1.0, 1.0)
     """
-    _check(level, resamples)
+    if not 0 < level < 1:
+        raise ConfigError.at("level", level, "must lie between 0 and 1", "Use 0.95")
+    if resamples < 1:
+        raise ConfigError.at("resamples", resamples, "must be at least 1", "Use 2000")
     array = np.asarray(values, dtype=np.float64)
     if len(array) != len(clusters):
         raise DataError(f"{len(array)} values but {len(clusters)} clusters. Give one cluster per value.")
@@ -64,81 +71,196 @@ def bootstrap_interval(
     index = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
     if len(numbers) == 1:
         return mean, np.nan, np.nan
-    # The mean is taken off first: what is left is small, so equal values give an interval of no width to the bit.
-    sums: NDArray[np.float64] = np.bincount(index, weights=array - mean).astype(np.float64)
+    # The mean is taken off first: equal values then give an interval of exactly no width.
+    sums = np.bincount(index, weights=array - mean).astype(np.float64)
     means = mean + _resampled(sums, np.bincount(index).astype(np.int64), resamples, seed)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return mean, float(low), float(high)
 
 
-def exact_by_id(evaluation: Path) -> tuple[dict[str, float], dict[str, str]]:
-    """Of a stage's folder: sample id -> 1.0 if the answer was right, and -> its cluster; seen tools only."""
-    rows = [row for row in read_jsonl(evaluation / "rows.jsonl") if "unseen_tool" not in row["tags"]]
-    return {row["id"]: float(row["exact"]) for row in rows}, {row["id"]: row["cluster"] for row in rows}
-
-
-def paired_difference(
-    a: Mapping[str, float],
-    b: Mapping[str, float],
-    clusters: Mapping[str, Hashable],
-    *,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """Mean of a - b over the same samples, with an interval; far narrower than two intervals side by side.
-
-    Args:
-        a: sample id -> value of the first run.
-        b: sample id -> value of the second run; the same ids.
-        clusters: sample id -> cluster.
-        level: as in `bootstrap_interval`.
-        resamples: as in `bootstrap_interval`.
-        seed: as in `bootstrap_interval`.
-
-    Returns:
-        (mean difference, low, high), with the NaN of `bootstrap_interval`. Independent of the order of the mappings.
-
-    Raises:
-        ConfigError: `level` or `resamples` out of range.
-        DataError: the runs do not hold the same samples, a sample has no cluster, or a value is not finite.
-    """
-    odd = sorted(a.keys() ^ b.keys())
-    if odd:
-        problem = f"{len(odd)} samples are in one run only, first {odd[0]}"
-        raise DataError(f"{problem}. Compare runs over the same samples.")
-    ids = sorted(a)
-    lost = next((sample_id for sample_id in ids if sample_id not in clusters), None)
-    if lost is not None:
-        raise DataError(f"sample {lost}: no cluster. Give every sample's dialogue id, or its own id.")
-    differences = [a[sample_id] - b[sample_id] for sample_id in ids]
-    groups = [clusters[sample_id] for sample_id in ids]
-    return bootstrap_interval(differences, groups, level=level, resamples=resamples, seed=seed)
-
-
 def _resampled(sums: NDArray[np.float64], counts: NDArray[np.int64], resamples: int, seed: int) -> NDArray[np.float64]:
-    """Bootstrap means, shape [resamples]: sums and counts are per cluster, shape [clusters]."""
-    rng = np.random.default_rng(seed)
-    size = len(sums)
+    """Bootstrap means, shape [resamples], from sums and counts of each cluster, shape [clusters]."""
+    rng, size, means = np.random.default_rng(seed), len(sums), []
     block = max(1, _BLOCK // size)
-    means = []
     for start in range(0, resamples, block):
         drawn = rng.integers(0, size, size=(min(block, resamples - start), size))
         means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
     return np.concatenate(means)
 
 
-def share(rows: Sequence[Mapping[str, Any]], holds: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any]:
-    """Share of judged answers for which something holds, as plain JSON: `{value, low, high, n}`, clusters resampled;
-    None where there is nothing to tell a number from.
+def paired_difference(
+    a: Mapping[str, float], b: Mapping[str, float], clusters: Mapping[str, Hashable]
+) -> tuple[float, float, float]:
+    """Mean of a - b over the same samples, with the interval of `bootstrap_interval`.
+
+    Args:
+        a: Sample id -> value in the first run.
+        b: Sample id -> value in the second run; the same ids.
+        clusters: Sample id -> cluster.
+
+    Raises:
+        DataError: the runs do not hold the same samples, a sample has no cluster, or a value is not finite.
     """
-    mean, low, high = bootstrap_interval([float(holds(row)) for row in rows], [row["cluster"] for row in rows])
-    plain = [None if math.isnan(x) else x for x in (mean, low, high)]
-    return {"value": plain[0], "low": plain[1], "high": plain[2], "n": len(rows)}
+    odd = sorted(a.keys() ^ b.keys())
+    if odd:
+        raise DataError(f"{len(odd)} samples are in one run only, first {odd[0]}. Compare runs over the same samples.")
+    ids = sorted(a)
+    lost = next((sample_id for sample_id in ids if sample_id not in clusters), None)
+    if lost is not None:
+        raise DataError(f"sample {lost}: no cluster. Give every sample's dialogue id, or its own id.")
+    return bootstrap_interval([a[one] - b[one] for one in ids], [clusters[one] for one in ids])
 
 
-def _check(level: float, resamples: int) -> None:
-    if not 0 < level < 1:
-        raise ConfigError.at("level", level, "must lie between 0 and 1", "Use 0.95")
-    if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 1:
-        raise ConfigError.at("resamples", resamples, "must be a whole number >= 1", "Use 2000")
+def exact_by_id(evaluation: Path) -> tuple[dict[str, float], dict[str, str]]:
+    """Of an evaluation's folder: sample id -> 1.0 if the answer was right, and -> its cluster; seen tools only."""
+    rows = [row for row in read_jsonl(evaluation / "rows.jsonl") if "unseen_tool" not in row["tags"]]
+    return {row["id"]: float(row["exact"]) for row in rows}, {row["id"]: row["cluster"] for row in rows}
+
+
+def share(rows: Sequence[Mapping[str, Any]], holds: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any]:
+    """Share of judged answers for which something holds: `{value, low, high, n}`, None where a number is unknown."""
+    found = bootstrap_interval([float(holds(row)) for row in rows], [row["cluster"] for row in rows])
+    value, low, high = (None if math.isnan(one) else one for one in found)
+    return {"value": value, "low": low, "high": high, "n": len(rows)}
+
+
+# --- over seeds, and between rows of a table -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A number with its 95 % interval.
+
+    `kind` is "t" for an interval over seeds, "bootstrap" for one over dialogues, "" without one; `n` counts seeds or
+    samples; `cut` says that the interval was shortened to the range that the number can have.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    kind: str = ""
+    n: int = 1
+    cut: bool = False
+
+    def within(self, least: float, most: float) -> Estimate:
+        """The same with its interval shortened to a range.
+
+        Example:
+            >>> found = Estimate(value=0.9, low=0.7, high=1.1).within(0, 1)
+            >>> found.low, found.high, found.cut
+            (0.7, 1, True)
+        """
+        if self.low is None or self.high is None or (self.low >= least and self.high <= most):
+            return self
+        return replace(self, low=max(self.low, least), high=min(self.high, most), cut=True)
+
+    def scaled(self, factor: float) -> Estimate:
+        """The same in another unit."""
+        if self.low is None or self.high is None:
+            return replace(self, value=self.value * factor)
+        low, high = sorted((self.low * factor, self.high * factor))
+        return replace(self, value=self.value * factor, low=low, high=high)
+
+    @property
+    def has_no_width(self) -> bool:
+        """Whether the values behind the interval are all the same but for rounding."""
+        return self.low is not None and self.high is not None and self.high - self.low <= 1e-9 * max(1, abs(self.value))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairedTest:
+    """A mean difference, its two-sided p (None where there is none), and the t interval of the seeds' differences."""
+
+    mean: Estimate
+    p: float | None
+    seeds: Estimate
+
+
+def over_seeds(values: Sequence[float]) -> Estimate:
+    """Mean and 95 % Student-t interval.
+
+    Example:
+        >>> found = over_seeds([1.0, 2.0, 3.0])  # 2 +- 4.3027 * 1 / sqrt(3)
+        >>> round(found.low, 3), found.value, round(found.high, 3)
+        (-0.484, 2.0, 4.484)
+    """
+    from scipy.special import stdtrit
+
+    mean, n = statistics.fmean(values), len(values)
+    if n < 2:
+        return Estimate(value=mean, n=n)
+    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * statistics.stdev(values) / math.sqrt(n)
+    return Estimate(value=mean, low=mean - half, high=mean + half, kind="t", n=n)
+
+
+def paired_samples(
+    a: Mapping[tuple[int, str], float],
+    b: Mapping[tuple[int, str], float],
+    clusters: Mapping[tuple[int, str], Hashable],
+) -> PairedTest:
+    """Difference a - b over the same (seed, sample id), with dialogues as clusters.
+
+    Raises:
+        DataError: the two do not hold the same samples.
+    """
+    if a.keys() != b.keys():
+        raise DataError(f"{len(a.keys() ^ b.keys())} samples are in one run only. Compare runs over the same samples.")
+    ids = sorted(a)
+    value, low, high = bootstrap_interval([a[at] - b[at] for at in ids], [clusters[at] for at in ids])
+    by_cluster: dict[Hashable, float] = {}
+    by_seed: dict[int, list[float]] = {}
+    for at in a:
+        by_cluster[clusters[at]] = by_cluster.get(clusters[at], 0.0) + a[at] - b[at]
+        by_seed.setdefault(at[0], []).append(a[at] - b[at])
+    seeds = over_seeds([statistics.fmean(part) for part in by_seed.values()])
+    if math.isnan(low):
+        return PairedTest(mean=Estimate(value=value, n=len(a)), p=None, seeds=seeds)
+    mean = Estimate(value=value, low=low, high=high, kind="bootstrap", n=len(a))
+    return PairedTest(mean=mean, p=sign_flips(list(by_cluster.values())), seeds=seeds)
+
+
+def paired_means(a: Sequence[float], b: Sequence[float]) -> PairedTest:
+    """Difference a - b of the same seeds with its t interval and test.
+
+    There is no p with one seed, and none where all seeds differ by the same amount: that is no measure of a spread.
+    """
+    from scipy.special import stdtr
+
+    gaps = [x - y for x, y in zip(a, b, strict=True)]
+    mean, p = over_seeds(gaps), None
+    if mean.n > 1 and not mean.has_no_width:
+        t = mean.value / (statistics.stdev(gaps) / math.sqrt(mean.n))
+        p = 2 * float(stdtr(mean.n - 1, -abs(t)))
+    return PairedTest(mean=mean, p=p, seeds=mean)
+
+
+def sign_flips(sums: Sequence[float], seed: int = 0) -> float:
+    """Two-sided p of the hypothesis that each cluster's difference is as likely as its negative, from random flips.
+
+    It is never 0: the data themselves are one of the arrangements counted.
+    """
+    array = np.asarray([value for value in sums if value], dtype=np.float64)
+    if not len(array):
+        return 1.0
+    rng, hits, block = np.random.default_rng(seed), 0, max(1, _BLOCK // len(array))
+    bound = abs(array.sum()) * (1 - 1e-12)  # the same numbers in another order have another rounding
+    for start in range(0, FLIPS, block):
+        signs = rng.integers(0, 2, size=(min(block, FLIPS - start), len(array)), dtype=np.int8) * 2.0 - 1.0
+        hits += int((np.abs(signs @ array) >= bound).sum())
+    return (1 + hits) / (1 + FLIPS)
+
+
+def holm(ps: Sequence[float | None]) -> list[float | None]:
+    """Holm-adjusted p values (1979), in the given order; None stays None.
+
+    Example:
+        >>> holm([0.01, 0.04, None, 0.03])
+        [0.03, 0.06, None, 0.06]
+    """
+    known = sorted((p, at) for at, p in enumerate(ps) if p is not None)
+    adjusted: list[float | None] = [None] * len(ps)
+    worst = 0.0
+    for rank, (p, at) in enumerate(known):
+        worst = max(worst, min(1.0, (len(known) - rank) * p))
+        adjusted[at] = worst
+    return adjusted

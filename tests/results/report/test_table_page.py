@@ -13,12 +13,12 @@ from typing import Any, cast
 import pytest
 
 from tests.results.report.conftest import Html
-from tests.results.tables.conftest import TABLE, found, row_of, write_table
+from tests.results.table_cases import TABLE, found, row_of, write_table
+from ttpa.results.cells import TableCell as Cell
 from ttpa.results.report import cli, of_table
 from ttpa.results.report.gather import Arm, Gathered, gather_rows
 from ttpa.results.report.palette import contrast
 from ttpa.results.report.rows import Record
-from ttpa.results.tables.cells import Cell
 
 ROOT = Path(__file__).resolve().parents[3]
 

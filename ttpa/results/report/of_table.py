@@ -1,6 +1,6 @@
-"""What a page says of a table's folder: the rows of `ttpa.results.tables` as blocks, and which result rows stand behind them.
+"""What a page says of a table's folder: the rows of `ttpa.results.table` as blocks, and which result rows stand behind them.
 
-The only module that knows `ttpa.results.tables`. What a cell is, which rows it takes and what is said of them is decided there.
+The only module that knows `ttpa.results.table`. What a cell is, which rows it takes and what is said of them is decided there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from ttpa.results.report.gather import Arm, warmup_part
 from ttpa.results.report.rows import Record, record_of
 
 if TYPE_CHECKING:
-    from ttpa.results.tables import build, cells, render
+    from ttpa.results import render
+    from ttpa.results.table import Table
 
 MOST_COLUMNS = 10
 """Columns of the heat map."""
@@ -46,59 +47,59 @@ def read(folder: Path, preset: str, results: Path | None, store: Path | None, ex
     Raises:
         ConfigError: no table.yaml, or one that cannot work; no such preset.
     """
-    from ttpa.results.tables import build, render
+    from ttpa.results import render
+    from ttpa.results.table import from_folder
 
-    whole = build.from_folder(folder, preset or None, extra, results=results, store=store)
-    made, every, records = whole.table, whole.cells, whole.records
-    wanted, chosen = made.spec, made.preset
-    rows = _rows(every, records)
-    filled = sum(records.of(cell) is not None for cell in every)
-    warnings = list(dict.fromkeys(records.warnings))
-    grid = render.main_grid(made)
-    values = [[entry.estimate.value if entry.estimate else None for entry in line.entries] for line in made.lines]
-    blocks: list[Block] = [Text(f"Claim: {wanted.claim}"), _grid(f"Preset {chosen.name}", grid)]
+    made = from_folder(folder, preset or None, extra, results=results, store=store)
+    warnings = list(made.warnings)
+    rows = _rows(made, warnings)
+    filled = sum(len(row.records) for row in made.rows)
+    cells = filled + sum(len(row.missing) for row in made.rows)
+    values = [[value.estimate.value if value.estimate else None for value in row.values] for row in made.rows]
+    blocks: list[Block] = [Text(f"Claim: {' '.join(made.spec.claim.split())}")]
+    blocks.append(_grid(f"Preset {made.preset.name}", render.main_grid(made)))
     if made.differences:
         blocks.append(_grid("Paired differences", render.difference_grid(made)))
-    notes = [f"{at}. {source}{f' ({note})' if note else ''}." for (source, note), at in render.sources(made).items()]
+    notes = [f"{at}. {footnote}" for footnote, at in render.sources(made).items()]
     blocks += [Text(note) for note in (*made.notes, *notes)]
     blocks += [Text(warning, True) for warning in warnings]
     return Found(
-        title=wanted.title,
-        subtitle=f"Table {wanted.name}, preset {chosen.name}: {filled} of {len(every)} cells have a result.",
-        preset=chosen.name,
+        title=made.spec.title,
+        subtitle=f"Table {made.spec.name}, preset {made.preset.name}: {filled} of {cells} cells have a result.",
+        preset=made.preset.name,
         blocks=blocks,
         heat=_heat(made, values),
         rows=rows,
         warnings=warnings,
-        results=whole.results,
-        store=whole.store,
+        results=made.results,
+        store=made.store,
     )
 
 
-def _rows(every: Sequence[cells.Cell], records: cells.Records) -> list[Arm]:
+def _rows(made: Table, warnings: list[str]) -> list[Arm]:
     """The rows with a result, over seeds. A record behind a warm-up row may be of any experiment with that warm-up:
     the table's own are taken, and only where there is none what the other says of the warm-up.
     """
-    read: dict[tuple[str, int], Record] = {}
-    for cell in every:
-        if (one := records.of(cell)) is not None:
+    read: dict[str, dict[int, Record]] = {}
+    own: dict[str, Record] = {}
+    for row in made.rows:
+        for seed, one in row.records.items():
             try:
-                read[cell.row.key, cell.seed] = record_of(one.path, one.row)
+                record = record_of(one.path, {**one.model_dump(exclude={"path"}), "row_version": one.row_version})
             except DataError as error:
-                records.warnings.append(f"Left out below the table: {error}")
-    own = {
-        cell.key.warmup(): read[cell.row.key, cell.seed]
-        for cell in reversed(every)
-        if not cell.row.warmup_only and (own_record := read.get((cell.row.key, cell.seed))) and own_record.baseline
-    }
-    found: dict[str, tuple[cells.Cell, dict[int, Record]]] = {}
-    for cell in every:
-        record = read.get((cell.row.key, cell.seed))
-        if record is not None and cell.row.warmup_only:
-            record = own.get(cell.key.warmup()) or warmup_part(record)
-        if record is not None:
-            found.setdefault(cell.row.key, (cell, {}))[1][cell.seed] = record
-    return [Arm(label=cell.row.label, records=mine, warmup=cell.row.warmup_only) for cell, mine in found.values()]
+                warnings.append(f"Left out below the table: {error}")
+                continue
+            read.setdefault(row.spec.key, {})[seed] = record
+            if not row.spec.warmup_only and record.baseline:
+                own.setdefault(one.key.warmup, record)
+    arms = []
+    for row in made.rows:
+        mine = read.get(row.spec.key, {})
+        if row.spec.warmup_only:
+            mine = {seed: own.get(row.records[seed].key.warmup) or warmup_part(one) for seed, one in mine.items()}
+        if mine:
+            arms.append(Arm(label=row.spec.label, records=mine, warmup=row.spec.warmup_only))
+    return arms
 
 
 def _grid(caption: str, grid: render.Grid) -> Grid:
@@ -121,17 +122,17 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _heat(made: build.Table, values: list[list[float | None]]) -> list[Block]:
+def _heat(made: Table, values: list[list[float | None]]) -> list[Block]:
     """Rows by columns, each column on a scale of its own: shares and counts have nothing in common."""
     columns = [k for k in range(len(made.columns)) if any(row[k] is not None for row in values)][:MOST_COLUMNS]
     rows = [k for k, row in enumerate(values) if any(value is not None for value in row)]
     if len(rows) < 2 or not columns:
         return []
-    labels = [made.lines[k].row.label for k in rows]
+    labels = [made.rows[k].spec.label for k in rows]
     title = "Rows by columns"
     about = "Each column has a scale of its own, from the least of its numbers (light) to the greatest (dark)."
     shown = [[values[i][k] for k in columns] for i in rows]
-    entries = [[made.lines[i].entries[k].estimate for k in columns] for i in rows]
+    entries = [[made.rows[i].values[k].estimate for k in columns] for i in rows]
     seeds = [[one.n if one is not None else None for one in row] for row in entries]
     fewer, said = charts.fewer(seeds)
     note = f"{about}{said}"

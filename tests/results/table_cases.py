@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
-from ttpa.results.tables import cells, spec
+from ttpa.results.cells import TableCell, cells_of, open_hydra, select_seeds
+from ttpa.results.spec import load
 from ttpa.run import config
 from ttpa.run.stages import VERSIONS
 
@@ -46,53 +47,46 @@ def metrics(accuracy: float, errors: float | None = 0.25) -> dict[str, Any]:
     return {"accuracy": share(accuracy), "errors": {"parameter_value": share(errors)}}
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of `TABLE`, below an empty working directory."""
-    monkeypatch.chdir(tmp_path)
-    made = tmp_path / "experiments" / "demo"
-    made.mkdir(parents=True)
-    write_table(made, TABLE)
-    return made
+def changed(*path: Any, value: Any) -> dict[str, Any]:
+    """`TABLE` with another value at a path."""
+    content: Any = copy.deepcopy(TABLE)
+    node = content
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    return content  # type: ignore[no-any-return]
 
 
 def write_table(folder: Path, content: Mapping[str, Any]) -> None:
     (folder / "table.yaml").write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
 
 
-def found(folder: Path, *extra: str, preset: str = "embedded") -> list[cells.Cell]:
-    wanted = spec.load(folder)
-    with cells.Composer() as composer:
-        every = cells.cells_of(composer, wanted, wanted.preset(preset), extra)
-        for cell in every:
-            cell.compose()  # while Hydra is there
-    return every
+def found(folder: Path, *extra: str, preset: str = "embedded") -> list[TableCell]:
+    """The cells of a folder's table."""
+    spec = load(folder)
+    chosen, words = select_seeds(spec.preset(preset), extra)
+    with open_hydra():
+        return cells_of(spec, chosen, words)
 
 
-def row_of(cell: cells.Cell, **changes: Any) -> dict[str, Any]:
+def row_of(cell: TableCell, **changes: Any) -> dict[str, Any]:
     """A record as `pipeline.record` writes it."""
-    groups = {group: json.loads(text) for group, text in zip(config.IDENTITY, cell.key.groups, strict=True)}
     roles = {"data": "data", "warmup": "warmup", "baseline": "evaluate", "explore1": "explore", "align1": "align"}
     stages = {role: f"{name}-000000000000" for role, name in roles.items()}
     stages |= {"baseline": f"evaluate-warm{cell.seed}", "evaluation": f"evaluate-{cell.row.key}{cell.seed}"}
     row = {
         "run": f"{cell.row.key}{cell.seed}", "row_version": 1, "name": "another name", "seed": cell.seed,
-        "rounds": cell.key.rounds, "choices": {}, "config": groups, "stages": stages, "versions": dict(VERSIONS),
-        "baseline": metrics(0.2), "metrics": metrics(0.5), "explored": {},
+        "rounds": cell.cfg.rounds, "choices": {}, "config": config.identity(cell.cfg, *config.IDENTITY),
+        "stages": stages, "versions": dict(VERSIONS), "baseline": metrics(0.2), "metrics": metrics(0.5), "explored": {},
         "cost": {role: {"seconds": 2.0, "tokens": None if role == "data" else 10} for role in stages},
     }  # fmt: skip
     return {**row, **changes}
 
 
-@pytest.fixture
-def write(folder: Path) -> Callable[..., Path]:
-    """Writes the record of a cell, with changes."""
-
-    def written(cell: cells.Cell, name: str = "", **changes: Any) -> Path:
-        results = folder.parents[1] / "results"
-        results.mkdir(exist_ok=True)
-        path = results / f"{name or f'x-{cell.row.key}-{cell.seed}'}.jsonl"
-        path.write_text(json.dumps(row_of(cell, **changes)) + "\n")
-        return path
-
-    return written
+def write(cell: TableCell, name: str = "", **changes: Any) -> Path:
+    """Writes the record of a cell, with changes, to results/ of the working directory."""
+    results = Path("results")
+    results.mkdir(exist_ok=True)
+    path = results / f"{name or f'x-{cell.row.key}-{cell.seed}'}.jsonl"
+    path.write_text(json.dumps(row_of(cell, **changes)) + "\n")
+    return path

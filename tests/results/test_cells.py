@@ -1,0 +1,197 @@
+"""Cells are composed as the command line composes them, and find their records by what was run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.results.table_cases import TABLE, changed, found, metrics, row_of, write, write_table
+from ttpa.errors import ConfigError
+from ttpa.results.cells import Records, TableCell
+from ttpa.results.records import Record, number_at
+from ttpa.results.stats import Estimate
+from ttpa.run.stages import VERSIONS
+
+
+def record_of(cells: list[TableCell], at: int) -> Record | None:
+    return Records(Path("results"), cells).find(cells[at])
+
+
+def warnings_of(cells: list[TableCell]) -> list[str]:
+    return Records(Path("results"), cells).warnings
+
+
+def test_the_seed_is_in_the_data_and_nowhere_else(folder: Path) -> None:
+    """What is replaced in a key is the seed: the key of a seed is that of a row composed with it."""
+    cells = found(folder)
+    assert [cell.seed for cell in cells] == [0, 1, 2] * 3 and len({cell.key for cell in cells}) == 9
+    assert cells[4].overrides == ("objective=gold", "seed=1")
+    assert cells[4].cfg.seed == 1 == cells[4].cfg.data.seed and cells[3].cfg.data.seed == 0
+    assert Record.model_validate(row_of(cells[4])).key == cells[4].key
+
+
+def test_seeds_and_overrides_of_the_command_line(folder: Path) -> None:
+    cells = found(folder, "seed=7,0", "sampler.n=4")
+    assert [cell.seed for cell in cells] == [7, 0] * 3
+    assert cells[-1].overrides == ("objective=simpo", "sampler=tps", "sampler.n=4", "seed=0")
+    assert cells[-1].cfg.sampler.n == 4
+    with pytest.raises(ConfigError, match="seed=x: must be whole numbers"):
+        found(folder, "seed=x")
+    for word in ("until=warmup", "baseline=false", "name=mine"):
+        with pytest.raises(ConfigError, match=f"{word}: is set by the table"):
+            found(folder, word)
+
+
+def test_the_command_line_comes_after_the_row(folder: Path) -> None:
+    """The key is of what the cell runs with: its overrides in their order."""
+    write_table(folder, changed("rows", 2, "overrides", value=["sampler.n=3"]))
+    (cell,) = [cell for cell in found(folder, "sampler.n=4", "seed=0") if cell.row.key == "ours"]
+    assert cell.cfg.sampler.n == 4 and cell.overrides[:2] == ("sampler.n=3", "sampler.n=4")
+
+
+def test_what_runs_the_cells_decides_nothing(folder: Path) -> None:
+    """The launcher of a cluster need not be installed where the table is made."""
+    words = ("cluster=slurm", "cluster.jobs=3", "hydra/launcher=nowhere", "trainer=gpu")
+    assert [cell.key for cell in found(folder, *words)] == [cell.key for cell in found(folder)]
+
+
+@pytest.mark.parametrize(
+    ("word", "said"), [("objective=foo", "objective"), ("sampler.nn=3", "sampler.n"), ("nothing=1", "nothing")]
+)
+def test_a_row_that_cannot_be_composed_is_named_in_one_line(word: str, said: str, folder: Path) -> None:
+    write_table(folder, changed("rows", 2, "overrides", value=[word]))
+    with pytest.raises(ConfigError, match="table.yaml: row ours, preset embedded: ") as caught:
+        found(folder)
+    assert "\n" not in str(caught.value) and said in str(caught.value).rpartition("embedded: ")[2]
+
+
+def test_a_record_is_found_by_its_configuration(folder: Path) -> None:
+    cells = found(folder)
+    write(cells[6], name="sft")  # names lie
+    record = record_of(cells, 6)
+    assert record is not None and record.run == "ours0" and record_of(cells, 3) is None
+    assert record_of(cells, 7) is None  # another seed
+    for change in ({"seed": 1}, {"rounds": 2}, {"config": row_of(cells[3])["config"]}):
+        write(cells[6], name="sft", **change)
+        assert record_of(cells, 6) is None
+
+
+def test_a_warm_up_row_reads_any_run_over_the_same_warm_up(folder: Path) -> None:
+    cells = found(folder)
+    write(cells[6], baseline=metrics(0.125))
+    record = record_of(cells, 0)
+    assert record is not None and record.measured(True)["accuracy"]["value"] == 0.125
+    for group in ("data", "model", "warmup", "eval"):
+        other = row_of(cells[6])["config"]
+        other[group]["more"] = 1
+        write(cells[6], config=other)
+        assert record_of(cells, 0) is None
+    write(cells[6], baseline={}, stages={"evaluation": "evaluate-0"})
+    assert record_of(cells, 0) is None and record_of(cells, 6) is not None  # a sweep that evaluated no warm-up
+
+
+def test_two_records_of_a_cell_agree_or_are_named(folder: Path) -> None:
+    cells = found(folder)
+    write(cells[6], name="a"), write(cells[6], name="b")
+    assert warnings_of(cells) == []
+    write(cells[6], name="b", metrics=metrics(0.9))
+    records = Records(Path("results"), cells)
+    record = records.find(cells[6])
+    assert record is not None and record.path.name == "a.jsonl"
+    (warning,) = records.warnings
+    assert "a.jsonl and" in warning and "b.jsonl" in warning and "ours seed=0" in warning
+
+
+def test_a_record_of_todays_stages_comes_first(folder: Path) -> None:
+    cells = found(folder)
+    write(cells[6], name="a", versions={**VERSIONS, "align": 0}, metrics=metrics(0.1))
+    old = record_of(cells, 6)
+    assert old is not None and old.outdated() == {"align": 0} and old.outdated(warmup_only=True) == {}
+    write(cells[6], name="b", metrics=metrics(0.9))
+    record = record_of(cells, 6)
+    assert record is not None and record.path.name == "b.jsonl" and warnings_of(cells) == []
+
+
+def test_a_stage_that_there_is_no_more_is_outdated(folder: Path) -> None:
+    cells = found(folder)
+    stages = row_of(cells[6])["stages"] | {"data": "reverse-0", "align1": "polish-0"}
+    write(cells[6], stages=stages, versions={**VERSIONS, "polish": 3})
+    record = record_of(cells, 6)
+    assert record is not None and record.outdated() == {"polish": 3, "reverse": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{", "EOF"),
+        ('{"a": 1}', "row_version: Field required"),
+        ("[1]", "object"),
+        ("\x00\xff", "no result row"),
+        ("[" * 100_000, "recursion"),
+    ],
+)
+def test_a_line_that_is_no_record_is_named_and_left_out(text: str, why: str, folder: Path) -> None:
+    cells = found(folder)
+    write(cells[6])
+    Path("results/odd.jsonl").write_bytes(text.encode("latin-1"))
+    (warning,) = warnings_of(cells)
+    assert "results/odd.jsonl:1: no result row" in warning and why in warning and record_of(cells, 6) is not None
+
+
+ODD: list[tuple[dict[str, Any], str]] = [
+    ({"row_version": 9}, "row_version 9, not 1"),
+    ({"seed": [0]}, "seed"),
+    ({"seed": True}, "seed"),
+    ({"rounds": {}}, "rounds"),
+    ({"config": []}, "config"),
+    ({"config": {}}, "lacks data, model"),
+    ({"stages": {}}, "lacks evaluation, baseline"),
+    ({"stages": {"baseline": "evaluate-0", "evaluation": 3}}, "stages.evaluation"),
+    ({"versions": {"data": "1"}}, "versions.data"),
+    ({"cost": {"data": {}}}, "cost.data.seconds"),
+    ({"cost": {"data": {"seconds": 1, "tokens": "x"}}}, "cost.data.tokens"),
+    ({"cost": {"data": {"seconds": float("nan")}}}, "cost.data.seconds"),
+]
+
+
+@pytest.mark.parametrize(("changes", "why"), ODD)
+def test_a_record_of_another_form_is_named_and_left_out(changes: dict[str, Any], why: str, folder: Path) -> None:
+    cells = found(folder)
+    write(cells[6], name="odd", **changes)
+    write(cells[7])
+    (warning,) = warnings_of(cells)
+    assert warning.startswith("results/odd.jsonl:1: no result row (") and why in warning and "left out" in warning
+    assert record_of(cells, 6) is None and record_of(cells, 7) is not None
+
+
+def test_a_cut_record_is_named(folder: Path) -> None:
+    cells = found(folder)
+    path = write(cells[6])
+    path.write_bytes(path.read_bytes()[:-40])
+    assert record_of(cells, 6) is None and "x-ours-0.jsonl:1" in warnings_of(cells)[0]
+
+
+def test_the_number_at_a_path() -> None:
+    measured = {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 3}, "levels": {"1": {"value": None}}, "x": 3}
+    assert number_at(measured, "accuracy") == Estimate(value=0.5, low=0.4, high=0.6, kind="bootstrap")
+    assert number_at(measured, "levels.1") is None and number_at(measured, "x") == Estimate(value=3)
+    assert number_at({"a": {"value": 1, "low": None, "high": None}}, "a") == Estimate(value=1)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [{"value": "x"}, {"value": float("nan")}, {"value": True}, {"value": 0.5, "low": "a"}, {"value": 10**400}, {}, "x",
+     [1], {"value": 1, "high": float("inf")}],
+)  # fmt: skip
+def test_what_is_no_number_is_none(found: Any) -> None:
+    for measured, path in (({"a": found}, "a"), ({}, "a"), ({"a": 1}, "a.b")):
+        with pytest.raises(KeyError):
+            number_at(json.loads(json.dumps(measured)), path)
+
+
+def test_the_folders_are_those_of_the_cells(folder: Path) -> None:
+    (cell, *_) = found(folder, "paths.store=${paths.results}/x")
+    assert (cell.results, cell.store) == (Path("results"), Path("results/x")) and TABLE

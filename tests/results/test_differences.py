@@ -1,0 +1,142 @@
+"""Paired differences of a table: by samples or by seeds, and what a verdict says."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.results.table_cases import TABLE, changed, found, metrics, write, write_table
+from ttpa.results import render
+from ttpa.results.table import Table, from_folder
+
+
+def made() -> Table:
+    return from_folder(Path("experiments/demo"))
+
+
+def shown(table: Table | None = None) -> list[str]:
+    """The texts of the first difference: name, mean, over the seeds, p, by, verdict."""
+    return [one.text for one in render.difference_grid(table or made()).rows[0]]
+
+
+def write_samples(stage: str, right: int, total: int = 100, unseen: int = 10) -> None:
+    """`right` of `total` answers are right, in dialogues of two; unseen tools are all wrong."""
+    path = Path("store") / stage
+    path.mkdir(parents=True)
+    rows = [{"id": str(i), "cluster": str(i // 2), "tags": [], "exact": i < right} for i in range(total)]
+    rows += [{"id": f"u{i}", "cluster": f"u{i}", "tags": ["unseen_tool"], "exact": False} for i in range(unseen)]
+    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def fill(folder: Path, ours: tuple[int, ...], sft: tuple[int, ...], samples: bool = True) -> None:
+    """Right answers of 100 by seed; with samples they are in the store."""
+    cells = found(folder)
+    for row, rights in ((cells[3:6], sft), (cells[6:9], ours)):
+        for cell, right in zip(row, rights, strict=False):
+            write(cell, metrics=metrics(right / 100))
+            if samples:
+                write_samples(f"evaluate-{cell.row.key}{cell.seed}", right)
+
+
+def test_differences_are_taken_by_samples_where_they_are(folder: Path) -> None:
+    """60 against 50 of 100, the first 50 in common: five dialogues of two differ, all to the better, p = 2 / 2^5."""
+    fill(folder, (60,), (50,))
+    name, mean, seeds, p, by, verdict = shown()
+    assert (name, seeds, by, verdict) == ("ours - SFT", "-", "100 samples", "no clear difference on one seed")
+    assert mean.startswith("+10.0 [+") and float(p) == pytest.approx(0.0625, abs=0.01)
+
+
+def test_samples_that_are_not_the_columns_are_not_used(folder: Path) -> None:
+    """Seeds' numbers 50, 53, 56 against 60, 62, 67: +10, +9, +11, so 10 +- 2.484; t = 17.3, p = 0.0033."""
+    fill(folder, (60, 62, 67), (50, 53, 56), samples=False)
+    for cell in found(folder)[3:]:
+        write_samples(f"evaluate-{cell.row.key}{cell.seed}", 1)
+    table = made()
+    _, mean, seeds, p, by, verdict = shown(table)
+    assert mean == seeds == "+10.0 [+7.5, +12.5]" and (p, by, verdict) == ("0.003", "3 seeds", "better")
+    notes = " ".join(table.notes)
+    assert "this column is no mean over samples" in notes and "no samples of both" not in notes
+    assert "questions with the seeds fixed" not in notes
+
+
+def test_different_samples_are_not_compared(folder: Path) -> None:
+    fill(folder, (80, 82, 78), (40, 40, 40))
+    path = Path("store/evaluate-ours0/rows.jsonl")
+    path.write_text(path.read_text().replace('"id": "0"', '"id": "other"'))
+    assert shown()[4] == "3 seeds" and "the samples of the two are not the same" in str(made().notes)
+
+
+@pytest.mark.parametrize(
+    ("ours", "sft", "said"),
+    [
+        ((80, 82, 78), (40, 40, 40), "better"),
+        ((40, 40, 40), (80, 82, 78), "worse"),
+        ((95, 45, 90), (40, 40, 40), "better on these seeds"),  # 55, 5 and 50: the interval over seeds holds 0
+        ((40, 40, 40), (95, 45, 90), "worse on these seeds"),
+        ((80, 80, 80), (40, 40, 40), "better on these seeds"),  # equal differences are no spread
+        ((80,), (40,), "better on one seed"),
+        ((42, 38, 41), (40, 40, 40), "no clear difference"),
+    ],
+)
+def test_better_needs_the_questions_and_the_seeds(
+    ours: tuple[int, ...], sft: tuple[int, ...], said: str, folder: Path
+) -> None:
+    fill(folder, ours, sft)
+    table = made()
+    assert shown(table)[-1] == said and shown(table)[4].endswith(" samples")
+    notes = " ".join(table.notes)
+    assert notes.count("p by samples is over questions with the seeds fixed; the t interval over the seeds") == 1
+    assert ("their interval has no width" in notes) == (ours == (80, 80, 80))
+
+
+def test_csv_holds_what_is_shown_of_a_difference(folder: Path) -> None:
+    """40, 42 and 38: 40 +- 4.30265 * 2 / sqrt(3) over the seeds."""
+    fill(folder, (80, 82, 78), (40, 40, 40))
+    (row,) = [row for row in csv.DictReader(io.StringIO(render.comma_separated(made()))) if row["against"]]
+    assert (row["interval"], row["n"], row["samples"], row["verdict"]) == ("samples", "3", "300", "better")
+    numbers = [float(row[key]) for key in ("value", "over_seeds", "over_seeds_low", "over_seeds_high")]
+    assert numbers == pytest.approx([40, 40, 40 - 4.96828, 40 + 4.96828], abs=1e-4)
+
+
+def test_seeds_that_all_differ_by_the_same_have_no_p(folder: Path) -> None:
+    fill(folder, (70, 80), (50, 60), samples=False)
+    table = made()
+    assert shown(table)[3:] == ["-", "2 seeds", "no p: the same difference in all seeds"]
+    assert "nothing follows from it" in table.notes[-1] and "Holm" not in str(table.notes)
+
+
+def test_the_correction_counts_the_differences_that_have_a_p(folder: Path) -> None:
+    """t = 17.3 and 20.7: p = 0.0033 and 0.00233; the smaller is doubled and is then the larger's too."""
+    content = changed("differences", value=[["ours", "sft"], ["ours", "warm"], ["not", "sft"]])
+    content["rows"].append({"key": "not", "label": "never run", "overrides": ["objective=ipo"]})
+    write_table(folder, content)
+    fill(folder, (60, 62, 67), (50, 53, 56), samples=False)
+    table = made()
+    first, second, third = table.differences
+    assert first.p == second.p == pytest.approx(2 * 0.00234, abs=2e-5)
+    assert third.mean is None and third.verdict == "not measured" and "over the 2 that have one." in str(table.notes)
+
+
+@pytest.mark.parametrize("odd", [{"exact": None}, {"cluster": ["a"]}, {"id": [0]}, {"tags": 3}, {"id": "1"}])
+def test_odd_samples_in_the_store_are_no_samples(odd: dict[str, Any], folder: Path) -> None:
+    fill(folder, (80, 82, 78), (40, 40, 40))
+    path = Path("store/evaluate-ours0/rows.jsonl")
+    path.write_text(path.read_text() + json.dumps({"id": "x", "cluster": "x", "tags": [], "exact": 1} | odd) + "\n")
+    assert shown()[4] == "3 seeds" and "no samples of both in the store" in str(made().notes)
+
+
+def test_lower_is_better_where_the_column_says_so(folder: Path) -> None:
+    write_table(folder, {**TABLE, "columns": TABLE["columns"][1:], "published": []})
+    for cell, value in zip(found(folder)[3:9], (0.5, 0.5, 0.5, 0.1, 0.1, 0.11), strict=True):
+        write(cell, metrics=metrics(0.5, errors=value))
+    assert shown()[-1] == "better" and render.main_grid(made()).rows[2][2].best
+
+
+def test_a_difference_with_one_seed_and_no_samples_says_so(folder: Path) -> None:
+    fill(folder, (60,), (50,), samples=False)
+    assert shown()[1:] == ["+10.0", "-", "-", "1 seed", "no interval: one seed, and no samples of both in the store"]

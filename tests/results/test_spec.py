@@ -1,0 +1,159 @@
+"""table.yaml: what it means, and what it says to those who mistype it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.results.table_cases import TABLE, changed, write_table
+from ttpa.errors import ConfigError
+from ttpa.results.spec import load
+
+PRODUCT = {"product": {"sampler": ["group", "tps"], "rounds": [1, 2], "select.limit": [None]}}
+
+
+def test_a_product_makes_rows_but_for_those_that_are_skipped(folder: Path) -> None:
+    entry = {**PRODUCT, "skip": [{"sampler": "tps", "rounds": 2}], "overrides": ["pairs=released"]}
+    write_table(folder, changed("rows", value=[*TABLE["rows"], entry]))
+    rows = load(folder).rows_of("cluster")[3:]
+    assert [row.key for row in rows] == ["group+1+null", "group+2+null", "tps+1+null"]
+    assert rows[1].label == "group + 2 + null"
+    assert rows[1].overrides == ("sampler=group", "rounds=2", "select.limit=null", "pairs=released")
+
+
+def test_overrides_and_metrics_by_preset(folder: Path) -> None:
+    content = changed("rows", 1, "overrides", value={"embedded": ["objective=gold"], "cluster": []})
+    content["rows"][2]["presets"] = ["embedded"]
+    write_table(folder, content)
+    table = load(folder)
+    assert [row.overrides for row in table.rows_of("embedded")][1] == ("objective=gold",)
+    assert [(row.key, row.overrides) for row in table.rows_of("cluster")] == [("warm", ()), ("sft", ())]
+    assert [row.warmup_only for row in table.rows_of("cluster")] == [True, False]
+    assert [column.path("cluster") for column in table.columns] == ["accuracy", None]
+    assert table.preset(None).name == "embedded" and not table.preset(None).comparable
+    assert table.preset("cluster").comparable and table.preset("cluster").waves == [None]
+
+
+def test_the_unit_of_a_published_number(folder: Path) -> None:
+    write_table(folder, changed("published", 0, value={**TABLE["published"][0], "value": 0.581, "unit_scale": 100}))
+    assert load(folder).published[0].shown == pytest.approx(58.1)
+
+
+def test_every_table_of_the_repository_is_read() -> None:
+    folders = sorted(path.parent for path in Path(__file__).parents[2].glob("experiments/*/table.yaml"))
+    assert len(folders) >= 10 and all(load(folder).rows_of("embedded") for folder in folders)
+
+
+# What is wrong: path, value, and what the message says.
+ROW, PRESET, COLUMN = ("rows", 1), ("presets", "embedded"), ("columns", 0)
+MISTAKES: dict[str, tuple[tuple[Any, ...], Any, list[str]]] = {
+    "unknown key": (("colums",), 1, ["colums=1", "unknown key", "Did you mean columns?"]),
+    "unknown key of a column": ((*COLUMN, "lable"), "%", ["columns[0].lable='%'", "Did you mean label?"]),
+    "text for a number": ((*COLUMN, "scale"), "x", ["columns[0].scale='x'", "number"]),
+    "negative digits": ((*COLUMN, "digits"), -1, ["columns[0].digits=-1", "greater than or equal to 0"]),
+    "too many digits": ((*COLUMN, "digits"), 400, ["columns[0].digits=400", "less than or equal to 17"]),
+    "no number": ((*COLUMN, "scale"), float("nan"), ["columns[0].scale=nan", "finite"]),
+    "too great a number": ((*COLUMN, "scale"), 10**400, ["columns[0].scale=1000"]),
+    "a scale of 0": ((*COLUMN, "scale"), 0, ["columns[0].scale=0", "every number 0", "Use 1, or 100"]),
+    "unknown direction": ((*COLUMN, "better"), "up", ["columns[0].better='up'", "'high' or 'low'"]),
+    "metric of no preset": (("columns", 1, "metric"), {"cluste": "x"}, ["columns[1].metric='cluste'", "mean cluster?"]),
+    "unknown policy": (("rows", 0, "policy"), "sft", ["rows[0].policy='sft'", "'aligned' or 'warm-up'"]),
+    "no override": ((*ROW, "overrides"), ["dpo"], ["rows[1].overrides[0]='dpo'", "Write key=value"]),
+    "the table's own": ((*PRESET, "overrides"), ["seed=3"], ["embedded.overrides[0]='seed=3'", "seed is set by the"]),
+    "a warm-up outright": ((*ROW, "overrides"), ["baseline=true"], ["baseline is set by the table", "policy of a row"]),
+    "same key twice": ((*ROW, "key"), "ours", ["rows: ours is there twice"]),
+    "no key": (ROW, {"label": "x"}, ["rows[1]: a row needs key and label, or product"]),
+    "key and product": (ROW, {**PRODUCT, "key": "x", "label": "x"}, ["rows[1]: a row needs key and label, or product"]),
+    "unknown row": (("differences",), [["ours", "sfr"]], ["differences[0]='sfr'", "Did you mean sft?"]),
+    "three rows": (("differences",), [["ours", "sft", "warm"]], ["differences[0]=", "must name two rows"]),
+    "a row with itself": (("differences",), [["ours", "ours"]], ["differences[0]=", "must name two rows"]),
+    "a difference twice": (("differences",), [["ours", "sft"], ["sft", "ours"]], ["ours and sft is there twice"]),
+    "published nowhere": (("published", 0, "row"), "x", ["published[0].row='x'", "warm, sft, ours"]),
+    "unknown trust": (("published", 0, "trust"), "high", ["published[0].trust='high'", "'secondary'"]),
+    "no published number": (("published", 0, "value"), float("nan"), ["published[0].value=nan", "finite"]),
+    "a unit of 0": (("published", 0, "unit_scale"), 0, ["published[0].unit_scale=0", "every number 0"]),
+    "published twice": (("published",), TABLE["published"] * 2, ["published: all and ours is there twice"]),
+    "no seeds": ((*PRESET, "seeds"), [], ["presets.embedded.seeds=[]", "at least 1 item"]),
+    "a seed twice": ((*PRESET, "seeds"), [1, 1], ["a seed is there twice"]),
+    "unknown wave": ((*PRESET, "waves"), ["sft"], ["presets.embedded.waves[0]='sft'", "'warmup', 'explore'"]),
+    "waves without end": ((*PRESET, "waves"), ["warmup"], ["end with the whole run", "explore, align, null"]),
+    "waves out of order": ((*PRESET, "waves"), ["explore", "warmup", None], ["in the order of a run"]),
+    "no presets": (("presets",), {}, ["presets={}", "at least 1 item"]),
+    "a preset without overrides": ((*ROW, "overrides"), {"embedded": []}, ["none for preset cluster", "cluster: []"]),
+    "unknown preset of a row": ((*ROW, "presets"), ["gpu"], ["rows[1].presets='gpu'", "embedded, cluster"]),
+    "skips nothing": (ROW, {"product": {"sampler": ["tps"]}, "skip": [{"sampler": "mcts"}]},
+                      ["rows[1].skip", "sampler=mcts is not in the product"]),
+    "all skipped": (ROW, {"product": {"sampler": ["tps"]}, "skip": [{"sampler": "tps"}]},
+                    ["rows[1].skip=", "leaves nothing of the product", "Skip less"]),
+    "no group": (ROW, {"product": {}}, ["rows[1].product={}", "at least 1 item"]),
+    "a product of seeds": (ROW, {"product": {"seed": [0, 1]}}, ["rows[1].product.seed=", "seeds"]),
+    "a product of folders": (ROW, {"product": {"paths.store": ["a"]}}, ["product.paths.store=", "share the folders"]),
+    "folders of a row": ((*ROW, "overrides"), ["paths.results=x"],
+                         ["rows[1].overrides[0]='paths.results=x'", "share the folders", "command line"]),
+    "folders of a row's preset": ((*ROW, "overrides"), {"embedded": ["paths=debug"], "cluster": []},
+                                  ["rows[1].overrides.embedded[0]='paths=debug'", "share the folders"]),
+    "a launcher of a row": ((*ROW, "overrides"), ["cluster.partition=p"],
+                            ["share the launcher", "Give cluster.partition= to the preset or on the command line"]),
+    "a launcher of Hydra": ((*ROW, "overrides"), ["hydra/launcher=joblib"], ["share the launcher"]),
+    "two lines of label": ((*ROW, "label"), "a\nb", ["rows[1].label='a\\nb'", "one line"]),
+    "two lines of title": (("title",), "a\u2028b", ["title='a\\u2028b'", "one line"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_with_file_key_and_remedy(mistake: str, folder: Path) -> None:
+    path, value, said = MISTAKES[mistake]
+    write_table(folder, changed(*path, value=value))
+    with pytest.raises(ConfigError) as caught:
+        load(folder)
+    message = str(caught.value)
+    assert message.startswith(f"{folder / 'table.yaml'}: ") and "\n" not in message and message[-1] in ".?"
+    for words in said:
+        assert words in message
+
+
+def test_a_missing_key_is_named(folder: Path) -> None:
+    write_table(folder, {key: value for key, value in TABLE.items() if key != "rows"})
+    with pytest.raises(ConfigError, match=r"table.yaml: rows is missing. Add it."):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rows: [", "not YAML"),
+        ("- a\n- b\n", "must be a mapping"),
+        ("", "is missing"),
+        ("title: \udc80", "not YAML"),
+        ("a: " + 5000 * "1", "not YAML"),
+        ("title: a\nclaim: b\ntitle: c\n", "found duplicate key title"),
+        ("rows: [{key: a, 'key': b}]\n", "found duplicate key key"),
+        ("title: " + 3000 * "[", "nested too deeply. Close the brackets."),
+    ],
+)
+def test_what_is_no_table_is_refused(text: str, said: str, folder: Path) -> None:
+    (folder / "table.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigError, match=f"{re.escape(str(folder / 'table.yaml'))}: .*{said}") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_key_that_a_mapping_takes_over_may_be_set_again(folder: Path) -> None:
+    """A merge (`<<`) of a merge: the keys that come with it are not the mapping's own."""
+    write_table(folder, {key: value for key, value in TABLE.items() if key not in ("presets", "title")})
+    with (folder / "table.yaml").open("a") as file:
+        file.write("presets:\n  embedded: &a {overrides: [], seeds: [0]}\n  more: &b {<<: *a, seeds: [1]}\n")
+        file.write("  cluster: {<<: *b, seeds: [2]}\ntitle: t\n")
+    assert [preset.seeds for preset in load(folder).presets.values()] == [[0], [1], [2]]
+
+
+def test_a_folder_that_cannot_name_runs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "50% odd").mkdir()
+    write_table(tmp_path / "50% odd", TABLE)
+    with pytest.raises(ConfigError, match="the folder='50% odd': names runs and files. Name it with letters, digits"):
+        load(tmp_path / "50% odd")
+    with pytest.raises(ConfigError, match="no such file. Give a folder of experiments/"):
+        load(tmp_path)

@@ -1,0 +1,172 @@
+"""Result rows: the lines that runs leave in `paths.results`, read and matched with what was run, never by a name.
+
+A file or line of another form is named in a warning and left out, so that one odd file stops no command. This module
+computes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ttpa.results.stats import Estimate
+from ttpa.run import config
+from ttpa.run.pipeline import ROW_VERSION
+from ttpa.run.stages import VERSIONS
+
+WARMUP_GROUPS = ("data", "model", "warmup", "eval")
+"""The groups that decide, with the seed, the evaluation of the warm-up policy."""
+WARMUP_ROLES = ("data", "warmup", "baseline")
+LARGEST = 1e300
+"""No number of a row is as large as this, so that sums do not overflow."""
+
+Number = Annotated[float, Field(gt=-LARGEST, lt=LARGEST, allow_inf_nan=False)]
+
+
+class Key(NamedTuple):
+    """What result rows and cells are compared by, as canonical JSON: the whole run, and its warm-up's evaluation."""
+
+    whole: str
+    warmup: str
+
+
+def key_of(identity: Mapping[str, Any], seed: int, rounds: int) -> Key:
+    """The key of a resolved identity configuration (group -> values)."""
+    encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+    texts = {group: encode(identity[group]) for group in config.IDENTITY}
+    start = ",".join(texts[group] for group in WARMUP_GROUPS)
+    return Key(f"{','.join(texts.values())};seed={seed};rounds={rounds}", f"{start};seed={seed}")
+
+
+class StageCost(BaseModel):
+    """What building a stage took."""
+
+    model_config = ConfigDict(strict=True)
+
+    seconds: Number
+    tokens: Number | None = None
+
+
+class Record(BaseModel):
+    """One result row; `path` is the file it stands in. Role -> stage folder in `stages`, stage -> version in `versions`."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    row_version: int
+    run: str = ""
+    name: str = ""
+    seed: int
+    rounds: int
+    choices: dict[str, str] = {}
+    config: dict[str, Any]
+    stages: dict[str, str]
+    versions: dict[str, int]
+    baseline: dict[str, Any]
+    metrics: dict[str, Any]
+    explored: dict[str, Any] = {}
+    cost: dict[str, StageCost]
+    path: Path = Path()
+
+    @model_validator(mode="after")
+    def _complete(self) -> Record:
+        if self.row_version != ROW_VERSION:
+            raise ValueError(f"row_version {self.row_version}, not {ROW_VERSION}")
+        missing = [role for role in ("evaluation", *["baseline"] * bool(self.baseline)) if role not in self.stages]
+        missing += [group for group in config.IDENTITY if group not in self.config]
+        if missing:
+            raise ValueError(f"lacks {', '.join(missing)}")
+        return self
+
+    @property
+    def key(self) -> Key:
+        """See `Key`."""
+        return key_of(self.config, self.seed, self.rounds)
+
+    def measured(self, warmup_only: bool) -> Mapping[str, Any]:
+        """The numbers of the last policy, or of the warm-up policy."""
+        return self.baseline if warmup_only else self.metrics
+
+    def evaluation(self, warmup_only: bool) -> str:
+        """Folder name of the evaluation of the last policy, or of the warm-up policy."""
+        return self.stages["baseline" if warmup_only else "evaluation"]
+
+    def costs(self, warmup_only: bool) -> tuple[float, float]:
+        """Seconds and tokens of everything that the policy needed, as if it had run alone."""
+        parts = [
+            part for role, part in self.cost.items() if (role in WARMUP_ROLES if warmup_only else role != "baseline")
+        ]
+        return sum(part.seconds for part in parts), sum(part.tokens or 0 for part in parts)
+
+    def outdated(self, warmup_only: bool = False) -> dict[str, int | None]:
+        """Stage -> version that built it (None if unsaid), of stages that have another version, or none, by now."""
+        names = {
+            stage.rsplit("-", 1)[0] for role, stage in self.stages.items() if role in WARMUP_ROLES or not warmup_only
+        }
+        return {
+            name: self.versions.get(name)
+            for name in sorted(names)
+            if name not in VERSIONS or self.versions.get(name, VERSIONS[name]) != VERSIONS[name]
+        }
+
+
+def read_records(files: Iterable[Path], warnings: list[str]) -> Iterator[Record]:
+    """Yields the result rows of some files; what is left out is added to `warnings`."""
+    for path in files:
+        try:
+            lines = path.read_bytes().splitlines()
+        except OSError as error:
+            warnings.append(f"{path}: cannot be read ({error.strerror}), left out.")
+            continue
+        for number, line in enumerate(lines, 1):
+            try:
+                yield Record.model_validate_json(line).model_copy(update={"path": path})
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                where = ".".join(map(str, first["loc"]))
+                why = f"{where}: {first['msg']}" if where else first["msg"].removeprefix("Value error, ")
+                warnings.append(f"{path}:{number}: no result row ({why}), left out.")
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files of a results folder, in order of their names."""
+    return sorted(path for path in folder.glob("*.jsonl") if not path.name.startswith("."))
+
+
+def number_at(metrics: Mapping[str, Any], path: str) -> Estimate | None:
+    """The number at a dotted path; None where there was nothing to measure.
+
+    Raises:
+        KeyError: there is no such path, or no number there.
+    """
+    value: Any = metrics
+    for key in path.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            raise KeyError(path)
+        value = value[key]
+    numbers = (
+        (value.get(key) for key in ("value", "low", "high")) if isinstance(value, Mapping) else (value, None, None)
+    )
+    found, low, high = numbers
+    if isinstance(value, Mapping) and "value" not in value:
+        raise KeyError(path)
+    if not all(one is None or is_number(one) for one in (found, low, high)):
+        raise KeyError(path)
+    if found is None:
+        return None
+    if low is None or high is None:
+        return Estimate(value=found)
+    return Estimate(value=found, low=low, high=high, kind="bootstrap")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a table can compute with a value.
+
+    Example:
+        >>> is_number(0.5), is_number(True), is_number(float("nan")), is_number("1")
+        (True, False, False, False)
+    """
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
