@@ -55,7 +55,7 @@ MISTAKES = {
     "type of a control": (["experiment=demo", "controls.dpo.batch_size=abc"],
                           ["controls.dpo.batch_size=abc", "a whole number"]),
     "too small": (["sampler.n=0"], ["sampler.n=0", "at least 1"]),
-    "too large": (["select=perplexity", "select.keep_fraction=3"], ["select.keep_fraction=3", "(0, 1]", "Use 0.1"]),
+    "too large": (["select=perplexity", "select.keep_fraction=3"], ["select.keep_fraction=3", "less than or equal to 1"]),
     "not a number": (["data.noise.probability=nan"], ["data.noise.probability=nan", "[0, 1]"]),
     "missing file": (["data=toolace", "data.path=/does/not/exist.json"],
                      ["data.path=/does/not/exist.json", "no such file", "Set data.path to"]),

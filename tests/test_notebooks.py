@@ -73,7 +73,7 @@ def test_it_is_valid_and_carries_no_outputs(path: Path) -> None:
 def test_records_and_scorers(tmp_path: Path) -> None:
     check = """
         from ttpa.run import config
-        from ttpa.explore.scorers import SIX
+        from ttpa.calls.six_errors import SIX
         from ttpa.results.cells import compose_run, open_hydra
 
         assert [kind for (kind,) in (found for found in labels.values() if found)] == [*SIX, "call_count"]

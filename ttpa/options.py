@@ -25,8 +25,11 @@ Index = Annotated[int, Field(ge=0)]
 """A whole number of at least 0."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 """A number in [0, 1]."""
+Share = Annotated[float, Field(gt=0, le=1)]
+"""A number in (0, 1]."""
 
 CONFIG = pydantic.ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
 

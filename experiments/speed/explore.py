@@ -28,6 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+import yaml  # noqa: E402
 from cases import SMALL_VOCAB  # noqa: E402
 from ours import fresh_model  # noqa: E402
 from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402
@@ -76,6 +77,13 @@ class Forgetful(HFEngine):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         self.reset()
         return super().generate(*args, **kwargs)
+
+
+class RandomTask(Task):
+    """Reads answers without a tokenizer: a value from the tokens, a cut every six tokens."""
+
+    def read(self, ids: Any) -> Any:
+        return SimpleNamespace(value=(sum(ids) % 97) / 97, cuts=range(6, len(ids), 6), pieces=[""] * len(ids))
 
 
 def policy_of(model: Any) -> Any:
@@ -129,14 +137,11 @@ def searches(model: Any, count: int, length: int, answer: int, rounds: int) -> d
 
     In bfloat16 rounding depends on what is computed side by side, so the trees, and with them the tokens, differ a bit.
     """
-    sampler = MCTS(max_new_tokens=answer, settle=None)
+    values = yaml.safe_load((HERE.parents[1] / "conf/sampler/mcts.yaml").read_text(encoding="utf-8"))
+    del values["_target_"]
+    sampler = MCTS(**{**values, "max_new_tokens": answer, "settle": None})
     tasks = [
-        Task(
-            sample_id=str(number),
-            prompt=prompt,
-            value=lambda ids: (sum(ids) % 97) / 97,
-            cuts=lambda ids: list(range(6, len(ids), 6)),
-        )
+        RandomTask(name=str(number), sample=None, prompt=prompt, renderer=None, score=None)
         for number, prompt in enumerate(prompts_of(count, length, seed=1, vocab=model.config.vocab_size))
     ]
 

@@ -8,38 +8,41 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.fakes import STOP, ScriptedEngine, decode, encode
+from tests.options import made
 from ttpa.errors import ConfigError
 from ttpa.explore.mcts import MCTS
-from ttpa.explore.sampler import Drawn, Sampler, Task
-from ttpa.explore.search_tree import Node, Selection, overlap, parting, self_evaluation, shaped_reward, text_cuts
-from ttpa.policy.engine import Engine, Generated, Ids
+from ttpa.explore.sampler import Drawn, Task
+from ttpa.explore.search_tree import SearchNode, Selection, overlap, self_evaluation, shaped_reward, text_cuts
+from ttpa.policy.engine import Generated, Ids
 
-CONF = Path(__file__).resolve().parents[2] / "conf" / "sampler"
 PRESETS = ("mcts", "mcts_as_released")
 
 
-def options(name: str) -> dict[str, Any]:
-    """The values of an option file, with those of the one it builds on."""
-    content = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
-    for parent in content.pop("defaults", ()):
-        if parent != "_self_":
-            content = options(parent) | content
-    return content
-
-
 def preset(name: str = "mcts", **changes: Any) -> MCTS:
-    values = options(name)
-    del values["_target_"]
-    return MCTS(**{**values, "max_new_tokens": 40, **changes})
+    return made("sampler", name, **{"max_new_tokens": 40, **changes})
+
+
+class ScriptedTask(Task):
+    """A sample whose answers are worth what `worth` says of their text; its judge is shown "prompt!answer"."""
+
+    worth: Callable[[str], float]
+    cuts: Callable[[Ids], Sequence[int]]
+    letters = encode("ABCD")
+    target_text = ""
+
+    def read(self, ids: Ids) -> Any:
+        pieces = ["" if token == STOP else chr(token) for token in ids]
+        return SimpleNamespace(text=decode(ids), value=self.worth(decode(ids)), pieces=pieces, cuts=self.cuts(ids))
+
+    def judge_prompt(self, answer: Any) -> Ids:
+        return (*self.prompt, *encode(f"!{answer.text}"))
 
 
 def task(
@@ -50,18 +53,11 @@ def task(
     cuts: Callable[[Ids], Sequence[int]] = lambda ids: range(1, len(ids)),
     target: str = "",
 ) -> Task:
-    """A sample whose answers are worth what `values` says of their text; its judge is shown "prompt!answer"."""
-    worth = values if callable(values) else values.__getitem__
-    return Task(
-        sample_id=name,
-        prompt=encode(prompt),
-        value=lambda ids: worth(decode(ids)),
-        cuts=cuts,
-        judge=lambda ids: encode(f"{prompt}!{decode(ids)}"),
-        letters=(65, 66, 67, 68),
-        text=decode,
-        target=target,
-    )
+    nothing: Any = None
+    one = ScriptedTask(name=name, sample=nothing, prompt=encode(prompt), renderer=nothing, score=nothing)
+    one.worth = values if callable(values) else values.__getitem__
+    one.cuts, one.target_text = cuts, target
+    return one
 
 
 def nodes(drawn: Drawn) -> dict[str, tuple[float, int, float, bool, list[int]]]:
@@ -79,9 +75,13 @@ def texts(drawn: Drawn) -> list[str]:
     return ["".join(map(chr, answer.token_ids)) for answer in drawn.answers]
 
 
-def pairs(drawn: Drawn) -> list[tuple[str, str, int, int, int]]:
+def pairs(drawn: Drawn) -> list[tuple[str, str, int, int]]:
     said = texts(drawn)
-    return [(said[p.chosen], said[p.rejected], p.start, p.chosen_end, p.rejected_end) for p in drawn.siblings]
+    spans = [pair.provenance["spans"] for pair in drawn.siblings]
+    return [
+        (said[p.chosen], said[p.rejected], span["chosen"], span["rejected"])
+        for p, span in zip(drawn.siblings, spans, strict=True)
+    ]
 
 
 # ---- a tree solved by hand ------------------------------------------------------------------------------------------
@@ -119,6 +119,7 @@ def test_puct_on_paper() -> None:
     """
     drawn, engine = by_hand(6)
     assert [call.prefixes for call in engine.calls] == [[""], ["a"], ["b"], ["bq"], ["ar"]]
+    assert [call.seeds for call in engine.calls] == [["s/t//0"], ["s/t/0/0"], ["s/t/1/0"], ["s/t/1.0/0"], ["s/t/0.1/0"]]
     assert texts(drawn) == ["apx$", "bqy$", "apz$", "arw$", "bsv$", "bqt$"]
     assert nodes(drawn) == {
         "": (1.0, 11, 0.418182, False, [0, 1, 2, 3, 4, 5]),
@@ -145,35 +146,22 @@ def test_puct_on_paper() -> None:
     assert [row["tokens"] for row in drawn.tree] == [0, 1, 1, 1, 2, 1, 1, 2, 2, 1], "the stop token is one of them"
 
 
-@pytest.mark.parametrize(
-    ("rounds", "visits"),
-    [
-        (1, {"": 2, "a": 1, "b": 1}),
-        (2, {"": 4, "a": 3, "ap": 1, "ar": 1, "b": 1}),
-        (3, {"": 6, "a": 3, "ap": 1, "ar": 1, "b": 3, "bq": 1, "bs": 1}),
-        (5, {"": 10, "a": 5, "ap": 1, "ar": 3, "arw": 2, "b": 5, "bq": 3, "bqy": 1, "bqt": 1, "bs": 1}),
-    ],
-)
-def test_visits_after_each_round_on_paper(rounds: int, visits: dict[str, int]) -> None:
-    assert {path: row[1] for path, row in nodes(by_hand(rounds)[0]).items()} == visits
-
-
 def test_pairs_on_paper() -> None:
     """After round 6. Root: b 0.56 against a 0.3, the best answer of b against the worst of a. a: r 0.4 against p 0.
     b: s 1 against q 0.4, whose worst is bqt. bq: y 0.6 against t 0, ends with the stop token. ar has one child.
     """
     drawn, _ = by_hand(6)
     assert pairs(drawn) == [
-        ("bsv$", "apz$", 0, 1, 1),
-        ("arw$", "apz$", 1, 2, 2),
-        ("bsv$", "bqt$", 1, 2, 2),
-        ("bqy$", "bqt$", 2, 4, 4),
+        ("bsv$", "apz$", 1, 1),
+        ("arw$", "apz$", 2, 2),
+        ("bsv$", "bqt$", 2, 2),
+        ("bqy$", "bqt$", 4, 4),
     ]
-    assert [pair.info for pair in drawn.siblings] == [
-        {"values": [0.56, 0.3], "visits": [5, 6], "priors": [0.1, 0.9], "level": 0},
-        {"values": [0.4, 0.0], "visits": [4, 1], "priors": [0.3, 0.5], "level": 1},
-        {"values": [1.0, 0.4], "visits": [1, 3], "priors": [0.2, 0.8], "level": 1},
-        {"values": [0.6, 0.0], "visits": [1, 1], "priors": [0.5, 0.25], "level": 2},
+    assert [pair.provenance["search"] for pair in drawn.siblings] == [
+        {"values": [0.56, 0.3], "visits": [5, 6], "level": 0},
+        {"values": [0.4, 0.0], "visits": [4, 1], "level": 1},
+        {"values": [1.0, 0.4], "visits": [1, 3], "level": 1},
+        {"values": [0.6, 0.0], "visits": [1, 1], "level": 2},
     ]
 
 
@@ -182,12 +170,8 @@ def test_pairs_on_paper() -> None:
     [
         ({"min_gap": 0.26}, [0, 1, 2, 3]),
         ({"min_gap": 0.27}, [1, 2, 3]),
-        ({"min_gap": 0.4}, [1, 2, 3]),
-        ({"min_gap": 0.61}, []),
-        ({"min_chosen": 0.4}, [0, 1, 2, 3]),
         ({"min_chosen": 0.56}, [0, 2, 3]),
-        ({"min_chosen": 0.6}, [2, 3]),
-        ({"min_chosen": 1.01}, []),
+        ({"min_chosen": 0.57}, [2, 3]),
     ],
 )
 def test_a_pair_needs_a_gap_and_a_good_side(changes: dict[str, float], kept: list[int]) -> None:
@@ -204,21 +188,15 @@ def test_answers_carry_their_tokens_log_probs_and_ends() -> None:
     assert answer.branches == []
 
 
-def test_priors_are_the_geometric_mean_of_the_span_to_four_digits() -> None:
-    """Spans of two characters: sqrt(0.9 * 0.5) = 0.67082 and sqrt(0.1 * 0.8) = 0.28284."""
-    drawn, _ = by_hand(1, fragments=2)
-    assert {path: row[0] for path, row in nodes(drawn).items()} == {"": 1.0, "ap": 0.6708, "bq": 0.2828}
-
-
 # ---- selection ------------------------------------------------------------------------------------------------------
 
 
-def grown(*shape: tuple[str, float, int, float]) -> Node:
-    """A tree from (name of a node, prior, visits, W); names as in `Node.name`, parents first, "" for the root."""
-    made: dict[str, Node] = {}
+def grown(*shape: tuple[str, float, int, float]) -> SearchNode:
+    """A tree from (name of a node, prior, visits, W); names as in `SearchNode.name`, parents first, "" for the root."""
+    made: dict[str, SearchNode] = {}
     for name, prior, visits, total in shape:
         above = made[name[:-2] if "." in name else ""] if name else None
-        node = Node(
+        node = SearchNode(
             parent=above,
             index=len(above.children) if above else 0,
             ids=(*above.ids, len(above.children)) if above else (),
@@ -242,11 +220,9 @@ def selection(formula: str = "puct", values: str = "mean", c: float = 1.0) -> Se
     [
         # N = 9; Q + c * p * 3 / (1 + n)
         (selection(), [1.2 / 4 + 0.5 * 3 / 5, 0.5 / 2 + 0.8 * 3 / 3]),
-        (selection(c=0.1), [0.3 + 0.1 * 0.3, 0.25 + 0.1 * 0.8]),
         (selection(values="sum"), [1.2 + 0.3, 0.5 + 0.8]),
         # W / (n + 1) + c * p * sqrt(ln 9 / (n + 1)), ln 9 = 2.197225; the mean or sum of `values` has no say
         (selection("released"), [1.2 / 5 + 0.5 * math.sqrt(2.197225 / 5), 0.5 / 3 + 0.8 * math.sqrt(2.197225 / 3)]),
-        (selection("released", "sum"), [0.24 + 0.331453, 0.166667 + 0.684647]),
         (selection("released", c=2.0), [0.24 + 0.662906, 0.166667 + 1.369294]),
     ],
 )
@@ -255,40 +231,16 @@ def test_scores_on_paper(rule: Selection, scores: list[float]) -> None:
     assert [rule.score(child) for child in root.children] == pytest.approx(scores, abs=2e-6)
 
 
-@pytest.mark.parametrize(
-    ("rule", "scores"),
-    [
-        # as above with N = 10, and n = 5 for the first
-        (selection(), [1.2 / 5 + 0.5 * 3.162278 / 6, 0.5 / 2 + 0.8 * 3.162278 / 3]),
-        (selection("released"), [1.2 / 6 + 0.5 * math.sqrt(2.302585 / 6), 0.5 / 3 + 0.8 * math.sqrt(2.302585 / 3)]),
-    ],
-)
-def test_scores_of_nodes_with_a_simulation_in_flight_on_paper(rule: Selection, scores: list[float]) -> None:
-    root = grown(("", 1.0, 9, 2.0), ("0", 0.5, 4, 1.2), ("1", 0.8, 2, 0.5))
-    root.children[0].hold(1)
-    assert [rule.score(child) for child in root.children] == pytest.approx(scores, abs=2e-6)
-
-
 def test_the_released_formula_takes_no_logarithm_of_nothing() -> None:
     root = grown(("", 1.0, 0, 0.0), ("0", 0.5, 0, -0.6))
     assert selection("released").score(root.children[0]) == -0.6
-    root = grown(("", 1.0, 1, 0.0), ("0", 0.5, 0, -0.6))
-    assert selection("released").score(root.children[0]) == -0.6
 
 
-@pytest.mark.parametrize("formula", ["puct", "released"])
-def test_ties_go_to_the_first_child_also_when_rounding_says_otherwise(formula: str) -> None:
+def test_ties_go_to_the_first_child_also_when_rounding_says_otherwise() -> None:
     """0.1 + 0.2 is a little more than 0.3 in floating point."""
-    assert 0.1 + 0.2 > 0.3
-    root = grown(("", 1.0, 3, 1.0), ("0", 0.5, 1, 0.3), ("1", 0.5, 1, 0.1 + 0.2), ("2", 0.5, 1, 0.3))
-    rule = selection(formula, c=0.0)
-    assert rule.leaf(root) is rule.best(root.children) is rule.worst(root.children) is root.children[0]
-
-
-def test_a_tie_of_value_and_exploration_goes_to_the_first_child() -> None:
-    """0.3 with a prior that rounds to 0, and 0.1 + 0.2 * sqrt(4) / (1 + 1)."""
-    root = grown(("", 1.0, 4, 1.0), ("0", 1e-9, 1, 0.3), ("1", 0.2, 1, 0.1))
-    assert root.children[0].prior == 0.0 and selection().leaf(root) is root.children[0]
+    root = grown(("", 1.0, 3, 1.0), ("0", 0.5, 1, 0.3), ("1", 0.5, 1, 0.1 + 0.2))
+    for rule in (selection(c=0.0), selection("released", c=0.0)):
+        assert rule.leaf(root) is rule.best(root.children) is rule.worst(root.children) is root.children[0]
 
 
 def test_best_and_worst_go_by_value_and_not_by_score_or_visits() -> None:
@@ -317,13 +269,7 @@ def test_virtual_loss_sends_a_wave_to_other_leaves_and_then_is_gone() -> None:
     assert (root.tries, root.visits) == (9, 6) and not root.open
     for leaf in taken:
         leaf.hold(-1)
-    assert all(node.pending == 0 for node in root.below()) and rule.leaf(root) is taken[0]
-
-
-def test_a_leaf_in_flight_is_not_taken_again_however_good() -> None:
-    root = grown(("", 1.0, 2, 1.0), ("0", 0.9, 1, 1.0), ("1", 0.1, 1, 0.0))
-    root.children[0].hold(1)
-    assert selection().leaf(root) is root.children[1]
+    assert all(node.pending == 0 for node in root.downwards()) and rule.leaf(root) is taken[0]
 
 
 # ---- waves ----------------------------------------------------------------------------------------------------------
@@ -354,11 +300,7 @@ def language() -> ScriptedEngine:
 
 MANY = [
     preset(max_new_tokens=12),
-    preset(max_new_tokens=12, leaves=3, settle=None),
     preset(max_new_tokens=5, leaves=2, depth=5, width=4, settle=None),
-    preset(max_new_tokens=12, value="self", c=0.3),
-    preset(max_new_tokens=12, cut="fragments", fragments=2, distinct=False),
-    preset("mcts_as_released", max_new_tokens=12),
     preset("mcts_as_released", max_new_tokens=12, leaves=2, rounds=9),
 ]
 
@@ -370,12 +312,7 @@ def test_a_wave_gives_each_tree_what_it_gives_alone_in_any_order(sampler: MCTS) 
     assert together == [sampler.explore(language(), [one], "s")[0] for one in tasks]
     assert together == sampler.explore(language(), tasks[::-1], "s")[::-1]
     assert len({str(drawn.tree) for drawn in together}) == 3
-
-
-@pytest.mark.parametrize("sampler", MANY)
-def test_equal_seeds_give_equal_trees_and_others_other_trees(sampler: MCTS) -> None:
-    first, again, other = (sampler.explore(language(), three_tasks(), seed) for seed in ("s", "s", "t"))
-    assert first == again and all(a != b for a, b in zip(first, other, strict=True))
+    assert all(a != b for a, b in zip(together, sampler.explore(language(), tasks, "t"), strict=True))
 
 
 @pytest.mark.parametrize("sampler", MANY)
@@ -402,17 +339,18 @@ def test_every_node_has_what_its_own_simulations_and_its_children_bring(sampler:
 
 
 @pytest.mark.parametrize("sampler", MANY)
-def test_pairs_part_at_the_first_token_that_differs_and_spans_are_not_empty(sampler: MCTS) -> None:
-    found = 0
+def test_spans_of_a_pair_reach_behind_the_first_token_that_differs(sampler: MCTS) -> None:
+    met = 0
     for drawn in sampler.explore(language(), three_tasks(), "s"):
         for pair in drawn.siblings:
             left, right = (drawn.answers[number].token_ids for number in (pair.chosen, pair.rejected))
-            assert left[: pair.start] == right[: pair.start] and left[pair.start] != right[pair.start]
-            assert pair.start < pair.chosen_end <= len(left) and pair.start < pair.rejected_end <= len(right)
-            assert pair.info["values"][0] - pair.info["values"][1] >= sampler.min_gap - 1e-9
-            assert 0 <= pair.info["level"] < sampler.depth
-            found += 1
-    assert found
+            start = next(at for at, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)
+            search, spans = pair.provenance["search"], pair.provenance["spans"]
+            assert start < spans["chosen"] <= len(left) and start < spans["rejected"] <= len(right)
+            assert search["values"][0] - search["values"][1] >= sampler.min_gap - 1e-9
+            assert 0 <= search["level"] < sampler.depth
+            met += 1
+    assert met
 
 
 def test_one_call_of_the_engine_a_round_for_all_trees() -> None:
@@ -427,39 +365,6 @@ def test_one_call_of_the_engine_a_round_for_all_trees() -> None:
     for call in engine.calls:
         assert (call.sampling.temperature, call.sampling.repetition_penalty) == (1.25, 0.9)
         assert (call.sampling.top_p, call.sampling.rule) == (1.0, None)
-
-
-def test_a_wave_asks_for_several_leaves_of_a_tree_and_for_each_once() -> None:
-    """The root alone in the first round; then up to 3 of its leaves at once, all different."""
-    engine = language()
-    sampler = preset(max_new_tokens=12, settle=None, leaves=3)
-    sampler.explore(engine, three_tasks()[:1], "s")
-    assert [len(call.prefixes) for call in engine.calls][:3] == [1, 3, 3]
-    assert all(len(set(call.prefixes)) == len(call.prefixes) for call in engine.calls)
-    assert (sampler.n, sampler.wave_share, sampler.grows_trees) == (3, 9, True)
-
-
-def test_seeds_name_tree_node_and_expansion_and_nothing_else() -> None:
-    engine = ScriptedEngine(script=SCRIPT, chances=CHANCES)
-    preset(width=2, rounds=6, settle=None).explore(engine, [task(VALUES, name="id-7")], "explore:0:1")
-    assert [call.seeds for call in engine.calls] == [
-        ["explore:0:1/id-7//0"],
-        ["explore:0:1/id-7/0/0"],
-        ["explore:0:1/id-7/1/0"],
-        ["explore:0:1/id-7/1.0/0"],
-        ["explore:0:1/id-7/0.1/0"],
-    ]
-
-
-def test_no_tasks_no_call() -> None:
-    engine = language()
-    assert preset().explore(engine, [], "s") == [] and engine.calls == []
-
-
-def test_the_fake_and_the_sampler_are_what_they_stand_for() -> None:
-    assert isinstance(language(), Engine)
-    sampler: Sampler = preset()
-    assert sampler.max_new_tokens == 40
 
 
 # ---- ends of a search -----------------------------------------------------------------------------------------------
@@ -478,19 +383,9 @@ def settling(found: float, **changes: Any) -> int:
 def test_an_exact_answer_and_an_unchanged_best_child_end_the_search() -> None:
     """It is there after round 2, when the best child has not changed: 1 round of calm, 2 after round 3."""
     assert settling(1.0, settle=1) == 2
-    assert settling(1.0) == settling(1.0, settle=2) == 3
+    assert settling(1.0, settle=2) == 3
     assert settling(1.0, settle=3) == 4
-    assert settling(1.0, settle=None) == 7
-
-
-def test_no_exact_answer_no_early_end() -> None:
-    assert settling(0.999, settle=1) == settling(0.999) == 7
-
-
-def test_a_first_round_settles_nothing_since_there_was_no_best_child_before() -> None:
-    engine = ScriptedEngine(script={("?", ""): ["aa$", "bb$"], ("?", "a"): ["a$", "b$"]})
-    (drawn,) = preset(width=2, settle=1).explore(engine, [task(lambda answer: 1.0)], "s")
-    assert drawn.counts["rounds"] == 2
+    assert settling(1.0, settle=None) == settling(0.999, settle=1) == 7
 
 
 def test_a_change_of_the_best_child_starts_the_count_again() -> None:
@@ -544,18 +439,6 @@ def test_an_end_that_is_selected_is_visited_again_without_a_request() -> None:
     assert (drawn.counts["rounds"], drawn.counts["requests"]) == (5, 1)
 
 
-def test_answers_never_pass_the_limit_and_say_that_they_were_cut() -> None:
-    """What a node gives of an answer counts."""
-    endless = ScriptedEngine(table=lambda prompt, text: {"a": 0.5, "b": 0.5})
-    sampler = preset(max_new_tokens=6, settle=None, leaves=2, depth=9)
-    whole = task(name="w", prompt="w", cuts=lambda ids: [4])
-    for drawn in sampler.explore(endless, [*three_tasks(), whole], "s"):
-        assert {(len(answer.token_ids), len(answer.logps), answer.finish) for answer in drawn.answers} == {
-            (6, 6, "length")
-        }
-    assert {call.sampling.max_new_tokens for call in endless.calls} == {6}
-
-
 def test_a_stop_at_the_limit_is_a_stop_and_one_behind_it_is_not() -> None:
     """Limit 5. "w" begins again at its root's child of 1 token, which leaves 4; "v" at one of 3, which leaves 2."""
     script = {
@@ -589,7 +472,7 @@ def test_a_span_is_so_many_parts_and_on_the_last_level_the_rest() -> None:
                 ("?", "abc"): ["defg$", "defg$"],
                 ("?", "ab"): ["cdefg$"] * 2,
             }
-            script |= {("?", path): ["g$"] * 2 for path in ("abcdef",)} | {("?", "abcde"): ["fg$", "fg$"]}
+            script |= {("?", "abcdef"): ["g$", "g$"], ("?", "abcde"): ["fg$", "fg$"]}
             sampler = preset(width=2, rounds=2, depth=depth + 1, fragments=fragments)
             one = task(cuts=lambda ids: [2, 3, 5, 6])
             (drawn,) = sampler.explore(ScriptedEngine(script=script), [one], "s")
@@ -610,43 +493,28 @@ def test_equal_spans_are_one_child_whose_value_is_the_mean() -> None:
         "b": (0.5, 1, 0.5, False, [1]),
     }
     assert drawn.siblings == [], "0.5 and 0.45 are no 0.1 apart"
-    third = task({"a0": 0.0, "b5": 0.0, "a9": 1 / 3})
-    (drawn,) = preset(rounds=1).explore(engine, [third], "s")
-    assert drawn.siblings[0].info["values"] == [0.166667, 0.0]
     (drawn,) = preset(rounds=1, min_gap=0.05).explore(engine, [one], "s")
-    assert pairs(drawn) == [("b5$", "a0$", 0, 1, 1)]
+    assert pairs(drawn) == [("b5$", "a0$", 1, 1)]
+    # Copies of a child are kept on request; they are no pair of each other.
     (drawn,) = preset(rounds=1, distinct=False).explore(engine, [one], "s")
     assert [(row["text"], row["visits"], row["value"]) for row in drawn.tree[1:]] == [
         ("a", 1, 0.0), ("b", 1, 0.5), ("a", 1, 0.9),
     ]  # fmt: skip
-
-
-def test_copies_of_a_span_are_no_pair_of_each_other() -> None:
-    """As the release keeps them; their values differ by the luck of what came later."""
-    engine = ScriptedEngine(script={("?", ""): ["a0$", "a9$"]})
-    (drawn,) = preset(rounds=1, width=2, distinct=False).explore(engine, [task({"a0": 0.0, "a9": 0.9})], "s")
-    assert len(drawn.tree) == 3 and drawn.siblings == []
-
-
-def test_spans_that_share_tokens_part_where_their_answers_do() -> None:
-    """Children "ab" and "ac": the first token is the same in both. The ends are those of the spans."""
-    engine = ScriptedEngine(script={("?", ""): ["abx$", "acx$"]})
-    (drawn,) = preset(rounds=1, width=2, fragments=2).explore(engine, [task({"abx": 0.2, "acx": 1.0})], "s")
-    assert pairs(drawn) == [("acx$", "abx$", 1, 2, 2)]
+    assert drawn.siblings == []
 
 
 def test_a_span_that_begins_another_gets_the_token_that_differs() -> None:
     """Children "a" and "abb": the answers part at the third token, behind the end of the first span."""
     engine = ScriptedEngine(script={("?", ""): ["abx$", "abb$"]})
 
-    def found(x: float, b: float) -> list[tuple[str, str, int, int, int]]:
+    def found(x: float, b: float) -> list[tuple[str, str, int, int]]:
         one = task({"abx": x, "abb": b}, cuts=lambda ids: [1] if decode(ids) == "abx" else [])
         (drawn,) = preset(rounds=1, width=2).explore(engine, [one], "s")
         assert [row["text"] for row in drawn.tree[1:]] == ["a", "abb"]
         return pairs(drawn)
 
-    assert found(1.0, 0.2) == [("abx$", "abb$", 2, 3, 4)]
-    assert found(0.2, 1.0) == [("abb$", "abx$", 2, 4, 3)]
+    assert found(1.0, 0.2) == [("abx$", "abb$", 3, 4)]
+    assert found(0.2, 1.0) == [("abb$", "abx$", 4, 3)]
 
 
 def test_an_answer_is_no_pair_of_itself() -> None:
@@ -660,37 +528,7 @@ def test_an_answer_is_no_pair_of_itself() -> None:
     assert drawn.siblings == []
 
 
-def test_the_text_of_a_span_is_what_it_adds_to_the_answer() -> None:
-    """Here a text loses its leading spaces, as those of some tokenizers do: " b" alone would read "b"."""
-    script = {("?", ""): ["a b c$", "a d e$"], ("?", "a"): [" b c$", " d e$"]}
-    one = task(cuts=lambda ids: [1, 3])
-    spaced = Task(
-        sample_id="t", prompt=one.prompt, value=one.value, cuts=one.cuts, text=lambda ids: decode(ids).lstrip()
-    )
-    (drawn,) = preset(width=2, rounds=2).explore(ScriptedEngine(script=script), [spaced], "s")
-    assert [row["text"] for row in drawn.tree] == ["", "a", " b", " d"]
-
-
-@pytest.mark.parametrize(
-    ("left", "right", "shared"), [("abc", "aby", 2), ("abc", "xbc", 0), ("ab", "abc", 2), ("", "a", 0), ("ab", "ab", 2)]
-)
-def test_parting(left: str, right: str, shared: int) -> None:
-    assert parting(encode(left), encode(right)) == parting(encode(right), encode(left)) == shared
-
-
-def test_the_best_answer_of_a_side_is_the_first_of_equals() -> None:
-    engine = ScriptedEngine(script={("?", ""): ["a1$", "a2$", "b1$", "b2$"]})
-    one = task({"a1": 0.9, "a2": 0.9, "b1": 0.1, "b2": 0.1})
-    (drawn,) = preset(rounds=1, width=4).explore(engine, [one], "s")
-    assert pairs(drawn) == [("a1$", "b1$", 0, 1, 1)]
-
-
 # ---- fragments of text ----------------------------------------------------------------------------------------------
-
-
-def pieces(*tokens: str) -> tuple[range, Callable[[Ids], str]]:
-    """Token ids 0, 1, ... and the function that says their text."""
-    return range(len(tokens)), lambda ids: "".join(tokens[token] for token in ids)
 
 
 @pytest.mark.parametrize(
@@ -712,52 +550,19 @@ def pieces(*tokens: str) -> tuple[range, Callable[[Ids], str]]:
 def test_fragments_end_where_the_release_cuts_moved_to_the_ends_of_tokens(
     tokens: tuple[str, ...], cuts: list[int]
 ) -> None:
-    ids, text = pieces(*tokens)
-    assert list(text_cuts(ids, text)) == cuts
-    for start in range(len(tokens)):
-        assert list(text_cuts(ids, text, start)) == [cut for cut in cuts if cut > start]
+    assert list(text_cuts(tokens)) == cuts
 
 
-def test_fragments_agree_with_a_plain_search_and_read_few_texts() -> None:
+def test_fragments_agree_with_a_plain_search() -> None:
     numbers = random.Random(3)
     for _ in range(200):
         tokens = ["".join(numbers.choices("ab.,=( ", k=numbers.randint(0, 3))) for _ in range(numbers.randint(0, 12))]
-        ids, text = pieces(*tokens)
         whole = "".join(tokens)
         ends = [
             at + len(mark) for at in range(len(whole)) for mark in (". ", ", ", "=", "(") if whole.startswith(mark, at)
         ]
-        places = {next(count for count in range(len(ids) + 1) if len(text(ids[:count])) >= end) for end in ends}
-        assert list(text_cuts(ids, text)) == sorted(place for place in places if place < len(ids))
-    calls = 0
-
-    def counted(ids: Ids) -> str:
-        nonlocal calls
-        calls += 1
-        return "a=" * len(ids)
-
-    assert next(text_cuts(range(1000), counted, 500)) == 501
-    assert calls < 20
-
-
-def test_cut_fragments_looks_at_the_text_and_not_at_calls() -> None:
-    def never(ids: Ids) -> Sequence[int]:
-        raise AssertionError("asked for the parts of a call")
-
-    engine = ScriptedEngine(script={("?", ""): ["f(a=1)$", "g(a=1)$"]})
-    (drawn,) = preset(rounds=1, width=2, cut="fragments").explore(engine, [task(cuts=never)], "s")
-    assert list(nodes(drawn)) == ["", "f(", "g("]
-    (drawn,) = preset(rounds=1, width=2, cut="fragments", fragments=2).explore(engine, [task(cuts=never)], "s")
-    assert list(nodes(drawn)) == ["", "f(a=", "g(a="]
-
-
-def test_fragments_are_counted_from_the_leaf() -> None:
-    """c = 0: the root gives "f(" and "g(", and f( "a=" and "b="; then the rest, of the last level."""
-    script = {("?", ""): ["f(a=1, b=2)$", "g(a=1)$"], ("?", "f("): ["a=1)$", "b=2)$"], ("?", "f(a="): ["1)$", "2)$"]}
-    values = {"f(a=1, b=2)": 0.6, "g(a=1)": 0.5, "f(a=1)": 0.8, "f(b=2)": 0.7, "f(a=2)": 0.4}
-    sampler = preset(width=2, rounds=3, cut="fragments", c=0.0)
-    (drawn,) = sampler.explore(ScriptedEngine(script=script), [task(values)], "s")
-    assert list(nodes(drawn)) == ["", "f(", "f(a=", "f(a=1)", "f(a=2)", "f(b=", "g("]
+        counts = {next(count for count in range(13) if len("".join(tokens[:count])) >= end) for end in ends}
+        assert list(text_cuts(tokens)) == sorted(count for count in counts if count < len(tokens))
 
 
 # ---- self-evaluation ------------------------------------------------------------------------------------------------
@@ -773,7 +578,6 @@ def test_the_four_letters_share_out_what_other_tokens_got() -> None:
     """0.2, 0.1, 0.1 and 0.1 are 0.4, 0.2, 0.2 and 0.2: (0.4 + 0.02 - 0.2 - 0.4) / 4 = -0.045."""
     assert self_evaluation([math.log(p) for p in (0.2, 0.1, 0.1, 0.1)]) == -0.045
     assert self_evaluation([math.log(p) - 900 for p in (0.2, 0.1, 0.1, 0.1)]) == -0.045, "nothing underflows"
-    assert self_evaluation([math.log(p) for p in (0.5, 0.3, 0.1, 0.1)]) == round((0.5 + 0.03 - 0.1 - 0.2) / 4, 4)
 
 
 def test_all_new_answers_of_all_trees_are_judged_in_one_call_and_each_once() -> None:
@@ -788,10 +592,7 @@ def test_all_new_answers_of_all_trees_are_judged_in_one_call_and_each_once() -> 
     }
     engine = ScriptedEngine(script=script, verdicts=worth.__getitem__)
 
-    def refuse(answer: str) -> float:
-        raise AssertionError("the target was asked")
-
-    tasks = [task(refuse, name=name, prompt=name) for name in "xy"]
+    tasks = [task(lambda answer: 1.0, name=name, prompt=name) for name in "xy"]  # the target has no say
     x, y = preset(width=2, rounds=2, value="self").explore(engine, tasks, "s")
     assert engine.judged == [["x!a1", "y!b1", "y!b2"], ["x!a2", "y!b3"]]
     assert engine.judged_tokens == ["ABCD", "ABCD"]
@@ -799,19 +600,11 @@ def test_all_new_answers_of_all_trees_are_judged_in_one_call_and_each_once() -> 
     assert nodes(y)["b"] == (0.5, 4, pytest.approx((0.025 * 2 - 0.25 + 0.25) / 4, abs=1e-6), False, [0, 1, 2])
 
 
-def test_self_evaluation_settles_nothing_since_no_answer_is_known_to_be_exact() -> None:
-    engine = ScriptedEngine(table=table, verdicts=lambda prompt: [1.0, 0.0, 0.0, 0.0])
-    (drawn,) = preset(value="self", max_new_tokens=12, settle=1).explore(engine, three_tasks()[:1], "s")
-    assert drawn.counts["rounds"] == 5
-
-
 def test_a_model_without_the_letters_cannot_judge() -> None:
-    one = task()
-    mute = Task(sample_id="t", prompt=one.prompt, value=one.value, cuts=one.cuts, judge=one.judge, letters=None)
-    unasked = Task(sample_id="t", prompt=one.prompt, value=one.value, cuts=one.cuts, judge=None, letters=one.letters)
-    for other in (mute, unasked):
-        with pytest.raises(ConfigError, match=r"^sampler\.value=self: .*token for each of A, B, C, D\. Use target"):
-            preset(value="self").explore(language(), [one, other], "s")
+    mute = task()
+    mute.letters = None
+    with pytest.raises(ConfigError, match=r"^value=self: .*token for each of A, B, C, D\. Use target"):
+        preset(value="self").explore(language(), [task(), mute], "s")
     assert preset(depth=1, max_new_tokens=12).explore(language(), [mute], "s")
 
 
@@ -842,136 +635,55 @@ def test_the_released_preset_on_paper() -> None:
         "[g(a=": (0.5, 1, -1.1, False, [1]),
     }
     assert pairs(drawn) == [
-        ("[f(a=1, b=2)]$", "[g(a=1, b=2)]$", 1, 5, 5),
-        ("[f(a=1, b=2)]$", "[f(a=2, b=2)]$", 5, 14, 14),
+        ("[f(a=1, b=2)]$", "[g(a=1, b=2)]$", 5, 5),
+        ("[f(a=1, b=2)]$", "[f(a=2, b=2)]$", 14, 14),
     ]
-    assert drawn.siblings[0].info["values"] == [-0.1, -1.1]
+    assert drawn.siblings[0].provenance["search"]["values"] == [-0.1, -1.1]
     assert engine.calls[0].sampling.repetition_penalty == 0.75 and engine.calls[0].sampling.temperature == 1.5
 
 
-def test_the_two_formulas_look_into_different_children() -> None:
-    """a 0.4 with prior 0.9, b 1.0 with 0.1, N = 2, n = 1. puct: 0.4 + 0.9 * 0.707 = 1.036 and 1.071: b; released:
-    0.4/2 + 0.9 sqrt(ln 2 / 2) = 0.730 and 0.5 + 0.1 * 0.589 = 0.559: a.
-    """
-
-    def looked_into(formula: str) -> list[str]:
-        script = {("?", ""): ["ax$", "bx$"], ("?", "a"): ["x$", "x$"], ("?", "b"): ["x$", "x$"]}
-        engine = ScriptedEngine(script=script, chances={"a": 0.9, "b": 0.1})
-        preset(width=2, rounds=2, selection=formula).explore(engine, [task({"ax": 0.4, "bx": 1.0})], "s")
-        return [prefix for call in engine.calls for prefix in call.prefixes]
-
-    assert (looked_into("puct"), looked_into("released")) == (["", "b"], ["", "a"])
-
-
-def test_the_released_preset_accepts_chosen_spans_worth_a_little_less_than_nothing() -> None:
-    def found(a: float, b: float, **changes: Any) -> int:
-        engine = ScriptedEngine(script={("?", ""): ["a$", "b$"]})
-        values = {"value": "target", "fast_reward": False, "width": 2, "depth": 1, **changes}
-        (drawn,) = preset("mcts_as_released", **values).explore(engine, [task({"a": a, "b": b})], "s")
-        return len(drawn.siblings)
-
-    assert [found(-0.3, -0.5), found(-0.31, -0.5), found(-0.3, -0.39)] == [1, 0, 0]
-    assert found(-0.3, -0.5, min_chosen=0.0) == 0
-
-
 TARGET = '[GetWeather(city="Paris", unit="C"), GetTime(zone="CET")]'
-WRONG_VALUE = '[GetWeather(city="Rome", unit="C"), GetTime(zone="CET")]'
-WRONG_ORDER = '[GetTime(zone="CET"), GetWeather(city="Paris", unit="C")]'
-DELETES = "[DeleteAll(x=1)]"
 
 
-def test_shaped_reward_carries_no_information_and_mcts_has_none() -> None:
-    """In the release -0.6 for every span of the right call, a wrong value, a wrong order and another call alike, and
-    -0.4 for the last. So in the released preset; in mcts the spans of exact and wrong answers are worth their answers.
-    """
-    for answer in (TARGET, WRONG_VALUE, WRONG_ORDER, DELETES):
-        # Two fragments a span; the words of the release's spans hold spaces that the policy did not write.
-        rewards = [shaped_reward(span, TARGET) for span in (answer.replace("=", "= ").replace("(", "( ")).split()]
-        assert rewards[0] == pytest.approx(-0.6)
-        assert rewards[-1] == pytest.approx(-0.4)
+def test_shaped_reward_on_paper() -> None:
+    """No word shared and no `)]`, one of two shared, all shared."""
     assert shaped_reward("[GetWeather(city=", TARGET) == shaped_reward("[DeleteAll(x=", TARGET) == -0.6
     assert shaped_reward(")]", "f") == shaped_reward("x", "f)]") == -0.6
-    assert shaped_reward("f", "f") == shaped_reward("f a", "f b c)]") + 0.2 + 0.5 == pytest.approx(0.6)
-
-    def first_level(name: str) -> list[float]:
-        script = {("?", ""): [f"{answer}$" for answer in (TARGET, WRONG_VALUE, WRONG_ORDER, DELETES)]}
-        changes = {"value": "target", "width": 4, "rounds": 1, "distinct": False, "max_new_tokens": 99}
-        one = task(lambda answer: float(answer == TARGET), target=TARGET)
-        (drawn,) = preset(name, **changes).explore(ScriptedEngine(script=script), [one], "s")
-        return [row["value"] for row in drawn.tree[1:]]
-
-    assert first_level("mcts") == [1.0, 0.0, 0.0, 0.0]
-    assert first_level("mcts_as_released") == pytest.approx([1.0 - 0.6, -0.6, -0.6, -0.6])
+    assert shaped_reward("f", "f") == pytest.approx(0.6) and shaped_reward("f a", "f b c)]") == pytest.approx(-0.1)
 
 
 # ---- the defects of the released code, one by one -------------------------------------------------------------------
 
 
 class Noted(ScriptedEngine):
-    """Keeps what it drew: (prompt, prefix, seed, whole answers of at most 12 tokens)."""
+    """Keeps what it drew: (prompt, prefix, whole answers of at most 12 tokens)."""
 
     def generate(self, *asked: Any, **named: Any) -> list[list[Generated]]:
-        found = super().generate(*asked, **named)
+        made = super().generate(*asked, **named)
         self.drawn = getattr(self, "drawn", [])
         call = self.calls[-1]
-        for prompt, prefix, seed, answers in zip(call.prompts, call.prefixes, call.seeds, found, strict=True):
-            whole = [(*encode(prefix), *one.token_ids)[:12] for one in answers]
-            self.drawn.append((prompt, prefix, seed, whole))
-        return found
-
-
-def noted(name: str) -> Iterator[tuple[Noted, list[Drawn]]]:
-    for seed in range(5):
-        engine = Noted(table=table, verdicts=verdicts)
-        yield engine, preset(name, max_new_tokens=12, settle=None).explore(engine, three_tasks(), str(seed))
+        for prompt, prefix, answers in zip(call.prompts, call.prefixes, made, strict=True):
+            self.drawn.append((prompt, prefix, [(*encode(prefix), *one.token_ids)[:12] for one in answers]))
+        return made
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_duplicate_root_expansion_no_node_is_expanded_twice_and_no_seed_is_used_twice(name: str) -> None:
-    """The release expands every root twice with one seed: a quarter of its requests."""
-    for engine, found in noted(name):
-        seeds = [seed for _, _, seed, _ in engine.drawn]
-        assert len(set(seeds)) == len(seeds) == sum(drawn.counts["requests"] for drawn in found)
-        for prompt in "xyz":
-            asked = [prefix for one, prefix, _, _ in engine.drawn if one == prompt]
-            assert asked.count("") == 1
-            if name == "mcts":
-                assert len(set(asked)) == len(asked), "without copies of children, no question is asked twice"
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_simulate_repeating_itself_every_completion_drawn_is_a_simulation_and_an_answer(name: str) -> None:
-    """In the release a simulation asks the same twice, joins the two, and drops 5 of 6 completions."""
-    for engine, found in noted(name):
-        for prompt, drawn in zip("xyz", found, strict=True):
-            made = [answer for one, _, _, answers in engine.drawn if one == prompt for answer in answers]
-            assert len(made) == drawn.counts["simulations"]
-            assert [tuple(answer.token_ids) for answer in drawn.answers] == list(dict.fromkeys(made))
-            assert drawn.counts["duplicates"] == len(made) - len(set(made))
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_truncated_targets_both_sides_of_a_pair_are_whole_answers(name: str) -> None:
-    """In the release each side ends behind a span, and the trainer adds the end of the turn there."""
-    for _, found in noted(name):
-        for drawn in found:
-            for answer in drawn.answers:
-                assert (answer.token_ids[-1] == STOP) == (answer.finish == "stop")
-                assert answer.finish == "stop" or len(answer.token_ids) == 12
-                assert STOP not in answer.token_ids[:-1]
-            assert {number for pair in drawn.siblings for number in (pair.chosen, pair.rejected)} <= set(
-                range(len(drawn.answers))
-            )
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_inserted_spaces_every_prefix_is_the_beginning_of_an_answer_the_policy_wrote(name: str) -> None:
-    """In the release spans are joined with spaces, and children continue a text that the policy never wrote."""
-    for engine, _ in noted(name):
-        written: dict[str, list[tuple[int, ...]]] = {prompt: [()] for prompt in "xyz"}
-        for prompt, prefix, _, answers in engine.drawn:
-            assert any(answer[: len(prefix)] == encode(prefix) for answer in written[prompt])
-            written[prompt] += answers
+def test_no_request_repeats_and_every_completion_is_an_answer_that_the_policy_wrote_whole(name: str) -> None:
+    """The release expands roots twice, drops 5 of 6 completions, joins spans with spaces, and ends pairs in mid-call."""
+    engine = Noted(table=table, verdicts=verdicts)
+    explored = preset(name, max_new_tokens=12, settle=None).explore(engine, three_tasks(), "s")
+    seeds = [seed for call in engine.calls for seed in call.seeds]
+    assert len(set(seeds)) == len(seeds) == sum(drawn.counts["requests"] for drawn in explored)
+    for prompt, drawn in zip("xyz", explored, strict=True):
+        written: list[tuple[int, ...]] = [()]
+        for _, prefix, answers in (request for request in engine.drawn if request[0] == prompt):
+            assert any(answer[: len(prefix)] == encode(prefix) for answer in written)
+            written += answers
+        assert len(written) - 1 == drawn.counts["simulations"]
+        assert [tuple(answer.token_ids) for answer in drawn.answers] == list(dict.fromkeys(written[1:]))
+        for answer in drawn.answers:
+            assert (answer.token_ids[-1] == STOP) == (answer.finish == "stop")
+            assert answer.finish == "stop" or len(answer.token_ids) == 12
 
 
 def test_sum_instead_of_mean_many_visits_do_not_make_a_child_better() -> None:
@@ -979,23 +691,16 @@ def test_sum_instead_of_mean_many_visits_do_not_make_a_child_better() -> None:
     script = {("?", ""): ["ax$", "bx$"], ("?", "b"): ["y$", "z$"]}
     values = {"ax": 0.5, "bx": 0.6, "by": 0.1, "bz": 0.1}
 
-    def root_pair(**changes: Any) -> tuple[str, str, int, int, int]:
+    def root_pair(**changes: Any) -> tuple[str, str, int, int]:
         sampler = preset(width=2, rounds=2, c=0.0, **changes)
         return pairs(sampler.explore(ScriptedEngine(script=script), [task(values)], "s")[0])[0]
 
-    assert root_pair() == ("ax$", "by$", 0, 1, 1)
-    assert root_pair(values="sum") == ("bx$", "ax$", 0, 1, 1)
-
-
-def test_spans_end_with_their_answers_even_with_an_empty_one() -> None:
-    """Which no engine gives: it draws one token at least."""
-    engine = ScriptedEngine(script={("?", ""): ["", "ab$"]})
-    (drawn,) = preset(width=2, rounds=1).explore(engine, [task({"": 1.0, "ab": 0.0})], "s")
-    assert pairs(drawn) == [("", "ab$", 0, 0, 1)]
+    assert root_pair() == ("ax$", "by$", 1, 1)
+    assert root_pair(values="sum") == ("bx$", "ax$", 1, 1)
 
 
 @pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("answer", ["$", " $", "  ", ""])
+@pytest.mark.parametrize("answer", ["$", " $", ""])
 def test_empty_text_is_no_division_by_zero(name: str, answer: str) -> None:
     """In the release one span without a word loses all pairs of its tree."""
     assert overlap("", "a b") == overlap("a", "") == overlap(" ", "a") == 0.0
@@ -1004,8 +709,8 @@ def test_empty_text_is_no_division_by_zero(name: str, answer: str) -> None:
     engine = ScriptedEngine(script=script, verdicts=lambda prompt: [float(prompt == "?!a(b=c"), 0, 0, 1e-6])
     one = task(lambda said: float(said == "a(b=c"), target=TARGET)
     (drawn,) = preset(name, width=2, rounds=1, min_chosen=-1.0).explore(engine, [one], "s")
-    ((chosen, rejected, start, chosen_end, rejected_end),) = pairs(drawn)
-    assert (chosen, rejected, start) == ("a(b=c$", answer, 0)
+    ((chosen, rejected, chosen_end, rejected_end),) = pairs(drawn)
+    assert (chosen, rejected) == ("a(b=c$", answer)
     assert chosen_end <= len(chosen) and rejected_end <= len(answer)
 
 
@@ -1026,14 +731,6 @@ def test_overlap_limit_removing_fine_grained_pairs_mcts_keeps_them() -> None:
     assert found("mcts", 22, overlap_limit=0.95) == 0
 
 
-@pytest.mark.parametrize(
-    ("left", "right", "share"),
-    [("a b c", "c d", 0.5), ("c d", "a b c", 0.5), ("a a a", "a b", 1.0), ("a", "b", 0.0), ("x= 1, y=", "x= 2,", 0.5)],
-)
-def test_overlap_is_a_share_of_the_words_of_the_poorer_side(left: str, right: str, share: float) -> None:
-    assert overlap(left, right) == share
-
-
 def test_overlap_of_a_pair_is_that_of_its_spans_and_not_of_the_whole_answers() -> None:
     """ "a " and "b " share no word; what comes after them is the same."""
     script = {("?", ""): ["a  q w e r t$", "b  q w e r t$"]}
@@ -1046,92 +743,28 @@ def test_overlap_of_a_pair_is_that_of_its_spans_and_not_of_the_whole_answers() -
     assert len(sampler.explore(ScriptedEngine(script=script), [one], "s")[0].siblings) == 1, "nor of what comes before"
 
 
-def test_no_dedup_copies_of_a_child_are_kept_by_the_released_preset_alone() -> None:
-    script = {("?", ""): ["f(a=1$", "f(a=1$", "f(a=2$"]}
-    trees = []
-    for name in PRESETS:
-        sampler = preset(name, rounds=1, value="target", fast_reward=False, cut="fragments", fragments=2)
-        (drawn,) = sampler.explore(ScriptedEngine(script=script), [task(lambda answer: 0.5)], "s")
-        assert (len(drawn.answers), drawn.counts["duplicates"]) == (2, 1)
-        trees.append([(row["text"], row["visits"]) for row in drawn.tree])
-    assert trees == [[("", 3), ("f(a=", 3)], [("", 3), ("f(a=", 1), ("f(a=", 1), ("f(a=", 1)]]
-
-
-def test_words_for_tokens_the_length_of_an_answer_is_counted_in_tokens() -> None:
-    """The release takes a fourth of the words for the count of tokens, and never stops in time."""
-    engine = ScriptedEngine(table=lambda prompt, text: {"a": 1.0})
-    (drawn,) = preset(max_new_tokens=7, depth=9, settle=None).explore(engine, [task()], "s")
-    assert texts(drawn) == ["aaaaaaa"]
-
-
 # ---- options --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_an_option_file_names_every_field(name: str) -> None:
-    assert set(options(name)) == {"_target_", *(field.name for field in fields(MCTS))}
-    assert options(name)["_target_"] == f"{MCTS.__module__}.{MCTS.__name__}"
-
-
-def test_the_class_has_the_values_of_the_option_file() -> None:
-    assert preset() == MCTS(max_new_tokens=40)
-
-
-def test_the_values_of_the_released_script() -> None:
-    for name in PRESETS:
-        sampler = preset(name)
-        assert (sampler.width, sampler.depth, sampler.rounds, sampler.c, sampler.temperature) == (3, 3, 5, 1.0, 1.5)
-        assert sampler.min_gap == 0.1
-    released = preset("mcts_as_released")
-    assert (released.fragments, released.repetition_penalty, released.min_chosen) == (2, 0.75, -0.3)
-    assert (released.overlap_limit, released.settle, released.distinct, released.fast_reward) == (
-        0.95,
-        None,
-        False,
-        True,
-    )
-    assert (released.selection, released.values, released.value, released.cut) == (
-        "released",
-        "sum",
-        "self",
-        "fragments",
-    )
-
-
 @pytest.mark.parametrize(
-    ("changes", "key"),
+    ("key", "value"),
     [
-        ({"width": 1}, "width"),
-        ({"depth": 0}, "depth"),
-        ({"rounds": 0}, "rounds"),
-        ({"fragments": 0}, "fragments"),
-        ({"leaves": 0}, "leaves"),
-        ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"c": -0.1}, "c"),
-        ({"c": math.nan}, "c"),
-        ({"c": math.inf}, "c"),
-        ({"temperature": 0.0}, "temperature"),
-        ({"temperature": math.nan}, "temperature"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty"),
-        ({"repetition_penalty": math.inf}, "repetition_penalty"),
-        ({"selection": "ucb"}, "selection"),
-        ({"values": "max"}, "values"),
-        ({"value": "judge"}, "value"),
-        ({"cut": "words"}, "cut"),
-        ({"settle": 0}, "settle"),
-        ({"min_gap": -0.1}, "min_gap"),
-        ({"min_gap": math.nan}, "min_gap"),
-        ({"min_chosen": math.nan}, "min_chosen"),
-        ({"overlap_limit": -0.1}, "overlap_limit"),
-        ({"overlap_limit": 1.1}, "overlap_limit"),
+        ("width", 1),
+        ("depth", 0),
+        ("leaves", 0),
+        ("c", math.inf),
+        ("temperature", 0.0),
+        ("repetition_penalty", math.inf),
+        ("selection", "ucb"),
+        ("values", "max"),
+        ("value", "judge"),
+        ("cut", "words"),
+        ("settle", 0),
+        ("min_gap", -0.1),
+        ("min_chosen", math.nan),
+        ("overlap_limit", 1.1),
     ],
 )
-def test_a_value_out_of_range_names_its_key_and_value(changes: dict[str, Any], key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^sampler\.{key}={changes[key]}: "):
-        preset(**changes)
-
-
-def test_values_at_the_ends_of_their_ranges_are_accepted() -> None:
-    edges = {"width": 2, "depth": 1, "rounds": 1, "fragments": 1, "leaves": 1, "max_new_tokens": 1, "settle": 1}
-    preset(**edges, c=0.0, min_gap=0.0, min_chosen=-5.0, overlap_limit=0.0)
-    preset(overlap_limit=1.0, settle=None)
+def test_a_value_out_of_range_names_its_key_and_value(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"^{key}='?{value}'?: "):
+        preset(**{key: value})

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import math
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.options import made
 from ttpa.errors import ConfigError
-from ttpa.explore.pairs import PairRule, make_pairs, pair_siblings
+from ttpa.explore.pairs import PairRule, make_pairs, pair_siblings, with_parting
+from ttpa.explore.sampler import SiblingPair
 from ttpa.records import Candidate, Pair, Sample, Score, ToolCall
 
-RELEASED = PairRule(
-    gold_below=0.8, require_exact_chosen=False, min_margin=0.0, rejected="all", max_pairs_per_sample=None
-)
+RELEASED: PairRule = made("pairs", "released")
 TARGET = ToolCall(name="f", arguments={"a": 0})
 SAMPLE = Sample(id="s", tools=(), messages=(), target=(TARGET,), source="test")
 GOLD = Candidate(sample_id="s", index=-1, text="gold", calls=(TARGET,))
 
 
-def made(index: int, a: Any, value: float, exact: bool = False) -> tuple[Candidate, Score]:
+def call(index: int, a: Any, value: float, exact: bool = False) -> tuple[Candidate, Score]:
     """A candidate calling f(a=...), with a given score."""
     call = ToolCall(name="f", arguments={"a": a})
     return Candidate(sample_id="s", index=index, text=f"f({a})", calls=(call,)), Score(value=value, exact=exact)
@@ -43,7 +44,7 @@ def rule(**changes: Any) -> PairRule:
 
 
 def test_below_the_gate_the_target_beats_every_candidate() -> None:
-    pairs = make_pairs(SAMPLE, [made(0, 1, 0.7), said(1, "no"), made(2, 2, 0.7)], GOLD, RELEASED)
+    pairs = make_pairs(SAMPLE, [call(0, 1, 0.7), said(1, "no"), call(2, 2, 0.7)], GOLD, RELEASED)
     assert indices(pairs) == [(-1, 0), (-1, 1), (-1, 2)]
     assert [pair.margin for pair in pairs] == pytest.approx([0.3, 1, 0.3])
     assert pairs[0].chosen_score.exact
@@ -51,7 +52,7 @@ def test_below_the_gate_the_target_beats_every_candidate() -> None:
 
 
 def test_above_the_gate_the_last_best_candidate_beats_the_worse() -> None:
-    scored = [made(0, 1, 0.9), made(1, 2, 0.5), made(2, 3, 0.9), said(3, "no"), said(4, "{", parsed=False)]
+    scored = [call(0, 1, 0.9), call(1, 2, 0.5), call(2, 3, 0.9), said(3, "no"), said(4, "{", parsed=False)]
     pairs = make_pairs(SAMPLE, scored, GOLD, RELEASED)
     assert indices(pairs) == [(2, 1), (2, 3), (2, 4)]
     assert pairs[0].provenance["chosen"] == "candidate"
@@ -60,23 +61,23 @@ def test_above_the_gate_the_last_best_candidate_beats_the_worse() -> None:
 
 
 def test_the_gate_is_open_at_its_own_value() -> None:
-    assert indices(make_pairs(SAMPLE, [made(0, 1, 0.8), made(1, 2, 0.1)], GOLD, RELEASED)) == [(0, 1)]
+    assert indices(make_pairs(SAMPLE, [call(0, 1, 0.8), call(1, 2, 0.1)], GOLD, RELEASED)) == [(0, 1)]
 
 
-@pytest.mark.parametrize("scored", [[], [made(0, 0, 1.0, True)], [made(0, 1, 0.9), made(1, 2, 0.9)]])
+@pytest.mark.parametrize("scored", [[], [call(0, 0, 1.0, True)], [call(0, 1, 0.9), call(1, 2, 0.9)]])
 def test_nothing_when_a_side_is_empty(scored: list[tuple[Candidate, Score]]) -> None:
     assert make_pairs(SAMPLE, scored, GOLD, RELEASED) == []
 
 
 def test_identical_answers_count_once() -> None:
     """Calls by value, with 1 and 1.0 equal and True apart; answers without a call by text."""
-    scored = [made(0, 1, 0.2), made(1, 1.0, 0.2), made(2, True, 0.2), said(3, "x"), said(4, "x"), said(5, "y")]
+    scored = [call(0, 1, 0.2), call(1, 1.0, 0.2), call(2, True, 0.2), said(3, "x"), said(4, "x"), said(5, "y")]
     scored.append(said(6, "x", parsed=False))
     assert indices(make_pairs(SAMPLE, scored, GOLD, RELEASED)) == [(-1, 0), (-1, 2), (-1, 3), (-1, 5)]
 
 
 def test_a_reply_without_a_call_is_rejected_even_when_it_scores_best() -> None:
-    pairs = make_pairs(SAMPLE, [said(0, "no", 0.9), made(1, 0, 0.9, True)], GOLD, RELEASED)
+    pairs = make_pairs(SAMPLE, [said(0, "no", 0.9), call(1, 0, 0.9, True)], GOLD, RELEASED)
     assert indices(pairs) == [(1, 0)]
     assert make_pairs(SAMPLE, [said(0, "no", 0.9), said(1, "?", 0.9)], GOLD, RELEASED) == []
 
@@ -84,7 +85,7 @@ def test_a_reply_without_a_call_is_rejected_even_when_it_scores_best() -> None:
 def test_a_sample_that_wants_text_prefers_the_reply_without_a_call() -> None:
     text = replace(SAMPLE, target=(), target_text="hello")
     gold = Candidate(sample_id="s", index=-1, text="hello", calls=())
-    scored = [said(0, "hi", 1.0), made(1, 1, 0.0), said(2, "hey", 1.0)]
+    scored = [said(0, "hi", 1.0), call(1, 1, 0.0), said(2, "hey", 1.0)]
     assert indices(make_pairs(text, scored, gold, RELEASED)) == [(2, 1)]
     assert indices(make_pairs(text, scored[1:2], gold, RELEASED)) == [(-1, 1)]
     assert indices(make_pairs(text, [said(0, "hello", 0.0), said(1, "bye", 0.0)], gold, RELEASED)) == [(-1, 1)]
@@ -92,7 +93,7 @@ def test_a_sample_that_wants_text_prefers_the_reply_without_a_call() -> None:
 
 def test_require_exact_chosen() -> None:
     strict = rule(require_exact_chosen=True)
-    near, far, right = made(0, 1, 0.9), made(1, 2, 0.1), made(2, 0, 1.0, True)
+    near, far, right = call(0, 1, 0.9), call(1, 2, 0.1), call(2, 0, 1.0, True)
     assert make_pairs(SAMPLE, [near, far], GOLD, strict) == []
     assert indices(make_pairs(SAMPLE, [near, far], GOLD, replace(strict, gold_below=1.0))) == [(-1, 0), (-1, 1)]
     assert indices(make_pairs(SAMPLE, [near, right, far], GOLD, strict)) == [(2, 0), (2, 1)]
@@ -102,19 +103,19 @@ def test_require_exact_chosen_never_rejects_an_exact_answer() -> None:
     """Replies in words that a judge tells apart: all are exact, since none has a call."""
     text = replace(SAMPLE, target=(), target_text="hello")
     gold = Candidate(sample_id="s", index=-1, text="hello", calls=())
-    scored = [said(0, "hi", 0.9), said(1, "hey", 0.5), said(2, "ho", 0.9), made(3, 1, 0.2)]
+    scored = [said(0, "hi", 0.9), said(1, "hey", 0.5), said(2, "ho", 0.9), call(3, 1, 0.2)]
     scored = [(item, replace(score, exact=not item.calls)) for item, score in scored]
     assert indices(make_pairs(text, scored, gold, rule(require_exact_chosen=True))) == [(2, 3)]
     assert indices(make_pairs(text, scored, gold, RELEASED)) == [(2, 1), (2, 3)]
 
 
 def test_gold_below_zero_never_uses_the_target() -> None:
-    assert make_pairs(SAMPLE, [made(0, 1, 0.0)], GOLD, rule(gold_below=0)) == []
-    assert indices(make_pairs(SAMPLE, [made(0, 1, 0.1), made(1, 2, 0.0)], GOLD, rule(gold_below=0))) == [(0, 1)]
+    assert make_pairs(SAMPLE, [call(0, 1, 0.0)], GOLD, rule(gold_below=0)) == []
+    assert indices(make_pairs(SAMPLE, [call(0, 1, 0.1), call(1, 2, 0.0)], GOLD, rule(gold_below=0))) == [(0, 1)]
 
 
 def test_margin_and_thinning() -> None:
-    scored = [made(0, 1, 0.2), made(1, 2, 0.7), made(2, 3, 0.7), made(3, 4, 0.5), made(4, 0, 1.0, True)]
+    scored = [call(0, 1, 0.2), call(1, 2, 0.7), call(2, 3, 0.7), call(3, 4, 0.5), call(4, 0, 1.0, True)]
 
     def chosen(**changes: Any) -> list[int]:
         return [index for _, index in indices(make_pairs(SAMPLE, scored, GOLD, rule(**changes)))]
@@ -134,7 +135,6 @@ def test_margin_and_thinning() -> None:
     [
         ("gold_below", 1.5),
         ("gold_below", float("nan")),
-        ("gold_below", True),
         ("min_margin", -0.1),
         ("require_exact_chosen", 1),
         ("rejected", "some"),
@@ -143,7 +143,7 @@ def test_margin_and_thinning() -> None:
     ],
 )
 def test_bad_configuration(key: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=f"^pairs.{key}={value}: "):
+    with pytest.raises(ConfigError, match=f"^{key}='?{value}'?: "):
         rule(**{key: value})
 
 
@@ -174,7 +174,7 @@ def candidates(draw: st.DrawFn) -> list[tuple[Candidate, Score]]:
     worth = draw(st.lists(SHAPES, max_size=7))
     value = dict(worth)
     return [
-        said(at, f"t{kind}", value[kind] * 0) if kind > 4 else made(at, kind + 1, value[kind])
+        said(at, f"t{kind}", value[kind] * 0) if kind > 4 else call(at, kind + 1, value[kind])
         for at, (kind, _) in enumerate(worth)
     ]
 
@@ -226,18 +226,22 @@ def test_what_holds_for_every_rule(
 
 # --- pairs of a search tree ------------------------------------------------------------------------------------------
 
-SIBLINGS = rule(between="siblings", gold_below=0.0)
+SIBLINGS: PairRule = made("pairs", "siblings")
+
+
+def pair(chosen: int, rejected: int, **provenance: Any) -> SiblingPair:
+    return SiblingPair(chosen=chosen, rejected=rejected, provenance=provenance)
 
 
 def of_tree(
     scored: list[tuple[Candidate, Score]], *siblings: tuple[int, int], options: PairRule = SIBLINGS
 ) -> list[tuple[int, int]]:
-    return indices(pair_siblings(SAMPLE, scored, [(left, right, {}) for left, right in siblings], options))
+    return indices(pair_siblings(SAMPLE, scored, [pair(left, right) for left, right in siblings], options))
 
 
 def test_siblings_are_paired_as_the_search_found_them() -> None:
     """In its order, whatever their scores; `gold_below` and `rejected` have no say."""
-    scored = [made(0, 1, 0.2), made(1, 2, 0.9), made(2, 0, 1.0, True), said(3, "no")]
+    scored = [call(0, 1, 0.2), call(1, 2, 0.9), call(2, 0, 1.0, True), said(3, "no")]
     found = [(1, 0), (2, 1), (0, 3), (0, 1)]
     for options in (SIBLINGS, rule(between="siblings"), rule(between="siblings", rejected="nearest", gold_below=1.0)):
         # The last has a margin below 0: by the search's values, which are of more than these two answers.
@@ -246,34 +250,33 @@ def test_siblings_are_paired_as_the_search_found_them() -> None:
 
 
 def test_a_pair_of_siblings_keeps_its_scores_and_what_the_search_knows() -> None:
-    scored = [made(0, 1, 0.25), made(1, 0, 1.0, True)]
-    info = {"search": {"visits": [3, 1]}, "spans": {"chosen": 4, "rejected": 5}}
-    (pair,) = pair_siblings(SAMPLE, scored, [(1, 0, info)], SIBLINGS)
-    assert (pair.sample_id, pair.chosen, pair.chosen_score) == ("s", *scored[1])
-    assert (pair.rejected, pair.rejected_score, pair.margin) == (*scored[0], 0.75)
-    assert pair.provenance["search"] == info["search"] and pair.provenance["spans"] == info["spans"]
-    assert pair.provenance["chosen"] == "candidate" and pair.provenance["rule"]["between"] == "siblings"
-    assert Pair.from_json(json.loads(json.dumps(pair.to_json()))) == pair
+    scored = [call(0, 1, 0.25), call(1, 0, 1.0, True)]
+    known = {"search": {"visits": [3, 1]}, "spans": {"chosen": 4, "rejected": 5}}
+    (made,) = pair_siblings(SAMPLE, scored, [pair(1, 0, **known)], SIBLINGS)
+    assert (made.sample_id, made.chosen, made.chosen_score) == ("s", *scored[1])
+    assert (made.rejected, made.rejected_score, made.margin) == (*scored[0], 0.75)
+    assert made.provenance == {**known, "chosen": "candidate", "rule": asdict(SIBLINGS)}
+    assert Pair.from_json(json.loads(json.dumps(made.to_json()))) == made
 
 
 def test_siblings_that_say_the_same_or_whose_chosen_answer_cannot_win_give_no_pair() -> None:
     brace = said(2, "{", 0.2, parsed=False)
-    scored = [made(0, 1, 0.5), made(1, 1.0, 0.5), brace, said(3, "no", 0.2), said(4, "no", 0.2), made(5, 2, 0.1)]
+    scored = [call(0, 1, 0.5), call(1, 1.0, 0.5), brace, said(3, "no", 0.2), said(4, "no", 0.2), call(5, 2, 0.1)]
     assert of_tree(scored, (0, 1), (2, 5), (3, 5), (3, 4)) == []
     assert of_tree(scored, (0, 2), (0, 3), (0, 5)) == [(0, 2), (0, 3), (0, 5)]
     text = replace(SAMPLE, target=(), target_text="hello")
-    assert indices(pair_siblings(text, scored, [(3, 5, {}), (3, 4, {}), (2, 3, {})], SIBLINGS)) == [(3, 5)]
+    assert indices(pair_siblings(text, scored, [pair(3, 5), pair(3, 4), pair(2, 3)], SIBLINGS)) == [(3, 5)]
 
 
 def test_siblings_found_at_several_nodes_are_one_pair() -> None:
     """The first, with what was known there; the other way round is another pair."""
-    scored = [made(0, 1, 0.5), made(1, 2, 0.5)]
-    pairs = pair_siblings(SAMPLE, scored, [(0, 1, {"search": 1}), (1, 0, {}), (0, 1, {"search": 2})], SIBLINGS)
+    scored = [call(0, 1, 0.5), call(1, 2, 0.5)]
+    pairs = pair_siblings(SAMPLE, scored, [pair(0, 1, search=1), pair(1, 0), pair(0, 1, search=2)], SIBLINGS)
     assert indices(pairs) == [(0, 1), (1, 0)] and pairs[0].provenance["search"] == 1
 
 
 def test_what_else_applies_to_siblings() -> None:
-    scored = [made(0, 0, 1.0, True), made(1, 1, 0.6), made(2, 2, 0.3), made(3, 0, 0.9, True), made(4, 3, 0.6)]
+    scored = [call(0, 0, 1.0, True), call(1, 1, 0.6), call(2, 2, 0.3), call(3, 0, 0.9, True), call(4, 3, 0.6)]
     found = [(0, 1), (0, 2), (1, 2), (1, 4), (0, 4)]
 
     def of(**changes: Any) -> list[tuple[int, int]]:
@@ -288,5 +291,26 @@ def test_what_else_applies_to_siblings() -> None:
     assert of_tree(scored, (0, 3), (3, 1), options=replace(SIBLINGS, require_exact_chosen=True)) == [(3, 1)]
     words = [(said(0, "a")[0], Score(value=1, exact=True)), (said(1, "b")[0], Score(value=0.5, exact=True))]
     text = replace(SAMPLE, target=(), target_text="a")
-    assert len(pair_siblings(text, words, [(0, 1, {})], SIBLINGS)) == 1
-    assert pair_siblings(text, words, [(0, 1, {})], replace(SIBLINGS, require_exact_chosen=True)) == []
+    assert len(pair_siblings(text, words, [pair(0, 1)], SIBLINGS)) == 1
+    assert pair_siblings(text, words, [pair(0, 1)], replace(SIBLINGS, require_exact_chosen=True)) == []
+
+
+# --- where a pair parts ----------------------------------------------------------------------------------------------
+
+
+def test_where_a_pair_parts_and_how_probable_its_tokens_are() -> None:
+    """Tokens 5 6 7 8 against 5 6 9: they part at 2; spans end at 3 and at the end of the answer."""
+    score = Score(value=0.0, exact=False)
+    logps = tuple(map(math.log, (0.5, 0.5, 0.25, 0.125)))
+    left = Candidate(sample_id="s", index=0, text="", token_ids=(5, 6, 7, 8), logps=logps)
+    right = Candidate(sample_id="s", index=1, text="", token_ids=(5, 6, 9), logps=logps[:3])
+    made = Pair(sample_id="s", chosen=left, rejected=right, chosen_score=score, rejected_score=score)
+    found = with_parting(made).provenance["parting"]
+    assert found["position"] == 2
+    assert found["chosen"] == {"token": 7, "probability": 0.25, "mean_span_logp": round(math.log(0.25 * 0.125) / 2, 6)}
+    assert found["rejected"] == {"token": 9, "probability": 0.25, "mean_span_logp": round(math.log(0.25), 6)}
+    spans = with_parting(replace(made, provenance={"spans": {"chosen": 3, "rejected": 3}})).provenance
+    assert spans["parting"]["chosen"]["mean_span_logp"] == round(math.log(0.25), 6) and "spans" in spans
+    # An answer that is the beginning of the other has no token there; unknown log-probs leave the token.
+    short = replace(made, rejected=replace(right, token_ids=(5, 6), logps=logps[:2]), chosen=replace(left, logps=()))
+    assert with_parting(short).provenance["parting"] == {"position": 2, "chosen": {"token": 7}, "rejected": None}

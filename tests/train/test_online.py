@@ -26,7 +26,7 @@ from torch import Tensor
 from tests.run.test_pipeline import SMALL, built, command, composed_here, rows, run_here, ttpa
 from ttpa.calls.six_errors import LABELS
 from ttpa.errors import ConfigError, DataError
-from ttpa.explore.scorers import ESM
+from ttpa.explore.scorers.esm import ESM
 from ttpa.records import Candidate, Sample, Score
 from ttpa.run import config, pipeline
 from ttpa.run.stages.online import _refresh, _steps, replay

@@ -1,56 +1,100 @@
-"""What a sampler receives and gives: tasks in, answers (and for a search, its tree) out.
+"""What a sampler is given and what it returns, and `sampler=group`: n independent samples, the baseline of the others.
 
-A sampler knows neither scorers nor tokenizers: a task brings functions over token ids.
+A sampler knows neither scorers nor tokenizers: its tasks read answers. The explore stage and online objectives call it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from ttpa.policy.engine import Engine, Generated, Ids
+from ttpa.calls.syntaxes import token_cuts
+from ttpa.options import Count, Positive, Share, option
+from ttpa.policy.engine import Engine, Generated, Ids, Sampling
+from ttpa.records import Candidate, Sample, Score
+
+if TYPE_CHECKING:
+    from ttpa.prompts import Renderer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One distinct answer to a sample: decoded once, scored once."""
+
+    candidate: Candidate
+    score: Score
+    renderer: Renderer
+
+    @property
+    def value(self) -> float:
+        """The score's value; 1 is the target itself."""
+        return self.score.value
+
+    @cached_property
+    def pieces(self) -> Sequence[str]:
+        """The text that each token adds."""
+        return self.renderer.pieces(self.candidate.token_ids)
+
+    @cached_property
+    def cuts(self) -> Sequence[int]:
+        """Where a part of a call ends: ascending counts of tokens."""
+        return token_cuts(self.pieces, self.renderer.syntax)
+
+
+@dataclass(kw_only=True)
 class Task:
-    """One sample to explore.
+    """One sample to explore, and how answers to it are read.
 
     Args:
-        sample_id: Names its random numbers.
+        name: Names its random numbers.
+        sample: The sample.
         prompt: Token ids.
-        value: What a whole answer is worth, in [0, 1]; 1 is the target itself.
-        cuts: Where a whole or partial answer may be cut, as ascending counts of tokens (the parts of a call end there).
-        judge: Prompt that asks the policy to judge an answer by one letter; None where nothing asks.
-        letters: Token ids of the four letters, best first.
-        text: The answer as text.
-        target: The target as text.
+        renderer: Decodes answers.
+        score: Scores a candidate; a search needs values in [0, 1].
     """
 
-    sample_id: str
+    name: str
+    sample: Sample
     prompt: Ids
-    value: Callable[[Ids], float]
-    cuts: Callable[[Ids], Sequence[int]]
-    judge: Callable[[Ids], Ids] | None = None
-    letters: tuple[int, int, int, int] | None = None
-    text: Callable[[Ids], str] = lambda ids: ""
-    target: str = ""
+    renderer: Renderer
+    score: Callable[[Sample, Candidate], Score]
+    _answers: dict[tuple[int, ...], Answer] = field(default_factory=dict, init=False, repr=False)
+
+    def read(self, ids: Ids) -> Answer:
+        """The answer of these tokens. Equal tokens give the same object."""
+        key = tuple(ids)
+        if key not in self._answers:
+            candidate = self.renderer.candidate(self.sample, 0, key)
+            score = self.score(self.sample, candidate)
+            self._answers[key] = Answer(candidate=candidate, score=score, renderer=self.renderer)
+        return self._answers[key]
+
+    def judge_prompt(self, answer: Answer) -> Ids:
+        """A prompt that asks the policy to grade an answer with one of `letters`."""
+        return self.renderer.judge_prompt(self.sample, answer.candidate.text)
+
+    @cached_property
+    def letters(self) -> Ids | None:
+        """Token ids of the four grades, best first; None where one of them is more than one token."""
+        return self.renderer.letters()
+
+    @cached_property
+    def target_text(self) -> str:
+        """The target as the policy should write it."""
+        return self.renderer.answer_texts([self.sample])[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sibling:
-    """Two answers that part at a node of a search tree.
-
-    `chosen` and `rejected` are numbers of answers; `start` is the token at which they part, `chosen_end` and
-    `rejected_end` where the two spans end; `info` has values, visits and priors.
+class SiblingPair:
+    """Two answers (by number) that part at a node of a search tree, and what a pair of them keeps in its provenance:
+    `search` (values, visits, level) and `spans` (the token at which each side's span ends).
     """
 
     chosen: int
     rejected: int
-    start: int
-    chosen_end: int
-    rejected_end: int
-    info: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,15 +102,18 @@ class Drawn:
     """What exploring one sample gave: whole answers, pairs of siblings, the search tree as JSON, and counts."""
 
     answers: list[Generated]
-    siblings: list[Sibling] = field(default_factory=list)
+    siblings: list[SiblingPair] = field(default_factory=list)
     tree: Any = None
     counts: dict[str, int] = field(default_factory=dict)
 
 
 class Sampler(Protocol):
-    """Draws answers. `n`: answers a sample (a request, for a search); `wave_share`: rows of a wave a sample takes;
-    `policy_temperature`: at which answers are independent draws from the policy, None where they are not.
+    """Draws answers. `n`: answers of one request; `wave_share`: rows of a wave that a sample takes;
+    `policy_temperature`: the temperature at which answers are independent draws from the policy, None where they are
+    not.
     """
+
+    grows_trees: ClassVar[bool]
 
     @property
     def n(self) -> int: ...
@@ -75,9 +122,46 @@ class Sampler(Protocol):
     @property
     def wave_share(self) -> int: ...
     @property
-    def grows_trees(self) -> bool: ...
-    @property
     def policy_temperature(self) -> float | None: ...
 
     def explore(self, engine: Engine, tasks: Sequence[Task], seed: str) -> list[Drawn]:
-        """Explores a wave of samples; one result a task, in order, independent of the wave's other tasks."""
+        """Explores a wave of samples; one result a task, in order."""
+
+
+@option
+class GroupSampler:
+    """n independent samples by temperature and nucleus (1904.09751).
+
+    Args:
+        n: Answers a sample.
+        max_new_tokens: Longest answer, in tokens.
+        temperature: Divides the logits.
+        top_p: Draws from the smallest set of most probable tokens whose mass reaches top_p.
+    """
+
+    grows_trees: ClassVar[bool] = False
+
+    n: Count
+    max_new_tokens: Count
+    temperature: Positive
+    top_p: Share
+
+    @property
+    def wave_share(self) -> int:
+        return self.n
+
+    @property
+    def policy_temperature(self) -> float | None:
+        return self.temperature if self.top_p == 1 else None
+
+    def explore(self, engine: Engine, tasks: Sequence[Task], seed: str) -> list[Drawn]:
+        """See `Sampler.explore`."""
+        sampling = Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p)
+        return draw_independently(engine, tasks, self.n, seed, sampling)
+
+
+def draw_independently(engine: Engine, tasks: Sequence[Task], n: int, seed: str, sampling: Sampling) -> list[Drawn]:
+    """n answers a task, all in one request."""
+    seeds = [f"{seed}\x1f{task.name}" for task in tasks]
+    answers = engine.generate([task.prompt for task in tasks], n, sampling, seeds)
+    return [Drawn(answers=drawn) for drawn in answers]

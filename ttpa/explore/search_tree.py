@@ -1,12 +1,11 @@
-"""Nodes of a search tree over token spans, how one is selected, and the small functions that value a span or an answer.
+"""Nodes of a search tree over token spans, how one is selected, and small functions that value a span or an answer.
 
 Pure: no engine, no task, no randomness. iTool (2501.09766) selects, from the root down, the child that maximises
 
-    puct:      Q(s, a) + c * p(a|s) * sqrt(N(s)) / (1 + N(s, a))                    the paper
+    puct:      Q(s, a) + c * p(a|s) * sqrt(N(s)) / (1 + N(s, a))                      the paper
     released:  W(s, a) / (N(s, a) + 1) + c * p(a|s) * sqrt(ln N(s) / (N(s, a) + 1))   its code
 
-with visits N, sum of values W, Q = W / N and prior p = exp(mean log-prob of the span's tokens). `ttpa.explore.mcts`
-grows the trees.
+with visits N, sum of values W, Q = W / N and prior p = exp(mean log-prob of the span's tokens).
 """
 
 from __future__ import annotations
@@ -14,19 +13,18 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-
-from ttpa.policy.engine import Ids
+from itertools import accumulate
 
 SEPARATORS = re.compile(r"\. |, |=|\(")
-"""Behind these the released code cuts an answer's text into fragments."""
+"""The released code cuts an answer's text behind these."""
 LETTER_WORTH = (1.0, 0.1, -1.0, -2.0)
-"""What the answers A, B, C and D of self-evaluation are worth, before the division by 4."""
+"""What the grades A, B, C and D are worth, before the division by 4."""
 
 
-@dataclass(slots=True, eq=False)
-class Node:
+@dataclass(slots=True, eq=False, kw_only=True)
+class SearchNode:
     """A span of tokens of an answer, with what simulations through it have shown.
 
     Args:
@@ -35,9 +33,14 @@ class Node:
         ids: Tokens of the answer from its beginning to the end of this span.
         logps: Their log-probs.
         terminal: Whether the answer ends here.
+        visits: Simulations that went through this node.
+        total: Sum of their values.
+        pending: Simulations whose values are not known yet. They count as visits of value 0 (virtual loss).
+        expansions: Requests made from this node.
+        answers: Numbers of the answers that simulations through this node gave.
     """
 
-    parent: Node | None = None
+    parent: SearchNode | None = None
     index: int = 0
     ids: tuple[int, ...] = ()
     logps: tuple[float, ...] = ()
@@ -48,13 +51,13 @@ class Node:
     expansions: int = 0
     depth: int = field(init=False)
     prior: float = field(init=False)
-    children: list[Node] = field(init=False, default_factory=list)
+    children: list[SearchNode] = field(init=False, default_factory=list)
     answers: list[int] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.depth = 0 if self.parent is None else self.parent.depth + 1
         span = self.logps[self.start :]
-        # Log-probs of decoding may differ in their last bits from batch to batch; selection must not see that.
+        # Rounded: log-probs may differ in their last bits from batch to batch, and selection must not see that.
         self.prior = round(math.exp(sum(span) / len(span)), 4) if span else 1.0
 
     @property
@@ -65,50 +68,48 @@ class Node:
     @property
     def name(self) -> str:
         """The way from the root, as numbers of children: "0.2" is the third child of the first."""
-        return ".".join(str(node.index) for node in reversed(list(self.line())) if node.parent is not None)
+        return ".".join(str(node.index) for node in reversed(list(self.upwards())) if node.parent is not None)
 
     @property
     def tries(self) -> int:
-        """Visits, and simulations whose values are not in yet."""
+        """Visits, and simulations in flight."""
         return self.visits + self.pending
-
-    def line(self) -> Iterator[Node]:
-        """This node, then all above it."""
-        node: Node | None = self
-        while node is not None:
-            yield node
-            node = node.parent
-
-    def below(self) -> Iterator[Node]:
-        """This node and all below it, parents before children."""
-        yield self
-        for child in self.children:
-            yield from child.below()
-
-    def hold(self, count: int) -> None:
-        """Virtual loss: for each leaf being simulated (+1, and -1 once it is), this node and all above it count one
-        more visit, of value 0.
-        """
-        for node in self.line():
-            node.pending += count
-
-    def visit(self, value: float, answer: int) -> None:
-        """A simulation through this node gave an answer of some value; all nodes above it learn that too."""
-        for node in self.line():
-            node.visits += 1
-            node.total += value
-            if answer not in node.answers:
-                node.answers.append(answer)
 
     @property
     def open(self) -> bool:
         """Whether a leaf that is not being simulated can be reached."""
         return any(child.open for child in self.children) if self.children else not self.pending
 
+    def upwards(self) -> Iterator[SearchNode]:
+        """This node, then all above it."""
+        node: SearchNode | None = self
+        while node is not None:
+            yield node
+            node = node.parent
+
+    def downwards(self) -> Iterator[SearchNode]:
+        """This node and all below it, parents before children."""
+        yield self
+        for child in self.children:
+            yield from child.downwards()
+
+    def hold(self, count: int) -> None:
+        """Adds simulations in flight (or takes them away) here and above."""
+        for node in self.upwards():
+            node.pending += count
+
+    def visit(self, value: float, answer: int) -> None:
+        """Counts a simulation that gave this answer, here and above."""
+        for node in self.upwards():
+            node.visits += 1
+            node.total += value
+            if answer not in node.answers:
+                node.answers.append(answer)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which nodes are good, and which is to be looked at next.
+    """Which nodes are good, and which is to be looked at next. Scores are rounded to 9 digits, so ties are ties.
 
     Args:
         formula: "puct" or "released"; see the module.
@@ -120,32 +121,29 @@ class Selection:
     values: str
     c: float
 
-    def worth(self, node: Node) -> float:
+    def worth(self, node: SearchNode) -> float:
         """Q of a node; 0 before any simulation."""
-        total = node.total if self.values == "sum" else node.total / max(1, node.tries)
-        return round(total, 9)
+        return round(node.total if self.values == "sum" else node.total / max(1, node.tries), 9)
 
-    def score(self, child: Node) -> float:
+    def score(self, child: SearchNode) -> float:
         """What selection maximises over siblings."""
         assert child.parent is not None
         above, here = child.parent.tries, child.tries
         if self.formula == "released":
             # ln N is not defined before the parent's first visit; 0 as at its first.
-            exploring = child.prior * math.sqrt(math.log(max(1, above)) / (here + 1))
-            found = child.total / (here + 1) + self.c * exploring
-        else:
-            found = self.worth(child) + self.c * child.prior * math.sqrt(above) / (1 + here)
-        return round(found, 9)
+            exploration = child.prior * math.sqrt(math.log(max(1, above)) / (here + 1))
+            return round(child.total / (here + 1) + self.c * exploration, 9)
+        return round(self.worth(child) + self.c * child.prior * math.sqrt(above) / (1 + here), 9)
 
-    def best(self, nodes: Sequence[Node]) -> Node:
+    def best(self, nodes: Sequence[SearchNode]) -> SearchNode:
         """The node of greatest worth, the first of several."""
         return max(nodes, key=self.worth)
 
-    def worst(self, nodes: Sequence[Node]) -> Node:
+    def worst(self, nodes: Sequence[SearchNode]) -> SearchNode:
         """The node of least worth, the first of several."""
         return min(nodes, key=self.worth)
 
-    def leaf(self, root: Node) -> Node | None:
+    def leaf(self, root: SearchNode) -> SearchNode | None:
         """The leaf to look at next, ties to the first child; None while all leaves are being simulated."""
         if not root.open:
             return None
@@ -155,34 +153,23 @@ class Selection:
         return node
 
 
-def parting(left: Ids, right: Ids) -> int:
-    """The number of leading tokens that two answers share.
-
-    Example:
-        >>> parting([5, 6, 7], [5, 6, 8, 9])
-        2
-    """
-    return next((at for at, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
-
-
-def text_cuts(ids: Ids, text: Callable[[Ids], str], start: int = 0) -> Iterator[int]:
+def text_cuts(pieces: Sequence[str]) -> Iterator[int]:
     """Where the released code would cut an answer, moved to the ends of tokens.
 
     Args:
-        ids: The answer.
-        text: Its text, or that of its beginning.
-        start: Cuts up to here are left out.
+        pieces: The text that each token adds.
 
     Yields:
-        For each separator in the text, the fewest tokens that hold it to its end; ascending, each once.
+        Ascending counts of tokens, each once: the fewest tokens that hold a separator to its end.
+
+    Example:
+        >>> list(text_cuts(["[f(", "a=", "1,", " b", "=2)", "]"]))
+        [1, 2, 4, 5]
     """
-    before, last = len(text(ids[:start])), start
-    for match in SEPARATORS.finditer(text(ids)):
-        if match.end() <= before:
-            continue
-        # Texts of beginnings grow with them, so a few of them are enough to find the place.
-        cut = bisect_left(range(len(ids)), match.end(), key=lambda count: len(text(ids[:count])))
-        if last < cut < len(ids):
+    ends, last = list(accumulate(map(len, pieces))), 0
+    for match in SEPARATORS.finditer("".join(pieces)):
+        cut = bisect_left(ends, match.end()) + 1
+        if last < cut < len(pieces):
             yield cut
             last = cut
 
@@ -207,12 +194,12 @@ def shaped_reward(span: str, target: str) -> float:
 
 
 def self_evaluation(letter_logps: Sequence[float]) -> float:
-    """What a policy's verdict is worth: `(1.0 P(A) + 0.1 P(B) - 1.0 P(C) - 2.0 P(D)) / 4`, in [-0.5, 0.25].
+    """What a policy's grade is worth: `(1.0 P(A) + 0.1 P(B) - 1.0 P(C) - 2.0 P(D)) / 4`, in [-0.5, 0.25].
 
     Args:
-        letter_logps: Log-probs of the tokens A, B, C and D, in this order; what other tokens got is shared out.
+        letter_logps: Log-probs of the tokens A, B, C and D; their probabilities are renormalised to 1.
     """
     top = max(letter_logps)
     weights = [math.exp(logp - top) for logp in letter_logps]
-    found = sum(p * worth for p, worth in zip(weights, LETTER_WORTH, strict=True)) / sum(weights) / 4
-    return round(found, 4)  # for the reason why priors are rounded
+    grade = sum(p * worth for p, worth in zip(weights, LETTER_WORTH, strict=True)) / sum(weights) / 4
+    return round(grade, 4)  # for the reason why priors are rounded

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from ttpa.errors import ConfigError
-from ttpa.explore.scorers import ASTMatch, Scorer
+from tests.options import made
 from ttpa.records import Candidate, Sample, ToolCall
+
+STRICT, PARTIAL = made("scorer", "ast"), made("scorer", "ast_partial")
 
 
 def call(name: str, /, **arguments: Any) -> ToolCall:
@@ -28,11 +27,6 @@ def answer(*calls: ToolCall, parsed: bool = True) -> Candidate:
 ONE, TWO = call("f", a=1, b="x"), call("g", c=[1, 2])
 
 
-def test_it_is_a_scorer() -> None:
-    assert isinstance(ASTMatch(), Scorer)
-
-
-@pytest.mark.parametrize("partial", [False, True])
 @pytest.mark.parametrize(
     ("target", "candidate", "strict", "share"),
     [
@@ -53,39 +47,14 @@ def test_it_is_a_scorer() -> None:
         ((), answer(parsed=False), 0, 0),
     ],
 )
-def test_hand_worked(
-    target: tuple[ToolCall, ...], candidate: Candidate, strict: float, share: float, partial: bool
-) -> None:
-    score = ASTMatch(partial=partial)(sample(*target), candidate)
-    assert score.value == pytest.approx(share if partial else strict)
-    assert score.exact == bool(strict)
+def test_hand_worked(target: tuple[ToolCall, ...], candidate: Candidate, strict: float, share: float) -> None:
+    assert STRICT(sample(*target), candidate).value == strict
+    score = PARTIAL(sample(*target), candidate)
+    assert score.value == pytest.approx(share) and score.exact == bool(strict)
 
 
 def test_the_cap_keeps_an_almost_right_answer_below_an_exact_one() -> None:
-    """99 of 100 calls and one surplus argument in a thousand: 1 - 0.7 / 1001 would round to the exact answer's 1."""
+    """One surplus argument in a thousand: 1 - 0.7 / 1001 would round to the exact answer's 1."""
     gold = ToolCall(name="f", arguments={f"k{at}": at for at in range(1000)})
-    made = ToolCall(name="f", arguments={**gold.arguments, "extra": 1})
-    assert ASTMatch(partial=True)(sample(gold), answer(made)).value == 0.99
-
-
-def test_bad_configuration() -> None:
-    with pytest.raises(ConfigError, match="^scorer.partial=0.5"):
-        ASTMatch(partial=0.5)  # type: ignore[arg-type]
-
-
-CALLS = st.builds(
-    lambda name, arguments: ToolCall(name=name, arguments=arguments),
-    st.sampled_from(["f", "g"]),
-    st.dictionaries(
-        st.sampled_from(["a", "b"]), st.one_of(st.integers(0, 1), st.booleans(), st.text(max_size=1)), max_size=2
-    ),
-)
-
-
-@given(gold=st.lists(CALLS, max_size=3), made=st.none() | st.lists(CALLS, max_size=3))
-@settings(max_examples=200, deadline=None)
-def test_one_if_and_only_if_exact(gold: list[ToolCall], made: list[ToolCall] | None) -> None:
-    candidate = answer(parsed=False) if made is None else answer(*made)
-    strict, partial = (ASTMatch(partial=flag)(sample(*gold), candidate) for flag in (False, True))
-    assert (strict.value == 1) == strict.exact == partial.exact == (partial.value == 1)
-    assert 0 <= partial.value <= 1 and strict.value in (0, 1)
+    candidate = answer(ToolCall(name="f", arguments={**gold.arguments, "extra": 1}))
+    assert PARTIAL(sample(gold), candidate).value == 0.99

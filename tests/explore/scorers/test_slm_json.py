@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
+from tests.options import made as option
 from ttpa.calls.syntaxes import SYNTAXES, ParseError, get_syntax
 from ttpa.errors import ConfigError
-from ttpa.explore.scorers import Reward, Scorer, SLMJson
-from ttpa.explore.scorers.slm_json import bare_calls
+from ttpa.explore.scorers.slm_json import SLMJson, bare_calls
 from ttpa.records import Candidate, Sample, ToolCall
+
+
+def scorer(**changes: Any) -> SLMJson:
+    return option("scorer", "slm_json", **{"syntax": "json", **changes})
 
 
 def call(name: str, /, **arguments: Any) -> ToolCall:
@@ -34,11 +38,6 @@ def written(*calls: ToolCall, syntax: str = "json") -> str:
 
 
 ONE, TWO, BARE = call("f", a=1, b="x"), call("g", c=[1, 2], d=None), call("now")
-
-
-def test_it_is_a_scorer_within_0_and_1() -> None:
-    assert isinstance(SLMJson(), Scorer)
-    assert not isinstance(SLMJson(), Reward)
 
 
 @pytest.mark.parametrize(
@@ -69,13 +68,13 @@ def test_it_is_a_scorer_within_0_and_1() -> None:
     ],
 )
 def test_hand_worked(target: tuple[ToolCall, ...], made: tuple[ToolCall, ...], value: float) -> None:
-    score = SLMJson()(sample(*target), answer(written(*made)))
+    score = scorer()(sample(*target), answer(written(*made)))
     assert score.value == pytest.approx(value, abs=1e-12)
     assert score.exact == (value == 1)
 
 
 def test_detail_holds_the_scaled_shares() -> None:
-    score = SLMJson()(sample(ONE), answer(written(ONE, ONE)))
+    score = scorer()(sample(ONE), answer(written(ONE, ONE)))
     assert score.detail == {"json": 1, "name": 0.5, "arguments": 0.5}
     assert score.explanation == "2 calls made, 1 expected"
 
@@ -111,7 +110,7 @@ GOOD = written(ONE)
     ids=lambda text: str(text)[:20],
 )
 def test_text_outside_the_json_is_worth_nothing(text: str, value: float) -> None:
-    assert SLMJson()(sample(ONE), answer(text)).value == value
+    assert scorer()(sample(ONE), answer(text)).value == value
 
 
 @pytest.mark.parametrize(
@@ -129,25 +128,25 @@ def test_text_outside_the_json_is_worth_nothing(text: str, value: float) -> None
     ],
 )
 def test_a_target_without_a_call(target_text: str | None, text: str, value: float) -> None:
-    score = SLMJson()(sample(text=target_text), answer(text))
+    score = scorer()(sample(text=target_text), answer(text))
     assert score.value == value
     assert score.exact == (value == 1 or text == "")
 
 
 @pytest.mark.parametrize("name", SYNTAXES)
-@pytest.mark.parametrize("option", ["its own", "any"])
-def test_every_syntax_is_held_to_the_same_rule(name: str, option: str) -> None:
-    scorer = SLMJson(syntax=name if option == "its own" else "any")
+@pytest.mark.parametrize("form", ["its own", "any"])
+def test_every_syntax_is_held_to_the_same_rule(name: str, form: str) -> None:
+    read = scorer(syntax=name if form == "its own" else "any")
     gold, text = sample(ONE, TWO), written(ONE, TWO, syntax=name)
-    assert scorer(gold, answer(text, name)).value == 1
-    assert scorer(gold, answer(f"\n{text} ", name)).value == 1
+    assert read(gold, answer(text, name)).value == 1
+    assert read(gold, answer(f"\n{text} ", name)).value == 1
     for spoilt in (f"Sure: {text}", f"{text} There.", f"```\n{text}\n```", f"{text}{text[:-1]}"):
-        assert scorer(gold, answer(spoilt, name)).value == 0, spoilt
+        assert read(gold, answer(spoilt, name)).value == 0, spoilt
 
 
 def test_text_between_hermes_blocks_is_text_around() -> None:
     text = written(ONE, syntax="hermes") + "\nand\n" + written(TWO, syntax="hermes")
-    score = SLMJson(syntax="hermes")(sample(ONE, TWO), answer(text, "hermes"))
+    score = scorer(syntax="hermes")(sample(ONE, TWO), answer(text, "hermes"))
     assert (score.value, score.exact) == (0, True)
     assert score.explanation == "the text is not calls alone; calls equal the target"
     inside = call("f", a="<tool_call> and </tool_call>")
@@ -156,28 +155,25 @@ def test_text_between_hermes_blocks_is_text_around() -> None:
 
 def test_any_reads_what_was_parsed_when_the_candidate_was_made() -> None:
     text = written(ONE, syntax="python")
-    assert SLMJson(syntax="any")(sample(ONE), answer(text, "python")).value == 1
-    assert SLMJson()(sample(ONE), answer(text, "python")).value == 0
+    assert scorer(syntax="any")(sample(ONE), answer(text, "python")).value == 1
+    assert scorer()(sample(ONE), answer(text, "python")).value == 0
     unread = Candidate(sample_id="s", index=0, text=text)
-    assert SLMJson(syntax="any")(sample(ONE), unread).value == 0
+    assert scorer(syntax="any")(sample(ONE), unread).value == 0
 
 
 def test_arguments_that_are_no_object_are_invalid() -> None:
     junk: Any = "{"
     made = Candidate(sample_id="s", index=0, text=GOOD, calls=(ToolCall(name="f", arguments=junk),))
-    assert SLMJson(syntax="any")(sample(ONE), made).value == 0
+    assert scorer(syntax="any")(sample(ONE), made).value == 0
 
 
-def test_without_the_scale_surplus_calls_cost_nothing() -> None:
-    score = SLMJson(scale_extra=False)(sample(ONE), answer(written(ONE, ONE, TWO)))
+def test_weights_and_scale() -> None:
+    score = scorer(scale_extra=False)(sample(ONE), answer(written(ONE, ONE, TWO)))
     assert (score.value, score.exact) == (1, False)
-
-
-def test_weights() -> None:
-    flat = SLMJson(w_json=1, w_name=0, w_args=0)
+    flat = scorer(w_json=1, w_name=0, w_args=0)
     assert flat(sample(ONE), answer(written(TWO))).value == 1
     assert flat(sample(ONE), answer("words")).value == 0
-    odd = SLMJson(w_json=0.1, w_name=0.2, w_args=0.7)
+    odd = scorer(w_json=0.1, w_name=0.2, w_args=0.7)
     assert odd(sample(ONE), answer(GOOD)).value == pytest.approx(1)
     assert odd(sample(ONE), answer(GOOD)).value <= 1
 
@@ -185,17 +181,17 @@ def test_weights() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"w_json": -0.1}, "scorer.w_json=-0.1"),
-        ({"w_name": float("nan")}, "scorer.w_name=nan"),
-        ({"w_args": True}, "scorer.w_args=True"),
-        ({"w_args": "0.5"}, "scorer.w_args=0.5: must be a number"),
+        ({"w_json": -0.1}, "w_json=-0.1"),
+        ({"w_name": float("nan")}, "w_name=nan"),
+        ({"w_args": True}, "w_args=True"),
+        ({"w_args": "0.5"}, "w_args=.0.5.: should be a valid number"),
         ({"w_args": 0.6}, "at most 1"),
         ({"w_json": 0, "w_name": 0, "w_args": 0}, "more than 0"),
-        ({"scale_extra": 1}, "scorer.scale_extra=1"),
-        ({"syntax": "xml"}, "scorer.syntax=xml: no such call syntax. Use any or one of hermes"),
-        ({"syntax": None}, "scorer.syntax=None"),
+        ({"scale_extra": 1}, "scale_extra=1"),
+        ({"syntax": "xml"}, "syntax=xml: no such call syntax. Use any or one of hermes"),
+        ({"syntax": None}, "syntax=None"),
     ],
 )
 def test_bad_configuration(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        SLMJson(**options)
+        scorer(**options)

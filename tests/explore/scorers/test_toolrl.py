@@ -10,10 +10,16 @@ from typing import Any
 
 import pytest
 
+from tests.options import made as option
 from ttpa.calls.syntaxes import ParseError, get_syntax
 from ttpa.errors import ConfigError
-from ttpa.explore.scorers import Reward, Scorer, ToolRL, bounds_of
+from ttpa.explore.scorers.toolrl import ToolRL
 from ttpa.records import Candidate, Sample, ToolCall
+
+
+def toolrl(**changes: Any) -> ToolRL:
+    """The released run, unless changed."""
+    return option("scorer", "toolrl_as_released", **{"syntax": "any", **changes})
 
 
 def call(name: str, /, **arguments: Any) -> ToolCall:
@@ -46,11 +52,6 @@ RIGHT = block(lines(GOLD))
 REPLY = "<think>Let me see.</think>\n<response>It is done.</response>"
 
 
-def test_it_is_a_reward() -> None:
-    assert isinstance(ToolRL(), Scorer)
-    assert isinstance(ToolRL(), Reward)
-
-
 @pytest.mark.parametrize(
     ("target", "text", "total", "well_formed", "correct"),
     [
@@ -75,7 +76,7 @@ def test_it_is_a_reward() -> None:
 def test_the_numbers_of_the_released_code(
     target: Sample, text: str, total: float, well_formed: float, correct: float
 ) -> None:
-    score = ToolRL()(target, answer(text))
+    score = toolrl()(target, answer(text))
     assert (score.value, score.detail["format"], score.detail["correct"]) == (total, well_formed, correct)
 
 
@@ -102,7 +103,7 @@ def test_the_numbers_of_the_released_code(
     ],
 )
 def test_the_form_of_the_text_is_that_of_the_target(target: Sample, text: str, well_formed: bool) -> None:
-    assert ToolRL()(target, answer(text)).detail["format"] == well_formed
+    assert toolrl()(target, answer(text)).detail["format"] == well_formed
 
 
 @pytest.mark.parametrize(
@@ -136,34 +137,34 @@ def test_the_form_of_the_text_is_that_of_the_target(target: Sample, text: str, w
 )
 @pytest.mark.parametrize("similarity", ["finegrained", "coarse"])
 def test_calls_that_cannot_be_read_are_at_the_floor(body: str, similarity: Any) -> None:
-    score = ToolRL(similarity=similarity)(sample(GOLD), answer(block(body)))
+    score = toolrl(similarity=similarity)(sample(GOLD), answer(block(body)))
     assert (score.detail["correct"], score.exact) == (-3, False)
     assert not any(score.detail[key] for key in ("name", "param", "value", "call") if key in score.detail)
 
 
 def test_a_surrogate_on_its_own_is_a_wrong_value() -> None:
     text = '{"name": "A", "parameters": {"x": 1, "y": "\\ud800"}}'
-    score = ToolRL()(sample(GOLD), answer(block(text)))
+    score = toolrl()(sample(GOLD), answer(block(text)))
     assert score.value == 2.5
     score.explanation.encode()
 
 
 def test_a_tag_without_the_other_is_unreadable_and_none_is_no_call() -> None:
     for text in ("<tool_call>", "</tool_call>"):
-        assert not ToolRL()(sample(text="Done."), answer(text)).exact
-    assert ToolRL()(sample(text="Done."), answer("Done.")).exact
+        assert not toolrl()(sample(text="Done."), answer(text)).exact
+    assert toolrl()(sample(text="Done."), answer("Done.")).exact
 
 
 def test_detail() -> None:
-    score = ToolRL()(sample(GOLD, call("B")), made(call("A", x=1, z=0), call("C")))
+    score = toolrl()(sample(GOLD, call("B")), made(call("A", x=1, z=0), call("C")))
     # S = 1/3 + (1/3 + 1), S_max = 1 + (1 + 2) + 1
     assert score.detail == pytest.approx(
         {"format": 1, "correct": 6 * (5 / 3) / 5 - 3, "name": 1 / 3, "param": 1 / 6, "value": 1 / 2}
     )
-    assert set(ToolRL(similarity="coarse")(sample(GOLD), made(GOLD)).detail) == {"format", "correct", "call"}
-    assert set(ToolRL()(sample(text="Done."), made(GOLD)).detail) == {"format", "correct"}
-    assert ToolRL()(sample(GOLD), made(GOLD)).explanation == "calls equal the target"
-    assert ToolRL()(sample(GOLD), answer(REPLY)).explanation.startswith("the text has not the target's form; 0 calls")
+    assert set(toolrl(similarity="coarse")(sample(GOLD), made(GOLD)).detail) == {"format", "correct", "call"}
+    assert set(toolrl()(sample(text="Done."), made(GOLD)).detail) == {"format", "correct"}
+    assert toolrl()(sample(GOLD), made(GOLD)).explanation == "calls equal the target"
+    assert toolrl()(sample(GOLD), answer(REPLY)).explanation.startswith("the text has not the target's form; 0 calls")
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_detail() -> None:
 def test_similarity(similarity: Any, target: tuple[ToolCall, ...], candidate: Candidate, correct: float) -> None:
     matchings: list[Any] = ["greedy", "optimal"]
     for matching in matchings:
-        score = ToolRL(similarity=similarity, matching=matching)(sample(*target), candidate)
+        score = toolrl(similarity=similarity, matching=matching)(sample(*target), candidate)
         assert score.detail["correct"] == pytest.approx(correct, abs=1e-12)
 
 
@@ -203,14 +204,14 @@ def test_greedy_matching_can_miss_the_best_one() -> None:
     1/2 + 0. Greedy: S = 1 + 3/2 + 1/2 = 3; optimal: S = 1 + 1 + 3 = 5.
     """
     target, candidate = sample(ONE, call("A", x=1, y=2)), made(call("A", x=1, y=2), call("A", x=9))
-    assert ToolRL()(target, candidate).detail["correct"] == pytest.approx(0)
-    assert ToolRL(matching="optimal")(target, candidate).detail["correct"] == pytest.approx(2)
+    assert toolrl()(target, candidate).detail["correct"] == pytest.approx(0)
+    assert toolrl(matching="optimal")(target, candidate).detail["correct"] == pytest.approx(2)
 
 
 @pytest.mark.parametrize(("equality", "correct"), [("released", 3), ("strict", 6 * 2 / 3 - 3)])
 def test_value_equality(equality: Any, correct: float) -> None:
     """One parameter, so S_max = 3, and S = 2 with its value wrong."""
-    scorer = ToolRL(value_equality=equality)
+    scorer = toolrl(value_equality=equality)
     for gold, value in ((ONE, True), (call("A", x={"k": [1]}), {"k": [True]})):
         score = scorer(sample(gold), made(call("A", x=value)))
         assert (score.detail["correct"], score.exact) == (correct, False)
@@ -240,8 +241,8 @@ STEPS = (0, 29, 30, 75, 150, 1000)
     ],
 )
 def test_schedules(options: dict[str, Any], formats: list[tuple[float, float]], corrects: list[float]) -> None:
-    scorer = ToolRL(**options)
-    low, high = bounds_of(scorer)
+    scorer = toolrl(**options)
+    low, high = scorer.bounds
     reached = []
     for step, (wrong, right), best in zip(STEPS, formats, corrects, strict=True):
         good, bad = (scorer(sample(GOLD), answer(text), step=step) for text in (RIGHT, REPLY))
@@ -265,7 +266,7 @@ def test_schedules(options: dict[str, Any], formats: list[tuple[float, float]], 
     ],
 )
 def test_bounds(options: dict[str, Any], bounds: tuple[float, float]) -> None:
-    assert ToolRL(**options).bounds == bounds
+    assert toolrl(**options).bounds == bounds
 
 
 def thinking(words: int) -> Candidate:
@@ -289,13 +290,13 @@ def thinking(words: int) -> Candidate:
     ],
 )
 def test_length(length: Any, words: int, step: int, value: float) -> None:
-    score = ToolRL(length=length)(sample(GOLD), thinking(words), step=step)
+    score = toolrl(length=length)(sample(GOLD), thinking(words), step=step)
     assert score.detail["length"] == value
     assert score.value == 4 + value
 
 
 def test_length_counts_the_last_thought_and_wants_both_tags() -> None:
-    scorer = ToolRL(length="fixed")
+    scorer = toolrl(length="fixed")
     twice = answer("<think>" + "a " * 400 + "</think> <think>" + "b " * 128 + "</think>")
     assert scorer(sample(GOLD), twice).detail["length"] == 0.25
     assert scorer(sample(GOLD), answer("<think>" + "a " * 400)).detail["length"] == 0
@@ -311,17 +312,17 @@ def plain(text: str, syntax: str) -> Candidate:
 
 
 @pytest.mark.parametrize("syntax", ["python", "json", "hermes", "llama3_json"])
-@pytest.mark.parametrize("option", ["its own", "any"])
-def test_plain_answers_have_the_same_correctness(syntax: str, option: str) -> None:
-    scorer = ToolRL(format="plain", syntax=syntax if option == "its own" else "any")
+@pytest.mark.parametrize("form", ["its own", "any"])
+def test_plain_answers_have_the_same_correctness(syntax: str, form: str) -> None:
+    scorer = toolrl(format="plain", syntax=syntax if form == "its own" else "any")
     for calls in ([GOLD], [call("A", x=2, y="b")], [GOLD, GOLD], [call("B")], [call("A", x=1, z=2)]):
         score = scorer(sample(GOLD), plain(get_syntax(syntax).print(calls), syntax))
-        assert score.value == ToolRL()(sample(GOLD), made(*calls)).value
+        assert score.value == toolrl()(sample(GOLD), made(*calls)).value
         assert score.exact == (calls == [GOLD])
 
 
 def test_plain_format() -> None:
-    scorer = ToolRL(format="plain", syntax="hermes")
+    scorer = toolrl(format="plain", syntax="hermes")
     text = get_syntax("hermes").print([GOLD])
 
     def of(target: Sample, text: str) -> tuple[float, float]:
@@ -343,24 +344,23 @@ def test_plain_arguments_that_are_no_object_are_at_the_floor() -> None:
     junk: Any = "{"
     text = get_syntax("json").print([GOLD])
     candidate = Candidate(sample_id="s", index=0, text=text, calls=(ToolCall(name="A", arguments=junk),))
-    assert ToolRL(format="plain")(sample(GOLD), candidate).value == -2
+    assert toolrl(format="plain")(sample(GOLD), candidate).value == -2
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "xml"}, "scorer.format=xml: must be rlla or plain. Use rlla"),
-        ({"matching": None}, "scorer.matching=None"),
-        ({"similarity": "fine"}, "scorer.similarity=fine"),
-        ({"correct_max": 2}, "scorer.correct_max=2: must be 3 or 1"),
-        ({"correct_max": True}, "scorer.correct_max=True"),
-        ({"schedule": "cosine"}, "scorer.schedule=cosine"),
-        ({"length": True}, "scorer.length=True"),
-        ({"value_equality": "bfcl"}, "scorer.value_equality=bfcl"),
-        ({"syntax": "xml"}, "scorer.syntax=xml"),
-        ({"format": "plain", "length": "fixed"}, "scorer.length=fixed: .* Use scorer.length=none"),
+        ({"format": "xml"}, "format=.xml.: should be .rlla. or .plain."),
+        ({"matching": None}, "matching=None"),
+        ({"similarity": "fine"}, "similarity=.fine."),
+        ({"correct_max": 2}, "correct_max=2: should be 3 or 1"),
+        ({"schedule": "cosine"}, "schedule=.cosine."),
+        ({"length": True}, "length=True"),
+        ({"value_equality": "bfcl"}, "value_equality=.bfcl."),
+        ({"syntax": "xml"}, "syntax=xml"),
+        ({"format": "plain", "length": "fixed"}, "length=fixed: .* Use scorer.length=none"),
     ],
 )
 def test_bad_configuration(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        ToolRL(**options)
+        toolrl(**options)

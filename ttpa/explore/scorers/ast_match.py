@@ -1,35 +1,30 @@
-"""AST match: whether the calls are the target's, the way a benchmark's checker asks it; order of calls is free.
+"""AST match: whether the calls are the target's; the order of calls is free.
 
-The strict reward of RFT and GRPO baselines (1 or 0). With `partial` a wrong call is worth something, which turns a flat
-reward into a slope; it does not know the schema, so it cannot tell a wrong type from a wrong value (`ttpa.explore.scorers.esm`
-can). It is not BFCL's checker, which accepts several answers and forgives spelling (`ttpa.benchmarks`).
+The strict reward of RFT and GRPO baselines (1 or 0). With `partial` a wrong call is worth something. It does not read
+the schema, so it cannot tell a wrong type from a wrong value (`ttpa.explore.scorers.esm` can). It is not BFCL's checker.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from ttpa.calls.schema import values_equal
 from ttpa.calls.six_errors import best_matching, explain, is_exact, read_call
-from ttpa.errors import ConfigError
+from ttpa.options import option
 from ttpa.records import Candidate, Sample, Score, ToolCall
 
 NAME_SHARE = 0.3
 NOT_EXACT_CAP = 0.99
 
 
-@dataclass(frozen=True, kw_only=True)
+@option
 class ASTMatch:
     """1 if the calls equal the target's in any order, else 0, or a share of it.
 
     Args:
-        partial: a call that is not exact is worth 0.3 for the name and 0.7 times the share of equal arguments (equal
+        partial: A call that is not exact is worth 0.3 for the name and 0.7 times the share of equal arguments (equal
             arguments / parameters that either call gives). Averaged over max(#target calls, #calls) under the best
             one-to-one matching, at most 0.99. Two calls without arguments share nothing when their names differ.
-
-    Raises:
-        ConfigError: `partial` is not a boolean.
 
     Example:
         >>> gold = ToolCall(name="f", arguments={"a": 1, "b": 2})
@@ -40,11 +35,7 @@ class ASTMatch:
         0.65
     """
 
-    partial: bool = False
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.partial, bool):
-            raise ConfigError.at("scorer.partial", self.partial, "must be true or false", "Use false for exact match")
+    partial: bool
 
     def __call__(self, sample: Sample, candidate: Candidate) -> Score:
         """Scores one candidate; `detail` holds `exact`, and `name` and `arguments` (means over calls) when partial."""
@@ -63,7 +54,7 @@ def _shares(sample: Sample, candidate: Candidate) -> tuple[float, float]:
     """Mean of the name part and mean of the share of equal arguments; a call without a partner is 0 in both."""
     calls = candidate.calls or ()
     table = [[_likeness(gold, call) for call in calls] for gold in sample.target]
-    matching = best_matching([[NAME_SHARE * name + (1 - NAME_SHARE) * share for name, share in line] for line in table])
+    matching = best_matching([[NAME_SHARE * name + (1 - NAME_SHARE) * share for name, share in row] for row in table])
     matched = [table[row][column] for row, column in matching]
     slots = max(len(sample.target), len(calls), 1)
     return math.fsum(name for name, _ in matched) / slots, math.fsum(share for _, share in matched) / slots
@@ -77,7 +68,5 @@ def _likeness(gold: ToolCall, raw: ToolCall) -> tuple[float, float]:
     keys = set(gold.arguments) | set(call.arguments)
     if not keys:
         return name, name
-    equal = sum(
-        values_equal(call.arguments[key], gold.arguments[key]) for key in call.arguments if key in gold.arguments
-    )
-    return name, equal / len(keys)
+    shared = [key for key in call.arguments if key in gold.arguments]
+    return name, sum(values_equal(call.arguments[key], gold.arguments[key]) for key in shared) / len(keys)

@@ -7,8 +7,8 @@
     A_i    = correct arguments of call i / arguments of call i
     scale  = n_exp / max(n_pred, 1) if n_pred > n_exp, else 1
 
-w_json = 0.125 and w_args = 0.5 are printed. These are reconstructions, where the public text lost the formula:
-w_name = 0.375 (the three then add up to 1), both terms of A_i, and both terms of the scale. Where it says nothing:
+w_json = 0.125 and w_args = 0.5 are printed. Reconstructed, where the public text lost the formula: w_name = 0.375 (the
+three then add up to 1), both terms of A_i, and both terms of the scale. Where it says nothing:
 
 * The arguments of call i are those of the target's or of the answer's call, whichever has more: an argument left out
   and an argument too many both cost. When neither has any, A_i = 1.
@@ -19,19 +19,20 @@ w_name = 0.375 (the three then add up to 1), both terms of A_i, and both terms o
   whatever it says; calls and nothing else w_json; all the rest 0. An answer without any character is 0 here too, unless
   the target has none either.
 
-The rule for text is for any syntax: calls and white space, and nothing else. A code fence is text.
-What it does not do: look at the tools' schemas (`ttpa.explore.scorers.esm`), or judge the words of an answer without a call.
+The rule for text holds for any syntax: calls and white space, and nothing else. A code fence is text. The tools' schemas
+are not read (`ttpa.explore.scorers.esm` does).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ttpa.calls.schema import values_equal
 from ttpa.calls.six_errors import best_matching, explain, is_exact, read_call
 from ttpa.calls.syntaxes import SYNTAXES, ParseError
 from ttpa.errors import ConfigError
+from ttpa.options import Fraction, option
 from ttpa.records import Candidate, Sample, Score, ToolCall
 
 ANY = "any"
@@ -41,23 +42,18 @@ _TAGS = {"hermes": ("<tool_call>", "</tool_call>")}
 """The markup of the syntaxes that read calls out of other text. The others read a whole text or refuse it."""
 
 
-def check_syntax(syntax: str) -> None:
-    """Refuses a syntax that `bare_calls` does not know.
-
-    Raises:
-        ConfigError: it is neither "any" nor a name of `SYNTAXES`.
-    """
-    if syntax not in (ANY, *SYNTAXES):
-        remedy = f"Use {ANY} or one of {', '.join(SYNTAXES)}"
-        raise ConfigError.at("scorer.syntax", syntax, "no such call syntax", remedy)
+def check_syntax(name: str) -> None:
+    """Refuses a syntax that `bare_calls` does not know."""
+    if name not in (ANY, *SYNTAXES):
+        raise ConfigError.at("syntax", name, "no such call syntax", f"Use {ANY} or one of {', '.join(SYNTAXES)}")
 
 
 def bare_calls(candidate: Candidate, syntax: str) -> tuple[ToolCall, ...] | None:
     """The calls of an answer that consists of calls and nothing else.
 
     Args:
-        candidate: the answer; its text does not hold what ends a turn.
-        syntax: reads the text; "any" takes `candidate.calls` and asks only that some syntax reads the text whole.
+        candidate: The answer; its text does not hold what ends a turn.
+        syntax: Reads the text; "any" takes `candidate.calls` and asks only that some syntax reads the text whole.
 
     Returns:
         The calls; () for an answer without a call, whatever its text; None when the text is malformed or there is more
@@ -94,48 +90,38 @@ def _read_whole(text: str, name: str) -> tuple[ToolCall, ...] | None:
     return calls
 
 
-@dataclass(frozen=True, kw_only=True)
+@option
 class SLMJson:
     """The scorer; see the module header for the equation.
 
     Args:
-        w_json: worth of an answer that is calls and nothing else.
-        w_name: worth of the right names.
-        w_args: worth of the right arguments.
-        scale_extra: whether names and arguments are scaled down when there are more calls than expected.
-        syntax: how calls are written: json as in the paper, another of `ttpa.calls.SYNTAXES`, or any.
-
-    Raises:
-        ConfigError: a weight outside [0, 1], or weights that add up to 0 or to more than 1; a `scale_extra` that is no
-            boolean; no such syntax.
+        w_json: Worth of an answer that is calls and nothing else.
+        w_name: Worth of the right names.
+        w_args: Worth of the right arguments. The three add up to at most 1.
+        scale_extra: Whether names and arguments are scaled down when there are more calls than expected.
+        syntax: How calls are written: json as in the paper, another of `ttpa.calls.syntaxes.SYNTAXES`, or any.
 
     Example:
         >>> gold = ToolCall(name="f", arguments={"a": 1, "b": 2})
         >>> sample = Sample(id="s", tools=(), messages=(), target=(gold,), source="toy")
         >>> text = '[{"name": "f", "arguments": {"a": 1, "b": 3}}]'
-        >>> SLMJson()(sample, Candidate(sample_id="s", index=0, text=text)).value  # 0.125 + 0.375 + 0.5 / 2
+        >>> scorer = SLMJson(w_json=0.125, w_name=0.375, w_args=0.5, scale_extra=True, syntax="json")
+        >>> scorer(sample, Candidate(sample_id="s", index=0, text=text)).value  # 0.125 + 0.375 + 0.5 / 2
         0.75
     """
 
-    w_json: float = 0.125
-    w_name: float = 0.375
-    w_args: float = 0.5
-    scale_extra: bool = True
-    syntax: str = "json"
+    w_json: Fraction
+    w_name: Fraction
+    w_args: Fraction
+    scale_extra: bool
+    syntax: str
 
     def __post_init__(self) -> None:
-        weights = {"w_json": self.w_json, "w_name": self.w_name, "w_args": self.w_args}
-        for key, weight in weights.items():
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
-                remedy = "The paper has 0.125 for JSON and 0.5 for arguments, which leaves 0.375 for names"
-                raise ConfigError.at(f"scorer.{key}", weight, "must be a number in [0, 1]", remedy)
-        if not 0 < math.fsum(weights.values()) <= 1 + 1e-9:
-            problem, remedy = "must add up to more than 0 and at most 1", "The paper has 0.125, 0.375 and 0.5"
-            raise ConfigError.at("scorer.w_json, w_name, w_args", tuple(weights.values()), problem, remedy)
-        if not isinstance(self.scale_extra, bool):
-            remedy = "Use true for the paper's reward"
-            raise ConfigError.at("scorer.scale_extra", self.scale_extra, "must be true or false", remedy)
         check_syntax(self.syntax)
+        weights = (self.w_json, self.w_name, self.w_args)
+        if not 0 < math.fsum(weights) <= 1 + 1e-9:
+            problem, remedy = "must add up to more than 0 and at most 1", "The paper has 0.125, 0.375 and 0.5"
+            raise ConfigError.at("w_json, w_name, w_args", weights, problem, remedy)
 
     def __call__(self, sample: Sample, candidate: Candidate) -> Score:
         """Scores one candidate; `detail` holds `json`, `name` and `arguments`, each in [0, 1] and already scaled.
@@ -166,8 +152,8 @@ class SLMJson:
         if not expected:
             return (1.0, 0.0, 0.0) if made else (1.0, 1.0, 1.0)
         table = [[_share(gold, call) for call in made] for gold in sample.target]
-        # Every pair of equal names is worth at least 1, so that the best matching has as many of them as there can be.
-        worth = [[0.0 if share is None else 1 + share for share in line] for line in table]
+        # Every pair of equal names is worth at least 1, so the best matching has as many of them as there can be.
+        worth = [[0.0 if share is None else 1 + share for share in row] for row in table]
         shares = [share for row, column in best_matching(worth) if (share := table[row][column]) is not None]
         scale = expected / len(made) if self.scale_extra and len(made) > expected else 1.0
         return 1.0, scale * len(shares) / expected, scale * math.fsum(shares) / expected

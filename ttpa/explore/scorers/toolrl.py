@@ -12,20 +12,17 @@
 The release's environment variables are options here: `similarity` (REFINEDREWARD: J is 1 for equal lists and else 0, so
 that order counts; INTERMEDIATEREWARD: a matched call is worth 1 if it is equal and else 0, S_max = 1 + number of calls;
 COARSEREWARD: 3 or -3), `correct_max` (CORRECTMAX1), `schedule` (MAX1STEP30MAX3, SCHEDULEREWARD) and `length`
-(WITHLENGTH, SCHEDULELENGTH). The defaults, and `format=rlla`, give the release's numbers, its slips included: Python's
-`==` (True equals 1), matching in the order of the target, a `<think>` part that may stand in the text twice, words of a
-reply that are never judged, and a format that is right although the calls cannot be read.
+(WITHLENGTH, SCHEDULELENGTH). `toolrl_as_released` gives the release's numbers, its slips included: Python's `==` (True
+equals 1), matching in the order of the target, a `<think>` part that may stand in the text twice, words of a reply that
+are never judged, and a format that is right although the calls cannot be read.
 
-Where this departs from the release:
+Departures from the release:
 
 * a line of the block that is no call (no object, a name that is no text, parameters that are no object, NaN or an
-  infinite number) is unreadable, also where the release does not come to look at it: with names that differ, or calls
-  compared whole;
+  infinite number) is unreadable, also where the release does not come to look at it;
 * schedules end where they are said to: after step 150 (rewards) and 105 (length). The release keeps only
   `correct_max=3` there; with 1 the scale goes on through zero, and the wanted length goes on growing;
 * the text is `candidate.text`; the release cuts it out of the whole transcript by the name of the experiment.
-
-What it does not do: look at the tools' schemas (`ttpa.explore.scorers.esm`), or judge the words of a reply.
 """
 
 from __future__ import annotations
@@ -35,27 +32,19 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from ttpa.calls.schema import values_equal
 from ttpa.calls.six_errors import best_matching, explain, is_exact, read_call
 from ttpa.errors import ConfigError
-from ttpa.explore.scorers.slm_json import ANY, NOT_ALONE, bare_calls, check_syntax
+from ttpa.explore.scorers.slm_json import NOT_ALONE, bare_calls, check_syntax
+from ttpa.options import option
 from ttpa.records import Candidate, Sample, Score, ToolCall
 
-Row = Mapping[str, Any]
+CallRow = Mapping[str, Any]
 """A call as the release has it: {"name", "parameters"}, and whatever else the line holds."""
 
-_CHOICES: Mapping[str, tuple[object, ...]] = {
-    "format": ("rlla", "plain"),
-    "matching": ("greedy", "optimal"),
-    "similarity": ("finegrained", "refined", "intermediate", "coarse"),
-    "correct_max": (3, 1),
-    "schedule": ("none", "max1step30max3", "linear"),
-    "length": ("none", "fixed", "scheduled"),
-    "value_equality": ("released", "strict"),
-}
 _PARTS: Mapping[str, tuple[str, ...]] = {
     "finegrained": ("name", "param", "value"),
     "refined": ("name", "param", "value"),
@@ -76,58 +65,52 @@ _FORMS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@option
 class ToolRL:
-    """The reward; see the module header for the equation. The defaults are the released run.
+    """The reward; see the module header for the equation.
 
     Args:
         format: "rlla": `<think>..</think>`, a line break, and what the target has: a block `<tool_call>` of JSON lines
             {"name", "parameters"}, `<response>..</response>`, or both. "plain": calls in a syntax of the project and
             nothing else if the target has calls, any text without a call if it has none.
-        syntax: "plain" only: how the calls are written, one of `ttpa.calls.SYNTAXES`, or any.
+        syntax: "plain" only: how the calls are written, one of `ttpa.calls.syntaxes.SYNTAXES`, or any.
         matching: "greedy": each target call in turn takes the best call left, as released; "optimal": the one-to-one
             matching with the largest sum.
-        similarity: how calls that differ are compared: finegrained, refined, intermediate or coarse.
-        correct_max: correctness lies between minus this and this, 3 or 1.
-        schedule: "none"; "max1step30max3": correctness a third of its size before step 30, format half from there on;
+        similarity: How calls that differ are compared.
+        correct_max: Correctness lies between minus this and this.
+        schedule: "max1step30max3": correctness a third of its size before step 30, format half from there on;
             "linear": over 150 steps the right format falls from 2 to 1 and correctness grows from 2 to `correct_max`. A
             wrong format then costs 2, falling to 1 over 75 steps, and no longer nothing; so in the release.
         length: "fixed": a further part of the reward, words of thought / 512, rounded to hundredths, at most 1;
             "scheduled": over a number of words that grows from 384 to 640 in 105 steps. Needs format=rlla.
         value_equality: "released": Python's `==`; "strict": `values_equal`, by which True is not 1.
 
-    Raises:
-        ConfigError: a value that is none of these; a length without thoughts to count.
-
     Example:
         >>> gold = ToolCall(name="f", arguments={"a": 1, "b": 2})
         >>> sample = Sample(id="s", tools=(), messages=(), target=(gold,), source="toy")
         >>> line = '{"name": "f", "parameters": {"a": 1, "b": 3}}'
         >>> text = f"<think>Easy.</think>\\n<tool_call>\\n{line}\\n</tool_call>"
-        >>> score = ToolRL()(sample, Candidate(sample_id="s", index=0, text=text))
+        >>> released = ToolRL(format="rlla", syntax="any", matching="greedy", similarity="finegrained", correct_max=3,
+        ...                   schedule="none", length="none", value_equality="released")
+        >>> score = released(sample, Candidate(sample_id="s", index=0, text=text))
         >>> score.value, score.detail["format"], score.detail["correct"]  # 1 + 6 * (1 + 1 + 1) / 4 - 3
         (2.5, 1.0, 1.5)
     """
 
-    format: Literal["rlla", "plain"] = "rlla"
-    syntax: str = ANY
-    matching: Literal["greedy", "optimal"] = "greedy"
-    similarity: Literal["finegrained", "refined", "intermediate", "coarse"] = "finegrained"
-    correct_max: Literal[3, 1] = 3
-    schedule: Literal["none", "max1step30max3", "linear"] = "none"
-    length: Literal["none", "fixed", "scheduled"] = "none"
-    value_equality: Literal["released", "strict"] = "released"
+    format: Literal["rlla", "plain"]
+    syntax: str
+    matching: Literal["greedy", "optimal"]
+    similarity: Literal["finegrained", "refined", "intermediate", "coarse"]
+    correct_max: Literal[3, 1]
+    schedule: Literal["none", "max1step30max3", "linear"]
+    length: Literal["none", "fixed", "scheduled"]
+    value_equality: Literal["released", "strict"]
 
     def __post_init__(self) -> None:
-        for key, allowed in _CHOICES.items():
-            value = getattr(self, key)
-            if value not in allowed or isinstance(value, bool):
-                problem = f"must be {' or '.join(str(choice) for choice in allowed)}"
-                raise ConfigError.at(f"scorer.{key}", value, problem, f"Use {allowed[0]} for the released run")
         check_syntax(self.syntax)
         if self.length != "none" and self.format == "plain":
-            problem = "counts words of thought, which scorer.format=plain has none of"
-            raise ConfigError.at("scorer.length", self.length, problem, "Use scorer.length=none or scorer.format=rlla")
+            problem = "counts words of thought, which format=plain has none of"
+            raise ConfigError.at("length", self.length, problem, "Use scorer.length=none or scorer.format=rlla")
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -176,7 +159,7 @@ class ToolRL:
 
     def _read(
         self, sample: Sample, candidate: Candidate
-    ) -> tuple[bool, tuple[ToolCall, ...] | None, Sequence[Row] | None]:
+    ) -> tuple[bool, tuple[ToolCall, ...] | None, Sequence[CallRow] | None]:
         """Whether the format is right; the calls, None when they cannot be read; and the calls as rows."""
         if self.format == "rlla":
             text = candidate.text.strip()
@@ -188,7 +171,7 @@ class ToolRL:
         readable = None if made is None or None in made else [_row(call) for call in made if call is not None]
         return bare is not None and bool(bare) == bool(sample.target), candidate.calls, readable
 
-    def _compare(self, sample: Sample, rows: Sequence[Row] | None) -> tuple[float, float, dict[str, float]]:
+    def _compare(self, sample: Sample, rows: Sequence[CallRow] | None) -> tuple[float, float, dict[str, float]]:
         """S, S_max, and what S is made of."""
         keys = _PARTS[self.similarity]
         gold = [_row(call) for call in sample.target]
@@ -215,7 +198,7 @@ class ToolRL:
         parts = {"name": name, "param": param, "value": value / wanted if wanted else param}
         return score, 1.0 + len(gold) + wanted, parts
 
-    def _likeness(self, gold: Row, row: Row, whole: bool) -> tuple[float, float]:
+    def _likeness(self, gold: CallRow, row: CallRow, whole: bool) -> tuple[float, float]:
         """`param` and `value` of two calls, 0 if their names differ; of whole calls 0, and 1 if they are equal."""
         if row["name"] != gold["name"]:
             return 0.0, 0.0
@@ -260,11 +243,11 @@ class ToolRL:
         return f"{NOT_ALONE}; {said}" if calls and sample.target and not well_formed else said
 
 
-def _row(call: ToolCall) -> Row:
+def _row(call: ToolCall) -> CallRow:
     return {"name": call.name, "parameters": dict(call.arguments)}
 
 
-def _call(row: Row) -> ToolCall:
+def _call(row: CallRow) -> ToolCall:
     return ToolCall(name=row["name"], arguments=row["parameters"])
 
 
@@ -275,14 +258,14 @@ def _has_form(text: str, calls: bool, reply: bool) -> bool:
     return all(text.count(tag) == 1 for tag in tags) and _FORMS[calls, reply].fullmatch(text) is not None
 
 
-def _block(text: str) -> list[Row] | None:
+def _block(text: str) -> list[CallRow] | None:
     """The lines of the first `<tool_call>` block; none without a tag; None when they cannot all be read."""
     if not any(tag in text for tag in _CALL_TAGS):
         return []
     if not all(tag in text for tag in _CALL_TAGS):
         return None
     block = text.split(_CALL_TAGS[0])[1].split(_CALL_TAGS[1])[0].strip()
-    rows: list[Row] = []
+    rows: list[CallRow] = []
     for line in block.split("\n"):
         try:
             row = _LINE.decode(line)

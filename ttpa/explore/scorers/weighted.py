@@ -1,47 +1,37 @@
-"""A weighted sum of scorers, which remembers its parts so that they can also be normalised apart (GDPO, 2601.05242).
+"""A weighted sum of scorers that remembers its parts, so that they can also be normalised apart (GDPO, 2601.05242).
 
     value = sum over parts of weight * value of the part
 
-GRPO normalises that sum over a group of answers. GDPO normalises each part over the group first and adds up the
-normalised ones: two answers whose sums agree but whose parts do not are then told apart. This can only be done with the
-whole group at hand, so here it is a wish and no deed: `normalise` says what is wanted, `Score.detail` holds every
-part's raw value under the part's name, and whoever has the group gives both to
-`ttpa.train.policy_gradient.decoupled_advantages`.
-
-What this module does not do: normalise anything, or give the trainer its groups.
+GRPO normalises that sum over a group of answers. GDPO normalises each part over the group and adds up the results, so
+two answers whose sums agree but whose parts do not are told apart. This class only records which is wanted
+(`normalise`) and each part's value (`Score.detail`); the trainer, which has the group, normalises.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Literal
 
 from ttpa.errors import ConfigError
-from ttpa.explore.scorers.rewards import Reward, Scorer, bounds_of, takes_step
+from ttpa.explore.scorers.score import Scorer, apply, bounds_of
+from ttpa.options import Finite, option
 from ttpa.records import Candidate, Sample, Score
 
 
-@dataclass(frozen=True, kw_only=True)
+@option
 class Weighted:
     """The sum; see the module header.
 
     Args:
-        parts: name -> scorer or reward.
-        weights: name -> weight of that part; negative for what is to be avoided.
-        normalise: "sum_then_normalise", or "normalise_then_sum" (GDPO). `value` is the plain sum either way; with the
-            second a trainer takes the parts from `detail` and normalises each over its group.
-
-    Raises:
-        ConfigError: no parts; a part that is no scorer, or with a name that is empty or holds a slash; weights for
-            other names; a weight that is no finite number; weights that are all 0; another `normalise`.
+        parts: Name (without a slash) -> scorer or reward.
+        weights: Name -> weight of that part; negative for what is to be avoided.
+        normalise: "sum_then_normalise", or "normalise_then_sum" (GDPO). `value` is the plain sum either way.
 
     Example:
         >>> from ttpa.records import ToolCall
         >>> from ttpa.explore.scorers.ast_match import ASTMatch
-        >>> parts = {"exact": ASTMatch(), "part": ASTMatch(partial=True)}
-        >>> scorer = Weighted(parts=parts, weights={"exact": 1.0, "part": 0.5})
+        >>> parts = {"exact": ASTMatch(partial=False), "part": ASTMatch(partial=True)}
+        >>> scorer = Weighted(parts=parts, weights={"exact": 1.0, "part": 0.5}, normalise="sum_then_normalise")
         >>> sample = Sample(id="s", tools=(), messages=(), target=(ToolCall(name="f", arguments={"a": 1}),), source="t")
         >>> call = ToolCall(name="f", arguments={"a": 2})
         >>> score = scorer(sample, Candidate(sample_id="s", index=0, text="", calls=(call,)))
@@ -49,37 +39,19 @@ class Weighted:
         ((0.0, 1.5), 0.15, 0.3, 1.0)
     """
 
-    parts: Mapping[str, Scorer]
-    weights: Mapping[str, float]
-    normalise: Literal["sum_then_normalise", "normalise_then_sum"] = "sum_then_normalise"
-    _stepped: frozenset[str] = field(init=False, repr=False, compare=False)
+    parts: dict[str, Scorer]
+    weights: dict[str, Finite]
+    normalise: Literal["sum_then_normalise", "normalise_then_sum"]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.parts, Mapping) or not self.parts:
-            remedy = "See conf/scorer/weighted.yaml"
-            raise ConfigError.at("scorer.parts", self.parts, "must map names to scorers", remedy)
-        for name, part in self.parts.items():
-            if not isinstance(name, str) or not name or "/" in name:
-                raise ConfigError.at("scorer.parts", name, "names a part, in text without a slash", "Use another name")
-            if not callable(part):
-                raise ConfigError.at(f"scorer.parts.{name}", part, "is no scorer", "Give it a _target_")
-        if not isinstance(self.weights, Mapping) or set(self.weights) != set(self.parts):
+        if not self.parts or any(not name or "/" in name for name in self.parts):
+            problem = "must map names, without a slash, to scorers"
+            raise ConfigError.at("parts", self.parts, problem, "See conf/scorer/weighted.yaml")
+        if set(self.weights) != set(self.parts):
             problem, remedy = "must give each part a weight", f"The parts are {', '.join(self.parts)}"
-            raise ConfigError.at("scorer.weights", self.weights, problem, remedy)
-        for name, weight in self.weights.items():
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-                remedy = "Use 1 for a plain sum"
-                raise ConfigError.at(f"scorer.weights.{name}", weight, "must be a finite number", remedy)
+            raise ConfigError.at("weights", self.weights, problem, remedy)
         if not any(self.weights.values()):
-            remedy = "Give one part another weight"
-            raise ConfigError.at("scorer.weights", dict(self.weights), "are all 0", remedy)
-        if self.normalise not in ("sum_then_normalise", "normalise_then_sum"):
-            problem = "must be sum_then_normalise or normalise_then_sum"
-            raise ConfigError.at("scorer.normalise", self.normalise, problem, "normalise_then_sum is GDPO's")
-        # Plain dictionaries in the order of the parts: the sum does not depend on the order of the weights.
-        object.__setattr__(self, "parts", dict(self.parts))
-        object.__setattr__(self, "weights", {name: float(self.weights[name]) for name in self.parts})
-        object.__setattr__(self, "_stepped", frozenset(name for name, part in self.parts.items() if takes_step(part)))
+            raise ConfigError.at("weights", self.weights, "are all 0", "Give one part another weight")
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -96,10 +68,7 @@ class Weighted:
         `detail` holds each part's value under the part's name, and its details under `name/key`. `exact` and the
         explanation are the first part's: scorers agree on what is exact.
         """
-        scores = {
-            name: cast(Reward, part)(sample, candidate, step=step) if name in self._stepped else part(sample, candidate)
-            for name, part in self.parts.items()
-        }
+        scores = {name: apply(part, sample, candidate, step) for name, part in self.parts.items()}
         detail: dict[str, float] = {}
         for name, score in scores.items():
             detail[name] = score.value

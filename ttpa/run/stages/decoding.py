@@ -18,7 +18,7 @@ from ttpa.run.stages.parts import Parts, Progress, fitting, set_threads
 from ttpa.run.waves import Rows, Shard, Work, run_waves
 
 if TYPE_CHECKING:
-    from ttpa.policy.engine import Ids
+    from ttpa.policy.engine import Engine, Ids
     from ttpa.policy.policy import Policy
     from ttpa.policy.tree import TokenRow
     from ttpa.run.evaluation import Dialogue
@@ -34,21 +34,19 @@ def build_select(parts: Parts, policy_dir: Path, data: Path, workdir: Path, prog
     samples, rows, too_long = fitting(policy, read_split(data, "explore"), None, "select")
     forward, size = choose_forward(policy.model, parts.trainer.forward), 256
     nlls: dict[str, tuple[float, int]] = {}
+    pad_id, budget = policy.renderer.pad_id, parts.trainer.micro_tokens
     for start in range(0, len(rows), size):
-        groups = [[row] for row in rows[start : start + size]]
-        sums = answer_sums(
-            forward, policy.model, groups, pad_id=policy.renderer.pad_id, budget=parts.trainer.micro_tokens
-        )
-        for offset, (value,) in enumerate(sums):
-            nlls[samples[start + offset].id] = (-value, len(rows[start + offset].answer))
-        progress(min(start + size, len(rows)), len(rows), 0.0, "")
-    chosen = parts.select.select(samples, nlls)
-    kept = {sample.id for sample in chosen}
+        part = rows[start : start + size]
+        sums = answer_sums(forward, policy.model, [[row] for row in part], pad_id=pad_id, budget=budget)
+        for sample, row, (logp,) in zip(samples[start : start + size], part, sums, strict=True):
+            nlls[sample.id] = (-logp, len(row.answer))
+        progress(start + len(part), len(rows), 0.0, "")
+    selected = {sample.id for sample in parts.select.select(samples, nlls)}
     write_jsonl(
         workdir / "selected.jsonl",
-        ({"id": i, "nll_sum": n, "tokens": t, "selected": i in kept} for i, (n, t) in nlls.items()),
+        ({"id": i, "nll_sum": nll, "tokens": t, "selected": i in selected} for i, (nll, t) in nlls.items()),
     )
-    return {"samples": len(samples), "too_long": too_long, "selected": len(chosen)}
+    return {"samples": len(samples), "too_long": too_long, "selected": len(selected)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,7 @@ class Prompted:
         return self.sample.id
 
 
-def decoded(
+def decode_in_waves(
     parts: Parts,
     make_work: Callable[[], Work],
     samples: Sequence[Sample],
@@ -82,107 +80,93 @@ def decoded(
         shard: Where rows go.
         wave_size: Samples of a wave.
         tally: Generated tokens of a row, and whether it gave a pair (None where none is wanted).
-        progress: Told samples and tokens a second, and the share that gave a pair.
+        progress: Is told tokens a second, samples a second, and the share that gave a pair.
 
     Returns:
         The ids of samples that failed; `errors.jsonl` beside the shard says why.
     """
     items = [Prompted(sample, tuple(row.prompt)) for sample, row in zip(samples, rows, strict=True)]
-    order = sorted(items, key=lambda item: (len(item.prompt), item.id))
-    began, tokens, given = time.monotonic(), 0, list[bool | None]()
+    items.sort(key=lambda item: (len(item.prompt), item.id))
+    began, tokens, paired = time.monotonic(), 0, list[bool | None]()
+    waves = [items[start : start + wave_size] for start in range(0, len(items), wave_size)]
 
-    waves = [order[start : start + wave_size] for start in range(0, len(order), wave_size)]
-
-    def on_wave(done: int, total: int, found: Rows) -> None:
+    def on_wave(done: int, total: int, made: Rows) -> None:
         nonlocal tokens
-        for row in found:
-            more, good = tally(row)
-            tokens += more
-            given.append(good)
-        spent = max(1e-9, time.monotonic() - began)
-        note = f"{len(given) / spent:.1f} samples/s" if given else ""
-        if given and given[0] is not None:
-            note += f", {sum(map(bool, given)) / len(given):.0%} gave pairs"
-        progress(done, total, tokens / spent, note)
+        for row in made:
+            count, has_pair = tally(row)
+            tokens += count
+            paired.append(has_pair)
+        seconds = max(1e-9, time.monotonic() - began)
+        note = f"{len(paired) / seconds:.1f} samples/s" if paired else ""
+        if paired and paired[0] is not None:
+            note += f", {sum(map(bool, paired)) / len(paired):.0%} gave pairs"
+        progress(done, total, tokens / seconds, note)
 
-    return run_waves(order, attrgetter("id"), waves, make_work, parts.executor, shard, on_wave)
+    return run_waves(items, attrgetter("id"), waves, make_work, parts.executor, shard, on_wave)
 
 
-def _judging(parts: Parts, policy_dir: Path) -> Work:
-    """Greedy answers of a wave and whether they are right."""
-    from ttpa.policy.policy import load_policy
+class _Judge:
+    """Answers the samples of a wave greedily and judges the answers, in the process that works."""
 
-    set_threads(parts)
-    policy = load_policy(policy_dir)
-    engine = parts.engine(policy=policy)
-    evaluation = parts.evaluation
-    sampling = Sampling(max_new_tokens=evaluation.max_new_tokens, temperature=0.0)
+    def __init__(self, parts: Parts, policy_dir: Path) -> None:
+        from ttpa.policy.policy import load_policy
 
-    def answer(samples: Sequence[Sample], prompts: Sequence[Ids]) -> list[Candidate]:
-        answers = engine.generate(prompts, 1, sampling, [sample.id for sample in samples])
+        set_threads(parts)
+        self.evaluation = parts.evaluation
+        self.policy: Policy = load_policy(policy_dir)
+        self.engine: Engine = parts.engine(policy=self.policy)
+
+    def __call__(self, wave: Sequence[Prompted]) -> list[dict[str, Any]]:
+        dialogues = {
+            item.id: dialogue for item in wave if (dialogue := self.evaluation.dialogue(item.sample)) is not None
+        }
+        single = [item for item in wave if item.id not in dialogues]
+        answers = self._answer([item.sample for item in single], [item.prompt for item in single])
+        rows = {item.id: self.evaluation.judge(item.sample, one) for item, one in zip(single, answers, strict=True)}
+        self._converse(list(dialogues.values()))
+        rows |= {name: dialogue.row() for name, dialogue in dialogues.items()}
+        return [rows[item.id] for item in wave]
+
+    def _answer(self, samples: Sequence[Sample], prompts: Sequence[Ids]) -> list[Candidate]:
+        sampling = Sampling(max_new_tokens=self.evaluation.max_new_tokens, temperature=0.0)
+        drawn = self.engine.generate(prompts, 1, sampling, [sample.id for sample in samples])
         return [
-            policy.renderer.candidate(sample, 0, one.token_ids, finish=one.finish)
-            for sample, (one,) in zip(samples, answers, strict=True)
+            self.policy.renderer.candidate(sample, 0, one.token_ids, finish=one.finish)
+            for sample, (one,) in zip(samples, drawn, strict=True)
         ]
 
-    def work(wave: Sequence[Prompted]) -> list[dict[str, Any]]:
-        dialogues = [evaluation.dialogue(item.sample) for item in wave]
-        single = [item for item, dialogue in zip(wave, dialogues, strict=True) if dialogue is None]
-        found = answer([item.sample for item in single], [item.prompt for item in single])
-        rows = iter([evaluation.judge(item.sample, one) for item, one in zip(single, found, strict=True)])
-        _converse(
-            [dialogue for dialogue in dialogues if dialogue is not None], policy, answer, evaluation.max_new_tokens
-        )
-        return [next(rows) if dialogue is None else dialogue.row() for dialogue in dialogues]
-
-    return work
-
-
-def _converse(
-    dialogues: Sequence[Dialogue],
-    policy: Policy,
-    answer: Callable[[Sequence[Sample], Sequence[Ids]], list[Candidate]],
-    reserve: int,
-) -> None:
-    """Goes on with all dialogues side by side until the last one is over. A prompt that has grown too long for the
-    model is answered by nothing.
-    """
-    going = [(dialogue, sample) for dialogue in dialogues if (sample := dialogue.sample()) is not None]
-    while going:
-        samples = [sample for _, sample in going]
-        prompts = policy.renderer.prompts(samples)
-        fits = [len(prompt) + reserve <= policy.max_tokens for prompt in prompts]
-        asked = [k for k, fit in enumerate(fits) if fit]
-        found = iter(answer([samples[k] for k in asked], [prompts[k] for k in asked]))
-        for (dialogue, sample), fit in zip(going, fits, strict=True):
-            too_long = Candidate(sample_id=sample.id, index=0, text="", calls=(), finish="length", error="too long")
-            dialogue.take(next(found) if fit else too_long)
-        going = [(dialogue, sample) for dialogue, _ in going if (sample := dialogue.sample()) is not None]
+    def _converse(self, dialogues: Sequence[Dialogue]) -> None:
+        """Goes on with all dialogues side by side until the last one is over. A prompt that has grown too long for the
+        model is answered by nothing.
+        """
+        while going := [(one, sample) for one in dialogues if (sample := one.sample()) is not None]:
+            prompts = self.policy.renderer.prompts([sample for _, sample in going])
+            room = self.policy.max_tokens - self.evaluation.max_new_tokens
+            asked = [(sample, ids) for (_, sample), ids in zip(going, prompts, strict=True) if len(ids) <= room]
+            answers = iter(self._answer([sample for sample, _ in asked], [ids for _, ids in asked]))
+            for (dialogue, sample), ids in zip(going, prompts, strict=True):
+                too_long = Candidate(sample_id=sample.id, index=0, text="", calls=(), finish="length", error="too long")
+                dialogue.take(next(answers) if len(ids) <= room else too_long)
 
 
 def build_evaluate(parts: Parts, policy_dir: Path, data: Path, workdir: Path, progress: Progress) -> dict[str, Any]:
     """Greedy answers to a benchmark's samples, one row a sample, and their summary."""
     from ttpa.policy.policy import load_policy
 
-    policy, evaluation = load_policy(policy_dir), parts.evaluation
-    every = evaluation.samples(data)
-    samples, rows, too_long = fitting(policy, every, evaluation.max_new_tokens, "evaluate")
+    evaluation = parts.evaluation
+    wanted = evaluation.samples(data)
+    samples, prompts, too_long = fitting(load_policy(policy_dir), wanted, evaluation.max_new_tokens, "evaluate")
     shard = Shard(workdir / "rows.jsonl")
-    failed = decoded(
-        parts,
-        partial(_judging, parts, policy_dir),
-        samples,
-        rows,
-        shard,
-        parts.wave_rows,
-        lambda row: (row["tokens"], None),
-        progress,
+    make_work: Callable[[], Work] = partial(_Judge, parts, policy_dir)
+    failed = decode_in_waves(
+        parts, make_work, samples, prompts, shard, parts.wave_rows, lambda row: (row["tokens"], None), progress
     )
-    found = {row["id"]: row for row in shard.rows()}
+    rows = {row["id"]: row for row in shard.rows()}
     # An answer that could not be had is a wrong answer, also where the prompt is too long for the model.
     judged = [
-        found.get(s.id) or evaluation.judge(s, Candidate(sample_id=s.id, index=0, text="", error="failed"))
-        for s in every
+        rows.get(sample.id)
+        or evaluation.judge(sample, Candidate(sample_id=sample.id, index=0, text="", error="failed"))
+        for sample in wanted
     ]
     write_jsonl(workdir / "rows.jsonl", judged)  # all of them, in the order of the benchmark
     evaluation.write(workdir, judged)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ttpa.calls.six_errors import six_errors
 from ttpa.errors import ConfigError
 from ttpa.explore.sampler import Task
-from ttpa.explore.scorers.rewards import score_batch
+from ttpa.explore.scorers.score import score_answer
 from ttpa.records import Sample
 from ttpa.run.stages.parts import Parts, Progress, fitting, selected_samples, set_threads
 from ttpa.run.stages.training import fit
@@ -180,45 +180,38 @@ def _draw(
     assert isinstance(loss, GRPO)
     began = now()
     refresh()
+    score = partial(score_answer, parts.scorer, step=step)
     # The place names the random numbers: a prompt that comes again is answered anew.
     tasks = [
         Task(
-            sample_id=f"{place}:{samples[number].id}",
+            name=f"{place}:{samples[number].id}",
+            sample=samples[number],
             prompt=rows[number].prompt,
-            value=lambda ids: 0.0,
-            cuts=lambda ids: (),
+            renderer=policy.renderer,
+            score=score,
         )
         for number, place in zip(numbers, places, strict=True)
     ]
     drawn = parts.sampler.explore(engine, tasks, f"grpo:{parts.seed}")
     generated = now()
-    flat = [
-        (samples[number], policy.renderer.candidate(samples[number], k, one.token_ids, finish=one.finish))
-        for number, found in zip(numbers, drawn, strict=True)
-        for k, one in enumerate(found.answers)
-    ]
-    scores = score_batch(parts.scorer, [sample for sample, _ in flat], [candidate for _, candidate in flat], step=step)
-    scored = zip(flat, scores, strict=True)
     groups = []
-    for number, place, found in zip(numbers, places, drawn, strict=True):
+    for task, place, found in zip(tasks, places, drawn, strict=True):
         answers = []
         for one in found.answers:
-            (sample, candidate), score = next(scored)
+            answer = task.read(one.token_ids)
             length = loss.length_penalty(len(one.token_ids), parts.sampler.max_new_tokens, one.finish != "length")
             answers.append(
                 Answer(
                     token_ids=tuple(one.token_ids),
                     logps=tuple(one.logps),
-                    text=candidate.text,
+                    text=answer.candidate.text,
                     finish=one.finish,
-                    score=score.value,
-                    reward=score.value + length,
-                    exact=score.exact,
-                    detail=dict(score.detail),
-                    errors=tuple(six_errors(sample, candidate.calls)),
+                    score=answer.value,
+                    reward=answer.value + length,
+                    exact=answer.score.exact,
+                    detail=dict(answer.score.detail),
+                    errors=tuple(six_errors(task.sample, answer.candidate.calls)),
                 )
             )
-        groups.append(
-            Group(place=place, sample_id=samples[number].id, prompt=tuple(rows[number].prompt), answers=answers)
-        )
+        groups.append(Group(place=place, sample_id=task.sample.id, prompt=tuple(task.prompt), answers=answers))
     return groups, {"generate": generated - began, "score": now() - generated}

@@ -12,7 +12,7 @@ from ttpa.data.source import Work, read_split
 from ttpa.errors import DataError
 from ttpa.explore.pairs import PairRule
 from ttpa.explore.sampler import Sampler
-from ttpa.explore.scorers import Scorer
+from ttpa.explore.scorers.score import Scorer
 from ttpa.explore.select import SelectAll, SelectPerplexity
 from ttpa.io import read_jsonl
 from ttpa.policy.models import HFModel, TinyModel

@@ -1,0 +1,102 @@
+"""What a scorer is, what a reward is beyond that, and how either is applied.
+
+A scorer maps an answer to [0, 1] and knows no training step. A reward may leave that range and may change as training
+goes on: it states its `bounds` and takes the step. Both are pure functions with typed options. Policy-gradient training
+takes either; pair rules and searches assume [0, 1], and `unit_score` moves a reward there.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, Protocol, cast, runtime_checkable
+
+from ttpa.errors import DataError
+from ttpa.records import Candidate, Sample, Score
+
+TOLERANCE = 1e-9
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """A pure function from (sample, candidate) to a score; never raises on what a model wrote."""
+
+    def __call__(self, sample: Sample, candidate: Candidate) -> Score:
+        """Scores one candidate; its `calls` is None when the text does not parse.
+
+        Returns:
+            A score whose `value` lies in [0, 1], or within the `bounds` of a `Reward`, and whose `exact` says whether
+            the calls equal the target's.
+        """
+        ...
+
+
+@runtime_checkable
+class Reward(Scorer, Protocol):
+    """A scorer with a range of its own, which may depend on the training step."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest value at any step."""
+        ...
+
+    def __call__(self, sample: Sample, candidate: Candidate, *, step: int = 0) -> Score:
+        """Scores one candidate. `step` counts the optimiser steps done so far."""
+        ...
+
+
+def bounds_of(scorer: Scorer) -> tuple[float, float]:
+    """The least and the greatest value of a scorer: its `bounds`, or (0, 1) when it states none."""
+    low, high = getattr(scorer, "bounds", (0.0, 1.0))
+    return float(low), float(high)
+
+
+def takes_step(scorer: Scorer) -> bool:
+    """Whether a scorer wants to know the training step."""
+    return _takes_step(scorer if inspect.isfunction(scorer) else type(scorer).__call__)
+
+
+@lru_cache
+def _takes_step(call: Callable[..., Any]) -> bool:
+    return "step" in inspect.signature(call).parameters
+
+
+def apply(scorer: Scorer, sample: Sample, candidate: Candidate, step: int) -> Score:
+    """A scorer's score; only a scorer that takes a step is told it."""
+    return cast(Reward, scorer)(sample, candidate, step=step) if takes_step(scorer) else scorer(sample, candidate)
+
+
+def score_answer(scorer: Scorer, sample: Sample, candidate: Candidate, *, step: int = 0) -> Score:
+    """Scores one answer and checks the value.
+
+    Raises:
+        DataError: a value that is no finite number or lies outside the scorer's bounds. A scorer is code and not model
+            output, so it must be mended.
+
+    Example:
+        >>> from ttpa.explore.scorers.ast_match import ASTMatch
+        >>> sample = Sample(id="s", tools=(), messages=(), target=(), source="toy")
+        >>> score_answer(ASTMatch(partial=False), sample, Candidate(sample_id="s", index=0, text="", calls=())).value
+        1.0
+    """
+    score = apply(scorer, sample, candidate, step)
+    low, high = bounds_of(scorer)
+    if math.isfinite(score.value) and low - TOLERANCE <= score.value <= high + TOLERANCE:
+        return score
+    problem = f"outside its bounds [{low:g}, {high:g}]" if math.isfinite(score.value) else "which is no finite number"
+    raise DataError(
+        f"sample {sample.id}: {type(scorer).__name__} gives {score.value} at step {step}, {problem}. "
+        "Mend the scorer, or its bounds."
+    )
+
+
+def unit_score(scorer: Scorer, sample: Sample, candidate: Candidate) -> Score:
+    """Like `score_answer` at step 0, with the value moved from the scorer's bounds to [0, 1]; order and parts stay."""
+    score = score_answer(scorer, sample, candidate)
+    low, high = bounds_of(scorer)
+    if (low, high) == (0.0, 1.0):
+        return score
+    return replace(score, value=min(1.0, max(0.0, (score.value - low) / (high - low))))
