@@ -126,7 +126,7 @@ def test_every_trained_explored_or_evaluated_stage_is_one_run(swept: Path) -> No
 def test_tags_and_configuration_are_those_that_decided_the_stage(swept: Path) -> None:
     runs = runs_below(swept / "runs")
     (warmup,) = [one for one in runs.values() if one.run.job_type == "warmup"]
-    assert set(warmup.run.tags) == {"experiment=ttpa", "data=reversed", "model=tiny", "warmup=plain"}
+    assert set(warmup.run.tags) == {"experiment=ttpa", "data=reversed", "model=tiny", "recipe=tiny", "warmup=plain"}
     aligned = [one for one in runs.values() if one.run.job_type == "align"]
     assert sorted(tag for one in aligned for tag in one.run.tags if tag.startswith("objective=")) == [
         "objective=dpo", "objective=simpo"]  # fmt: skip
