@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import subprocess
 import sys
 import threading
 import time
@@ -322,29 +321,6 @@ def test_an_endpoint_that_fails_on_the_way_loses_nothing_that_was_asked(
         stops += 1
     assert stops > 1 and [row["pass_rate"] for row in rows_of(tmp_path)] == [True, False, False, False, True]
     assert set(good.values()) == {1} and len((tmp_path / "v.jsonl").read_text().splitlines()) == len(good)
-
-
-def test_a_kill_loses_no_verdict_but_the_one_on_its_way(server: Server, tmp_path: Path) -> None:
-    third = threading.Event()
-
-    def said(body: dict[str, Any]) -> Any:
-        if len(server.asked) < 3:
-            return words_of(body)
-        third.set()
-        time.sleep(5)
-
-    server.said = said
-    code = "import sys; from ttpa.benchmarks.score import main; main(sys.argv[1:])"
-    words = command(server, tmp_path, workers="1")
-    process = subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE)
-    assert third.wait(60)
-    process.kill()
-    process.communicate(timeout=30)
-    assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 2 and not (tmp_path / "rows.jsonl").exists()
-    before, server.said = [json.dumps(body) for body in server.asked[:2]], words_of
-    assert main(words) == 0
-    after = [json.dumps(body) for body in server.asked[3:]]
-    assert not set(before) & set(after) and json.dumps(server.asked[2]) == after[0] and len(rows_of(tmp_path)) == 5
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_module
-from omegaconf import open_dict
 
+from tests.run.test_pipeline import composed_here
 from ttpa.errors import ConfigError
 from ttpa.results.wandb import Wandb, flat, has_key, mode_of
-from ttpa.run import config, pipeline
+from ttpa.run import pipeline
 from ttpa.run.tracking import TRACKED, StageFacts, Tracking
 from ttpa.train.sft import SFTModule
 
@@ -121,6 +120,8 @@ def test_every_trained_explored_or_evaluated_stage_is_one_run(swept: Path) -> No
         assert one.run.job_type == key.rsplit("-", 1)[0]
         assert (one.run.run_group, one.run.project, one.exits) == ("ttpa", "ttpa", [0])
         assert one.run.display_name.endswith(", ttpa, seed 0")
+        steps = [row["trainer/global_step"] for row in one.history if "loss" in row]
+        assert len(steps) == {"warmup": 4, "align": 2}.get(one.run.job_type, 0) and steps == sorted(set(steps))
 
 
 def test_tags_and_configuration_are_those_that_decided_the_stage(swept: Path) -> None:
@@ -136,13 +137,6 @@ def test_tags_and_configuration_are_those_that_decided_the_stage(swept: Path) ->
         kept = yaml.safe_load((stages(swept)[one.run.run_id] / "config.yaml").read_text())["config"]
         assert one.config["objective"] == kept["objective"] and one.config["seed"] == 0
         assert not any(tag.startswith("eval=") for tag in one.run.tags) and "eval" not in one.config
-
-
-def test_curves_go_to_their_own_run(swept: Path) -> None:
-    for key, one in runs_below(swept / "runs").items():
-        losses = [row["trainer/global_step"] for row in one.history if "loss" in row]
-        expected = {"warmup": 4, "align": 2}.get(key.rsplit("-", 1)[0], 0)
-        assert len(losses) == expected and losses == sorted(set(losses))
 
 
 def test_pairs_errors_and_answers_are_tables(swept: Path) -> None:
@@ -202,12 +196,7 @@ class Silent:
 
 
 def run_here(*overrides: str) -> pipeline.Outcome:
-    with initialize_config_module("ttpa.conf", version_base="1.3"):
-        cfg = compose("config", overrides=[*TINY, *overrides], return_hydra_config=True)
-    with open_dict(cfg):
-        cfg.choices = {group: name for group, name in cfg.hydra.runtime.choices.items() if group in config.IDENTITY}
-        del cfg.hydra
-    return pipeline.run(cfg, Silent())  # type: ignore[arg-type]
+    return pipeline.run(composed_here(*overrides, base=TINY), Silent())  # type: ignore[arg-type]
 
 
 def test_a_run_ends_as_failed_when_training_fails_and_the_next_one_is_another(

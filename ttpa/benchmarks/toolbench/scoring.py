@@ -26,16 +26,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from ttpa.benchmarks.toolbench.answers import SUBSETS, ToolBenchAnswer
+from ttpa.benchmarks.toolbench.judge import Judge
 from ttpa.benchmarks.toolbench.prompts import Question, better_question, solvable_question, status_question
 from ttpa.calls.schema import check_call
 from ttpa.calls.six_errors import LABELS, SIX, read_call
 from ttpa.results.stats import share
 
-Measure = Literal["pass_rate", "sopr", "win_rate", "sowr"]
-MEASURES: tuple[Measure, ...] = ("pass_rate", "sopr", "win_rate", "sowr")
+MEASURES = ("pass_rate", "sopr", "win_rate", "sowr")
 COMPARING = frozenset({"win_rate", "sowr"})
 """Measures that need a reference answer."""
 POINTS = {"solved": 1.0, "unsure": 0.5, "unsolved": 0.0}
@@ -46,13 +46,6 @@ _SIX_OF = {
     "wrong_type": "parameter_type",
     "not_in_enum": "parameter_value",
 }
-
-
-class Asks(Protocol):
-    """A judge."""
-
-    def ask(self, question: Question, vote: int) -> str | None:
-        """The choice of one vote; None where no reply could be read."""
 
 
 def coin(what: str, query_id: str, vote: int) -> bool:
@@ -103,7 +96,7 @@ class Panel:
         known_solvable: The query is on a list of solvable ones, so that nobody is asked about that.
     """
 
-    def __init__(self, judge: Asks, votes: int, known_solvable: bool) -> None:
+    def __init__(self, judge: Judge, votes: int, known_solvable: bool) -> None:
         self.judge, self.votes, self.known_solvable, self.malformed = judge, votes, known_solvable, 0
 
     def votes_on(self, answer: ToolBenchAnswer, side: str, *, passing: bool) -> Votes:
@@ -151,7 +144,7 @@ class Panel:
 def score_answer(
     answer: ToolBenchAnswer,
     reference: ToolBenchAnswer | None,
-    judge: Asks,
+    judge: Judge,
     votes: int,
     measures: Sequence[str],
     known_solvable: bool,
