@@ -61,15 +61,6 @@ def test_published_tables(table: dict[str, float], version: str, published: dict
         assert found[name].covered == pytest.approx(1)
 
 
-def test_overall_of_columns() -> None:
-    """Two published rows of columns: v3's overall score is the plain mean of non-live, live and multi-turn."""
-    for non_live, live, multi_turn, overall in ((81.15, 57.93, 11.38, 50.15), (87.65, 78.29, 23.84, 63.26)):
-        scores = {}
-        for term, value in zip(VERSIONS["v3"].parts, (non_live, live, multi_turn), strict=True):
-            scores.update(dict.fromkeys(leaves(term), value / 100))
-        assert aggregates(scores, version="v3")[0].value == pytest.approx(overall / 100, abs=0.0001)
-
-
 def leaves(part: Any) -> list[str]:
     return [part] if isinstance(part, str) else [leaf for inner in part.parts for leaf in leaves(inner)]
 
@@ -86,14 +77,6 @@ def test_weights_by_hand() -> None:
     for name, weight in weights.items():
         scores = {other: float(other == name) for other in names}
         assert aggregates(scores)[0].value == pytest.approx(weight)
-    names = leaves(VERSIONS["v3"])
-    weights = {
-        "simple_java": 1 / 45, "irrelevance": 1 / 15, "live_irrelevance": 882 / 2251 / 3,
-        "live_relevance": 18 / 2251 / 3,
-    }  # fmt: skip
-    for name, weight in weights.items():
-        scores = {other: float(other == name) for other in names}
-        assert aggregates(scores, version="v3")[0].value == pytest.approx(weight)
 
 
 def test_what_was_not_run_is_none_and_not_zero() -> None:

@@ -54,6 +54,7 @@ class Case:
         category: Decides the rule.
         functions: The function documents of the question.
         answers: The expected calls, `{name: {parameter: [accepted values]}}` each; none where none are published.
+        question: Turns of messages, which only a policy reads.
 
     Raises:
         DataError: answers and documents do not belong together; names the id.
@@ -72,9 +73,12 @@ class Case:
         category: Category,
         functions: Sequence[Mapping[str, Any]],
         answers: Sequence[Mapping[str, Any]] = (),
+        question: Any = (),
     ) -> None:
         self.case_id = case_id
         self.category = category
+        self.functions = functions
+        self.question = question
         self._expected: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
         """Function document and accepted values of each expected call."""
         if not category.has_answers:

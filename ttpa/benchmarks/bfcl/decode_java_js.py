@@ -91,25 +91,25 @@ def _arguments(pairs: Iterable[tuple[str | None, str]]) -> dict[Any, Any]:
 
 
 def _js_call(root: Node) -> Call | None:
+    """The first call that is a statement of its own."""
+
+    def text(node: Node) -> str:
+        source: bytes = node.text
+        return source.decode()
+
+    def pairs(given: Node) -> Iterable[tuple[str | None, str]]:
+        for node in given.children:
+            if node.type == "assignment_expression":
+                value = text(node.children[2])
+                yield text(node.children[0]), value[1:-1] if _quoted(value, "\"'") else value
+            elif node.type in ("identifier", "true"):
+                yield None, text(node)
+
     for statement in root.children:
         for node in statement.children if statement.type == "expression_statement" else ():
             if node.type == "call_expression":
-                return _js_text(node.children[0]), _arguments(_js_pairs(node.children[1]))
+                return text(node.children[0]), _arguments(pairs(node.children[1]))
     return None
-
-
-def _js_pairs(given: Node) -> Iterable[tuple[str | None, str]]:
-    for node in given.children:
-        if node.type == "assignment_expression":
-            value = _js_text(node.children[2])
-            yield _js_text(node.children[0]), value[1:-1] if _quoted(value, "\"'") else value
-        elif node.type in ("identifier", "true"):
-            yield None, _js_text(node)
-
-
-def _js_text(node: Node) -> str:
-    text: bytes = node.text
-    return text.decode()
 
 
 def _java_call(source: str, node: Node) -> Call | None:

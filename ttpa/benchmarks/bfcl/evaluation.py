@@ -26,7 +26,7 @@ from ttpa.benchmarks.bfcl.totals import aggregates
 from ttpa.calls.six_errors import LABELS
 from ttpa.data.rows import file_digest
 from ttpa.errors import ConfigError, DataError
-from ttpa.io import dumps, read_lines, write_jsonl
+from ttpa.io import dumps, write_jsonl
 from ttpa.options import Count, option
 from ttpa.records import Candidate, Message, Sample, ToolSpec
 from ttpa.results.stats import share
@@ -100,8 +100,8 @@ class BFCL:
                 opened = [Conversation(case, prompt=self.prompt).sample() for case in cases]
                 found += [sample for sample in opened if sample is not None][: self.limit]
             else:
-                rows = _question_rows(self.path, category.name)
-                found += [self._sample(row, category) for row in list(rows.values())[: self.limit]]
+                singles = [case for case in _cases(self.path).values() if case.category is category]
+                found += [self._sample(case) for case in singles[: self.limit]]
         if not found:
             raise DataError(f"eval.path={self.path}: no questions of {self.categories or 'any category'} there.")
         return found
@@ -176,14 +176,20 @@ class BFCL:
             raise DataError(f"eval.path={self.path}: no file of {', '.join(missing)}. Take them from one release.")
         return [one for one in CATEGORIES.values() if one.name in named]
 
-    def _sample(self, row: Mapping[str, Any], category: Category) -> Sample:
-        turn, tools = row["question"][0], tuple[ToolSpec, ...]()
+    def _sample(self, case: Case) -> Sample:
+        turns = case.question
+        turn = turns[0] if isinstance(turns, list) and turns else None
+        if not isinstance(turn, list) or not all(
+            isinstance(one, dict) and {"role", "content"} <= set(one) for one in turn
+        ):
+            raise DataError(f"{case.case_id}: question is no list of turns of messages: {dumps(turns)[:80]}.")
+        tools: list[ToolSpec] = []
         if self.prompt == "official":
-            turn = official.official_messages(turn, row["function"], category)
+            turn = official.official_messages(turn, case.functions, case.category)
         else:
-            tools = tuple(tool_of(function, category.language) for function in row["function"])
+            tools = [tool_of(function, case.category.language) for function in case.functions]
         messages = tuple(Message(role=one["role"], content=one["content"]) for one in turn)
-        return Sample(id=row["id"], tools=tools, messages=messages, target=(), source=category.name)
+        return Sample(id=case.case_id, tools=tuple(tools), messages=messages, target=(), source=case.category.name)
 
 
 def _accuracy(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -197,19 +203,3 @@ def _shows(label: str, row: Mapping[str, Any]) -> bool:
 @lru_cache(maxsize=2)
 def _cases(path: str) -> dict[str, Case]:
     return read_cases(path)
-
-
-@lru_cache(maxsize=32)
-def _question_rows(path: str, category: str) -> dict[str, Mapping[str, Any]]:
-    """Question rows of a category by id; the cases are read as well, which checks that answers are there."""
-    known = _cases(path)
-    files = [file for file, found in question_files(Path(path)) if found.name == category]
-    rows = {line.row["id"]: line.row for file in files for line in read_lines(file) if line.row.get("id") in known}
-    for case_id, row in rows.items():
-        turns = row.get("question")
-        messages = turns[0] if isinstance(turns, list) and turns else None
-        if not isinstance(messages, list) or not all(
-            isinstance(one, dict) and {"role", "content"} <= set(one) for one in messages
-        ):
-            raise DataError(f"{case_id}: question is no list of turns of messages: {dumps(turns)[:80]}.")
-    return rows

@@ -193,7 +193,8 @@ def _case(line: JsonLine, category: Category, answer: JsonLine | None) -> Case:
     if not isinstance(functions, list) or not all(isinstance(one, dict) and "name" in one for one in functions):
         raise DataError(f"{line}: no id and function documents. Take the file as published.")
     try:
-        return Case(line.row["id"], category, functions, answer.row["ground_truth"] if answer else ())
+        accepted = answer.row["ground_truth"] if answer else ()
+        return Case(line.row["id"], category, functions, accepted, line.row.get("question"))
     except DataError as error:
         raise DataError(f"{line} and {answer}: {error}") from None
 

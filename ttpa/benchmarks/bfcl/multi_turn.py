@@ -41,27 +41,22 @@ Document = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MultiTurnCase:
-    """A question of several turns.
-
-    Args:
-        case_id: As in the files.
-        category: Of the question.
-        turns: Messages of the user, turn by turn; none in a turn at which functions are added.
-        functions: Documents of the functions that may be called.
-        added: Turn, counted from 0 -> documents of the functions that are withheld until then.
-        classes: Names of the backends.
-        initial_config: Class -> what its instance begins with.
-        truth: Expected calls of every turn, as text; none where nothing can be done yet.
-    """
+    """A question of several turns."""
 
     case_id: str
     category: Category
     turns: tuple[tuple[Message, ...], ...]
+    """Messages of the user, turn by turn; none in a turn at which functions are added."""
     functions: tuple[Document, ...]
+    """Documents of the functions that may be called."""
     added: Mapping[int, tuple[Document, ...]]
+    """Turn, counted from 0 -> documents of the functions that are withheld until then."""
     classes: tuple[str, ...]
+    """Names of the backends."""
     initial_config: Mapping[str, Any]
+    """Class -> what its instance begins with."""
     truth: tuple[tuple[str, ...], ...]
+    """Expected calls of every turn, as text; none where nothing can be done yet."""
 
     @property
     def backends(self) -> dict[str, Any]:

@@ -106,16 +106,11 @@ def execute(case: Mapping[str, Any], steps: Sequence[Sequence[str]]) -> list[str
 def compare(
     case: Mapping[str, Any], turns: Sequence[Sequence[Sequence[str]]], truth: Sequence[Sequence[str]]
 ) -> dict[str, Any] | None:
-    """The official checks of a whole conversation against its expected calls; None where the run had to be ended.
-
-    Args:
-        case: `id`, `classes`, `initial_config`.
-        turns: Calls of every step of every turn, steps without calls left out.
-        truth: The expected calls of every turn.
+    """The official checks of a whole conversation against the expected calls of every turn, `truth`.
 
     Returns:
-        `error_type` (None when valid), the `turn`, counted from 0, and a list of texts, `what`: attributes that differ
-        or results that are missing.
+        `error_type` (None when valid), the `turn`, counted from 0, and `what`: attributes that differ or results that
+        are missing. None where the run had to be ended.
     """
     reply = _ask({"case": case, "turns": turns, "truth": truth})
     return reply if "error_type" in reply else None
