@@ -274,6 +274,14 @@ def test_hostile_answers_run_nothing(tmp_path: Path) -> None:
     assert time.monotonic() - began < 60
 
 
+def test_private_methods_are_not_called() -> None:
+    case = cases("multi_turn_base")["multi_turn_base_0"]
+    private = "ttpa_multi_turn_base_0_GorillaFileSystem_instance._load_scenario({'root': {'x': {'contents': {}}}})"
+    results, untouched = execute(case.backends, [[private, "ls()"]]), execute(case.backends, [["ls()"]])
+    assert results is not None and untouched is not None
+    assert "has no attribute '_load_scenario'" in results[0] and results[1:] == untouched
+
+
 def test_calls_that_do_not_end_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """For time, for memory, and the next case is judged as ever."""
     monkeypatch.setattr(multi_turn_run, "SECONDS", 0.5)
