@@ -174,7 +174,7 @@ def test_one_version() -> None:
         ("ttpa.results.status", ("torch", "transformers", "pytorch_lightning", "peft", "datasets", "wandb")),
         ("ttpa.results.sweep", ("torch", "transformers", "pytorch_lightning", "peft", "datasets", "wandb")),
         ("ttpa.results.render", ("torch", "transformers", "pytorch_lightning", "peft", "datasets", "wandb")),
-        ("ttpa.results.report.cli", ("torch", "transformers", "pytorch_lightning", "hydra", "matplotlib", "jinja2")),
+        ("ttpa.results.report.report", ("torch", "transformers", "pytorch_lightning", "matplotlib", "jinja2")),
         ("ttpa.run.tracking", ("torch", "pytorch_lightning", "wandb", "hydra")),
         ("ttpa.results.dashboard", ("torch", "pytorch_lightning", "wandb", "wandb_workspaces", "hydra")),
         ("ttpa.benchmarks.score", ("torch", "transformers", "pytorch_lightning", "hydra", "datasets")),

@@ -24,7 +24,7 @@ COMMANDS = {
     "sweep": "ttpa.results.sweep",
     "status": "ttpa.results.status",
     "table": "ttpa.results.render",
-    "report": "ttpa.results.report.cli",
+    "report": "ttpa.results.report.report",
     "score": "ttpa.benchmarks.score",
     "dashboard": "ttpa.results.dashboard",
 }

@@ -1,273 +1,279 @@
-"""From gathered rows to tables of what was measured: accuracy, paired differences, errors. `trends` has the curves.
+"""What was measured: accuracy by policy, paired differences, the six errors, the heat map, accuracy against data.
 
-It computes means, standard deviations over seeds and the paired intervals of `ttpa.results.stats`; all other numbers
-stand in result rows as they are. Where a file is gone the number is left out and a sentence says so.
+Numbers come from result rows, `ttpa.results.stats` and `ttpa.results.table`, in per cent; nothing is fitted here.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
-from ttpa.calls.six_errors import LABELS
-from ttpa.errors import DataError
+from ttpa.errors import ConfigError
+from ttpa.results import render, table
+from ttpa.results.records import number_at
 from ttpa.results.report import charts
-from ttpa.results.report.blocks import Block, Cell, Grid, Text, count
-from ttpa.results.report.charts import Bars
-from ttpa.results.report.gather import Arm, Gathered
+from ttpa.results.report.page import Grid, GridCell, Text, finite, plural
+from ttpa.results.report.study import Arm, Study, as_mapping, as_text
+from ttpa.results.stats import Estimate, over_seeds
 
-SHOWN_ARMS = 8
-"""Policies in one chart; the tables hold all."""
-MOST_COLUMNS = 24
-MOST_DIFFERENCES = 120
-"""Paired intervals on a page: each resamples a benchmark 2,000 times."""
-
-
-# --- accuracy --------------------------------------------------------------------------------------------------------
-
-
-def shares(metrics: Mapping[str, Any], prefix: str = "", depth: int = 3) -> dict[str, Mapping[str, Any]]:
-    """Every `{value, n}` of a benchmark's numbers by its dotted name, errors left out.
-
-    Example:
-        >>> shares({"accuracy": {"value": 0.5, "n": 2}, "bands": {"easy": {"value": 1.0, "n": 1}}, "split": "test"})
-        {'accuracy': {'value': 0.5, 'n': 2}, 'bands.easy': {'value': 1.0, 'n': 1}}
-    """
-    found: dict[str, Mapping[str, Any]] = {}
-    for key, item in metrics.items():
-        if not isinstance(item, Mapping) or (not prefix and key == "errors"):
-            continue
-        if "value" in item and "n" in item:
-            found[f"{prefix}{key}"] = item
-        elif depth > 1:
-            found.update(shares(item, f"{prefix}{key}.", depth - 1))
-    return found
+ERRORS = {
+    "format": "the text does not parse as calls",
+    "tool_name": "a call names another tool than the target",
+    "missing_required": "a required parameter is absent",
+    "parameter_name": "a parameter that the tool does not have",
+    "parameter_type": "a value of another JSON type than the tool declares",
+    "parameter_value": "a value of the right type that differs from the target's",
+    "call_count": "a call is missing or is one too many; this is not one of the paper's six",
+}
+AMOUNT = re.compile(r"(data|select)\.(?!validation|test)(\w+_samples|max_rows|\w*fraction|\w*share|limit)")
+"""Settings that say how much of the data a policy saw."""
+INTERVALS = (
+    "Bars are 95 % intervals: over seeds (Student's t) where there are several, else over dialogues (bootstrap)."
+)
 
 
-def value_of(arm: Arm, seed: int, name: str = "accuracy") -> float | None:
-    """A share of an arm, None where it was not measured."""
-    return plain(shares(arm.metrics(seed)).get(name, {}).get("value"))
-
-
-def plain(value: Any) -> float | None:
-    """A number as such; a row may hold anything there."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def over_seeds(values: Sequence[float | None], digits: int = 3, sign: str = "") -> Cell:
-    """Mean and standard deviation as a cell."""
-    known = [value for value in values if value is not None]
+def estimate_of(arm: Arm, path: str) -> Estimate | None:
+    """A share of a policy in per cent with its interval; None where it was not measured."""
+    known = list(_by_seed(arm, path).values())
     if not known:
-        return Cell("-")
-    mean = statistics.mean(known)
-    spread = f" \u00b1 {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
-    return Cell(f"{mean:{sign}.{digits}f}{spread}", mean)
+        return None
+    return (known[0] if len(known) == 1 else over_seeds([one.value for one in known]).within(0, 1)).scaled(100)
 
 
-def drawn(found: Gathered, arms: Sequence[Arm]) -> tuple[list[Arm], str]:
-    """Which policies a chart holds, and what is said of them. Of many in a table the first; in a sweep the warm-ups and
-    of each objective some, spread over its arms.
-    """
-    if len(arms) <= SHOWN_ARMS:
-        return list(arms), ""
-    if found.named:
-        said = f"The picture holds the first {SHOWN_ARMS} of {len(arms)} policies in the table's order"
-        return list(arms[:SHOWN_ARMS]), f" {said}, the numbers hold all."
-    kept = [arm for arm in arms if arm.warmup][: SHOWN_ARMS // 4]
-    groups: dict[str, list[Arm]] = {}
-    for arm in arms:
-        if not arm.warmup:
-            groups.setdefault(str(arm.first.choices.get("objective")), []).append(arm)
-    quota = dict.fromkeys(groups, 0)
-    while sum(quota.values()) < SHOWN_ARMS - len(kept) and any(quota[name] < len(groups[name]) for name in groups):
-        name = min((name for name in groups if quota[name] < len(groups[name])), key=quota.__getitem__)
-        quota[name] += 1
-    kept += [group[k * len(group) // quota[name]] for name, group in groups.items() for k in range(quota[name])]
-    said = f"The picture holds {len(kept)} of {len(arms)} policies, of each objective some; the numbers hold all."
-    return [arm for arm in arms if any(arm is one for one in kept)], f" {said}"
+def _by_seed(arm: Arm, path: str) -> dict[int, Estimate]:
+    found = {}
+    for seed in arm.records:
+        with suppress(KeyError):
+            found[seed] = number_at(arm.metrics(seed), path)
+    return {seed: one for seed, one in found.items() if one is not None}
 
 
-def mean_of(arm: Arm, name: str = "accuracy") -> float | None:
-    """Mean over an arm's seeds."""
-    return over_seeds([value_of(arm, seed, name) for seed in arm.records]).value
+def _shares(study: Study) -> list[str]:
+    """Paths of the shares of right answers: of all samples and, where there are several, of each band."""
+    bands = [as_mapping(arm.metrics(seed).get("bands")) for arm in study.arms for seed in arm.records]
+    paths = dict.fromkeys([*(f"bands.{band}" for each in bands for band in each), "unseen_tool"])
+    parts = [path for path in paths if any(estimate_of(arm, path) for arm in study.arms)]
+    return ["accuracy", *(parts if len(parts) > 1 else [])]
 
 
-def accuracy(found: Gathered) -> list[Block]:
-    """Accuracy of every policy with what it cost: interval of a single seed, mean and deviation of several."""
-    names = list(dict.fromkeys(name for arm in found.policies for s in arm.records for name in shares(arm.metrics(s))))
-    kept = names[:MOST_COLUMNS]
+def accuracy(made: table.Table, study: Study) -> list[Any]:
+    """Pictures of accuracy, of all samples and by band, and the table of all numbers."""
+    blocks: list[Any] = []
+    for number, path in enumerate(_shares(study)):
+        rows = []
+        for at, arm in enumerate(study.arms):
+            if (found := estimate_of(arm, path)) is not None:
+                seeds = [100 * one.value for one in _by_seed(arm, path).values()]
+                rows.append(charts.Interval(arm.label, at, found.value, found.low, found.high, seeds))
+        title = "Accuracy" + f", {path.removeprefix('bands.').replace('_', ' ')}" * (path != "accuracy")
+        blocks += [charts.intervals(f"accuracy-{number}", title, rows)] if rows else []
+    blocks += [Text(INTERVALS)] if blocks else []
+    kept = [at for at, column in enumerate(made.columns) if not column.key.startswith("errors.")]
+    columns = tuple(made.columns[at] for at in kept)
+    rows = tuple(replace(row, values=tuple(row.values[at] for at in kept)) for row in made.rows)
+    tones: dict[str, list[int | None]] = {}
+    for at, column in enumerate(columns):
+        found = [row.values[at].estimate for row in rows]
+        mean = statistics.fmean([one.value for one in found if one] or [0])
+        # A table of mostly grey cells would say nothing: here what is not clear has no colour.
+        tones[column.label] = [tone or None for tone in _tones([_minus(one, mean) for one in found], column.better)]
+    grid = render.main_grid(replace(made, columns=columns, rows=rows))
+    blocks.append(_grid("All numbers", grid, [_number_of(study, row.spec.key) for row in rows], tones))
+    if any(tone for column in tones.values() for tone in column):
+        blocks.append(Text("Coloured: the interval excludes the mean of the column. Blue is better, orange is worse."))
+    return blocks
+
+
+def _number_of(study: Study, key: str) -> int | None:
+    return next((number for number, arm in enumerate(study.arms) if arm.key == key), None)
+
+
+def _grid(caption: str, grid: render.Grid, arms: Sequence[int | None], tones: Mapping[str, list[int | None]]) -> Grid:
+    """A table of texts with the numbers that it sorts by, the marks of its policies and the tones of its cells."""
     rows = []
-    for arm in found.policies:
-        cells = [Cell(arm.label), Cell(str(len(arm.records)), len(arm.records))]
-        for name in kept:
-            seen = [shares(arm.metrics(seed)).get(name) for seed in arm.records]
-            cells.append(_interval(seen[0]) if len(seen) == 1 else over_seeds([_value(one) for one in seen]))
-        rows.append([*cells, *_costs(arm)])
-    words = [name.removeprefix("bands.").replace("_", " ") for name in kept]
-    sample = found.policies[0].metrics(min(found.policies[0].records))
-    where = f", {sample['split']} split" if sample.get("split") else ""
-    caption = f"Accuracy{where}: 95 % interval of a single seed, mean \u00b1 standard deviation of several"
-    columns = ["policy", "seeds", *words, "exploration, s", "training, s", "tokens"]
-    blocks: list[Block] = [Grid(caption=caption, columns=columns, rows=rows)]
-    if len(names) > len(kept):
-        blocks.append(Text(f"{len(names) - len(kept)} more numbers are in the result rows."))
-    return blocks
+    for line, (texts, arm) in enumerate(zip(grid.rows, arms, strict=True)):
+        cells = [GridCell(f"{texts[0].text} {texts[0].mark}".strip(), arm=arm)]
+        for head, one in zip(grid.head[1:], texts[1:], strict=True):
+            first = re.match(r"<?([-+]?\d[\d.]*)", one.text)
+            shown, value = f"{one.text} {one.mark}".strip(), float(first[1]) if first else None
+            cells.append(GridCell(shown, value, tone=tones[head][line] if head in tones else None, strong=one.best))
+        rows.append(cells)
+    return Grid(caption=caption, columns=[grid.head[0] or "policy", *grid.head[1:]], rows=rows)
 
 
-def _value(entry: Mapping[str, Any] | None) -> float | None:
-    return plain(entry.get("value")) if entry else None
+def _tones(gaps: Sequence[Estimate | None], better: str = "high") -> list[int | None]:
+    """Tones of differences: 0 where the interval holds 0, so that only what is clearly better (up to 3) or worse (down
+    to -3) has a colour; None without a difference or an interval.
+    """
+    # An end may miss 0 by rounding alone.
+    clear = [gap and gap.low is not None and gap.high is not None and max(gap.low, -gap.high) > 1e-9 for gap in gaps]
+    most = max((abs(gap.value) for gap, sure in zip(gaps, clear, strict=True) if gap and sure), default=1.0)
+    tones: list[int | None] = []
+    for gap, sure in zip(gaps, clear, strict=True):
+        if gap is None or gap.low is None or gap.high is None:
+            tones.append(None)
+        else:
+            size = math.ceil(3 * abs(gap.value) / most) if sure else 0
+            tones.append(size if (gap.value > 0) == (better == "high") else -size)
+    return tones
 
 
-def _interval(entry: Mapping[str, Any] | None) -> Cell:
-    value = _value(entry)
-    if entry is None or value is None:
-        return Cell("-")
-    low, high = plain(entry.get("low")), plain(entry.get("high"))
-    around = f" [{abs(low):.3f}, {high:.3f}]" if low is not None and high is not None and abs(low) < 1e-9 else ""
-    if not around and low is not None and high is not None:
-        around = f" [{low:.3f}, {high:.3f}]"
-    return Cell(f"{value:.3f}{around}", value, f"{entry['n']} samples")
-
-
-def _costs(arm: Arm) -> list[Cell]:
-    """Mean seconds of exploration and training, and tokens of both."""
-    roles: dict[int, tuple[list[str], list[str]]]
-    if arm.warmup:
-        roles = {seed: (["warmup"], []) for seed in arm.records}
-    else:
-        roles = {
-            seed: (
-                [role for role in record.stages if role.startswith("align")],
-                [role for role in record.stages if role.startswith(("explore", "select"))],
-            )
-            for seed, record in arm.records.items()
-        }
-
-    def total(seed: int, wanted: Sequence[str], key: str) -> float | None:
-        known = [plain((arm.records[seed].cost.get(role) or {}).get(key)) for role in wanted]
-        return sum(one for one in known if one is not None) if any(one is not None for one in known) else None
-
-    explored = [total(seed, more, "seconds") for seed, (_, more) in roles.items()]
-    trained = [total(seed, made, "seconds") for seed, (made, _) in roles.items()]
-    tokens = [total(seed, [*made, *more], "tokens") for seed, (made, more) in roles.items()]
-    mean = over_seeds(tokens).value
-    return [over_seeds(explored, 1), over_seeds(trained, 1), Cell(count(mean), mean)]
-
-
-# --- paired differences ----------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=512)
-def _answers(folder: Path) -> tuple[dict[str, float], dict[str, str]] | None:
-    """Whether each sample was answered right, and its cluster; None where the file is gone or damaged."""
-    from ttpa.results.stats import exact_by_id
-
-    try:
-        return exact_by_id(folder)
-    except (OSError, UnicodeDecodeError, DataError, KeyError, TypeError):
+def _minus(found: Estimate | None, reference: float) -> Estimate | None:
+    if found is None:
         return None
+    low, high = (None if end is None else end - reference for end in (found.low, found.high))
+    return replace(found, value=found.value - reference, low=low, high=high)
 
 
-@lru_cache(maxsize=512)
-def _difference(left: Path, right: Path) -> tuple[float, float, float] | None:
-    from ttpa.results.stats import paired_difference
-
-    a, b = _answers(left), _answers(right)
-    if a is None or b is None:
-        return None
-    try:
-        return paired_difference(a[0], b[0], a[1])
-    except DataError:  # other benchmarks, or parts of one
-        return None
+def differences(made: table.Table, study: Study) -> list[Any]:
+    """One set of paired differences, as the table takes them."""
+    if not made.differences:
+        missing = "No paired differences: no warm-up was evaluated (baseline=true adds one) and no run is a control."
+        return [] if made.spec.claim else [Text(missing)]
+    grid = render.difference_grid(made)
+    tones = [tone or None for tone in _tones([one.mean for one in made.differences], made.columns[0].better)]
+    arms = [_number_of(study, one.ours) for one in made.differences]
+    return [_grid("Paired differences", grid, arms, {grid.head[1]: tones})]
 
 
-def differences(found: Gathered) -> list[Block]:
-    """Each arm against its warm-up and its controls, paired by sample within each seed."""
-    pairs = [(arm, other) for arm in found.arms for other in (found.start_of(arm), *found.controls_of(arm)) if other]
-    kept = pairs[: max(1, MOST_DIFFERENCES // max(1, len(found.seeds)))]
-    rows, lost = [], 0
-    for arm, other in kept:
-        by_seed: list[tuple[float, float, float] | None] = []
-        for seed in found.seeds:
-            folders = [found.stages[one.evaluation(seed)].folder for one in (arm, other) if seed in one.records]
-            seen = _difference(*folders) if len(folders) == 2 else None
-            lost += len(folders) == 2 and seen is None
-            by_seed.append(seen)
-        if any(by_seed):
-            rows.append(_difference_row(arm, other, by_seed))
-    if not pairs:
-        said = (
-            "No row holds an evaluation of the warm-up, and none is a control: no differences. baseline=true adds one."
-        )
-        return [Text(said)]
-    if not rows:
-        return [Text("Paired differences need the rows of two evaluations, which are not in the store.", True)]
-    seeds = [f"seed {seed}" for seed in found.seeds]
-    caption = "Paired differences of accuracy over the same samples, 95 % bootstrap interval over dialogues"
-    blocks: list[Block] = [Grid(caption=caption, columns=["policy", "against", "mean", *seeds, "reading"], rows=rows)]
-    if lost:
-        said = f"{lost} differences are missing: rows not in the store, or not over the same samples."
-        blocks.append(Text(said, True))
-    if len(kept) < len(pairs):
-        blocks.append(Text(f"The first {len(kept)} of {len(pairs)} comparisons."))
-    return blocks
-
-
-def _difference_row(arm: Arm, other: Arm, by_seed: Sequence[tuple[float, float, float] | None]) -> list[Cell]:
-    seen = [one for one in by_seed if one is not None]
-    better, worse = sum(low > 0 for _, low, _ in seen), sum(high < 0 for _, _, high in seen)
-    if len(seen) == 1:
-        reading = "better" if better else "worse" if worse else "no clear difference"
-    else:
-        parts = ((better, "better"), (worse, "worse"), (len(seen) - better - worse, "unclear"))
-        reading = ", ".join(f"{word} in {number}" for number, word in parts if number) + f" of {len(seen)} seeds"
-    cells = [
-        Cell("-") if one is None else Cell(f"{one[0]:+.3f} [{one[1]:+.3f}, {one[2]:+.3f}]", one[0]) for one in by_seed
-    ]
-    return [Cell(arm.label), Cell(other.label), over_seeds([one[0] for one in seen], sign="+"), *cells, Cell(reading)]
-
-
-# --- errors ----------------------------------------------------------------------------------------------------------
-
-
-def errors(found: Gathered) -> list[Block]:
-    """Share of answers with each of the six errors, by policy."""
-    kinds = [label for label in LABELS if any(label in _errors(arm, s) for arm in found.policies for s in arm.records)]
-    if not kinds:
-        return []
-    bars, rows = [], []
-    for arm in found.policies:
-        seen = {kind: [_errors(arm, seed).get(kind) for seed in arm.records] for kind in kinds}
-        cells = {kind: over_seeds([_value(one) for one in entries]) for kind, entries in seen.items()}
-        rows.append([Cell(arm.label), *cells.values()])
-        ends = [whisker(entries) for entries in seen.values()]
-        values = [cell.value for cell in cells.values()]
-        bars.append(Bars(label=arm.label, values=values, low=[e[0] for e in ends], high=[e[1] for e in ends]))
+def errors(study: Study) -> list[Any]:
+    """Share of answers with each error; each number leads to its answers in the browser."""
+    kinds = [kind for kind in ERRORS if any(estimate_of(arm, f"errors.{kind}") for arm in study.arms)]
+    rows = []
+    for number, arm in enumerate(study.arms):
+        cells = [GridCell(arm.label, arm=number, href=f"#answers:{number}:wrong")]
+        for kind in kinds:
+            found = estimate_of(arm, f"errors.{kind}")
+            if found is None:
+                cells.append(GridCell("-"))
+            else:
+                ends = found.low is not None and f"95 % interval {found.low:.1f} to {found.high:.1f}"
+                shown, href = f"{found.value:.1f}", f"#answers:{number}:{kind}"
+                cells.append(GridCell(shown, found.value, ends or "", href, share=found.value / 100))
+        rows.append(cells)
     words = [kind.replace("_", " ") for kind in kinds]
-    some, said = drawn(found, found.policies)
-    shown = [one for one, arm in zip(bars, found.policies, strict=True) if any(arm is other for other in some)]
-    about = "Share of answers that show each of the six errors, and calls too many or too few."
-    note = f"Whiskers: 95 % interval of a single seed, standard deviation of several.{said}"
-    title = "Errors of each policy"
-    chart = charts.bars("errors", title, f"{about} {note}", words, shown, x="share of answers", note=note, every=bars)
-    caption = "Share of answers with each error; an answer may have several"
-    return [chart, Grid(caption=caption, columns=["policy", *words], rows=rows)]
+    meaning = "; ".join(f"{word}: {ERRORS[kind]}" for word, kind in zip(words, kinds, strict=True))
+    said = "An answer may have several errors. A number leads to its answers, a policy's name to all its wrong answers."
+    grid = Grid(caption="Answers with each error, %", columns=["policy", *words], rows=rows)
+    return [grid, Text(said), Text(f"What the errors mean: {meaning}.")] if kinds else []
 
 
-def _errors(arm: Arm, seed: int) -> Mapping[str, Any]:
-    found = arm.metrics(seed).get("errors")
-    return {k: v for k, v in found.items() if isinstance(v, Mapping)} if isinstance(found, Mapping) else {}
+# --- across policies -------------------------------------------------------------------------------------------------
 
 
-def whisker(entries: Sequence[Mapping[str, Any] | None]) -> tuple[float | None, float | None]:
-    """Ends of a whisker."""
-    if len(entries) == 1 and entries[0]:
-        return plain(entries[0].get("low")), plain(entries[0].get("high"))
-    known = [value for one in entries if (value := _value(one)) is not None]
-    if len(known) < 2:
-        return None, None
-    mean, spread = statistics.mean(known), statistics.stdev(known)
-    return mean - spread, mean + spread
+def _at(arm: Arm, axis: str) -> str | None:
+    """What a policy has on an axis, an option group or a dotted setting; None where it has no such thing."""
+    whole = {**table.settings(arm.first.config), "rounds": arm.first.rounds, **arm.first.choices}
+    return as_text(whole[axis]) if axis in whole else None
+
+
+def heat_map(made: table.Table, study: Study, axes: Sequence[str]) -> list[Any]:
+    """Accuracy over two axes. A cell has a colour where its interval says that it differs: by the paired difference to
+    the warm-up where every cell has one, else by the difference to the mean of all cells.
+
+    Raises:
+        ConfigError: an axis that no policy has.
+    """
+    for axis in axes:
+        if any(_at(arm, axis) is None for arm in study.aligned):
+            known = ", ".join(study.varying) or "none"
+            raise ConfigError.at(
+                "axes", axis, "no option group or setting of these runs", f"Groups that differ: {known}"
+            )
+    values = {a: list(dict.fromkeys(str(_at(arm, a)) for arm in study.aligned)) for a in axes or study.varying}
+    first, second = (*axes, *sorted(values, key=lambda axis: -len(values[axis])), "", "")[:2]
+    if not second or not study.aligned:
+        return []
+    cells: dict[tuple[str, str], list[Arm]] = {(row, column): [] for row in values[first] for column in values[second]}
+    for arm in study.aligned:
+        cells[str(_at(arm, first)), str(_at(arm, second))].append(arm)
+    found = {at: _mean_of([estimate_of(arm, "accuracy") for arm in mine]) for at, mine in cells.items()}
+    starts = {arm.key for arm in study.arms if arm.warmup}
+    paired = {one.ours: one.mean for one in made.differences if one.against in starts}
+    if all(len(mine) < 2 and all(paired.get(arm.key) for arm in mine) for mine in cells.values()):
+        gaps = [paired.get(mine[0].key) if mine else None for mine in cells.values()]
+        reference = "the paired difference to the warm-up"
+    else:
+        mean = statistics.fmean([one.value for one in found.values() if one] or [0])
+        gaps, reference = [_minus(one, mean) for one in found.values()], "the difference to the mean of all cells"
+    tones = dict(zip(cells, _tones(gaps), strict=True))
+    seeds = {at: min(len(arm.records) for arm in mine) for at, mine in cells.items() if mine}
+
+    def shown(at: tuple[str, str]) -> GridCell:
+        if (one := found[at]) is None:
+            return GridCell("-")
+        ends = "" if one.low is None or one.high is None else f" [{one.low:.1f}, {one.high:.1f}]"
+        star = "*" * (seeds[at] < max(seeds.values()))
+        return GridCell(
+            f"{one.value:.1f}{ends}{star}", one.value, "; ".join(a.label for a in cells[at]), tone=tones[at]
+        )
+
+    rows = [[GridCell(row), *(shown((row, column)) for column in values[second])] for row in values[first]]
+    caption = f"Accuracy in %, {first} (rows) by {second} (columns)"
+    said = f"Colour is {reference}: blue is better, orange is worse, grey is a difference within its interval."
+    if any(one and tones[at] is None for at, one in found.items()):
+        said += " No colour: the interval is not known."
+    if (most := max(map(len, cells.values()))) > 1:
+        said += f" A cell is a mean over up to {most} policies that differ in other settings."
+    if len(set(seeds.values())) > 1:
+        said += f" * fewer than the {max(seeds.values())} seeds of other cells."
+    return [Grid(caption=caption, columns=[f"{first} \\ {second}", *values[second]], rows=rows), Text(said)]
+
+
+def _mean_of(found: Sequence[Estimate | None]) -> Estimate | None:
+    """One estimate as it is; of several policies the mean, whose interval is not known."""
+    known = [one for one in found if one is not None]
+    return Estimate(value=statistics.fmean([one.value for one in known])) if known[1:] else next(iter(known), None)
+
+
+def gain_decay(study: Study) -> list[Any]:
+    """Accuracy against the amount of data, a line for policies that differ in nothing else. Where the amount is that of
+    exploration, a line begins with the warm-up, which saw none.
+    """
+    wholes = [table.settings(arm.first.config) for arm in study.aligned]
+    blocks: list[Any] = []
+    for key in dict.fromkeys(key for whole in wholes for key in whole if AMOUNT.fullmatch(key)):
+        if len({as_text(whole.get(key)) for whole in wholes}) < 2:
+            continue
+        groups: dict[str, list[tuple[float, Arm]]] = {}
+        for arm, whole in zip(study.aligned, wholes, strict=True):
+            rest = [{**whole, key: None}, arm.first.choices, arm.first.rounds]
+            if (amount := _amount(study, arm, key)) is not None:
+                groups.setdefault(json.dumps(rest, sort_keys=True), []).append((amount, arm))
+        if len({amount for points in groups.values() for amount, _ in points}) > 1:
+            series = [_data_line(study, points, key) for points in groups.values()]
+            blocks.append(charts.lines(f"decay-{len(blocks)}", f"Accuracy by {key}", series, key, "right answers, %"))
+        if lost := len(wholes) - sum(map(len, groups.values())):
+            blocks.append(Text(f"{plural(lost, 'policy')} without a number for {key} left out."))
+    return [*blocks, Text(INTERVALS)] if blocks else []
+
+
+def _data_line(study: Study, points: Sequence[tuple[float, Arm]], key: str) -> charts.Line:
+    start = None if key.startswith(("data.warmup", "data.max_rows")) else study.start_of(points[0][1])
+    every = sorted([(0.0, start)] * bool(start) + [*points], key=lambda one: one[0])
+    known = [(x, arm, found) for x, arm in every if arm and (found := estimate_of(arm, "accuracy"))]
+    return charts.Line(
+        label=" + ".join(str(points[0][1].first.choices.get(group)) for group in study.varying or ["objective"]),
+        arms=[study.arms.index(arm) for _, arm, _ in known],
+        x=[x for x, _, _ in known],
+        y=[one.value for *_, one in known],
+        ends=[
+            (one.value if one.low is None else one.low, one.value if one.high is None else one.high)
+            for *_, one in known
+        ],
+    )
+
+
+def _amount(study: Study, arm: Arm, key: str) -> float | None:
+    """How much data a policy saw; without a limit, what there was."""
+    value = table.settings(arm.first.config).get(key)
+    if value is None and key.startswith("select.") and "data" in arm.first.stages:
+        samples = as_mapping(study.stages[arm.first.stages["data"]].metrics.get("samples"))
+        value = samples.get("explore", as_mapping(arm.first.config.get("data")).get("explore_samples"))
+    return finite(value)

@@ -1,0 +1,200 @@
+"""`ttpa report`: one page of HTML for a run, a sweep or a table. Imports no torch and writes nothing but the page.
+
+This module decides what stands on a page. What is missing in the store is said on the page and is no mistake:
+result rows outlive the stages they came from.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic.dataclasses import dataclass
+
+from ttpa.errors import ConfigError, TtpaError
+from ttpa.options import CommaList, Index, arguments
+from ttpa.results import render, table
+from ttpa.results.report import answers, numbers, page, pairs, stages
+from ttpa.results.report.page import Folded, Page, Section, Text, plural
+from ttpa.results.report.study import Arm, Study, find_files, records_of, study_of
+
+HELP = """\
+ttpa report: one self-contained HTML page, opened without a network.
+
+  ttpa report TARGET [out=FILE] [results=DIR] [store=DIR] [samples=20] [answers=1500] [axes=A,B]
+              [preset=NAME] [seed=0,1] [any override of a table's cells ...]
+
+  TARGET   a result file; a run name (all its rows: a sweep; several names are joined by commas);
+           or the folder of a table, experiments/NAME
+  out      where the page is written; default: TARGET's name with .html, in the current folder
+  results  folder of the result rows (default: results; of a table, paths.results of its cells)
+  store    folder of the stages (default: store; of a table, paths.store of its cells); what is gone from it is
+           left out, and said
+  samples  pairs and groups of answers shown of each exploration, drawn at random with a fixed seed; 0 shows none
+  answers  questions in the browser of evaluation answers, each with the answers of all policies and seeds; drawn at
+           random with a fixed seed where there are more; 0 leaves the browser out
+  axes     the two axes of the heat map: option groups or settings, such as sampler,objective or sampler.n,scorer;
+           default: the two groups that differ most
+  preset   of a table: which of the presets in its table.yaml (default: the first)
+  Overrides that a table's sweep was started with are given here too: they decide which result rows are meant.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """The words behind the command. `out`, `results`, `store`: None for the default."""
+
+    target: str
+    out: Path | None = None
+    results: Path | None = None
+    store: Path | None = None
+    samples: Index = 20
+    answers: Index = 1500
+    axes: CommaList = ()
+    preset: str = ""
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def of_table(self) -> bool:
+        """Whether the target is the folder of a table, or the file in it."""
+        return Path(self.target).is_dir() or self.target.endswith(".yaml")
+
+    @property
+    def page(self) -> Path:
+        """Where the page is written."""
+        path = Path(self.target)
+        name = (path.parent if path.suffix == ".yaml" else path).name.removesuffix(".jsonl").replace(",", "+")
+        return self.out or Path(f"{name or 'report'}.html")
+
+
+def parse(words: Sequence[str]) -> Form:
+    """The form from the words behind the command.
+
+    Raises:
+        ConfigError: no target, an unknown or repeated key, a value that cannot work.
+
+    Example:
+        >>> str(parse(["results/demo-0123456789ab.jsonl", "samples=3"]).page)
+        'demo-0123456789ab.html'
+    """
+    form = arguments(words, Form, "report")
+    if not form.of_table and (form.overrides or form.preset):
+        word = [*form.overrides, f"preset={form.preset}"][0]
+        raise ConfigError(f"{word}: for tables only. Leave it out, or give a table's folder as TARGET.")
+    if form.axes and (len(form.axes) != 2 or len({*form.axes, ""}) != 3):
+        axes = ",".join(form.axes)
+        raise ConfigError.at("axes", axes, "must be two names that differ", "For example axes=sampler,objective")
+    out = form.page
+    if out.is_dir() or not out.parent.is_dir():
+        why = "is a folder" if out.is_dir() else f"cannot be written, {out.parent} is no folder"
+        raise ConfigError.at("out", out, why, "Give a file in a folder that exists")
+    return form
+
+
+def main(words: Sequence[str]) -> int:
+    """Writes the page that the words ask for and prints its name and size; returns the exit status.
+
+    Raises:
+        TtpaError: a mistake of the user, or nothing to report on.
+    """
+    if not words or any(word in ("--help", "-h", "help") for word in words):
+        print(HELP, end="")
+        return 0
+    form = parse(words)
+    try:
+        shown = page_of(form)
+        html = page.render(shown)
+    except ModuleNotFoundError as error:
+        if error.name not in ("matplotlib", "jinja2", "markupsafe"):
+            raise
+        raise TtpaError(f"{error.name} is not installed. pip install 'ttpa[report]'.") from None
+    for warning in dict.fromkeys(shown.warnings):
+        print(f"ttpa report: warning: {' '.join(warning.split())}", file=sys.stderr)
+    print(f"{form.page} ({page.write(html, form.page) / 1e6:.2f} MB)")
+    return 0
+
+
+def page_of(form: Form) -> Page:
+    """The page that a command asks for.
+
+    Raises:
+        ConfigError, DataError: nothing of that name, a table that cannot work, no result rows.
+    """
+    target, warnings = Path(form.target), list[str]()
+    if form.of_table:
+        folder = target.parent if target.suffix == ".yaml" else target
+        made = table.from_folder(folder, form.preset or None, form.overrides, results=form.results, store=form.store)
+        full, empty = sum(len(row.records) for row in made.rows), sum(len(row.missing) for row in made.rows)
+        title = made.spec.title
+        subtitle = (
+            f"Table {made.spec.name}, preset {made.preset.name}: {full} of {plural(full + empty, 'cell')} have a "
+        )
+        subtitle += f"result. Claim: {made.spec.claim}"
+    else:
+        records, warnings = records_of(find_files(form.target, form.results or Path("results")))
+        made = table.from_records(records, form.store or Path("store"))
+        title = f"{records[0].name} {records[0].run}" if target.is_file() else form.target
+        subtitle = f"{plural(len(records), 'result row')} of {', '.join(dict.fromkeys(one.name for one in records))}."
+    arms = [Arm(key=r.spec.key, label=r.spec.label, records=r.records, warmup=r.spec.warmup_only) for r in made.rows]
+    study = study_of(arms, made.store)
+    warnings += made.warnings
+    sources = [f"Source {at}: {footnote}" for footnote, at in render.sources(made).items()]
+    return Page(
+        title=title,
+        subtitle=subtitle,
+        head=_head(study),
+        warnings=warnings,
+        sections=[
+            Section(
+                "accuracy",
+                "Accuracy",
+                [
+                    *(Text(one, True) for one in warnings),
+                    *numbers.accuracy(made, study),
+                    *numbers.differences(made, study),
+                    Folded("How to read these numbers", [Text(note) for note in (*made.notes, *sources)]),
+                ],
+            ),
+            *(sections(study, form, made) if study.arms else []),
+        ],
+    )
+
+
+def sections(study: Study, form: Form, made: table.Table) -> list[Section]:
+    """The sections below the numbers, empty where there is nothing."""
+    return [
+        Section("errors", "Six errors", numbers.errors(study)),
+        Section("answers", "Answers", answers.browser(study, form.answers)),
+        Section("heat", "Ablation", numbers.heat_map(made, study, form.axes)),
+        Section("decay", "Gain against data", numbers.gain_decay(study)),
+        Section("curves", "Training curves", stages.curves(study)),
+        Section("pairs", "Preference pairs", pairs.explorations(study, form.samples, pairs.pairs_of)),
+        Section("trees", "Search trees and token paths", pairs.explorations(study, form.samples, pairs.trees_of)),
+        Section("drawn", "Answers drawn while training", pairs.groups_of(study, form.samples)),
+        Section("stages", "Stages", stages.stage_table(study)),
+        Section("settings", "Configurations side by side", stages.configurations(study)),
+        Section("provenance", "Provenance", stages.provenance(study)),
+    ]
+
+
+def _head(study: Study) -> list[tuple[str, str]]:
+    """What stands below the title."""
+    firsts = [arm.first for arm in study.aligned or study.arms]
+    groups = dict.fromkeys(group for first in firsts for group in first.choices)
+    same = [f"{group}={firsts[0].choices[group]}" for group in groups if group not in study.varying]
+    differ = [f"{g}={'|'.join(dict.fromkeys(str(f.choices.get(g)) for f in firsts))}" for g in study.varying]
+    made = [stage.provenance for stage in study.stages.values() if stage.provenance]
+    times = sorted(str(one[key]) for one in made for key in ("started", "ended") if one.get(key))
+    machines = dict.fromkeys(
+        f"{one.get('gpu') or 'no GPU'}, {one.get('cpu')}, {one.get('cpu_count')} CPUs" for one in made
+    )
+    gone = "not known: the stages are not in the store"
+    head = [
+        ("options that differ", ", ".join(differ)),
+        ("options of all", ", ".join(same)),
+        ("seeds", ", ".join(map(str, study.seeds))),
+        ("built", f"{times[0][:16]} to {times[-1][:16]} UTC".replace("T", " ") if times else gone),
+        ("hardware", "; ".join(machines) or gone),
+    ]
+    return [(name, said) for name, said in head if said and study.arms]
