@@ -65,7 +65,10 @@ class Lab:
         stages = {"data": data, "warmup": warmup, "baseline": self.stage("evaluate", start, up), "explore1": explore,
                   "align1": align, "evaluation": self.stage("evaluate", f"{seed}/{cell}", up, pid=2)}  # fmt: skip
         whole: dict[str, Any] = {group: {} for group in config.IDENTITY}
-        whole |= {"data": {"seed": seed, "noise": self.text.replace("\ud800", "")}, "objective": {"name": chosen["objective"]}}
+        whole |= {
+            "data": {"seed": seed, "noise": self.text.replace("\ud800", "")},
+            "objective": {"name": chosen["objective"]},
+        }
         for key, value in (settings or {}).items():
             group, _, name = key.partition(".")
             whole.setdefault(group, {})[name] = value
@@ -109,7 +112,9 @@ class Lab:
         write_jsonl(folder / "pairs.jsonl", [pair for row in rows for pair in row["pairs"]])
 
     def _explored(self, name: str) -> dict[str, Any]:
-        good = Candidate(sample_id=name, index=0, text=f"[f(a={self.text})]", token_ids=(5, 6, 7), logps=(-0.1, -0.2, 0.0))
+        good = Candidate(
+            sample_id=name, index=0, text=f"[f(a={self.text})]", token_ids=(5, 6, 7), logps=(-0.1, -0.2, 0.0)
+        )
         bad = Candidate(sample_id=name, index=1, text=f"[f(b={self.text})]", token_ids=(5, 8), logps=(-0.1, -1.5))
         scores = (
             Score(value=1.0, exact=True, detail={"name": 1.0, self.text: 1.0}, explanation=self.text),

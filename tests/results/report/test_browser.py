@@ -28,14 +28,15 @@ FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 SMALL = (
     "data.warmup_samples=80", "data.explore_samples=12", "data.test_per_band=4", "data.test_unseen=2",
     "data.validation_per_band=2", "model.hidden=16", "model.heads=2", "model.layers=1", "model.feed_forward=32",
-    "recipe.warmup.steps=6", "recipe.align.steps=3", "recipe.max_new_tokens=12", "pairs=released", "logger=csv",
+    "recipe.warmup.steps=6", "recipe.max_new_tokens=12", "pairs=released", "logger=csv",
     "trainer.log_every_n_steps=1", "trainer.threads=1",
 )  # fmt: skip
 ONLINE = (
     "objective=grpo", "sampler=group8", "scorer=slm_json", "recipe.online.batch_size=2", "recipe.online.steps=3",
     "trainer.answers_every_steps=1",
 )  # fmt: skip
-RUNS = (("sampler=tps",), ("sampler=mcts", "objective=simpo"), ONLINE)
+PAIRS = "recipe.align.steps=3"
+RUNS = ((PAIRS, "sampler=tps"), (PAIRS, "sampler=mcts", "objective=dpo"), ONLINE)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +56,19 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_real_runs_fill_the_page(real: Path) -> None:
     page = Html(real.read_text())
     sections = {attributes["id"] for tag, attributes in page.tags if tag == "section"}
-    assert {"accuracy", "errors", "answers", "heat", "curves", "pairs", "trees", "drawn", "stages", "settings"} <= sections
-    for words in ("search trees", "token paths", "first token", "Probability of the marked token", "Loss", "built", "cached",
+    assert {
+        "accuracy",
+        "errors",
+        "answers",
+        "heat",
+        "curves",
+        "pairs",
+        "trees",
+        "drawn",
+        "stages",
+        "settings",
+    } <= sections
+    for words in ("search trees", "token paths", "first token", "Probability of the marked token", "Loss", "built", "reused by",
                   "Mean reward of drawn answers", "groups, drawn at random"):  # fmt: skip
         assert words in page.text, words
     for gone in ("not in the store", "is damaged", "parted by characters"):
@@ -148,7 +160,8 @@ def test_a_wide_table_scrolls_in_its_box_and_keeps_its_first_column(
 def shown(page: Any) -> tuple[str, list[list[str]]]:
     """The sentence of the browser, and of each card on its page the sample and the verdicts of its answers."""
     cards = page.eval_on_selector_all(
-        "#browser .card", "all => all.map(c => [c.querySelector('code').textContent, ...[...c.querySelectorAll('.verdict')].map(v => v.textContent)])"
+        "#browser .card",
+        "all => all.map(c => [c.querySelector('code').textContent, ...[...c.querySelectorAll('.verdict')].map(v => v.textContent)])",
     )
     return page.inner_text("#browser [role=status]"), cards
 
@@ -171,9 +184,14 @@ def test_filters_choose_answers(lab: Lab, report: Callable[..., str], open_page:
     assert shown(page) == ("1 of 15 answers, to 1 of 5 questions", [["q3", both, both, both]])
     form.evaluate("form => form.reset()")
     form.locator("[name=text]").fill("PLEASE Q2")
-    assert shown(page) == ("3 of 15 answers, to 1 of 5 questions", [["q2", "parameter value", "parameter value", "right"]])
+    assert shown(page) == (
+        "3 of 15 answers, to 1 of 5 questions",
+        [["q2", "parameter value", "parameter value", "right"]],
+    )
     assert form.locator("[name=seed]").is_hidden()  # there is one seed
-    assert 'f(a="plain")' in page.inner_text("#browser .card") and "2 tools: tool plain, second" in page.inner_text("#browser .card")
+    assert 'f(a="plain")' in page.inner_text("#browser .card") and "2 tools: tool plain, second" in page.inner_text(
+        "#browser .card"
+    )
 
 
 def test_each_number_of_the_error_table_opens_its_answers(
@@ -193,7 +211,9 @@ def test_each_number_of_the_error_table_opens_its_answers(
     page.locator("#errors th a").last.click()
     page.wait_for_function("document.querySelector('[name=error]').value === 'wrong'")
     assert shown(page)[0] == "2 of 10 answers, to 2 of 5 questions"
-    assert shown(open_page(lab.root / "page.html", place="#answers:1:tool_name"))[1] == [["q3", "parameter value, tool name"]]
+    assert shown(open_page(lab.root / "page.html", place="#answers:1:tool_name"))[1] == [
+        ["q3", "parameter value, tool name"]
+    ]
 
 
 def test_many_answers_stay_usable(lab: Lab, report: Callable[..., str], open_page: Callable[..., Any]) -> None:
@@ -213,7 +233,9 @@ def test_many_answers_stay_usable(lab: Lab, report: Callable[..., str], open_pag
     assert time.monotonic() - start < 5
 
 
-def test_tables_sort_by_click_and_by_keyboard(lab: Lab, report: Callable[..., str], open_page: Callable[..., Any]) -> None:
+def test_tables_sort_by_click_and_by_keyboard(
+    lab: Lab, report: Callable[..., str], open_page: Callable[..., Any]
+) -> None:
     for number, objective in enumerate(("dpo", "rft", "gold")):
         lab.row(objective=objective, right=number)
     report("made")
@@ -221,7 +243,9 @@ def test_tables_sort_by_click_and_by_keyboard(lab: Lab, report: Callable[..., st
     page.eval_on_selector("#errors table", "table => table.id = 'sorted'")
 
     def column(number: int) -> list[str]:
-        return page.eval_on_selector_all("#sorted tbody tr", f"rows => rows.map(row => row.cells[{number}].textContent)")
+        return page.eval_on_selector_all(
+            "#sorted tbody tr", f"rows => rows.map(row => row.cells[{number}].textContent)"
+        )
 
     head = page.locator("#sorted thead th").first
     head.locator("button").click()

@@ -98,7 +98,11 @@ def test_each_error_number_leads_to_its_answers(lab: Lab, report: Report) -> Non
         lab.row(seed, right=2 + seed)
     page = Html(report("made"))
     names, found = page.answers["errors"], page.answers["answers"]
-    bands = {number for number, (_, band, *_) in enumerate(page.answers["samples"]) if page.answers["bands"][band] != "unseen tools"}
+    bands = {
+        number
+        for number, (_, band, *_) in enumerate(page.answers["samples"])
+        if page.answers["bands"][band] != "unseen tools"
+    }
     checked = 0
     for href, said in page.links["Answers with each error, %"]:
         policy, error = href.removeprefix("#answers:").split(":")
@@ -208,7 +212,15 @@ def gap(value: float, low: float | None, high: float | None) -> Estimate:
 
 
 def test_tones_know_the_interval() -> None:
-    gaps = [gap(9, -1, 19), gap(3, 1, 5), gap(-1, -2, -0.5), gap(2, None, None), None, gap(1, 0.0, 2), gap(0.5, 1e-18, 1)]
+    gaps = [
+        gap(9, -1, 19),
+        gap(3, 1, 5),
+        gap(-1, -2, -0.5),
+        gap(2, None, None),
+        None,
+        gap(1, 0.0, 2),
+        gap(0.5, 1e-18, 1),
+    ]
     assert _tones(gaps) == [0, 3, -1, None, None, 0, 0]
     assert _tones(gaps, "low")[:3] == [0, -3, 1]
     assert _tones([gap(0, 0, 0)]) == [0]

@@ -90,6 +90,8 @@ def intervals(name: str, title: str, rows: Sequence[Interval]) -> Chart:
             axes.text(0.01, at - 0.24, _name(row.label), transform=axes.get_yaxis_transform(), va="bottom")
         axes.set(xlabel="right answers, %", ylim=(len(rows) - 0.6, -0.8), yticks=[])
         axes.spines.left.set_visible(False)
+        left, right = axes.get_xlim()
+        axes.set_xlim(min(left, right - 4), max(right, left + 4))  # equal numbers are no picture of hundredths
         axes.grid(axis="x")
         return _chart(figure, name, title, ", ".join(f"{row.label} {row.value:.3g}" for row in rows))
 
