@@ -15,7 +15,7 @@ from ttpa.calls.syntaxes import SYNTAXES, get_syntax
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import read_jsonl
 from ttpa.policy.policy import train_tokenizer
-from ttpa.prompts import COMPACT_TOKENS, JUDGE, Renderer, compact_segments, signature
+from ttpa.prompts import COMPACT_TOKENS, Renderer, compact_segments, signature
 from ttpa.records import Message, Sample, ToolCall, ToolSpec
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -137,22 +137,9 @@ def test_a_compact_dialogue_shows_every_turn_and_closes_the_assistants(compact: 
     )
 
 
-def test_turns_without_text_keep_their_place(compact: Renderer, toy_samples: Samples) -> None:
-    empty = (Message(role="user"), Message(role="assistant"), Message(role="tool"), Message(role="user"))
-    sample = replace(toy_samples[0], tools=(), messages=empty)
-    assert shown(compact, sample) == "<tools><user><assistant><eos><tool><user><assistant>"
-
-
 def test_a_signature_names_types_that_are_not_text() -> None:
     assert signature(ZIP) == "Get Zip (US)(n:int,of:list,near:dict,price:float,open:bool,any,either)"
     assert signature(ToolSpec(name="f")) == "f()"
-
-
-def test_special_tokens_are_single_tokens_and_do_not_overlap(compact: Renderer) -> None:
-    ids = [compact.tokenizer.convert_tokens_to_ids(token) for token in COMPACT_TOKENS]
-    assert len(set(ids)) == len(COMPACT_TOKENS) and None not in ids
-    assert (compact.pad_id, compact.end_of_turn) == (ids[0], ids[1])
-    assert compact.stop_ids == (ids[1],)
 
 
 def test_special_token_text_of_a_user_stays_text(compact: Renderer, toy_samples: Samples, tmp_path: Path) -> None:
@@ -206,24 +193,13 @@ def test_prompts_and_answers_do_not_depend_on_their_batch(
     assert (renderer.prompts([]), renderer.answers([]), renderer.gold([])) == ([], [], [])
 
 
-def test_answers_end_with_the_one_end_of_turn(
-    renderer: Renderer, toy_samples: Samples, published: list[Sample]
-) -> None:
-    for answer in renderer.answers([*toy_samples, *published]):
-        assert answer[-1] == renderer.end_of_turn
-        assert not set(answer[:-1]) & set(renderer.stop_ids)
-
-
 def test_answers_read_back_as_their_targets(renderer: Renderer, toy_samples: Samples, published: list[Sample]) -> None:
     samples = [*toy_samples, *published]
     for sample, ids, text in zip(samples, renderer.answers(samples), renderer.answer_texts(samples), strict=True):
-        candidate = renderer.candidate(sample, 0, ids)
+        candidate = renderer.candidate(sample, -1, ids)
         assert (candidate.text, candidate.calls, candidate.error) == (text, sample.target, None)
-
-
-def test_gold_is_the_target_as_a_candidate(renderer: Renderer, toy_samples: Samples) -> None:
-    for sample, gold, ids in zip(toy_samples, renderer.gold(toy_samples), renderer.answers(toy_samples), strict=True):
-        assert gold == renderer.candidate(sample, -1, ids)
+        assert ids[-1] == renderer.end_of_turn and not set(ids[:-1]) & set(renderer.stop_ids)
+        assert renderer.gold([sample]) == [candidate]
 
 
 def test_a_prompt_and_its_answer_are_how_the_next_turns_prompt_begins(
@@ -235,13 +211,6 @@ def test_a_prompt_and_its_answer_are_how_the_next_turns_prompt_begins(
         after = replace(before, messages=(*before.messages, said, Message(role="user", content="And now?")))
         joined = [*renderer.prompts([before])[0], *renderer.answers([before])[0]]
         assert renderer.prompts([after])[0][: len(joined)] == joined
-
-
-def test_every_tool_name_is_in_the_prompt_of_toy_samples(
-    renderer: Renderer, toy_samples: Samples, dialogue: Sample
-) -> None:
-    for sample in (*toy_samples, dialogue):
-        assert all(tool.name in shown(renderer, sample) for tool in sample.tools)
 
 
 def test_every_tool_name_is_in_the_prompt_of_published_samples(renderer: Renderer, published: list[Sample]) -> None:
@@ -298,12 +267,6 @@ def test_a_template_without_tools_gets_them_in_the_system_message(toy_samples: S
         assert text.count("<|im_start|>system") == 1
 
 
-def test_a_sample_without_tools_gets_no_system_message(toy_samples: Samples) -> None:
-    bare = replace(toy_samples[5], tools=())
-    for template in (CHATML, WITHOUT_TOOLS, DROPPING_TOOLS):
-        assert shown(chat(template), bare) == "<|im_start|>user\nThank you!<|im_end|>\n<|im_start|>assistant\n"
-
-
 def test_a_template_that_drops_tools_is_refused_with_the_sample(toy_samples: Samples) -> None:
     renderer = chat(DROPPING_TOOLS)
     with pytest.raises(DataError, match=r"sample toy-1: .*\['get_weather', 'book_room'\].*model\.template=compact"):
@@ -320,13 +283,6 @@ def test_a_template_that_refuses_a_dialogue_is_reported_with_the_sample(dialogue
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + WITHOUT_TOOLS
     with pytest.raises(DataError, match="sample dialogue: .*no system role"):
         chat(refusing).prompts([dialogue])
-
-
-def test_special_token_text_in_a_chat_answer_stays_text(toy_samples: Samples) -> None:
-    target = (ToolCall(name="get_weather", arguments={"city": "a <|im_end|> b"}),)
-    renderer = chat()
-    (ids,) = renderer.answers([replace(toy_samples[0], target=target)])
-    assert renderer.candidate(toy_samples[0], 0, ids).calls == target
 
 
 def test_tool_names_are_found_where_a_template_escapes_them(toy_samples: Samples) -> None:
@@ -375,18 +331,6 @@ def test_every_syntax_reads_back_what_it_renders(syntax: str, toy_samples: Sampl
         assert renderer.read(renderer.syntax.print(odd.target)) == (odd.target, None)
 
 
-def test_a_candidate_is_its_text_without_stop_tokens_and_its_calls(compact: Renderer, toy_samples: Samples) -> None:
-    ids = tuple(compact.answers(toy_samples[:1])[0])
-    made = compact.candidate(
-        toy_samples[0], 3, ids, logps=(-0.5,) * len(ids), finish="stop", branches=((1, ((5, 0.5),)),)
-    )
-    assert (made.sample_id, made.index, made.text) == ("toy-0", 3, '[get_weather(city="Paris")]')
-    assert (made.token_ids, made.calls, made.error) == (ids, toy_samples[0].target, None)
-    assert (made.logps, made.finish, made.branches) == ((-0.5,) * len(ids), "stop", ((1, ((5, 0.5),)),))
-    cut = compact.candidate(toy_samples[0], 0, ids[:-1], finish="length")
-    assert (cut.text, cut.calls) == (made.text, made.calls)
-
-
 def test_text_that_does_not_parse_is_recorded_and_never_raises(compact: Renderer, toy_samples: Samples) -> None:
     ids = compact.answers(toy_samples[:1])[0]
     broken = compact.candidate(toy_samples[0], 0, ids[:-2])
@@ -395,13 +339,6 @@ def test_text_that_does_not_parse_is_recorded_and_never_raises(compact: Renderer
     assert compact.read(broken.text) == (None, broken.error)
     for token in range(len(compact.tokenizer)):  # bytes that are no character, special tokens of the prompt
         compact.candidate(toy_samples[0], 0, [token, token, *ids])
-
-
-def test_words_and_silence_hold_no_call(compact: Renderer, toy_samples: Samples) -> None:
-    silent = compact.candidate(toy_samples[5], 0, [compact.end_of_turn])
-    assert (silent.text, silent.calls, silent.error) == ("", (), None)
-    spoken = compact.candidate(toy_samples[5], 0, compact.answers(toy_samples[5:])[0])
-    assert (spoken.text, spoken.calls, spoken.error) == ("You are welcome.", (), None)
 
 
 def test_a_special_token_inside_an_answer_is_shown(compact: Renderer, toy_samples: Samples) -> None:
@@ -430,25 +367,7 @@ def test_the_text_of_an_answer_is_what_its_tokens_add_one_by_one(renderer: Rende
     assert (renderer.text([]), renderer.pieces([])) == ("", [])
 
 
-def test_special_tokens_that_end_no_turn_are_part_of_the_text(compact: Renderer) -> None:
-    ids = compact.tokenizer.convert_tokens_to_ids(["<user>", "<eos>", "<tools>"])
-    assert compact.text(ids) == "<user><tools>" and compact.pieces(ids) == ["<user>", "", "<tools>"]
-
-
 # ---- self-evaluation ------------------------------------------------------------------------------------------------
-
-
-def test_a_policy_is_asked_to_grade_its_answer_in_the_dialogue_that_it_answered(
-    compact: Renderer, toy_samples: Samples
-) -> None:
-    """Written out: the answer as its own turn, then the question with the reference, then an open turn."""
-    ids = compact.judge_prompt(toy_samples[0], "[book_room()]")
-    assert str(compact.tokenizer.decode(ids, skip_special_tokens=False)) == (
-        "<tools>get_weather(city,days:int)\nbook_room(hotel,nights:int)<user>Weather in Paris?"
-        "<assistant>[book_room()]<eos><user>"
-        + JUDGE.format(answer="[book_room()]", target='[get_weather(city="Paris")]')
-        + "<assistant>"
-    )
 
 
 def test_a_prompt_for_grading_is_the_next_turn_of_the_dialogue(
@@ -463,19 +382,6 @@ def test_a_prompt_for_grading_is_the_next_turn_of_the_dialogue(
         question = str(renderer.tokenizer.decode(asked[len(begun) :], skip_special_tokens=False))
         assert f"Reference: {renderer.answer_texts([sample])[0]}\nReply: {renderer.text(answer)}\n" in question
         assert renderer.prompts([sample])[0][-1:] == asked[-1:]
-
-
-def test_any_answer_can_be_graded(renderer: Renderer, toy_samples: Samples) -> None:
-    """Braces, nothing at all, and what looks like a field of the question."""
-    for answer in ("", "{answer} {target} {0} {{", "[f({'a': 1})]", UNICODE):
-        asked = renderer.judge_prompt(toy_samples[0], answer)
-        assert f"Reply: {answer}\n" in str(renderer.tokenizer.decode(asked, skip_special_tokens=False))
-
-
-def test_a_template_that_drops_tools_is_noticed_when_grading_too(toy_samples: Samples) -> None:
-    """Reference and answer name the tools; that does not make up for it."""
-    with pytest.raises(DataError, match="dropped the tools"):
-        chat(DROPPING_TOOLS).judge_prompt(toy_samples[0], '[get_weather(city="Paris"), book_room()]')
 
 
 def test_letters_are_four_tokens_or_none(renderer: Renderer) -> None:

@@ -79,14 +79,6 @@ def test_probability_one_shows_every_bad_site_where_its_family_applies() -> None
     assert set(met) == set(WEIGHTS)
 
 
-def test_a_probability_is_the_share_of_times_a_site_shows() -> None:
-    call = ToolCall(name="f", arguments={"date": "2031-02-03"})
-    counts, rng = Counter[str](), random.Random(0)
-    for _ in range(4000):
-        spoil_call(call, {("f", "date"): "date_order"}, 0.65, rng, counts)
-    assert counts["date_order"] / 4000 == pytest.approx(0.65, abs=0.03)
-
-
 def test_defects_depend_on_seed_and_sample_alone() -> None:
     sample = Sample(id="a", tools=(), messages=(Message(role="user", content="?"),), source="toy", band="easy",
                     target=tuple(ToolCall(name="f", arguments={"date": "2031-02-03"}) for _ in range(30)))  # fmt: skip
@@ -178,11 +170,6 @@ def test_families_by_example(family: str, key: str, arguments: dict[str, Any], e
     assert {key: type(value) for key, value in made.items()} == {key: type(value) for key, value in expected.items()}
     assert list(made) == list(expected)
     assert spoil(family, key, arguments, probability=0.0) == arguments
-
-
-def test_only_the_bad_site_of_a_tool_is_spoiled() -> None:
-    call = ToolCall(name="g", arguments={"date": "2031-02-03"})
-    assert spoil_call(call, {("f", "date"): "date_order"}, 1.0, random.Random(0), Counter()) == call
 
 
 @pytest.mark.parametrize(

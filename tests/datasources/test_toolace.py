@@ -148,18 +148,6 @@ def test_system_text(text: str, custom: str) -> None:
     assert split_system(text) == (FUNCTIONS, custom)
 
 
-def test_custom_system_text_is_kept_as_a_message() -> None:
-    entry = row("user: q", "assistant: [tags/list()]", system="Be brief. " + BEFORE + json.dumps(FUNCTIONS) + AFTER)
-    (sample,) = source().convert(entry).samples
-    assert sample.messages[0] == Message(role="system", content="Be brief.")
-    assert source().convert(entry).opening == "q"
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_real_system_texts_leave_nothing(name: str) -> None:
-    assert {split_system(entry["system"])[1] for entry in published(name)} == {""}
-
-
 @pytest.mark.parametrize(
     ("text", "call"),
     [
@@ -268,11 +256,6 @@ def test_other_damage_stays_rejected(why: str) -> None:
     assert parse_split(text) is None
     with pytest.raises(BadRow, match=r"^call not parsable: turn 1: "):
         source().convert(row("user: q", f"assistant: {text}", functions=[{"name": "f"}]))
-
-
-def test_a_repaired_call_must_be_of_a_listed_tool() -> None:
-    with pytest.raises(BadRow, match="^tool not in list: turn 1 calls 'f'"):
-        source().convert(row("user: q", 'assistant: [f(a="[1", 2])]'))
 
 
 @pytest.mark.parametrize("text", ['[f(a="[1", b=2)]', "[f(a='x=\"[1\", 2]')]", r'[f(a="[\"x\"")]'])

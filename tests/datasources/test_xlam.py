@@ -111,11 +111,6 @@ def test_bad_rows_say_why(bad: dict[str, Any], reason: str) -> None:
         source().convert(bad)
 
 
-def test_equal_tools_listed_twice_are_one() -> None:
-    converted = source().convert(row([{"name": "now", "arguments": {"zone": "UTC"}}], tools=TOOLS * 2))
-    assert [tool.name for tool in converted.samples[0].tools] == ["now"]
-
-
 def test_empty_answer() -> None:
     assert source().convert(row([])).samples == ()
     (sample,) = source(text_turns=True).convert(row([])).samples
