@@ -311,3 +311,10 @@ def test_no_train_sample_is_an_error(tmp_path: Path) -> None:
     empty = {**row(1), "answers": "[]"}
     with pytest.raises(DataError, match=r"1 rows gave no train sample \(1 have no call turn\).*data\.text_turns=true"):
         built(file_of(tmp_path, [empty]), tmp_path / "out", validation_fraction=0, test_fraction=0)
+
+
+def test_invalid_utf8_is_one_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(lines(map(row, range(99))).encode() + b'{"query": "\xff"}\n')
+    metrics, _ = built(path, tmp_path / "out")
+    assert (metrics["rows_read"], metrics["rejected"]) == (100, {"not JSON": 1})

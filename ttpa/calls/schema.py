@@ -110,10 +110,6 @@ def normalise_schema(schema: Any, _depth: int = 0) -> dict[str, Any]:
 
     Keywords that a type implies (`items` of `List[int]`) are added unless the schema has them. A type that says nothing
     (`any`, unknown) is left out, and what is not an object gives `{}`. Idempotent. The argument is not changed.
-
-    Example:
-        >>> normalise_schema({"type": "dict", "properties": {"x": {"type": "float", "default": 1}}})
-        {'type': 'object', 'properties': {'x': {'type': 'number', 'default': 1}}}
     """
     if not isinstance(schema, Mapping) or _depth > MAX_DEPTH:
         return {}
@@ -154,15 +150,7 @@ def type_ok(value: Any, schema: Any, _depth: int = 0) -> bool:
     only where the schema says so (type null, or `nullable`). No type, or an unknown one, allows anything. Elements are
     held against `items` and `prefixItems`, members against `properties` and `additionalProperties`, and alternatives
     against `anyOf`, `oneOf` (one match is enough) and `allOf`. Missing members, enums and lengths are not questions of
-    type.
-
-    Args:
-        value: A JSON value.
-        schema: A JSON Schema; types may also be written as `normalise_type` reads them.
-
-    Example:
-        >>> type_ok([1, 2.5], {"type": "array", "items": {"type": "number"}}), type_ok(True, {"type": "integer"})
-        (True, False)
+    type. Types may also be written as `normalise_type` reads them.
     """
     if not isinstance(schema, Mapping) or _depth > MAX_DEPTH or (value is None and schema.get("nullable") is True):
         return True
@@ -205,12 +193,7 @@ def _parts(value: Any, schema: Mapping[str, Any]) -> list[tuple[Any, Any]]:
 
 
 def enum_ok(value: Any, schema: Any, _depth: int = 0) -> bool:
-    """Whether a value is among the schema's `enum`, if there is one; elements of a list against `items` too.
-
-    Example:
-        >>> enum_ok("b", {"enum": ["a"]}), enum_ok(["a"], {"items": {"enum": ["a"]}}), enum_ok(1, {})
-        (False, True, True)
-    """
+    """Whether a value is among the schema's `enum`, if there is one; elements of a list against `items` too."""
     if not isinstance(schema, Mapping) or _depth > MAX_DEPTH:
         return True
     options = schema.get("enum")
@@ -245,12 +228,7 @@ def values_equal(left: Any, right: Any) -> bool:
 
 
 def calls_equal(left: Sequence[ToolCall], right: Sequence[ToolCall]) -> bool:
-    """Whether two call lists hold the same calls, in any order, each as often.
-
-    Example:
-        >>> calls_equal([ToolCall(name="f"), ToolCall(name="g")], [ToolCall(name="g"), ToolCall(name="f")])
-        True
-    """
+    """Whether two call lists hold the same calls, in any order, each as often."""
     if len(left) != len(right):
         return False
     unused = list(right)

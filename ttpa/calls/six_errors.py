@@ -6,13 +6,11 @@ Labels of a candidate, all that apply:
 * `tool_name`          a matched call names another tool than its target call.
 * `missing_required`   a required parameter is absent.
 * `parameter_name`     a parameter that the tool does not have.
-* `parameter_type`     a value outside the declared JSON type. It then is no `parameter_value` error too: values of
-                       different types are not compared.
-* `parameter_value`    a well-typed value that differs from the target's. What happens when a parameter is left to its
-                       default counts as its value: an optional parameter that only one of the two calls gives.
-* `call_count`         calls missing or too many. Not one of the six: the paper scores single calls. A reply without
-                       any call to a sample that wants one is here (a choice of the model), not in `format` (a slip of
-                       the pen); so is any call to a sample that wants text, and its arguments are not judged.
+* `parameter_type`     a value outside the declared JSON type; it is not compared with the target's value.
+* `parameter_value`    a well-typed value that differs from the target's, or an optional parameter that only one of the
+                       two calls gives.
+* `call_count`         calls missing or too many, also no call where one is wanted and the reverse. Not one of the six:
+                       the paper scores single calls.
 
 Calls are matched one-to-one with the target calls, optimally, in this order of worth: equal names, equal arguments,
 shared parameter names, few surplus parameters. Arguments are judged by the schema of the tool the target calls; with
@@ -43,23 +41,16 @@ _SHORT.maxstring = _SHORT.maxother = 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that is wrong with a candidate: its label and a sentence for a person.
-
-    Example:
-        >>> Finding(label="tool_name", text="tool is 'f', expected 'g'").label
-        'tool_name'
-    """
+    """One thing that is wrong with a candidate: its label and a sentence for a person."""
 
     label: str
     text: str
 
 
 def six_errors(sample: Sample, calls: Sequence[ToolCall] | None) -> tuple[str, ...]:
-    """Which labels apply to the calls of a candidate, in the order of `LABELS`; empty when the calls are exact.
+    """Labels of the parsed calls of a candidate (None: the text did not parse), in the order of `LABELS`.
 
-    Args:
-        sample: holds the tools and the target calls.
-        calls: the parsed calls, None when the text did not parse.
+    Empty when the calls are exact.
     """
     present = {finding.label for finding in find_errors(sample, calls)}
     return tuple(label for label in LABELS if label in present)
@@ -68,12 +59,8 @@ def six_errors(sample: Sample, calls: Sequence[ToolCall] | None) -> tuple[str, .
 def primary_error(labels: Iterable[str]) -> str:
     """The first of the labels in the order of `LABELS`, "" when there is none.
 
-    A misspelt required parameter is both missing and misnamed, and its primary error is `missing_required`, as in
-    BFCL's checker; count `parameter_name` over all labels, not over primary ones.
-
-    Example:
-        >>> primary_error(("parameter_value", "missing_required")), primary_error(())
-        ('missing_required', '')
+    A misspelt required parameter is both missing and misnamed; its primary error is `missing_required`, as in BFCL's
+    checker. So count `parameter_name` over all labels.
     """
     present = set(labels)
     return next((label for label in LABELS if label in present), "")
@@ -120,11 +107,7 @@ def is_exact(sample: Sample, calls: Sequence[ToolCall] | None) -> bool:
 
 
 def read_call(call: ToolCall) -> ToolCall | None:
-    """The call with its arguments as an object; arguments that are JSON text are parsed once, as the release does.
-
-    Returns:
-        The call, or None when its arguments are no object in either form.
-    """
+    """The call with its arguments as an object, which may be JSON text, as in the release; None where they are none."""
     arguments: Any = call.arguments
     if isinstance(arguments, str):
         try:
@@ -160,13 +143,7 @@ def match_calls(gold: Sequence[ToolCall], calls: Sequence[ToolCall]) -> list[tup
 
 
 def best_matching(worth: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
-    """One-to-one matching of rows and columns with the largest sum.
-
-    Args:
-        worth: A table of equally long rows.
-
-    Returns:
-        `min(rows, columns)` pairs (row, column), by row.
+    """One-to-one matching of the rows and columns of a table with the largest sum, as pairs (row, column) by row.
 
     Example:
         >>> best_matching([[5, 4], [4, 1]])

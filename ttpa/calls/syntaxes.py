@@ -84,7 +84,10 @@ class Syntax(ABC):
 
     @abstractmethod
     def print(self, calls: Sequence[ToolCall]) -> str:
-        """Writes calls as text that `parse` reads back, except for the names that a class excludes."""
+        """Writes calls as text that `parse` reads back, except for the names that a class excludes.
+
+        No calls give `[]` where a list stands around the calls, else the empty text.
+        """
 
     @abstractmethod
     def _read(self, text: str, reading: Reading) -> None:
@@ -187,10 +190,6 @@ class HermesSyntax(Syntax):
 
     A text without either tag holds no call. A block that is not closed, holds anything but one call object, or a
     closing tag without a block, is malformed. Tags inside argument strings are text. Every name round trips.
-
-    Example:
-        >>> HermesSyntax().print([ToolCall(name="f", arguments={"a": 1})])
-        '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
     """
 
     name = "hermes"
@@ -198,7 +197,6 @@ class HermesSyntax(Syntax):
     prose = True
 
     def print(self, calls: Sequence[ToolCall]) -> str:
-        """See `Syntax.print`. No calls give the empty text."""
         return "\n".join(f"<tool_call>\n{text}\n</tool_call>" for text in _object_texts(calls))
 
     def _read(self, text: str, reading: Reading) -> None:
@@ -222,17 +220,12 @@ class JsonSyntax(Syntax):
 
     A text holds no call if it neither begins with `[` or `{` nor holds `{"name":`, `{"arguments":` or `{"parameters":`
     anywhere: calls after an introduction or in a code fence are malformed, not plain text. Every name round trips.
-
-    Example:
-        >>> JsonSyntax().parse('{"name": "f", "parameters": {"a": 1}}')
-        (ToolCall(name='f', arguments={'a': 1}),)
     """
 
     name = "json"
     markers: ClassVar[Mapping[str, str]] = {"[": "]", "{": "}"}
 
     def print(self, calls: Sequence[ToolCall]) -> str:
-        """See `Syntax.print`. No calls give `[]`."""
         return f"[{', '.join(_object_texts(calls))}]"
 
     def _read(self, text: str, reading: Reading) -> None:
@@ -261,17 +254,12 @@ class Llama3JsonSyntax(Syntax):
 
     A text holds no call if it neither begins with `{` or `<|python_tag|>` nor holds `{"name":`, `{"arguments":` or
     `{"parameters":` anywhere. `[]` holds none either. Every name round trips.
-
-    Example:
-        >>> Llama3JsonSyntax().print([ToolCall(name="f", arguments={"a": 1}), ToolCall(name="g")])
-        '{"name": "f", "parameters": {"a": 1}}; {"name": "g", "parameters": {}}'
     """
 
     name = "llama3_json"
     markers: ClassVar[Mapping[str, str]] = {"{": "}", "<|python_tag|>": "}"}
 
     def print(self, calls: Sequence[ToolCall]) -> str:
-        """See `Syntax.print`. No calls give the empty text."""
         return "; ".join(_object_texts(calls, "parameters"))
 
     def _read(self, text: str, reading: Reading) -> None:
@@ -318,12 +306,6 @@ class PythonSyntax(Syntax):
     Values are Python and JSON literals mixed (see `Scanner`). A bare identifier is text, as in the official BFCL
     decoder; arithmetic, which that decoder computes, is malformed, like nested calls and positional arguments. Keys
     that cannot stand before `=` are written, and read, as `**{"odd (key)": 1}`.
-
-    Example:
-        >>> PythonSyntax().print([ToolCall(name="Get Data (v2)", arguments={"a": [1, True], "b": "x"})])
-        '[Get Data (v2)(a=[1, True], b="x")]'
-        >>> PythonSyntax(compact=True).print([ToolCall(name="f", arguments={"a": {"k": 1}, "b": 2})])
-        '[f(a={"k":1},b=2)]'
     """
 
     compact: bool = False
@@ -334,7 +316,6 @@ class PythonSyntax(Syntax):
         return "python_compact" if self.compact else "python"
 
     def print(self, calls: Sequence[ToolCall]) -> str:
-        """See `Syntax.print`. No calls give `[]`."""
         return f"[{self._comma.join(map(self._call_text, calls))}]"
 
     @property
@@ -457,10 +438,6 @@ def get_syntax(name: str) -> Syntax:
 
     Raises:
         ConfigError: there is no such syntax.
-
-    Example:
-        >>> get_syntax("hermes").name
-        'hermes'
     """
     if name not in SYNTAXES:
         raise ConfigError.at("syntax", name, "no such call syntax", f"Use one of {', '.join(SYNTAXES)}")

@@ -6,13 +6,10 @@ it were text, and the rest was left as it was.
     published  [plan(details={"id": "P1", "drugs": ["A", "B"]}, season="Winter")]
     damaged    [plan(details="{\"id\": \"P1\"", "drugs": ["A", "B"]}, season="Winter")]
 
-The repair goes by what the ordinary parser understood. It stopped on the rest, one ", " behind a quoted value whose
-text begins a container and does not end it. That text and the rest, up to the bracket that ends the container, must
-read as one JSON value, which replaces both; then the whole turn is parsed again. Nothing is guessed: no bracket, quote
-or comma is added, and any other fault leaves the turn unreadable.
-
-What this module does not do: mend the last argument of a call. There the conversion lost the rest altogether, as in
-`[f(x="[\"a\"")]`; such a value stays the text it is, here as in turns that parse without repair.
+The parser stopped on the rest, one ", " behind a quoted value whose text begins a container and does not end it. That
+text and the rest, up to the bracket that ends the container, must read as one JSON value, which replaces both; then the
+whole turn is parsed again. Nothing is guessed: no bracket, quote or comma is added, and any other fault leaves the turn
+unreadable. The last argument of a call cannot be mended (`[f(x="[\"a\"")]`): there the conversion lost the rest.
 """
 
 from __future__ import annotations
@@ -34,12 +31,7 @@ _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"?|([\[{])|([\]}])', re.DOTALL)  # whole 
 
 def parse_split(text: str) -> tuple[ToolCall, ...] | None:
     r"""The calls of a turn, after mending the split arguments at which the ordinary parser stops.
-
-    Args:
-        text: An assistant turn.
-
-    Returns:
-        The calls; None when something else is wrong with the turn too.
+    None when something else is wrong with the turn too.
 
     Example:
         >>> parse_split(r'[f(a="{\"x\": 1", "y": [2, 3]}, b="c")]')

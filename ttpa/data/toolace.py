@@ -4,11 +4,8 @@ Layout as published: `system` (instruction, the functions as a JSON list, the ou
 of `{"from": "user" | "assistant" | "tool", "value"}`. A call turn is the text `[Market Trends API(type="X", n=1)]`.
 
 Every call turn becomes a sample whose messages are the turns before it. Instruction, function list and output format
-are taken out of the system text, because prompts render tools and call syntax themselves; whatever else stood there
-stays.
-
-What this module does not do: parse calls (`ttpa.calls`) or mend them (`ttpa.data.repair`, tried only on turns that
-do not parse). Tool names are kept as published, spaces included.
+are taken out of the system text, since prompts render tools and calls themselves; whatever else stood there stays.
+Tool names are kept as published, spaces included. Calls that do not parse may be mended (`ttpa.data.repair`).
 """
 
 from __future__ import annotations
@@ -51,23 +48,13 @@ _BOILERPLATE = tuple(
 
 
 def split_system(text: str) -> tuple[list[Any], str]:
-    """Takes the function list out of a system text.
+    """The function list of a system text, and what is left of the text without it and the published instruction.
 
     The list is the JSON array that follows the published marker, or, where the marker is missing, the first array of
     named objects anywhere.
 
-    Args:
-        text: The published system text.
-
-    Returns:
-        The list, and what is left of the text without list and published instruction ("" in the published rows).
-
     Raises:
         BadRow: no such array.
-
-    Example:
-        >>> split_system('Be brief. Here is a list of functions in JSON format that you can invoke: [{"name": "f"}]. ')
-        ([{'name': 'f'}], 'Be brief.')
     """
     marker = _MARKER.search(text)
     problem = "the system text holds no JSON list of functions"
@@ -111,12 +98,7 @@ def _tool(item: Mapping[str, Any]) -> ToolSpec:
 
 
 def looks_like_call(text: str) -> bool:
-    """Whether an assistant turn is meant as calls: it opens with a bracket, has a parenthesis, and is no Markdown link.
-
-    Example:
-        >>> looks_like_call("[Get Zip(code=1)]"), looks_like_call("[here](http://x)"), looks_like_call("Call [f(x=1)]?")
-        (True, False, False)
-    """
+    """Whether an assistant turn is meant as calls: a bracket opens it, it has a parenthesis and is no Markdown link."""
     text = text.strip()
     return text.startswith("[") and "(" in text and not _LINK.match(text)
 
@@ -140,11 +122,7 @@ def _calls(text: str, number: int, tools: Mapping[str, ToolSpec], repair: bool) 
 
 
 def _turns(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(role, text) of every turn.
-
-    Raises:
-        BadRow: a key is missing, a role unknown, or the first turn is not the user's.
-    """
+    """(role, text) of every turn; the first one must be the user's."""
     if not isinstance(row.get("system"), str):
         raise BadRow("missing key", "'system' must hold the instruction and the function list")
     listed = row.get("conversations")
