@@ -24,9 +24,11 @@ ALL_BAD = reversed_source(noise=noise(share=1.0, probability=1.0))
 
 
 def spoil(family: str, key: str, arguments: dict[str, Any], probability: float = 1.0) -> dict[str, Any]:
-    """What a bad site of one family does to a call."""
-    call = ToolCall(name="f", arguments=arguments)
-    return dict(spoil_call(call, {("f", key): family}, probability, random.Random(0), Counter()).arguments)
+    """What a bad site of one family does to a call; a defect is counted where it changes something."""
+    call, counts = ToolCall(name="f", arguments=arguments), Counter[str]()
+    made = dict(spoil_call(call, {("f", key): family}, probability, random.Random(0), counts).arguments)
+    assert counts[family] == (made != arguments)
+    return made
 
 
 # ---- what is touched ------------------------------------------------------------------------------------------------
