@@ -19,56 +19,28 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ttpa.errors import ConfigError
 from ttpa.run import config, pipeline
-from ttpa.run.store import StageResult, fingerprint
+from ttpa.run.parts import build_parts
+from ttpa.run.store import Planner
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 OVERLAYS = ("experiment", "hparams_search", "debug", "local")
 YAMLS = sorted(path for path in CONF.rglob("*.yaml") if path.relative_to(CONF).parts[0] != "local")
-GROUPS = sorted({path.relative_to(CONF).parts[0] for path in YAMLS} - {"config.yaml"})
+GROUPS = sorted({path.parent.name for path in YAMLS if path.parent != CONF})
 
 
 def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-OVERLAID = [("experiment", name) for name in options("experiment")] + [("debug", name) for name in options("debug")]
 IDENTITY_OPTIONS = [(group, option) for group in config.IDENTITY for option in options(group)]
-CELLS = [(*overlay, *chosen) for overlay in OVERLAID for chosen in IDENTITY_OPTIONS]
-
 BESIDE = {
     ("pairs", "siblings"): ("sampler=mcts",),
     ("eval", "bfcl"): (f"eval.path={ROOT}/tests/data/bfcl",),
     ("eval", "apibank"): (f"eval.path={ROOT}/tests/data/apibank",),
 }
 """What an option cannot do without."""
-NO_TREE = r"pairs=siblings takes pairs from a search tree, .* Use sampler=mcts, or pairs=verified"
-DRAWN = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo")
-"""Objectives that learn from answers they draw themselves."""
 NOT_DRAWN = r" compares independent draws from the policy, and sampler=\w+ gives others\. Use sampler=group8 "
-NOT_BETWEEN = r"objective=\w+ .*draws itself, not between rounds=3\. Use rounds=1, or objective="
-REFUSED = {
-    # It would train on the same targets again in rounds 2 and 3.
-    ("experiment", "itool", "objective", "gold"): r"objective=gold .* rounds=3\. Use rounds=1, or objective=",
-    ("experiment", "itool", "sampler", "group"): NO_TREE,
-    ("experiment", "itool", "sampler", "group8"): NO_TREE,
-    ("experiment", "itool", "sampler", "tps"): NO_TREE,
-    ("experiment", "demo", "pairs", "siblings"): NO_TREE,
-    ("experiment", "ttpa", "pairs", "siblings"): NO_TREE,
-    ("experiment", "slm_grpo", "pairs", "siblings"): NO_TREE,
-    ("debug", "smoke", "pairs", "siblings"): NO_TREE,
-    **{("experiment", "ttpa", "objective", name): rf"objective={name}{NOT_DRAWN}" for name in DRAWN},
-    **{("experiment", "itool", "objective", name): NOT_BETWEEN for name in DRAWN},
-    **{
-        ("experiment", "slm_grpo", "sampler", name): NOT_DRAWN
-        for name in ("mcts", "mcts_as_released", "mcts_small", "tps")
-    },
-    **{
-        (*overlay, "eval", name): rf"eval\.path={path}: no such folder"
-        for overlay in OVERLAID
-        for name, path in (("bfcl", "bfcl"), ("apibank", "data/apibank"))
-    },
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -127,15 +99,10 @@ def test_every_folder_is_an_identity_group_an_execution_group_or_an_overlay() ->
 
 @pytest.mark.parametrize("path", YAMLS, ids=relative)
 def test_every_file_is_reachable_from_the_command_line(path: Path) -> None:
-    if relative(path) == "config.yaml":
-        assert {"name", "seed", "rounds", "until"} <= set(composed())
-        return
     group = path.parent.relative_to(CONF).as_posix()
-    if "/" in group:  # what options of the group have in common, and no option itself
-        name = path.relative_to(CONF / group.split("/")[0]).with_suffix("").as_posix()
-        beside = [yaml.safe_load(option.read_text(encoding="utf-8")) for option in path.parents[1].glob("*.yaml")]
-        parents = [entry for option in beside for entry in option.get("defaults", ()) if isinstance(entry, str)]
-        assert name in {entry.split("@")[0] for entry in parents}
+    if group == ".":  # the run, and what options of a group have in common
+        included = [option.read_text(encoding="utf-8") for option in YAMLS]
+        assert path.stem == "config" or any(f"[/{path.stem}@_here_, _self_]" in text for text in included)
         return
     assert _composed(f"{group}={path.stem}")[1][group] == path.stem
 
@@ -202,28 +169,19 @@ def test_help_explains_every_group() -> None:
 
 
 @pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize(
-    "cell",
-    [cell for cell in CELLS],
-    ids=lambda cell: f"{cell[1]}-{cell[2]}={cell[3]}",
-)
-def test_every_cell_composes_and_instantiates_or_says_what_to_choose(cell: tuple[str, str, str, str]) -> None:
-    overlay, name, group, option = cell
-    cfg = composed(f"{overlay}={name}", f"{group}={option}")
+@pytest.mark.parametrize(("group", "option"), IDENTITY_OPTIONS)
+def test_every_option_composes_and_makes_its_class(group: str, option: str) -> None:
+    cfg = composed(f"{group}={option}", *BESIDE.get((group, option), ()))
     assert cfg.choices[group] == option
-    if cell in REFUSED:
-        with pytest.raises(ConfigError, match=REFUSED[cell]):
-            pipeline.build_parts(cfg)
-        return
-    parts = pipeline.build_parts(cfg)
+    parts = build_parts(cfg)
     made = parts.evaluation if group == "eval" else getattr(parts, group)
     assert type(made) is hydra.utils.get_object(cfg[group]._target_)
 
 
-def test_the_cells_cover_the_product() -> None:
-    assert len(CELLS) > 50
-    assert set(REFUSED) <= set(CELLS)
-    assert all(options(group) for group in config.IDENTITY)
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("overlay", [f"{group}={name}" for group in ("experiment", "debug") for name in options(group)])
+def test_every_overlay_makes_its_parts(overlay: str) -> None:
+    assert set(pipeline.plan(composed(overlay, "model=tiny")).shared) >= {"data", "warmup"}
 
 
 @pytest.mark.parametrize(
@@ -232,7 +190,14 @@ def test_the_cells_cover_the_product() -> None:
         (["objective=dpo", "sampler=group", "sampler.n=1"], r"=dpo .*sampler\.n=1 .*Use sampler\.n=5 or pairs="),
         (["objective=simpo", "sampler=tps", "sampler.n=1"], r"=simpo .*sampler\.n=1 .*Use sampler\.n=5 or pairs="),
         (["objective=gold", "rounds=2"], r"objective=gold .*rounds=2\. Use rounds=1, or objective="),
-        (["objective=gspo", "rounds=2"], r"objective=gspo .*draws itself.*rounds=2\. Use rounds=1, or objective="),
+        (
+            ["objective=gspo", "rounds=2"],
+            r"objective=gspo draws its own .*rounds=2 must be 1\. Use rounds=1, or objective=",
+        ),
+        (["experiment=itool", "objective=gold"], r"objective=gold .* rounds=3\. Use rounds=1, or objective="),
+        (["experiment=itool", "sampler=tps"], r"pairs=siblings .*, but sampler=tps grows none\. Use sampler=mcts, or "),
+        (["experiment=slm_grpo", "sampler=mcts"], rf"objective=grpo{NOT_DRAWN}"),
+        (["eval=bfcl"], r"eval\.path=bfcl: no such folder"),
         (["objective=dapo", "sampler=tps"], rf"objective=dapo{NOT_DRAWN}"),
         (["objective=dr_grpo", "sampler.top_p=0.9"], r".*Use sampler=group8 with sampler\.top_p=1\."),
         (["objective=grpo", "sampler.n=1"], r"objective=grpo .*sampler\.n=1\. Use sampler\.n=8"),
@@ -240,13 +205,13 @@ def test_the_cells_cover_the_product() -> None:
 )
 def test_cells_that_cannot_work_are_refused_with_what_to_choose(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        pipeline.build_parts(composed(*overrides))
+        build_parts(composed(*overrides))
 
 
 @pytest.mark.parametrize("override", ["name=a/b", "name=..", "name=null", "seed=null", "rounds=null", "+key=1"])
 def test_scalars_that_cannot_work_are_refused_by_name(override: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(override.split("=")[0].lstrip("+"))):
-        pipeline.build_parts(composed(override))
+        build_parts(composed(override))
 
 
 @pytest.mark.parametrize(
@@ -255,25 +220,25 @@ def test_scalars_that_cannot_work_are_refused_by_name(override: str) -> None:
 )
 def test_a_loss_that_cannot_be_computed_is_refused(override: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{re.escape(override.split('=')[0])}="):
-        pipeline.build_parts(composed(override))
+        build_parts(composed(override))
 
 
 def test_the_ancestral_mode_of_tps_draws_from_the_policy() -> None:
-    parts = pipeline.build_parts(composed("objective=grpo", "sampler=tps", "sampler.mode=ancestral"))
+    parts = build_parts(composed("objective=grpo", "sampler=tps", "sampler.mode=ancestral"))
     assert parts.sampler.policy_temperature == 1
 
 
 @pytest.mark.parametrize("overrides", [["objective=rft", "sampler.n=1"], ["sampler.n=1", "pairs=released"]])
 def test_one_answer_a_sample_is_enough_without_contrast_or_with_the_target(overrides: list[str]) -> None:
-    assert pipeline.build_parts(composed(*overrides)).sampler.n == 1
+    assert build_parts(composed(*overrides)).sampler.n == 1
 
 
 def test_parts_are_made_without_loading_a_model_or_a_heavy_package() -> None:
     code = (
-        "import sys; from hydra import compose, initialize_config_module; from ttpa.run import pipeline\n"
+        "import sys; from hydra import compose, initialize_config_module; from ttpa.run.parts import build_parts\n"
         "with initialize_config_module('ttpa.conf', version_base='1.3'):\n"
         "    cfg = compose('config', overrides=['model=hf', 'data=xlam'])\n"
-        "parts = pipeline.build_parts(cfg)\n"
+        "parts = build_parts(cfg)\n"
         "heavy = {'torch', 'transformers', 'pytorch_lightning', 'peft', 'datasets', 'pyarrow'} & set(sys.modules)\n"
         "print(type(parts.model).__name__, parts.model.name, sorted(heavy))"
     )
@@ -284,43 +249,20 @@ def test_parts_are_made_without_loading_a_model_or_a_heavy_package() -> None:
 # ---- identity and execution -----------------------------------------------------------------------------------------
 
 
-class Ledger:
-    """Stands in for the store: names every stage that is asked for, and builds none."""
-
-    def __init__(self, root: Path, **_: object) -> None:
-        self.root = root
-        self.executions: list[str] = []
-
-    def stage(
-        self, name: str, *, version: int, config: Any, inputs: dict[str, StageResult], build: object, label: str = ""
-    ) -> StageResult:
-        key = fingerprint(name, version, config, {role: result.fingerprint for role, result in inputs.items()})
-        path = self.root / f"{name}-{key}"
-        return StageResult(name=name, fingerprint=key, path=path, metrics={}, cached=True, seconds=0.0)
-
-
-class Silent:
-    """A view that shows nothing."""
-
-    def __getattr__(self, _: str) -> Callable[..., None]:
-        return lambda *_: None
-
-
 Run = Callable[[DictConfig], pipeline.Outcome]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Walks the whole graph of a configuration without doing the work."""
-    monkeypatch.setattr(pipeline, "Store", Ledger)
-    return lambda cfg: pipeline.run(cfg, Silent())
+def run() -> Run:
+    """Names the stages of a configuration without doing the work."""
+    return pipeline.plan
 
 
 def names(outcome: pipeline.Outcome) -> dict[str, str]:
     """Role -> stage directory, over all cells of a run."""
     found = {role: stage.path.name for role, stage in outcome.shared.items()}
-    for cell in outcome.cells:
-        found |= {f"{cell.objective}/{role}": stage.path.name for role, stage in cell.stages.items()}
+    for branch in outcome.branches:
+        found |= {f"{branch.objective}/{role}": stage.path.name for role, stage in branch.stages.items()}
     return found
 
 
@@ -365,7 +307,7 @@ def test_every_value_of_an_identity_option_enters_a_stage_and_the_run_id(
     if group == "recipe":
         bases |= {key: composed(f"recipe={option}", "objective=grpo") for key in ("recipe.online.", "recipe.num_it")}
     # The changed values need not make sense.
-    parts = {cfg.choices.objective: pipeline.build_parts(cfg) for cfg in bases.values()}
+    parts = {cfg.choices.objective: build_parts(cfg) for cfg in bases.values()}
     monkeypatch.setattr(pipeline, "build_parts", lambda cfg: parts[cfg.choices.objective])
     known = {start: (names(run(cfg)), config.run_id(cfg)) for start, cfg in bases.items()}
     keys = list(leaves(OmegaConf.to_container(bases[""][group]), group))
@@ -431,13 +373,13 @@ def test_a_control_that_shares_the_name_of_the_objective_does_not_take_its_place
 
 def test_a_control_equal_to_the_objective_is_not_run_twice(run: Run) -> None:
     simpo, dpo = run(composed("experiment=demo")), run(composed("experiment=demo", "objective=dpo"))
-    assert [cell.objective for cell in simpo.cells] == ["simpo", "dpo", "rft", "gold"]
-    assert [cell.objective for cell in dpo.cells] == ["dpo", "rft", "gold"]
+    assert [cell.objective for cell in simpo.branches] == ["simpo", "dpo", "rft", "gold"]
+    assert [cell.objective for cell in dpo.branches] == ["dpo", "rft", "gold"]
 
 
 def test_a_control_that_cannot_work_is_refused_by_name_before_any_stage(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Ledger, "stage", lambda *_, **__: pytest.fail("a stage was asked for"))
+    monkeypatch.setattr(Planner, "stage", lambda *_, **__: pytest.fail("a stage was asked for"))
     with pytest.raises(ConfigError, match=r"gold .*rounds=2"):
         run(composed("experiment=demo", "rounds=2"))

@@ -27,7 +27,8 @@ from ttpa.policy.policy import Policy, create_policy, load_policy
 from ttpa.policy.tree import TokenRow
 from ttpa.prompts import compact_segments
 from ttpa.records import Candidate, Message, Pair, Sample, Score
-from ttpa.run import config, pipeline
+from ttpa.run import config
+from ttpa.run.parts import build_parts
 from ttpa.run.stages import exploring
 from ttpa.run.stages.exploring import build_explore
 from ttpa.run.stages.parts import Parts
@@ -50,7 +51,7 @@ def parts_of(*overrides: str) -> Parts:
     with open_dict(cfg):
         cfg.choices = {g: name for g, name in cfg.hydra.runtime.choices.items() if g in (*config.IDENTITY, "engine")}
         del cfg.hydra
-    return pipeline.build_parts(cfg)
+    return build_parts(cfg)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from ttpa.calls.six_errors import LABELS
 from ttpa.results.view import ScreenView
-from ttpa.run.pipeline import Cell, Outcome
+from ttpa.run.pipeline import Branch, Outcome
 from ttpa.run.store import StageResult
 
 
@@ -48,7 +48,9 @@ def test_the_tables_of_a_run(tmp_path: Path) -> None:
     """The warm-up answers none right and the policy all: better by one, in words."""
     warmup, align = stage(tmp_path, "warmup", tokens=1234), stage(tmp_path, "align", tokens=None)
     explore = stage(tmp_path, "explore", tokens=99, samples=8, pairs=3)
-    cell = Cell("dpo", {"explore1": explore, "align1": align, "evaluation": evaluated(tmp_path, 4)}, OmegaConf.create())
+    cell = Branch(
+        "dpo", {"explore1": explore, "align1": align, "evaluation": evaluated(tmp_path, 4)}, OmegaConf.create()
+    )
     shown = io.StringIO()
     with ScreenView(shown, "x") as view:
         view.end("explore", explore)

@@ -29,6 +29,7 @@ from ttpa.errors import ConfigError, DataError
 from ttpa.explore.scorers.esm import ESM
 from ttpa.records import Candidate, Sample, Score
 from ttpa.run import config, pipeline
+from ttpa.run.parts import build_parts
 from ttpa.run.stages.online import _refresh, _steps, replay
 from ttpa.train.grpo import TABLE
 from ttpa.train.rollouts import Answer, Round, read_rounds
@@ -159,7 +160,7 @@ def test_a_finished_stage_is_done_again_from_its_rollouts_alone(folder: Path, mo
     """The same weights and loss, with an engine and a scorer that may not be asked; fewer steps, other weights."""
     overrides = (*TRAINED, "objective=grpo", BY_LENGTH, "objective.beta=0.04", "recipe.online.steps=4")
     stage = aligned(folder, *overrides[len(TRAINED) :], "objective.num_iterations=2")
-    parts = pipeline.build_parts(composed_here(*overrides, "objective.num_iterations=2", "until=align"))
+    parts = build_parts(composed_here(*overrides, "objective.num_iterations=2", "until=align"))
 
     def nobody(*_: Any, **__: Any) -> Any:
         raise AssertionError("answers were drawn or scored")

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from omegaconf import DictConfig
 from pydantic.dataclasses import dataclass
@@ -23,7 +23,7 @@ from ttpa.results.records import WARMUP_ROLES, Record
 from ttpa.results.spec import load
 from ttpa.run import pipeline
 from ttpa.run.locks import look
-from ttpa.run.store import StageResult, Store, fingerprint
+from ttpa.run.store import StageResult
 
 STATES = ("done", "running", "failed", "missing")
 HELP = """\
@@ -37,51 +37,14 @@ ttpa status: which cells of a table are done, running, failed or missing.
 """
 
 
-class Planner(Store):
-    """Stands in for the store: names every stage, builds none, and makes no folder."""
-
-    def __init__(self, root: Path, **_: Any) -> None:
-        self.root = Path(root)
-        self.executions = []
-
-    def find(self, name: str, **_: Any) -> None:
-        """A plan holds what a run must have, not what happens to be there."""
-
-    def stage(
-        self,
-        name: str,
-        *,
-        version: int,
-        config: Mapping[str, Any],
-        inputs: Mapping[str, StageResult],
-        build: Callable[[Path], Mapping[str, Any]],
-        label: str = "",
-    ) -> StageResult:
-        """The stage as `Store.stage` would give it, without metrics; `cached` says whether it is finished."""
-        fp = fingerprint(name, version, config, {role: result.fingerprint for role, result in inputs.items()})
-        path = self.root / f"{name}-{fp}"
-        done = (path / "done.json").exists()
-        return StageResult(name=name, fingerprint=fp, path=path, metrics={}, cached=done, seconds=0.0)
-
-
-class _Silent:
-    """A view that shows nothing."""
-
-    def expect(self, labels: Sequence[str]) -> None: ...
-    def begin(self, label: str) -> None: ...
-    def progress(self, label: str, done: int, total: int, tokens_per_s: float, note: str) -> None: ...
-    def end(self, label: str, result: StageResult) -> None: ...
-    def note(self, message: str) -> None: ...
-
-
 def plan(cfg: DictConfig) -> dict[str, StageResult]:
     """Role -> stage of one configuration in the order in which a run asks for them, controls left out.
 
     Raises:
         ConfigError, DataError: the configuration cannot be run, or a file that it names cannot be read.
     """
-    outcome = pipeline.walk(cfg, _Silent(), Planner)
-    return {**outcome.shared, **(outcome.cells[0].stages if outcome.cells else {})}
+    outcome = pipeline.plan(cfg)
+    return {**outcome.shared, **(outcome.branches[0].stages if outcome.branches else {})}
 
 
 def is_current(record: Record, cell: TableCell, stages: Mapping[str, StageResult]) -> bool:

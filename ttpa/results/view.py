@@ -132,7 +132,7 @@ class ScreenView:
 
     def summary(self, outcome: Outcome, run_folder: str) -> None:
         """The tables of a run."""
-        if outcome.cells and "evaluation" in outcome.cells[0].stages:
+        if outcome.branches and "evaluation" in outcome.branches[0].stages:
             for title, table in (accuracy_table(outcome), category_table(outcome), error_table(outcome)):
                 if table.rows:
                     self.console.print("", title, table, sep="\n", markup=False)
@@ -166,7 +166,7 @@ def glance(result: StageResult) -> str:
 def policies(outcome: Outcome) -> dict[str, tuple[StageResult, StageResult]]:
     """Name -> (the stage that made the policy, its evaluation); the warm-up first, if it was evaluated."""
     rows = {"warm-up": (outcome.shared["warmup"], outcome.shared["baseline"])} if "baseline" in outcome.shared else {}
-    for cell in outcome.cells:
+    for cell in outcome.branches:
         last = [stage for role, stage in cell.stages.items() if role.startswith("align")][-1]
         rows[cell.objective] = (last, cell.stages["evaluation"])
     return rows
@@ -190,7 +190,7 @@ def _table(columns: Sequence[str], left: int = 1) -> Table:
 
 def accuracy_table(outcome: Outcome) -> tuple[str, Table]:
     """Title and table of exact-call accuracy by band and of what each policy cost."""
-    first = outcome.cells[0].stages["evaluation"].metrics
+    first = outcome.branches[0].stages["evaluation"].metrics
     title = f"Exact-call accuracy, {first['split']} split ({first['accuracy']['n']} samples), 95 % interval"
     unseen = ["unseen tool"] if first["unseen_tool"] else []
     table = _table(["policy", "all", *first["bands"], *unseen, "seconds", "tokens"], left=2)
@@ -199,7 +199,7 @@ def accuracy_table(outcome: Outcome) -> tuple[str, Table]:
         shares = [metrics["bands"].get(band) for band in first["bands"]] + [metrics["unseen_tool"] for _ in unseen]
         costs = (f"{stage.seconds:.0f}", f"{tokens:,}" if tokens else "-")
         table.add_row(name, share_text(metrics["accuracy"], interval=True), *map(share_text, shares), *costs)
-    for role, stage in outcome.cells[0].stages.items():
+    for role, stage in outcome.branches[0].stages.items():
         if role.startswith("explore"):
             blank = [""] * (len(table.columns) - 3)
             table.add_row("(exploration)", *blank, f"{stage.seconds:.0f}", f"{stage.metrics['tokens']:,}")
@@ -238,7 +238,7 @@ def error_table(outcome: Outcome) -> tuple[str, Table]:
 def differences(outcome: Outcome) -> list[str]:
     """Paired differences of the run's objective against the warm-up and against the controls, in words."""
     exact = {name: exact_by_id(evaluation.path) for name, (_, evaluation) in policies(outcome).items()}
-    main, lines = outcome.cells[0].objective, [""]
+    main, lines = outcome.branches[0].objective, [""]
     for other in (name for name in exact if name != main):
         mean, low, high = paired_difference(exact[main][0], exact[other][0], exact[main][1])
         verdict = "better" if low > 0 else "worse" if high < 0 else "no clear difference"

@@ -11,18 +11,20 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from pydantic import Field
 
 from ttpa.errors import ConfigError, TtpaError
+from ttpa.options import Count, option
 from ttpa.run.store import fingerprint
 from ttpa.run.tracking import StageFacts, Tracking
 
-# Hydra copies this singleton, whole, for each composition and for each group that `--help` lists: half of its time.
+# Hydra copies this singleton for each composition and for each group that `--help` lists, which takes most of the time.
 ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 
 IDENTITY = ("data", "model", "recipe", "warmup", "select", "sampler", "scorer", "pairs", "objective", "eval")
@@ -93,6 +95,23 @@ def instantiate(cfg: DictConfig, group: str, **extra: Any) -> Any:
         raise ConfigError(f"{where}: {reason}. See conf/{group.split('.')[0]}/ for the options.") from None
 
 
+@option
+class _Scalars:
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # names files and folders
+    seed: int
+    rounds: Count
+    until: Literal["warmup", "explore", "align"] | None
+    baseline: bool | None
+
+
+@option
+class _Paths:
+    store: Annotated[str, Field(min_length=1)]
+    results: Annotated[str, Field(min_length=1)]
+    runs: Annotated[str, Field(min_length=1)]
+    wait_for_locks: bool
+
+
 def check_scalars(cfg: DictConfig) -> None:
     """Checks what no class checks: the keys that exist whatever options are chosen.
 
@@ -102,22 +121,13 @@ def check_scalars(cfg: DictConfig) -> None:
     for key in cfg:
         if key not in (*IDENTITY, *EXECUTION, *SCALARS):
             raise ConfigError.at(str(key), cfg[key], "is read by nothing", "`ttpa --cfg job` lists the keys there are")
-    if not isinstance(cfg.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", cfg.name):
-        raise ConfigError.at("name", cfg.name, "names files and folders", "Use letters, digits, '.', '_' and '-'")
-    for key in ("seed", "rounds"):
-        if type(cfg[key]) is not int:
-            raise ConfigError.at(key, cfg[key], "must be a whole number", f"For example {key}=1")
-    if cfg.rounds < 1:
-        raise ConfigError.at("rounds", cfg.rounds, "must be at least 1", "Use until=warmup to stop after the warm-up")
-    if cfg.until not in (None, "warmup", "explore", "align"):
-        raise ConfigError.at("until", cfg.until, "unknown stage", "Use warmup, explore or align; null runs to the end")
-    if not isinstance(cfg.baseline, bool | None):
-        raise ConfigError.at("baseline", cfg.baseline, "must be true, false or null", "See conf/config.yaml")
+    _Scalars(**{key: cfg[key] for key in _Scalars.__dataclass_fields__})
     if not isinstance(cfg.controls, DictConfig):
         raise ConfigError.at("controls", cfg.controls, "must map names to objectives", "See conf/experiment/demo.yaml")
-    for key in ("store", "results", "runs"):
-        if not isinstance(cfg.paths[key], str) or not cfg.paths[key]:
-            raise ConfigError.at(f"paths.{key}", cfg.paths[key], "must be a folder", "See conf/paths/default.yaml")
+    try:
+        _Paths(**cfg.paths)
+    except ConfigError as error:
+        raise error.within("paths") from None
     # Null is the stage's folder, which is not known yet.
     if "save_dir" in cfg.logger and not isinstance(cfg.logger.save_dir, str | None):
         raise ConfigError.at("logger.save_dir", cfg.logger.save_dir, "must be a folder", "See conf/logger/")

@@ -232,6 +232,22 @@ class Store:
             file.write(f"{line}\n".encode())  # one write: lines of several processes do not mix
 
 
+class Planner(Store):
+    """Stands in for the store: names every stage, builds and finds none, and makes no folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.executions = Path(root), []
+
+    def find(self, name: str, **key: Any) -> None:
+        """A plan holds what a run must have, not what happens to be there."""
+
+    def stage(self, name: str, *, build: Build, label: str = "", **key: Any) -> StageResult:
+        """The stage as `Store.stage` would give it, without metrics; `cached` says whether it is finished."""
+        digest, final = self.key(name, **key)
+        done = is_finished(final)
+        return StageResult(name=name, fingerprint=digest, path=final, metrics={}, cached=done, seconds=0.0)
+
+
 def _sync(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -51,7 +51,7 @@ def replay(
     """Does the first optimiser steps of a finished stage again from its `rollouts.jsonl`: nothing is drawn or scored.
 
     Args:
-        parts: Those of the run (`pipeline.build_parts`).
+        parts: Those of the run (`parts.build_parts`).
         policy_dir, data, select: What the stage was built from: the folder of the policy, the data and select stages.
         workdir: An empty folder for the policy, and for what the logger writes.
         rollouts: The stage's file.

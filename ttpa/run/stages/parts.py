@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -36,7 +36,9 @@ VERSIONS = {"data": 1, "warmup": 1, "select": 1, "explore": 2, "align": 1, "eval
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Everything a run is made of, instantiated and checked; see conf/. `wave_rows` are the answers of a wave."""
+    """Everything a run is made of, instantiated and checked; see conf/. `wave_rows` are the answers of a wave.
+    `on_disk` says what lies on disk and decides the numbers of a group: contents of data files, model folders.
+    """
 
     data: Any
     model: TinyModel | HFModel
@@ -55,6 +57,7 @@ class Parts:
     wave_rows: int
     trainer: TrainerOptions
     tracking: Tracking
+    on_disk: Mapping[str, Mapping[str, Any]]
 
 
 def set_threads(parts: Parts) -> None:
