@@ -180,14 +180,6 @@ def test_a_pair_needs_a_gap_and_a_good_side(changes: dict[str, float], kept: lis
     assert pairs(by_hand(6, **changes)[0]) == [everything[at] for at in kept]
 
 
-def test_answers_carry_their_tokens_log_probs_and_ends() -> None:
-    """bsv came as "b" + "sv$": log-probs of the span on the way, then of the continuation."""
-    answer = by_hand(6)[0].answers[4]
-    assert answer.token_ids == [*encode("bsv"), STOP] and answer.finish == "stop"
-    assert answer.logps == pytest.approx([math.log(p) for p in (0.1, 0.2, 0.5, 1.0)])
-    assert answer.branches == []
-
-
 # ---- selection ------------------------------------------------------------------------------------------------------
 
 
@@ -338,21 +330,6 @@ def test_every_node_has_what_its_own_simulations_and_its_children_bring(sampler:
         assert rows[0]["answers"] == list(range(len(drawn.answers)))
 
 
-@pytest.mark.parametrize("sampler", MANY)
-def test_spans_of_a_pair_reach_behind_the_first_token_that_differs(sampler: MCTS) -> None:
-    met = 0
-    for drawn in sampler.explore(language(), three_tasks(), "s"):
-        for pair in drawn.siblings:
-            left, right = (drawn.answers[number].token_ids for number in (pair.chosen, pair.rejected))
-            start = next(at for at, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)
-            search, spans = pair.provenance["search"], pair.provenance["spans"]
-            assert start < spans["chosen"] <= len(left) and start < spans["rejected"] <= len(right)
-            assert search["values"][0] - search["values"][1] >= sampler.min_gap - 1e-9
-            assert 0 <= search["level"] < sampler.depth
-            met += 1
-    assert met
-
-
 def test_one_call_of_the_engine_a_round_for_all_trees() -> None:
     """Three trees, five rounds: five calls, not fifteen; the first asks for the three roots."""
     engine = language()
@@ -388,29 +365,6 @@ def test_an_exact_answer_and_an_unchanged_best_child_end_the_search() -> None:
     assert settling(1.0, settle=None) == settling(0.999, settle=1) == 7
 
 
-def test_a_change_of_the_best_child_starts_the_count_again() -> None:
-    """c = 0, depth 4. Means after each round:
-
-    1. a 1.0, b 0.5: a is best, for the first time.
-    2. a is looked into: 0 and 0.2, its mean 0.4. b (0.5) is best: changed.
-    3. b: 0 and 0, its mean 0.167. a (0.4) is best: changed.
-    4. a, of which ac 0 and ad 0.2, so ad: 0.4 and 0.4. a: 2.0 / 5 = 0.4 still: unchanged, 1 round.
-    5. a again, ad (1.0 / 3): its two children 0.4 each, the first: 0.4, 0.4; a stays at 0.4: unchanged, 2 rounds.
-    """
-    script = {
-        ("?", ""): ["aaaa$", "bbbb$"],
-        ("?", "a"): ["c0$", "d2$"],
-        ("?", "b"): ["c0$", "d0$"],
-        ("?", "ad"): ["x4$", "y4$"],
-        ("?", "adx"): ["4$", "4$"],
-    }
-    values = {"aaaa": 1.0, "bbbb": 0.5, "ac0": 0.0, "ad2": 0.2, "bc0": 0.0, "bd0": 0.0, "adx4": 0.4, "ady4": 0.4}
-    engine = ScriptedEngine(script=script)
-    (drawn,) = preset(width=2, depth=4, c=0.0, rounds=9).explore(engine, [task(values)], "s")
-    assert [call.prefixes[0] for call in engine.calls] == ["", "a", "b", "ad", "adx"]
-    assert drawn.counts["rounds"] == 5
-
-
 def test_a_tree_of_ends_alone_is_finished_and_the_others_go_on() -> None:
     """Depth 1: whole answers, one round. A tree without cuts is finished too, while its neighbour is not."""
     engine = language()
@@ -423,20 +377,6 @@ def test_a_tree_of_ends_alone_is_finished_and_the_others_go_on() -> None:
     found = preset(settle=None, max_new_tokens=12).explore(engine, [whole, *three_tasks()[:1]], "s")
     assert [drawn.counts["rounds"] for drawn in found] == [1, 5]
     assert [call.prompts for call in engine.calls] == [["w", "x"], ["x"], ["x"], ["x"], ["x"]]
-
-
-def test_an_end_that_is_selected_is_visited_again_without_a_request() -> None:
-    """c = 0: the end (0.9) is selected in rounds 2 to 5; the other child (0.1) keeps the tree unfinished."""
-    engine = ScriptedEngine(script={("?", ""): ["a$", "bb$"]})
-    end_of_a = task({"a": 0.9, "bb": 0.1}, cuts=lambda ids: [1] if ids[0] == ord("b") else [])
-    (drawn,) = preset(width=2, c=0.0, settle=None).explore(engine, [end_of_a], "s")
-    assert len(engine.calls) == 1
-    assert nodes(drawn) == {
-        "": (1.0, 6, pytest.approx((5 * 0.9 + 0.1) / 6, abs=1e-6), False, [0, 1]),
-        "a": (0.5, 5, 0.9, True, [0]),
-        "b": (0.5, 1, 0.1, False, [1]),
-    }
-    assert (drawn.counts["rounds"], drawn.counts["requests"]) == (5, 1)
 
 
 def test_a_stop_at_the_limit_is_a_stop_and_one_behind_it_is_not() -> None:
@@ -551,18 +491,6 @@ def test_fragments_end_where_the_release_cuts_moved_to_the_ends_of_tokens(
     tokens: tuple[str, ...], cuts: list[int]
 ) -> None:
     assert list(text_cuts(tokens)) == cuts
-
-
-def test_fragments_agree_with_a_plain_search() -> None:
-    numbers = random.Random(3)
-    for _ in range(200):
-        tokens = ["".join(numbers.choices("ab.,=( ", k=numbers.randint(0, 3))) for _ in range(numbers.randint(0, 12))]
-        whole = "".join(tokens)
-        ends = [
-            at + len(mark) for at in range(len(whole)) for mark in (". ", ", ", "=", "(") if whole.startswith(mark, at)
-        ]
-        counts = {next(count for count in range(13) if len("".join(tokens[:count])) >= end) for end in ends}
-        assert list(text_cuts(tokens)) == sorted(count for count in counts if count < len(tokens))
 
 
 # ---- self-evaluation ------------------------------------------------------------------------------------------------
@@ -684,19 +612,6 @@ def test_no_request_repeats_and_every_completion_is_an_answer_that_the_policy_wr
         for answer in drawn.answers:
             assert (answer.token_ids[-1] == STOP) == (answer.finish == "stop")
             assert answer.finish == "stop" or len(answer.token_ids) == 12
-
-
-def test_sum_instead_of_mean_many_visits_do_not_make_a_child_better() -> None:
-    """c = 0. a 0.5; b 0.6 is looked into and gives 0.1 twice: a mean of 0.267, and a sum of 0.8."""
-    script = {("?", ""): ["ax$", "bx$"], ("?", "b"): ["y$", "z$"]}
-    values = {"ax": 0.5, "bx": 0.6, "by": 0.1, "bz": 0.1}
-
-    def root_pair(**changes: Any) -> tuple[str, str, int, int]:
-        sampler = preset(width=2, rounds=2, c=0.0, **changes)
-        return pairs(sampler.explore(ScriptedEngine(script=script), [task(values)], "s")[0])[0]
-
-    assert root_pair() == ("ax$", "by$", 1, 1)
-    assert root_pair(values="sum") == ("bx$", "ax$", 1, 1)
 
 
 @pytest.mark.parametrize("name", PRESETS)

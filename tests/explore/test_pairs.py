@@ -60,10 +60,6 @@ def test_above_the_gate_the_last_best_candidate_beats_the_worse() -> None:
     assert Pair.from_json(json.loads(json.dumps(pairs[0].to_json()))) == pairs[0]
 
 
-def test_the_gate_is_open_at_its_own_value() -> None:
-    assert indices(make_pairs(SAMPLE, [call(0, 1, 0.8), call(1, 2, 0.1)], GOLD, RELEASED)) == [(0, 1)]
-
-
 @pytest.mark.parametrize("scored", [[], [call(0, 0, 1.0, True)], [call(0, 1, 0.9), call(1, 2, 0.9)]])
 def test_nothing_when_a_side_is_empty(scored: list[tuple[Candidate, Score]]) -> None:
     assert make_pairs(SAMPLE, scored, GOLD, RELEASED) == []

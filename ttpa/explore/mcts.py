@@ -181,8 +181,8 @@ class _Search:
         return taken
 
     def request(self, leaf: SearchNode) -> str:
-        """The name of a request's random numbers: the tree, the node, and how often it was asked."""
-        return f"{self.seed}/{leaf.name}/{leaf.expansions}"
+        """The name of a request's random numbers: the tree and the node, which is asked once."""
+        return f"{self.seed}/{leaf.name}/0"
 
     def add(self, leaf: SearchNode, continuation: Generated) -> int:
         """Keeps a whole answer; returns its number, the old one if it is known."""
@@ -200,7 +200,6 @@ class _Search:
     def expand(self, leaf: SearchNode, numbers: Sequence[int]) -> None:
         """Gives a leaf its children: the first spans of its continuations, which are the answers of these numbers."""
         leaf.hold(-1)
-        leaf.expansions += 1
         self.counts["requests"] += 1
         by_span: dict[tuple[int, ...], SearchNode] = {}
         for number in numbers:

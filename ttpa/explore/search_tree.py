@@ -33,10 +33,8 @@ class SearchNode:
         ids: Tokens of the answer from its beginning to the end of this span.
         logps: Their log-probs.
         terminal: Whether the answer ends here.
-        visits: Simulations that went through this node.
-        total: Sum of their values.
+        visits, total: Simulations that went through this node, and the sum of their values.
         pending: Simulations whose values are not known yet. They count as visits of value 0 (virtual loss).
-        expansions: Requests made from this node.
         answers: Numbers of the answers that simulations through this node gave.
     """
 
@@ -48,7 +46,6 @@ class SearchNode:
     visits: int = 0
     total: float = 0.0
     pending: int = 0
-    expansions: int = 0
     depth: int = field(init=False)
     prior: float = field(init=False)
     children: list[SearchNode] = field(init=False, default_factory=list)

@@ -126,18 +126,6 @@ def test_as_released_looks_at_the_first_call_only() -> None:
     assert RELEASED(gold, answer(call("g", a="x", b="y"), GOLD)).value == pytest.approx(6 / 11)
 
 
-def test_text_target() -> None:
-    assert MENDED(sample(), answer()).value == 1
-    assert MENDED(sample(), answer(GOLD)).value == 0
-    assert MENDED(sample(), answer(parsed=False)).value == 0
-
-
-def test_explanation_and_detail() -> None:
-    score = MENDED(sample(GOLD), answer(call("f", a="Rom", b="Oslo")))
-    assert score.explanation == "value of 'a' is 'Rom', expected 'Rome'"
-    assert score.detail == {"name": 1, "required": 1, "key": 1, "type": 1, "value": 0.75}
-
-
 def test_a_target_that_breaks_its_schema_scores_one_against_itself() -> None:
     odd = call("mix", n="three", unheard_of=1)
     assert value(odd, odd) == 1

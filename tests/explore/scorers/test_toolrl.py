@@ -149,24 +149,6 @@ def test_a_surrogate_on_its_own_is_a_wrong_value() -> None:
     score.explanation.encode()
 
 
-def test_a_tag_without_the_other_is_unreadable_and_none_is_no_call() -> None:
-    for text in ("<tool_call>", "</tool_call>"):
-        assert not toolrl()(sample(text="Done."), answer(text)).exact
-    assert toolrl()(sample(text="Done."), answer("Done.")).exact
-
-
-def test_detail() -> None:
-    score = toolrl()(sample(GOLD, call("B")), made(call("A", x=1, z=0), call("C")))
-    # S = 1/3 + (1/3 + 1), S_max = 1 + (1 + 2) + 1
-    assert score.detail == pytest.approx(
-        {"format": 1, "correct": 6 * (5 / 3) / 5 - 3, "name": 1 / 3, "param": 1 / 6, "value": 1 / 2}
-    )
-    assert set(toolrl(similarity="coarse")(sample(GOLD), made(GOLD)).detail) == {"format", "correct", "call"}
-    assert set(toolrl()(sample(text="Done."), made(GOLD)).detail) == {"format", "correct"}
-    assert toolrl()(sample(GOLD), made(GOLD)).explanation == "calls equal the target"
-    assert toolrl()(sample(GOLD), answer(REPLY)).explanation.startswith("the text has not the target's form; 0 calls")
-
-
 @pytest.mark.parametrize(
     ("similarity", "target", "candidate", "correct"),
     [
@@ -253,22 +235,6 @@ def test_schedules(options: dict[str, Any], formats: list[tuple[float, float]], 
     assert (min(reached), max(reached)) == pytest.approx((low, high))
 
 
-@pytest.mark.parametrize(
-    ("options", "bounds"),
-    [
-        ({}, (-3, 4)),
-        ({"correct_max": 1}, (-1, 2)),
-        ({"length": "fixed"}, (-3, 5)),
-        ({"schedule": "max1step30max3"}, (-3, 3.5)),
-        ({"schedule": "linear"}, (-4, 4)),
-        ({"schedule": "linear", "correct_max": 1, "length": "scheduled"}, (-4, 5)),
-        ({"format": "plain"}, (-3, 4)),
-    ],
-)
-def test_bounds(options: dict[str, Any], bounds: tuple[float, float]) -> None:
-    assert toolrl(**options).bounds == bounds
-
-
 def thinking(words: int) -> Candidate:
     return answer(RIGHT.replace("Let me see.", "word " * words))
 
@@ -293,14 +259,6 @@ def test_length(length: Any, words: int, step: int, value: float) -> None:
     score = toolrl(length=length)(sample(GOLD), thinking(words), step=step)
     assert score.detail["length"] == value
     assert score.value == 4 + value
-
-
-def test_length_counts_the_last_thought_and_wants_both_tags() -> None:
-    scorer = toolrl(length="fixed")
-    twice = answer("<think>" + "a " * 400 + "</think> <think>" + "b " * 128 + "</think>")
-    assert scorer(sample(GOLD), twice).detail["length"] == 0.25
-    assert scorer(sample(GOLD), answer("<think>" + "a " * 400)).detail["length"] == 0
-    assert scorer(sample(GOLD), answer("a " * 400 + "</think>")).detail["length"] == 0
 
 
 # ---- plain answers --------------------------------------------------------------------------------------------------
@@ -338,13 +296,6 @@ def test_plain_format() -> None:
     assert of(sample(text="Done."), text[:-1]) == (0, 0)
     said = scorer(sample(GOLD), plain(f"Sure. {text}", "hermes")).explanation
     assert said == "the text is not calls alone; calls equal the target"
-
-
-def test_plain_arguments_that_are_no_object_are_at_the_floor() -> None:
-    junk: Any = "{"
-    text = get_syntax("json").print([GOLD])
-    candidate = Candidate(sample_id="s", index=0, text=text, calls=(ToolCall(name="A", arguments=junk),))
-    assert toolrl(format="plain")(sample(GOLD), candidate).value == -2
 
 
 @pytest.mark.parametrize(

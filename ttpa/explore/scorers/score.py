@@ -22,15 +22,10 @@ TOLERANCE = 1e-9
 
 @runtime_checkable
 class Scorer(Protocol):
-    """A pure function from (sample, candidate) to a score; never raises on what a model wrote."""
+    """A pure function to a score in [0, 1] (or in a `Reward`'s bounds); never raises on what a model wrote."""
 
     def __call__(self, sample: Sample, candidate: Candidate) -> Score:
-        """Scores one candidate; its `calls` is None when the text does not parse.
-
-        Returns:
-            A score whose `value` lies in [0, 1], or within the `bounds` of a `Reward`, and whose `exact` says whether
-            the calls equal the target's.
-        """
+        """Scores one candidate; its `calls` is None when the text does not parse."""
         ...
 
 

@@ -45,24 +45,9 @@ from ttpa.records import Candidate, Sample, Score, ToolCall
 CallRow = Mapping[str, Any]
 """A call as the release has it: {"name", "parameters"}, and whatever else the line holds."""
 
-_PARTS: Mapping[str, tuple[str, ...]] = {
-    "finegrained": ("name", "param", "value"),
-    "refined": ("name", "param", "value"),
-    "intermediate": ("name", "call"),
-    "coarse": ("call",),
-}
+_PARTS = {"intermediate": ("name", "call"), "coarse": ("call",)}  # the others have name, param and value
 _CORNERS = (0, 29, 30, 75, 150)  # steps between which every schedule is a straight line
 _CALL_TAGS, _REPLY_TAGS = ("<tool_call>", "</tool_call>"), ("<response>", "</response>")
-_FORMS = {
-    (calls, reply): re.compile(
-        "<think>.*?</think>"
-        + calls * rf"\n{_CALL_TAGS[0]}\n.*?\n{_CALL_TAGS[1]}"
-        + reply * rf"\n{_REPLY_TAGS[0]}.*?{_REPLY_TAGS[1]}",
-        re.DOTALL,
-    )
-    for calls in (False, True)
-    for reply in (False, True)
-}
 
 
 @option
@@ -132,11 +117,10 @@ class ToolRL:
         low, high, worst, best = self._ranges(step)
         well_formed, calls, rows = self._read(sample, candidate)
         detail = {"format": high if well_formed else low, "correct": 0.0}
+        parts: dict[str, float] = {}
         if sample.target:
             score, most, parts = self._compare(sample, rows)
             detail["correct"] = (best - worst) * score / most + worst
-        else:
-            parts = {}
         if self.length != "none":
             detail["length"] = self._length(candidate.text, step)
         return Score(
@@ -173,7 +157,7 @@ class ToolRL:
 
     def _compare(self, sample: Sample, rows: Sequence[CallRow] | None) -> tuple[float, float, dict[str, float]]:
         """S, S_max, and what S is made of."""
-        keys = _PARTS[self.similarity]
+        keys = _PARTS.get(self.similarity, ("name", "param", "value"))
         gold = [_row(call) for call in sample.target]
         if not rows:
             return 0.0, 1.0, dict.fromkeys(keys, 0.0)
@@ -255,7 +239,8 @@ def _has_form(text: str, calls: bool, reply: bool) -> bool:
     """Whether a text is thought and then calls, a reply, both or nothing, with the tags of these once each."""
     # Counted first: with several tags the pattern would be tried from each of them to the end of the text.
     tags = _CALL_TAGS * calls + _REPLY_TAGS * reply
-    return all(text.count(tag) == 1 for tag in tags) and _FORMS[calls, reply].fullmatch(text) is not None
+    form = "<think>.*?</think>" + r"\n<tool_call>\n.*?\n</tool_call>" * calls + r"\n<response>.*?</response>" * reply
+    return all(text.count(tag) == 1 for tag in tags) and re.fullmatch(form, text, re.DOTALL) is not None
 
 
 def _block(text: str) -> list[CallRow] | None:
@@ -279,10 +264,9 @@ def _block(text: str) -> list[CallRow] | None:
 
 def _finite(text: str) -> float:
     """A number of a JSON line; NaN, Infinity and 1e999 are none."""
-    number = float(text)
-    if not math.isfinite(number):
+    if not math.isfinite(float(text)):
         raise ValueError(text)
-    return number
+    return float(text)
 
 
 _LINE = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
