@@ -168,8 +168,9 @@ def read_category(
             if case_id in cases or case_id in seen:
                 raise DataError(f"{line}: {case_id} is there twice. Keep one version of a category in a folder.")
             cases[case_id] = make(line, category, answers.get(case_id))
-        for case_id in answers.keys() - cases.keys():
-            raise DataError(f"{answers[case_id]}: no question {case_id} in {path}. Take both from one release.")
+        for case_id, answer in answers.items():
+            if case_id not in cases:
+                raise DataError(f"{answer}: no question {case_id} in {path}. Take both from one release.")
     return cases
 
 
