@@ -69,7 +69,10 @@ def tiny_policy(toy_samples: tuple[Sample, ...]) -> Policy:
     from ttpa.policy.policy import create_policy
     from ttpa.prompts import compact_segments
 
-    spec = TinyModel(hidden=32, layers=1, heads=4, feed_forward=64, vocab=340, max_tokens=256)
+    spec = TinyModel(
+        hidden=32, layers=1, heads=4, feed_forward=64, vocab=340, max_tokens=256, dtype="float32",
+        syntax="python_compact", template="compact",
+    )  # fmt: skip
     syntax = get_syntax(spec.syntax)
     texts = [text for sample in toy_samples for _, text in compact_segments(sample, syntax)]
     texts += [syntax.print(sample.target) if sample.target else sample.target_text or "" for sample in toy_samples]

@@ -66,7 +66,10 @@ class World:
 
 def taught(samples: Sequence[Sample]) -> Policy:
     """Fifty steps: most answers are calls, some are right."""
-    spec = TinyModel(hidden=32, layers=1, heads=4, feed_forward=64, vocab=340, max_tokens=256)
+    spec = TinyModel(
+        hidden=32, layers=1, heads=4, feed_forward=64, vocab=340, max_tokens=256, dtype="float32",
+        syntax="python_compact", template="compact",
+    )  # fmt: skip
     syntax = get_syntax(spec.syntax)
     targets = [syntax.print(sample.target) if sample.target else sample.target_text or "" for sample in samples]
     policy = create_policy(

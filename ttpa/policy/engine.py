@@ -1,7 +1,7 @@
-"""What every engine offers: prompts in, answers out. Plain data, no torch; `hf` and `vllm` implement it.
+"""What every engine offers: prompts in, answers out. Plain data, no torch; engines are in `decode` and `vllm`.
 
-Whoever asks says how to draw (`Sampling`) and names the random numbers (`seeds`); the engine decides batching, caches
-and devices, none of which change an answer.
+The caller says how to draw (`Sampling`) and names the random numbers (`seeds`). The engine decides batching, caches and
+devices. Equal calls give equal answers; the same request in other company gives the same answer up to rounding.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Sampling:
     """How answers are drawn.
 
     Args:
-        max_new_tokens: Longest answer, in tokens; what is given of it (a prefix) counts.
+        max_new_tokens: Longest answer, in tokens; a given prefix counts.
         temperature: Divides the logits; 0 takes the most probable token (ties: the lowest id).
-        top_p: Smallest set of most probable tokens whose mass reaches top_p, in (0, 1] (nucleus sampling, 1904.09751).
+        top_p: Keeps the smallest set of most probable tokens whose mass reaches top_p, in (0, 1] (1904.09751).
         repetition_penalty: Divides positive and multiplies negative logits of tokens that the prompt or the answer
             holds (1909.05858); 1 leaves them.
         rule: Token-level preference sampling instead of temperature and nucleus.
@@ -53,8 +53,13 @@ class Sampling:
 
 @dataclass(slots=True)
 class Generated:
-    """One answer: ids with the stop token if it was reached, their log-probs under the model (before temperature and
-    nucleus), "stop" or "length", and (position, [(token id, probability), ...]) where a rule had a choice.
+    """One answer.
+
+    Attributes:
+        token_ids: Ids, with the stop token if it was reached.
+        logps: Log-probs of the ids under the model, before temperature and nucleus.
+        finish: "stop" or "length".
+        branches: (position, [(token id, probability), ...]) where a rule had a choice.
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -65,7 +70,7 @@ class Generated:
 
 @runtime_checkable
 class Engine(Protocol):
-    """Answers prompts. Equal arguments give equal answers, whatever else is asked in the same call."""
+    """Answers prompts."""
 
     def generate(
         self, prompts: Sequence[Ids], n: int, sampling: Sampling, seeds: Sequence[str], prefixes: Sequence[Ids] = ()
@@ -76,7 +81,7 @@ class Engine(Protocol):
             prompts: Token ids.
             n: Answers a prompt.
             sampling: How to draw.
-            seeds: One text a prompt; candidate c's random number at position t depends on (seed, c, t) alone.
+            seeds: One text a prompt; candidate c's random numbers at position t depend on (seed, c, t) alone.
             prefixes: The beginning of each answer, already given (none if empty). Results hold what comes after.
         """
 
@@ -86,9 +91,12 @@ class Engine(Protocol):
         """
 
     def answer_logps(self, prompt: Ids, answers: Sequence[Ids]) -> list[list[float]] | None:
-        """Log-probs of every token of given answers, a function of this prompt and these answers alone; None where the
+        """Log-probs of every token of given answers. They depend on this prompt and these answers alone. None where the
         engine cannot tell.
         """
+
+    def reset(self) -> None:
+        """Forgets what is kept between calls: another wave begins, or the weights have changed."""
 
     @property
     def counts(self) -> dict[str, int]:

@@ -1,16 +1,21 @@
 """Log-probs of given answers over token trees: what sequences share is computed once.
 
-All sequences of a call are merged into one forest (`ttpa.policy.tree`) and packed into one row without padding; the model runs
-once, the LM head only behind the nodes that have a token to predict. Results are those of `ttpa.policy.logprobs`,
-token for token, and so are the gradients. An architecture whose attention is not the plain causal one (sliding
-windows, linear attention) keeps the padded path and says so once.
+All sequences of a call become one tree in one row without padding. The model runs once, and the LM head runs only on
+nodes that have a token to predict. Values and gradients are those of the padded reference (`ttpa.policy.logprobs`).
+`choose_forward` checks that at run time: an architecture without plain causal attention (sliding windows, linear
+attention) keeps the padded way.
+
+A node attends to its ancestors, by the rule of `ttpa.policy.tree`. On CUDA, that is a FlexAttention block mask. On a CPU,
+the tree is cut into runs without a branching; a run attends to its ancestors and causally to itself in one call, and
+small subtrees are taken together behind one small mask.
+Shapes: H heads, T nodes, D head size, P nodes that the head reads, N selected tokens.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -26,357 +31,37 @@ from transformers.masking_utils import AttentionMaskInterface
 from ttpa.policy.logprobs import TokenLogps, decoder_and_head, target_logps, token_logps
 from ttpa.policy.tree import Ints, TokenRow, TokenTree, bucket_by_tokens
 
-NAME = "ttpa_tree"
-CALL_COST = 10_000
-"""What one more attention call costs, in query-key pairs: below it, subtrees are computed behind one mask."""
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One attention call: nodes [start, stop) of a row look at `keys` (their common ancestors) and at themselves.
-
-    `keys` is a slice where the ancestors are contiguous. `mask` (stop - start, stop - start) says who sees whom inside;
-    None means causal. The first `skip` nodes are keys only: nobody reads what they would look at.
-    """
-
-    start: int
-    stop: int
-    keys: slice | Tensor | None
-    mask: Tensor | None
-    skip: int = 0
-
-
-def _runs(tree: TokenTree) -> tuple[Ints, Ints]:
-    """First and one-past-last nodes of the runs: a run ends behind a leaf or a node with several children."""
-    nodes = np.arange(len(tree))
-    has_branch = np.bincount(tree.parent[tree.parent >= 0], minlength=len(tree)) > 1
-    starts = np.flatnonzero((tree.parent != nodes - 1) | (nodes == 0) | has_branch[np.maximum(tree.parent, 0)])
-    return starts, np.append(starts[1:], len(tree))
-
-
-def plan_blocks(tree: TokenTree, offset: int) -> list[Block]:
-    """Cuts a tree into attention calls, cheapest way by the number of query-key pairs.
-
-    Args:
-        tree: The tree.
-        offset: Place of its first node in the row.
-    """
-    if not len(tree):
-        return []
-    starts, stops = _runs(tree)
-    stop_of = dict(zip(starts.tolist(), stops.tolist(), strict=True))
-    blocks: list[Block] = []
-
-    def visit(first: int, last: int, above: Ints) -> None:
-        """Nodes [first, last) are whole subtrees hanging on the path `above`."""
-        size, depth = last - first, len(above)
-        run_stop = stop_of[first]
-        if run_stop == last:
-            blocks.append(Block(first + offset, last + offset, _keys(above, offset), None))
-            return
-        split = _split_cost(tree, stop_of, first, last, depth)
-        if size * (depth + size) <= split:
-            closed, place = tree.end[first:last] - first, np.arange(size)
-            mask = (place[None, :] <= place[:, None]) & (place[:, None] < closed[None, :])
-            blocks.append(Block(first + offset, last + offset, _keys(above, offset), torch.from_numpy(mask)))
-            return
-        at = first
-        while at < last:
-            end, run_stop = int(tree.end[at]), stop_of[at]
-            blocks.append(Block(at + offset, run_stop + offset, _keys(above, offset), None))
-            if run_stop < end:
-                visit(run_stop, end, np.concatenate([above, np.arange(at, run_stop)]))
-            at = end
-
-    visit(0, len(tree), np.empty(0, np.int64))
-    return blocks
-
-
-def _split_cost(tree: TokenTree, stop_of: dict[int, int], first: int, last: int, depth: int) -> float:
-    """Query-key pairs of taking each run of [first, last) by itself, calls included."""
-    cost, at = 0.0, first
-    while at < last:
-        length = stop_of[at] - at
-        cost += length * (int(tree.depth[at]) + length / 2) + CALL_COST
-        at = stop_of[at]
-    return cost
-
-
-def thinned(blocks: Sequence[Block], wanted_T: Any) -> list[Block]:
-    """The blocks of a layer of which only the wanted nodes (booleans, T) are read, the nodes before them skipped."""
-    found = []
-    for block in blocks:
-        inside = np.flatnonzero(wanted_T[block.start : block.stop])
-        found.append(replace(block, skip=int(inside[0]) if len(inside) else block.stop - block.start))
-    return found
-
-
-def _keys(above: Ints, offset: int) -> slice | Tensor | None:
-    if not len(above):
-        return None
-    if int(above[-1]) - int(above[0]) + 1 == len(above):
-        return slice(int(above[0]) + offset, int(above[-1]) + 1 + offset)
-    return torch.from_numpy(above + offset)
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How the row in the forward pass is laid out: the blocks in row order, or a FlexAttention block mask.
-
-    `last` are the blocks of the last layer, whose number is `last_layer`; None where it is computed as the others.
-    """
-
-    blocks: Sequence[Block]
-    flex: Any = None
-    last: Sequence[Block] | None = None
-    last_layer: int = -1
-
-
-_LAYOUT: ContextVar[Layout | None] = ContextVar("tree_layout", default=None)
-
-
-@contextmanager
-def laid_out(layout: Layout) -> Iterator[None]:
-    """Within it, the tree attention knows the row."""
-    token = _LAYOUT.set(layout)
-    try:
-        yield
-    finally:
-        _LAYOUT.reset(token)
-
-
-def layout_now() -> Layout | None:
-    return _LAYOUT.get()
-
-
-@lru_cache(maxsize=16)
-def _lower_right(queries: int, keys: int) -> Tensor:
-    """Causal mask of queries that are the last of the keys, (queries, keys)."""
-    return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
-
-
-def tree_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention of one packed row under the ancestor rule; the signature is transformers'.
-
-    Args:
-        query: (1, H, T, D). key, value: (1, H or fewer, T, D).
-
-    Returns:
-        (1, T, H, D) and None.
-    """
-    layout = layout_now()
-    assert layout is not None, "a forward pass over trees needs `laid_out`"
-    grouped = key.shape[1] != query.shape[1]
-    if layout.flex is not None:
-        from transformers.integrations.flex_attention import flex_attention_forward
-
-        # It compiles the kernel once and keeps it; grouped keys and sizes that do not divide are its business.
-        return flex_attention_forward(module, query, key, value, layout.flex, scaling=scaling)[0], None
-    if grouped:
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    outs = []
-    thin = layout.last is not None and getattr(module, "layer_idx", None) == layout.last_layer
-    for block in (layout.last or ()) if thin else layout.blocks:
-        if block.skip:
-            outs.append(query.new_zeros(1, query.shape[1], block.skip, value.shape[3]))
-        if block.skip == block.stop - block.start:
-            continue
-        here, asking = slice(block.start, block.stop), slice(block.start + block.skip, block.stop)
-        k, v, mask = key[:, :, here], value[:, :, here], block.mask
-        size = block.stop - block.start
-        if block.keys is not None:
-            k = torch.cat([key[:, :, block.keys], k], 2)
-            v = torch.cat([value[:, :, block.keys], v], 2)
-            above = k.shape[2] - size
-            mask = _lower_right(size, above + size) if mask is None else F.pad(mask, (above, 0), value=True)
-        if block.skip:
-            mask = (_lower_right(size, size) if mask is None else mask)[block.skip :]
-        causal = mask is None and size > 1
-        if mask is not None:
-            mask = mask.to(query.device)
-        outs.append(F.scaled_dot_product_attention(query[:, :, asking], k, v, mask, is_causal=causal, scale=scaling))
-    return torch.cat(outs, 2).transpose(1, 2).contiguous(), None
-
-
 log = logging.getLogger("ttpa")
 
-AttentionInterface.register(NAME, tree_attention)
-# The mask is the layout's business: transformers makes none.
-AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
-
+ATTENTION = "ttpa_tree"
+CALL_COST = 10_000
+"""What one more attention call costs, in query-key pairs; subtrees that cost less are computed behind one mask."""
 BY_TOKEN = ("mlp", "self_attn.q_proj", "self_attn.o_proj")
 """Parts of a layer that map each token by itself, by the names most architectures give them."""
-
 MOST_READ = 0.7
 """Share of the nodes above which the last layer is computed whole."""
-
 WORTH = 0.9
-"""Share of the padded tokens below which a tree is used: it gains nothing where rows share little and fit together."""
+"""Share of the padded tokens below which a tree is used. It gains nothing where rows share little and fit together."""
 
 Forward = Callable[..., TokenLogps]
 """(model, rows, *, pad_id, with_prompt, temperature, entropy) -> TokenLogps: `token_logps` or `tree_token_logps`."""
 
 
-def flex_mask(tree: TokenTree, device: torch.device) -> Any:
-    """The ancestor rule as a FlexAttention block mask over one packed row."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    # The kernel reads whole blocks: what lies behind the last node closes at once and is seen by nobody.
-    end_N = torch.from_numpy(np.pad(tree.end, (0, -len(tree) % 128))).to(device)
-
-    def sees(batch: Any, head: Any, i: Any, j: Any) -> Any:
-        return (j <= i) & (i < end_N[j])
-
-    return create_block_mask(sees, None, None, len(tree), len(tree), device=str(device))
+# --- which way -------------------------------------------------------------------------------------------------------
 
 
-def tree_token_logps(
-    model: Any,
-    rows: Sequence[TokenRow],
-    *,
-    pad_id: int = 0,
-    with_prompt: bool = False,
-    temperature: float = 1.0,
-    entropy: bool = False,
-    worth: float = WORTH,
-) -> TokenLogps:
-    """Log-probs of every answer token given what stands before it, in one forward of the packed forest.
-
-    Args:
-        model: Causal LM, plain or PEFT-wrapped, whose attention `tree_problem` does not object to.
-        rows: Sequences; their prefixes are shared wherever they are equal.
-        pad_id: Used where the batch is not worth a tree.
-        with_prompt: Also select the prompt tokens (all but the first).
-        temperature: Divides the logits.
-        entropy: Also give entropies.
-        worth: Largest share of the padded tokens that a tree may have; 2.0 always uses the tree.
-
-    Returns:
-        Tokens in row order, then position order, as `token_logps` gives them.
-    """
-    decoder, _, config = decoder_and_head(model)
-    device = next(model.parameters()).device
-    tree = TokenTree.build([[*row.prompt, *row.answer] for row in rows])
-    if len(tree) > worth * len(rows) * max(map(len, rows)):
-        return token_logps(
-            model, rows, pad_id=pad_id, with_prompt=with_prompt, temperature=temperature, entropy=entropy
-        )
-    first = [max(1, 1 if with_prompt else len(row.prompt)) for row in rows]
-    nodes = [path[start:] for path, start in zip(tree.paths, first, strict=True)]
-    row_N = np.repeat(np.arange(len(rows)), [len(path) for path in nodes])
-    answer_N = np.concatenate(
-        [np.arange(s, s + len(path)) >= len(row.prompt) for row, path, s in zip(rows, nodes, first, strict=True)]
-    )
-    node_M, token_of_N = np.unique(np.concatenate(nodes), return_inverse=True)
-    parent_M = tree.parent[node_M]
-    order = np.argsort(parent_M, kind="stable")
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    parents, position_M = np.unique(parent_M[order], return_inverse=True)
-
-    def there(array: Any) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
-    read = _read_by_head(decoder, parents, len(tree))
-    layout = _layout_of(tree, device, read, len(getattr(decoder, "layers", ())) - 1)
-    with _over_trees(decoder, config, layout, there(parents) if read is not None else None):
-        out = decoder(input_ids=there(tree.token)[None], position_ids=there(tree.depth)[None], use_cache=False)
-    hidden_NH = out.last_hidden_state[0, there(parents)]
-    tokens = there(tree.token[node_M[order]])
-    at_M, which_N = there(position_M), there(place[token_of_N])
-    logps_M, spread_N = target_logps(model, hidden_NH, at_M, tokens, temperature=temperature, entropy=entropy)
-    entropy_N = None if spread_N is None else spread_N[at_M[which_N]]
-    return TokenLogps(logps_M[which_N], there(row_N), there(answer_N), len(rows), len(tree), entropy_N)
-
-
-def _read_by_head(decoder: torch.nn.Module, parents: Ints, nodes: int) -> Any:
-    """Which nodes the head reads (booleans, by node); None where thinning the last layer saves nothing."""
-    if not hasattr(decoder, "layers") or len(parents) > MOST_READ * nodes:
-        return None
-    read = np.zeros(nodes, bool)
-    read[parents] = True
-    return read
-
-
-def _layout_of(tree: TokenTree, device: torch.device, read: Any, last_layer: int) -> Layout:
-    if device.type == "cuda":
-        return Layout((), flex_mask(tree, device))
-    blocks = tuple(plan_blocks(tree, 0))
-    return Layout(blocks, None, None if read is None else thinned(blocks, read), last_layer)
-
-
-@contextmanager
-def _only(layer: torch.nn.Module, nodes: Tensor) -> Iterator[None]:
-    """Within it, what a layer does token by token is done for some nodes of the row and is zero for the others.
-
-    In the last layer, only what the head reads matters of the others' queries and of their MLP; their keys and values
-    are still computed. A prompt is most of a row, so this is most of a layer.
-    """
-    parts = dict(layer.named_modules())
-    found = [parts[name] for name in BY_TOKEN if name in parts]
-    before = [part.__dict__.get("forward") for part in found]
-
-    def thin(whole: Callable[..., Tensor], hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        out = whole(hidden[:, nodes], *args, **kwargs)
-        return out.new_zeros(1, hidden.shape[1], out.shape[-1]).index_copy(1, nodes, out)
-
-    for part in found:
-        part.forward = partial(thin, part.forward)
-    try:
-        yield
-    finally:
-        for part, own in zip(found, before, strict=True):
-            if own is None:
-                del part.forward
-            else:
-                part.forward = own
-
-
-@contextmanager
-def _over_trees(decoder: Any, config: Any, layout: Layout, read: Tensor | None) -> Iterator[None]:
-    """Within it, the model attends over the row; so do its layers when gradient checkpointing runs them again later."""
-
-    @contextmanager
-    def attending() -> Iterator[None]:
-        if layout_now() is layout:
-            yield
-            return
-        before = config._attn_implementation
-        config._attn_implementation = NAME
-        try:
-            with laid_out(layout), nullcontext() if read is None else _only(decoder.layers[-1], read):
-                yield
-        finally:
-            config._attn_implementation = before
-
-    def again(function: Callable[..., Any], *args: Any) -> Any:
-        with attending():
-            return function(*args)
-
-    saving: list[Any] = [m for m in decoder.modules() if getattr(m, "gradient_checkpointing", False)]
-    plain = [m._gradient_checkpointing_func for m in saving]
-    for m, checkpointed in zip(saving, plain, strict=True):
-        m._gradient_checkpointing_func = lambda function, *args, run=checkpointed: run(partial(again, function), *args)
-    try:
-        with attending():
-            yield
-    finally:
-        for m, checkpointed in zip(saving, plain, strict=True):
-            m._gradient_checkpointing_func = checkpointed
+def choose_forward(model: Any, wanted: str) -> Forward:
+    """`tree_token_logps`, or `token_logps` where "padded" is wanted or the model leaves no choice (a warning)."""
+    if wanted == "tree":
+        problem = tree_problem(model)
+        if problem is None:
+            return tree_token_logps
+        log.warning("%s: %s; training uses padded batches", type(model).__name__, problem)
+    return token_logps
 
 
 def tree_problem(model: Any) -> str | None:
-    """Why a model cannot be run over trees, or None: by its configuration, then by both paths on a few tokens."""
+    """Why a model cannot be run over trees, or None: by its configuration, then by both ways on a few tokens."""
     config = decoder_and_head(model)[2]
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention"}:
@@ -388,13 +73,9 @@ def tree_problem(model: Any) -> str | None:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not getattr(base, "_supports_attention_backend", False):
         return "its attention function cannot be replaced"
-    # Second branches of several tokens: what follows there feels whatever leaks from the first.
-    rows = [
-        TokenRow((1, 2, 3), (4, 5, 6, 5)),
-        TokenRow((1, 2, 3), (6, 4, 2, 1)),
-        TokenRow((1, 2, 3), (6, 4, 3)),
-        TokenRow((2,), (3, 1, 5)),
-    ]
+    # Second branches of several tokens: they would feel whatever leaks from the first.
+    answers = ((4, 5, 6, 5), (6, 4, 2, 1), (6, 4, 3))
+    rows = [*(TokenRow((1, 2, 3), answer) for answer in answers), TokenRow((2,), (3, 1, 5))]
     training = model.training
     model.eval()
     with torch.no_grad():
@@ -410,14 +91,14 @@ def tree_problem(model: Any) -> str | None:
 def answer_sums(
     forward: Forward, model: torch.nn.Module, groups: Sequence[Sequence[TokenRow]], *, pad_id: int, budget: int
 ) -> list[list[float]]:
-    """Summed answer log-prob of each row with the training forward.
+    """Summed answer log-prob of each row, in evaluation mode.
 
     Args:
         forward: `tree_token_logps` or `token_logps`.
         model: Causal LM.
         groups: Rows; those of one group share a prompt and stay in one batch.
         pad_id: Fills padded batches.
-        budget: Tokens of a batch, groups of similar length together.
+        budget: Tokens of a batch; groups of similar length go together.
     """
     training = model.training
     model.eval()
@@ -430,11 +111,286 @@ def answer_sums(
     return sums
 
 
-def choose_forward(model: Any, wanted: str) -> Forward:
-    """`tree_token_logps`, or `token_logps` where that is wanted or the model leaves no choice (said in the log)."""
-    if wanted == "tree":
-        problem = tree_problem(model)
-        if problem is None:
-            return tree_token_logps
-        log.warning("%s: %s; training uses padded batches", type(model).__name__, problem)
-    return token_logps
+# --- over a tree -----------------------------------------------------------------------------------------------------
+
+
+def tree_token_logps(
+    model: Any,
+    rows: Sequence[TokenRow],
+    *,
+    pad_id: int = 0,
+    with_prompt: bool = False,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    worth: float = WORTH,
+) -> TokenLogps:
+    """Log-probs of every answer token given what stands before it, in one forward over the tree of all rows.
+
+    Args:
+        model: Causal LM, plain or PEFT-wrapped, to which `tree_problem` does not object.
+        rows: Sequences; their prefixes are shared wherever they are equal.
+        pad_id: Used where the batch is not worth a tree.
+        with_prompt: Also select the prompt tokens (all but the first).
+        temperature: Divides the logits.
+        entropy: Also give entropies.
+        worth: Largest share of the padded tokens that a tree may have; 2.0 always uses the tree.
+
+    Returns:
+        Tokens in row order, then position order, as `token_logps` gives them.
+    """
+    tree = TokenTree.build([[*row.prompt, *row.answer] for row in rows])
+    if len(tree) > worth * len(rows) * max(map(len, rows)):
+        return token_logps(
+            model, rows, pad_id=pad_id, with_prompt=with_prompt, temperature=temperature, entropy=entropy
+        )
+    decoder, _, config = decoder_and_head(model)
+    device = next(model.parameters()).device
+    first = [1 if with_prompt else max(1, len(row.prompt)) for row in rows]
+    nodes = [path[start:] for path, start in zip(tree.paths, first, strict=True)]
+    node_N, row_N = np.concatenate(nodes), np.repeat(np.arange(len(rows)), [len(path) for path in nodes])
+    answer_N = tree.depth[node_N] >= np.array([len(row.prompt) for row in rows])[row_N]
+    parents_P, position_N = np.unique(tree.parent[node_N], return_inverse=True)
+    order_N = np.argsort(position_N, kind="stable")  # the head walks over positions in tiles
+    place_N = np.empty_like(order_N)
+    place_N[order_N] = np.arange(len(order_N))
+
+    def there(array: Any) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+    layout = Layout.of(tree, decoder, there(parents_P))
+    with _over_trees(decoder, config, layout):
+        out = decoder(input_ids=there(tree.token)[None], position_ids=there(tree.depth)[None], use_cache=False)
+    logps_N, entropy_P = target_logps(
+        model,
+        out.last_hidden_state[0, there(parents_P)],
+        there(position_N[order_N]),
+        there(tree.token[node_N[order_N]]),
+        temperature=temperature,
+        entropy=entropy,
+    )
+    entropy_N = None if entropy_P is None else entropy_P[there(position_N)]
+    return TokenLogps(logps_N[there(place_N)], there(row_N), there(answer_N), len(rows), len(tree), entropy_N)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One attention call: nodes [start, stop) look at `keys` (their common ancestors) and at themselves.
+
+    `keys` is a slice where the ancestors are contiguous. `mask` (stop - start, stop - start) says who sees whom inside;
+    None means causal. The first `skip` nodes are keys only: nobody reads what they would look at.
+    """
+
+    start: int
+    stop: int
+    keys: slice | Tensor | None
+    mask: Tensor | None
+    skip: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the row of a forward pass is attended to: in blocks, or by a FlexAttention block mask.
+
+    In the last layer, only the nodes `read_P` matter, which the head reads; the blocks of that layer skip what they can.
+    None where skipping saves nothing.
+    """
+
+    blocks: Sequence[Block]
+    flex: Any
+    read_P: Tensor | None
+    last_layer: Any
+    last_blocks: Sequence[Block]
+
+    @classmethod
+    def of(cls, tree: TokenTree, decoder: Any, read_P: Tensor) -> Layout:
+        layers = getattr(decoder, "layers", None)
+        thin = layers is not None and len(read_P) <= MOST_READ * len(tree)
+        flex = flex_mask(tree, read_P.device) if read_P.device.type == "cuda" else None
+        blocks = [] if flex is not None else plan_blocks(tree)
+        if not thin:
+            return cls(blocks, flex, None, None, ())
+        read = np.zeros(len(tree), bool)
+        read[read_P.cpu().numpy()] = True
+        last = []
+        for block in blocks:
+            inside = np.flatnonzero(read[block.start : block.stop])
+            last.append(replace(block, skip=int(inside[0]) if len(inside) else block.stop - block.start))
+        return cls(blocks, flex, read_P, layers[-1], last)
+
+
+_LAYOUT: ContextVar[Layout | None] = ContextVar("tree_layout", default=None)
+
+
+@contextmanager
+def _over_trees(decoder: Any, config: Any, layout: Layout) -> Iterator[None]:
+    """Within it, the model attends over the row; so do its layers when gradient checkpointing runs them again later."""
+
+    @contextmanager
+    def attending() -> Iterator[None]:
+        if _LAYOUT.get() is layout:
+            yield
+            return
+        before, token = config._attn_implementation, _LAYOUT.set(layout)
+        config._attn_implementation = ATTENTION
+        try:
+            with _only(layout.last_layer, layout.read_P):
+                yield
+        finally:
+            config._attn_implementation = before
+            _LAYOUT.reset(token)
+
+    def again(function: Callable[..., Any], *args: Any) -> Any:
+        with attending():
+            return function(*args)
+
+    saving: list[Any] = [m for m in decoder.modules() if getattr(m, "gradient_checkpointing", False)]
+    plain = [m._gradient_checkpointing_func for m in saving]
+    for m, run in zip(saving, plain, strict=True):
+        m._gradient_checkpointing_func = lambda function, *args, run=run: run(partial(again, function), *args)
+    try:
+        with attending():
+            yield
+    finally:
+        for m, run in zip(saving, plain, strict=True):
+            m._gradient_checkpointing_func = run
+
+
+@contextmanager
+def _only(layer: torch.nn.Module | None, nodes_P: Tensor | None) -> Iterator[None]:
+    """Within it, what the layer does token by token is done for some nodes of the row and is zero for the others. Keys
+    and values are still computed for all. A prompt is most of a row, so this saves most of a layer.
+    """
+    modules = {} if layer is None else dict(layer.named_modules())
+    parts = [modules[name] for name in BY_TOKEN if name in modules]
+    before = [part.__dict__.get("forward") for part in parts]
+
+    def thin(whole: Callable[..., Tensor], hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        assert nodes_P is not None
+        out = whole(hidden[:, nodes_P], *args, **kwargs)
+        return out.new_zeros(1, hidden.shape[1], out.shape[-1]).index_copy(1, nodes_P, out)
+
+    for part in parts:
+        part.forward = partial(thin, part.forward)
+    try:
+        yield
+    finally:
+        for part, own in zip(parts, before, strict=True):
+            if own is None:
+                del part.forward
+            else:
+                part.forward = own
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+
+
+def flex_mask(tree: TokenTree, device: torch.device) -> Any:
+    """The ancestor rule as a FlexAttention block mask over one packed row."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    # The kernel reads whole blocks of 128: what lies behind the last node is seen by nobody.
+    end_N = torch.from_numpy(np.pad(tree.end, (0, -len(tree) % 128))).to(device)
+
+    def sees(batch: Any, head: Any, i: Any, j: Any) -> Any:
+        return (j <= i) & (i < end_N[j])
+
+    return create_block_mask(sees, None, None, len(tree), len(tree), device=str(device))
+
+
+def plan_blocks(tree: TokenTree) -> list[Block]:
+    """Cuts a tree into attention calls, in row order, the cheapest way by the number of query-key pairs."""
+    if not len(tree):
+        return []
+    nodes = np.arange(len(tree))
+    # A run ends behind a leaf or a node with several children.
+    branches = np.bincount(tree.parent[tree.parent >= 0], minlength=len(tree)) > 1
+    starts = np.flatnonzero((tree.parent != nodes - 1) | (nodes == 0) | branches[np.maximum(tree.parent, 0)])
+    stops = np.append(starts[1:], len(tree))
+    stop_of = dict(zip(starts.tolist(), stops.tolist(), strict=True))
+    sizes = stops - starts
+    costs = np.concatenate([[0], np.cumsum(sizes * (tree.depth[starts] + sizes / 2) + CALL_COST)])
+    blocks: list[Block] = []
+
+    def visit(first: int, last: int, above: Ints) -> None:
+        """Nodes [first, last) are whole subtrees that hang on the path `above`."""
+        size, at = last - first, first
+        by_runs = costs[np.searchsorted(starts, last)] - costs[np.searchsorted(starts, first)]
+        if stop_of[first] != last and size * (len(above) + size) <= by_runs:
+            inside = np.arange(size)
+            mask = (inside <= inside[:, None]) & (inside[:, None] < tree.end[first:last] - first)
+            blocks.append(Block(first, last, _keys(above), torch.from_numpy(mask)))
+            return
+        while at < last:
+            stop, end = stop_of[at], int(tree.end[at])
+            blocks.append(Block(at, stop, _keys(above), None))
+            if stop < end:
+                visit(stop, end, np.concatenate([above, np.arange(at, stop)]))
+            at = end
+
+    visit(0, len(tree), np.empty(0, np.int64))
+    return blocks
+
+
+def _keys(above: Ints) -> slice | Tensor | None:
+    if not len(above):
+        return None
+    first, last = int(above[0]), int(above[-1])
+    return slice(first, last + 1) if last - first + 1 == len(above) else torch.from_numpy(above)
+
+
+@lru_cache(maxsize=16)
+def _lower_right(queries: int, keys: int) -> Tensor:
+    """Causal mask of queries that are the last of the keys, (queries, keys)."""
+    return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+
+
+def tree_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one packed row under the ancestor rule; the signature is transformers'.
+
+    Args:
+        query: (1, H, T, D). key, value: (1, H or fewer, T, D).
+
+    Returns:
+        (1, T, H, D) and None.
+    """
+    layout = _LAYOUT.get()
+    assert layout is not None, "a forward pass over trees needs a layout"
+    if layout.flex is not None:
+        from transformers.integrations.flex_attention import flex_attention_forward
+
+        # It compiles the kernel once and keeps it, and takes care of grouped keys.
+        return flex_attention_forward(module, query, key, value, layout.flex, scaling=scaling)[0], None
+    if (groups := query.shape[1] // key.shape[1]) > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    outs = []
+    for block in layout.last_blocks if module is getattr(layout.last_layer, "self_attn", None) else layout.blocks:
+        size, skip, mask = block.stop - block.start, block.skip, block.mask
+        if skip:
+            outs.append(query.new_zeros(1, query.shape[1], skip, value.shape[3]))
+        if skip == size:
+            continue
+        k, v = key[:, :, block.start : block.stop], value[:, :, block.start : block.stop]
+        if block.keys is not None:
+            k = torch.cat([key[:, :, block.keys], k], 2)
+            v = torch.cat([value[:, :, block.keys], v], 2)
+            above = k.shape[2] - size
+            mask = _lower_right(size, above + size) if mask is None else F.pad(mask, (above, 0), value=True)
+        if skip:
+            mask = (_lower_right(size, size) if mask is None else mask)[skip:]
+        asking = query[:, :, block.start + skip : block.stop]
+        mask = None if mask is None else mask.to(query.device)
+        outs.append(F.scaled_dot_product_attention(asking, k, v, mask, is_causal=mask is None, scale=scaling))
+    return torch.cat(outs, 2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, tree_attention)
+# The mask is the layout's business: transformers makes none.
+AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)

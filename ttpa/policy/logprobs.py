@@ -1,10 +1,10 @@
-"""Log-probs of given answers, the padded way: one row a sequence, logits only at the positions that are asked for.
+"""Log-probs of given tokens: the LM head in tiles, and the padded forward, which is the reference for token trees.
 
-The reference that `ttpa.policy.forward` must equal, and the path for architectures that cannot take trees.
-
-Rows are padded on the right, so a causal model never sees the padding and no attention mask is needed. The LM head runs
-on the selected hidden states alone; tool prompts are long and answers short, so this saves most of the head's work.
-Shapes: B rows, T tokens, H hidden size, V vocabulary, N selected tokens over all rows.
+A tile's logits live only while the tile is computed and are computed again in the backward pass, so nothing of size
+tokens x vocabulary is kept. A plain linear head (nearly all are) has its backward pass written out, which walks over
+the logits three times where autograd walks over them a dozen times. Any other head (LoRA on it, a bias, scaled logits)
+goes through its own module with each tile checkpointed.
+Shapes: B rows, T tokens, N positions or selected tokens, M targets, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -118,12 +118,6 @@ def _tiles(count: int, position_M: Tensor, tile: int) -> Iterator[tuple[int, sli
         yield start, slice(edges[number], edges[number + 1])
 
 
-def _is_linear(head: Any, config: object) -> bool:
-    """Whether the logits are hidden times weight and nothing else."""
-    changed = any(getattr(config, name, None) for name in SCALINGS)
-    return type(head) is torch.nn.Linear and head.bias is None and not changed
-
-
 def target_logps(
     model: Any,
     hidden_NH: Tensor,
@@ -133,14 +127,13 @@ def target_logps(
     temperature: float = 1.0,
     entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-prob of each target token at its position.
-
-    Several targets may ask at one position (the branches behind a node): its logits are computed once.
+    """Log-prob of each target token at its position. Several targets may share a position (the branches behind a node);
+    its logits are computed once.
 
     Args:
         model: Causal LM, plain or PEFT-wrapped.
         hidden_NH: Last hidden states of the positions.
-        position_M: Row of `hidden_NH` each target is predicted from, ascending.
+        position_M: Row of `hidden_NH` that each target is predicted from, ascending.
         token_M: Target token ids.
         temperature: Divides the logits.
         entropy: Also give the entropy at each position, without a gradient.
@@ -149,7 +142,8 @@ def target_logps(
         Float32 log-probs (M,), and entropies (N,) or None.
     """
     _, head, config = decoder_and_head(model)
-    if _is_linear(head, config):
+    scaled = any(getattr(config, name, None) for name in SCALINGS)
+    if type(head) is torch.nn.Linear and head.bias is None and not scaled:
         logps, surprises = _LinearHead.apply(hidden_NH, head.weight, position_M, token_M, temperature, entropy)
         return logps, surprises if entropy else None
     tile = max(1, TILE_ELEMENTS // int(getattr(config, "vocab_size", 1)))
@@ -178,9 +172,13 @@ def target_logps(
 class TokenLogps:
     """Natural-log probabilities of selected tokens, flat over rows.
 
-    `row_N` is the row of each token, `is_answer_N` tells answer tokens from prompt tokens, `computed` counts the tokens
-    the model was run on (padding included, shared ones once). `entropy_N` is the entropy, in nats, of the distribution
-    that each token was drawn from, without a gradient; None unless asked for.
+    Attributes:
+        row_N: Row of each token.
+        is_answer_N: Tells answer tokens from prompt tokens.
+        rows: Number of rows.
+        computed: Tokens that the model was run on (padding included, shared ones once).
+        entropy_N: Entropy, in nats, of the distribution that each token was drawn from, without a gradient; None unless
+            asked for.
     """
 
     logps_N: Tensor
@@ -216,6 +214,9 @@ def token_logps(
     entropy: bool = False,
 ) -> TokenLogps:
     """Log-probs of every answer token given what stands before it, in one forward of a padded batch.
+
+    Rows are padded on the right, so a causal model never sees the padding and needs no mask. The head runs only on the
+    selected hidden states.
 
     Args:
         model: Causal LM, plain or PEFT-wrapped.

@@ -1,155 +1,113 @@
-"""Which model a run starts from, and how a policy is kept on disk. Importing this module imports no torch.
+"""Which model a run starts from: the option classes of the group `model`. Importing this module imports no torch.
 
-A policy folder holds `policy.json` and either `model/` (full weights, `save_pretrained`) or `adapter-0/`,
-`adapter-1/` ... (PEFT folders, one per training stage, to be merged onto the base in that order). Adapter folders
-load in PEFT as they are. A stage trains a fresh adapter on the merged earlier ones, so "adapter off" is exactly the
-policy the stage started from, which makes it the reference model without a second copy. Full and adapter training
-share every other line.
+`ttpa.policy.policy` creates the policy of a model, and keeps both in one folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 
-from ttpa.calls.syntaxes import SYNTAXES
+from pydantic import Field
+
+from ttpa.calls.syntaxes import get_syntax
 from ttpa.errors import ConfigError
+from ttpa.options import Count, option
 
-if TYPE_CHECKING:
-    pass
-
-DTYPES = ("float32", "bfloat16", "float16")
-
-
-def _check_common(dtype: str, syntax: str, max_tokens: int) -> None:
-    if dtype not in DTYPES:
-        raise ConfigError.at("model.dtype", dtype, "unknown dtype", f"Use one of {', '.join(DTYPES)}")
-    if syntax not in SYNTAXES:
-        raise ConfigError.at("model.syntax", syntax, "no such call syntax", f"Use one of {', '.join(SYNTAXES)}")
-    if max_tokens < 16:
-        raise ConfigError.at(
-            "model.max_tokens", max_tokens, "must be at least 16", "It counts prompt and answer together"
-        )
+Dtype = Literal["float32", "bfloat16", "float16"]
+MaxTokens = Annotated[int, Field(ge=16)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@option
 class Lora:
-    """Low-rank adapters (2106.09685). `target_modules` is a list of names or "all-linear"; `dora` as in 2402.09353.
-
-    Raises:
-        ConfigError: a rank below 1.
-    """
-
-    r: int = 16
-    alpha: int = 32
-    target_modules: str | Sequence[str] = "all-linear"
-    dora: bool = False
-
-    def __post_init__(self) -> None:
-        if self.r < 1:
-            raise ConfigError.at(
-                "model.lora.r", self.r, "must be at least 1", "Set model.lora=null to train all weights"
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TinyModel:
-    """The embedded model: Qwen2 architecture from random weights, byte-level BPE trained on the warm-up texts.
+    """Low-rank adapters (2106.09685).
 
     Args:
-        hidden, layers, heads, feed_forward: Sizes; head dimension is hidden / heads.
-        vocab: Tokens of the tokenizer.
-        max_tokens: Longest prompt plus answer; longer samples are left out and counted.
+        r: Rank.
+        alpha: The update is scaled by alpha / r.
+        target_modules: Names of modules, or "all-linear".
+        dora: Weight-decomposed adapters (2402.09353).
+    """
+
+    r: Count
+    alpha: Count
+    target_modules: str | list[str]
+    dora: bool
+
+
+@option
+class TinyModel:
+    """The embedded model: Qwen2 architecture with random weights, byte-level BPE trained on the warm-up texts.
+
+    Args:
+        hidden, layers, heads, feed_forward: Sizes; the head dimension is hidden / heads and must be even.
+        vocab: Tokens of the tokenizer, 256 bytes and the special tokens included.
+        max_tokens: Longest prompt plus answer.
         dtype, syntax, template: Number format, how calls are written, how prompts are written.
 
     Raises:
-        ConfigError: sizes that do not divide, or unknown names.
+        ConfigError: sizes that do not divide, or an unknown syntax.
     """
 
-    hidden: int
-    layers: int
-    heads: int
-    feed_forward: int
-    vocab: int
-    max_tokens: int
-    dtype: str = "float32"
-    syntax: str = "python_compact"
-    template: str = "compact"
+    hidden: Count
+    layers: Count
+    heads: Count
+    feed_forward: Count
+    vocab: Annotated[int, Field(ge=300)]
+    max_tokens: MaxTokens
+    dtype: Dtype
+    syntax: str
+    template: Literal["compact"]
 
     def __post_init__(self) -> None:
-        _check_common(self.dtype, self.syntax, self.max_tokens)
+        get_syntax(self.syntax)
         if self.hidden % self.heads or (self.hidden // self.heads) % 2:
-            raise ConfigError.at(
-                "model.heads",
-                self.heads,
-                f"must divide model.hidden={self.hidden} into even head sizes",
-                "For example hidden 128 with heads 8",
-            )
-        if self.vocab < 300:
-            raise ConfigError.at(
-                "model.vocab", self.vocab, "must hold 256 bytes and the special tokens", "Use at least 300"
-            )
-        if self.template != "compact":
-            raise ConfigError.at("model.template", self.template, "the small model has no chat template", "Use compact")
+            problem = f"must divide model.hidden={self.hidden} into even head sizes"
+            raise ConfigError.at("heads", self.heads, problem, "For example hidden 128 with heads 8")
 
     def identity(self) -> dict[str, Any]:
-        """What a fingerprint needs to know beyond the settings: nothing."""
+        """What a fingerprint needs to know beyond the options: nothing."""
         return {}
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "tiny", **asdict(self)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@option
 class HFModel:
-    """Any causal language model of the transformers library: hub id or folder.
+    """Any causal language model of the transformers library.
 
     Args:
         name: Hub id or local folder.
-        max_tokens: Longest prompt plus answer; longer samples are left out and counted.
-        lora: Adapter settings, or None to train all weights.
-        quantization: None, or "nf4" for QLoRA (needs the extra `qlora`).
         revision: Hub revision, for reproducible runs.
+        max_tokens: Longest prompt plus answer.
         dtype, syntax, template: Number format, how calls are written, how prompts are written.
+        quantization: None, or "nf4" for QLoRA (2305.14314; needs the extra `qlora`).
+        lora: Adapter options, or None to train all weights.
 
     Raises:
-        ConfigError: no name, unknown names, or quantization without an adapter.
+        ConfigError: an unknown syntax, or quantization without an adapter.
     """
 
-    name: str
-    max_tokens: int
-    lora: Lora | None = None
-    quantization: str | None = None
-    revision: str | None = None
-    dtype: str = "bfloat16"
-    syntax: str = "hermes"
-    template: str = "chat"
+    name: Annotated[str, Field(min_length=1)]
+    revision: str | None
+    max_tokens: MaxTokens
+    dtype: Dtype
+    quantization: Literal["nf4"] | None
+    syntax: str
+    template: Literal["chat", "compact"]
+    lora: Lora | None
 
     def __post_init__(self) -> None:
-        _check_common(self.dtype, self.syntax, self.max_tokens)
-        if not self.name:
-            raise ConfigError.at(
-                "model.name",
-                self.name,
-                "is empty",
-                "Give a hub id or a folder, for example model.name=Qwen/Qwen2.5-0.5B-Instruct",
-            )
-        if self.template not in ("chat", "compact"):
-            raise ConfigError.at("model.template", self.template, "unknown template", "Use chat or compact")
-        if self.quantization not in (None, "nf4"):
-            raise ConfigError.at("model.quantization", self.quantization, "unknown", "Use nf4 or null")
+        get_syntax(self.syntax)
         if self.quantization and self.lora is None:
-            raise ConfigError.at(
-                "model.quantization",
-                self.quantization,
-                "4-bit weights cannot be trained themselves",
-                "Add model.lora, or set model.quantization=null",
-            )
+            problem, remedy = "4-bit weights cannot be trained themselves", "Add model.lora, or set quantization=null"
+            raise ConfigError.at("quantization", self.quantization, problem, remedy)
 
     def identity(self) -> dict[str, Any]:
-        """What a fingerprint needs to know beyond the settings: the files of a local folder, their sizes and ages."""
+        """What a fingerprint needs to know beyond the options: the files of a local folder, their sizes and ages."""
         folder = Path(self.name)
         if not folder.is_dir():
             return {}
@@ -166,5 +124,4 @@ def model_from_json(row: Mapping[str, Any]) -> TinyModel | HFModel:
     fields = {key: value for key, value in row.items() if key != "kind"}
     if row["kind"] == "tiny":
         return TinyModel(**fields)
-    lora = fields.pop("lora")
-    return HFModel(**fields, lora=Lora(**lora) if lora else None)
+    return HFModel(**{**fields, "lora": Lora(**fields["lora"]) if fields["lora"] else None})

@@ -1,15 +1,19 @@
-"""A policy in memory: transformers model, tokenizer, renderer. Creates, loads, saves; attaches adapters.
+"""A policy: a base model with at most one adapter, its tokenizer, and the renderer of its prompts.
 
-Who trains it: `ttpa.train`. Who samples from it: `ttpa.policy.decode`. File format: `ttpa.policy.models`.
+A policy folder holds `policy.json`, `tokenizer/`, and the weights that were trained: `model/` (all of them,
+`save_pretrained`) or `adapter/` (a PEFT folder for the base model). A later stage goes on with the same adapter; what it
+started from is remembered in memory (`snapshot`) where a loss compares with it. So the folder stays small, nothing is
+rounded by a merge, and quantised bases and DoRA need no special case.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,68 +25,39 @@ from transformers.utils import logging as transformers_logging
 
 from ttpa.calls.syntaxes import get_syntax
 from ttpa.errors import ConfigError, DataError
-from ttpa.io import dumps
+from ttpa.io import dumps, write_text
 from ttpa.policy.logprobs import head_agrees
-from ttpa.policy.models import HFModel, TinyModel, model_from_json
+from ttpa.policy.models import HFModel, Lora, TinyModel, model_from_json
 from ttpa.prompts import COMPACT_TOKENS, Renderer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-
-PRE_SPLIT = r" ?[a-z]+|_[a-z]+|[A-Z][a-z]*|\d{1,2}|[^\sA-Za-z0-9]|\s"
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Trains the tokenizer; any text can be encoded afterwards (byte level), special tokens in a text stay text.
-
-    Args:
-        texts: Training texts.
-        vocab_size: Number of tokens, special tokens and the 256 bytes included.
-    """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRE_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=list(COMPACT_TOKENS), initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        split_special_tokens=True,
-        clean_up_tokenization_spaces=False,
-    )
-
-
 transformers_logging.disable_progress_bar()
 # Notices to the library's own developers, repeated at every load.
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
+PRE_SPLIT = r" ?[a-z]+|_[a-z]+|[A-Z][a-z]*|\d{1,2}|[^\sA-Za-z0-9]|\s"
+"""Keeps capitalised words, digits and `_word` parts apart from a leading space, so that a name or a value has the same
+tokens in the prompt and in the answer."""
+
 
 @dataclass(kw_only=True)
 class Policy:
-    """Base model with its adapters, tokenizer and call syntax.
+    """Model, tokenizer and call syntax.
 
-    `weights` is the model, or a function that loads it when `model` is first asked for: who only renders prompts, or
-    decodes with another engine, never pays for it. `adapters` are the PEFT folders merged into the model, oldest first;
-    `folder` is where the policy was loaded from.
+    Attributes:
+        spec: The model options.
+        weights: The model, or a function that loads it when `model` is first asked for. Who only renders prompts, or
+            decodes with another engine, never pays for it.
+        tokenizer: The model's tokenizer.
+        folder: Where the policy was loaded from; None for the base model as it is.
+        renderer: Writes prompts and reads answers.
     """
 
     spec: TinyModel | HFModel
     weights: PreTrainedModel | Callable[[], PreTrainedModel]
     tokenizer: PreTrainedTokenizerBase
-    adapters: tuple[Path, ...] = ()
     folder: Path | None = None
     renderer: Renderer = field(init=False)
 
@@ -92,7 +67,7 @@ class Policy:
 
     @property
     def model(self) -> PreTrainedModel:
-        """The transformers model, loaded at the first use."""
+        """The transformers model (PEFT-wrapped with an adapter), loaded at the first use."""
         if not isinstance(self.weights, torch.nn.Module):
             self.weights = self.weights()
         return self.weights
@@ -106,58 +81,151 @@ class Policy:
         """Longest prompt plus answer."""
         return self.spec.max_tokens
 
+    @property
+    def lora(self) -> Lora | None:
+        """Options of the adapter; None where all weights are trained."""
+        return self.spec.lora if isinstance(self.spec, HFModel) else None
+
     def start_training(self, seed: int) -> None:
-        """Makes the weights that will be trained trainable: a fresh adapter, or everything."""
-        lora = self.spec.lora if isinstance(self.spec, HFModel) else None
+        """Makes the trained weights trainable: all, or the adapter, which `seed` draws if there is none yet."""
         self.model.train()
-        if lora is None:
+        if self.lora is None:
             self.model.requires_grad_(True)
             return
         from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-        torch.manual_seed(seed)
-        targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-        config = LoraConfig(
-            task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, target_modules=targets, use_dora=lora.dora
-        )
+        fresh = not hasattr(self.model, "peft_config")
         if isinstance(self.spec, HFModel) and self.spec.quantization:
-            self.model = prepare_model_for_kbit_training(self.model)
-        self.model = get_peft_model(self.model, config)
+            prepare_model_for_kbit_training(self.model if fresh else self.model.get_base_model())
+        if fresh:
+            torch.manual_seed(seed)
+            config = LoraConfig(
+                task_type="CAUSAL_LM",
+                r=self.lora.r,
+                lora_alpha=self.lora.alpha,
+                target_modules=self.lora.target_modules,
+                use_dora=self.lora.dora,
+            )
+            self.model = get_peft_model(self.model, config)
+        for name, weight in self.model.named_parameters():
+            weight.requires_grad_("lora_" in name)
 
     def save(self, folder: Path) -> None:
-        """Writes the policy. A trained adapter is written alone, beside copies of the earlier ones."""
-        import shutil
-
+        """Writes the policy into a folder, which is made if missing."""
         folder.mkdir(parents=True, exist_ok=True)
-        adapters: list[str] = []
-        for number, earlier in enumerate(self.adapters):
-            adapters.append(f"adapter-{number}")
-            if earlier != folder / adapters[-1]:
-                shutil.copytree(earlier, folder / adapters[-1], dirs_exist_ok=True)
-        if hasattr(self.model, "peft_config"):
-            adapters.append(f"adapter-{len(adapters)}")
-            self.model.save_pretrained(folder / adapters[-1])
-        elif not (isinstance(self.spec, HFModel) and self.spec.lora is not None):
+        if self.lora is None:
             self.model.save_pretrained(folder / "model")
+        elif isinstance(self.weights, torch.nn.Module) and hasattr(self.weights, "peft_config"):
+            self.weights.save_pretrained(folder / "adapter")
+        elif self.folder is not None and (self.folder / "adapter").is_dir():  # as it was loaded
+            shutil.copytree(self.folder / "adapter", folder / "adapter", dirs_exist_ok=True)
         self.tokenizer.save_pretrained(folder / "tokenizer")
-        full = (folder / "model").exists()
-        (folder / "policy.json").write_text(dumps({"spec": self.spec.to_json(), "adapters": adapters, "full": full}))
+        write_text(folder / "policy.json", dumps({"spec": self.spec.to_json(), "full": self.lora is None}))
 
 
-def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
+def snapshot(model: torch.nn.Module) -> Callable[[], AbstractContextManager[None]]:
+    """Remembers the trainable weights as they are now. Within what it returns, the model has them again: the reference
+    of a stage is the policy that the stage started from.
+    """
+    kept = [(weight, weight.detach().clone()) for weight in model.parameters() if weight.requires_grad]
+
+    @contextmanager
+    def within() -> Iterator[None]:
+        now = [weight.data for weight, _ in kept]
+        for weight, then in kept:
+            weight.data = then.to(weight.device)
+        try:
+            yield
+        finally:
+            for (weight, _), data in zip(kept, now, strict=True):
+                weight.data = data
+
+    return within
 
 
 def create_policy(spec: TinyModel | HFModel, texts: Iterable[str], seed: int) -> Policy:
     """The policy a run starts from. `texts` train the small model's tokenizer and `seed` draws its weights; a pretrained
     model uses neither.
+
+    Raises:
+        ConfigError: the model's name is neither a folder nor a model that can be fetched.
     """
-    return _create_tiny(spec, texts, seed) if isinstance(spec, TinyModel) else load_base(spec, ())
+    return _tiny(spec, texts, seed) if isinstance(spec, TinyModel) else _pretrained(spec)
 
 
-def _create_tiny(spec: TinyModel, texts: Iterable[str], seed: int) -> Policy:
+def load_policy(folder: Path, *, merged: bool = False) -> Policy:
+    """The policy that `Policy.save` wrote; the weights come later.
+
+    Args:
+        folder: The policy folder.
+        merged: Add the adapter to the weights, which decodes faster; such a policy is not for training. On a quantised
+            base, where adding would round it off, the adapter stays beside the weights.
+
+    Raises:
+        DataError: the folder holds no policy.
+    """
+    try:
+        row = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{folder}: no policy.json ({error}). Give the folder of a trained stage.") from None
+    if row.get("adapters"):
+        raise DataError(f"{folder}: adapters of an older version of ttpa. Delete the stage; it is built again.")
+    spec = model_from_json(row["spec"])
+    if not row["full"]:
+        assert isinstance(spec, HFModel)
+        return _pretrained(spec, folder, merged)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    weights = partial(AutoModelForCausalLM.from_pretrained, folder / "model", dtype=getattr(torch, spec.dtype))
+    return Policy(spec=spec, weights=weights, tokenizer=tokenizer, folder=folder)
+
+
+def _pretrained(spec: HFModel, folder: Path | None = None, merged: bool = False) -> Policy:
+    """The policy of a pretrained model, with the adapter of a policy folder if there is one."""
+    with _known(spec):
+        tokenizer = AutoTokenizer.from_pretrained(spec.name, revision=spec.revision)
+    return Policy(spec=spec, weights=partial(_weights, spec, folder, merged), tokenizer=tokenizer, folder=folder)
+
+
+@contextmanager
+def _known(spec: HFModel) -> Iterator[None]:
+    """Turns what transformers raises for a model that is not there into a `ConfigError`."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        problem = f"cannot be loaded ({str(error).splitlines()[0]})"
+        remedy = "Give a folder that holds a transformers model, or a hub id while online"
+        raise ConfigError.at("model.name", spec.name, problem, remedy) from error
+
+
+def _weights(spec: HFModel, folder: Path | None, merged: bool) -> Any:
+    dtype = getattr(torch, spec.dtype)
+    options: dict[str, Any] = {"dtype": dtype, "revision": spec.revision}
+    if spec.quantization:
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=dtype,
+        )
+    with _known(spec):
+        model = AutoModelForCausalLM.from_pretrained(spec.name, **options)
+    if not head_agrees(model):
+        problem = f"the architecture {type(model).__name__} changes its logits in a way that is not known here"
+        raise ConfigError.at("model.name", spec.name, problem, "Extend ttpa.policy.logprobs.head_logits")
+    if folder is None or not (folder / "adapter").is_dir():
+        return model
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(model, folder / "adapter")
+    return model.merge_and_unload() if merged and not spec.quantization else model
+
+
+# --- the embedded model ----------------------------------------------------------------------------------------------
+
+
+def _tiny(spec: TinyModel, texts: Iterable[str], seed: int) -> Policy:
     """The embedded model with fresh weights: 1/sqrt(fan_in), residual outputs halved, embeddings 0.02.
 
     This initialisation and the sizes of `conf/model/tiny.yaml` are the measured recipe; see experiments/LOG.md.
@@ -189,76 +257,34 @@ def _create_tiny(spec: TinyModel, texts: Iterable[str], seed: int) -> Policy:
         elif weight.ndim == 2:
             residual = name.endswith(("o_proj.weight", "down_proj.weight"))
             torch.nn.init.normal_(weight, std=(0.5 if residual else 1.0) / math.sqrt(weight.shape[1]))
-    return Policy(spec=spec, weights=model.to(_dtype(spec.dtype)), tokenizer=tokenizer)
+    return Policy(spec=spec, weights=model.to(getattr(torch, spec.dtype)), tokenizer=tokenizer)
 
 
-def load_base(spec: HFModel, adapters: Sequence[Path], folder: Path | None = None) -> Policy:
-    """The policy of a pretrained model with `adapters` merged onto it in order; the weights come later.
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Trains the small model's tokenizer, a byte-level BPE: any text can be encoded, special tokens in a text stay text.
 
-    Raises:
-        ConfigError: the name is neither a folder nor a model that can be fetched.
+    Args:
+        texts: Training texts.
+        vocab_size: Number of tokens, special tokens and the 256 bytes included.
     """
-    with _known(spec):
-        tokenizer = AutoTokenizer.from_pretrained(spec.name, revision=spec.revision)
-    weights = partial(_merged, spec, adapters)
-    return Policy(spec=spec, weights=weights, tokenizer=tokenizer, adapters=tuple(adapters), folder=folder)
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
 
-
-@contextmanager
-def _known(spec: HFModel) -> Iterator[None]:
-    """Turns what transformers raises for a model that is not there into a `ConfigError`."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise ConfigError.at(
-            "model.name",
-            spec.name,
-            f"cannot be loaded ({str(error).splitlines()[0]})",
-            "Give a folder that holds a transformers model, or a hub id while online",
-        ) from error
-
-
-def _merged(spec: HFModel, adapters: Sequence[Path]) -> PreTrainedModel:
-    options: dict[str, Any] = {"dtype": _dtype(spec.dtype), "revision": spec.revision}
-    if spec.quantization:
-        from transformers import BitsAndBytesConfig
-
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=_dtype(spec.dtype),
-            bnb_4bit_quant_storage=_dtype(spec.dtype),
-        )
-    with _known(spec):
-        model = AutoModelForCausalLM.from_pretrained(spec.name, **options)
-    for folder in adapters:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, folder).merge_and_unload()
-    if not head_agrees(model):
-        raise ConfigError.at(
-            "model.name",
-            spec.name,
-            f"the architecture {type(model).__name__} changes its logits in a way that is not known here",
-            "Extend ttpa.policy.logprobs.head_logits",
-        )
-    return model
-
-
-def load_policy(folder: Path) -> Policy:
-    """The policy that `Policy.save` wrote; the weights come later.
-
-    Raises:
-        DataError: the folder holds no policy.
-    """
-    try:
-        row = json.loads((folder / "policy.json").read_text())
-    except OSError as error:
-        raise DataError(f"{folder}: no policy.json ({error}). Give the folder of a trained stage.") from None
-    spec = model_from_json(row["spec"])
-    if not row["full"]:
-        assert isinstance(spec, HFModel)
-        return load_base(spec, [folder / name for name in row["adapters"]], folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    weights = partial(AutoModelForCausalLM.from_pretrained, folder / "model", dtype=_dtype(spec.dtype))
-    return Policy(spec=spec, weights=weights, tokenizer=tokenizer, folder=folder)
+    tokenizer = Tokenizer(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PRE_SPLIT), "isolated"), byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(COMPACT_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )

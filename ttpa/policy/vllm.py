@@ -1,36 +1,30 @@
-"""The `vllm` engine: answers through vLLM, in this process, on a GPU. One thin file over its offline interface.
+"""The `vllm` engine: answers through vLLM's offline interface, in this process, on a GPU.
 
-Contract-tested against a stand-in, not yet run on a real vLLM. Written for `vllm>=0.24,<0.33`: from 0.24 on it works
-with transformers 5, returns log-probs of named tokens and takes logits processors by name; 0.32 is the last whose
-documentation was read. What it draws has the distribution of the `hf` engine but other random numbers: a candidate's
-seed depends on (seed, candidate) alone, the rest (that a batch changes nothing) is vLLM's business, and it promises
-that only in its batch-invariant mode. Every candidate is a request of its own; the prefix cache computes their prompt
-once. Log-probs are those of the model, before temperature and rules (`logprobs_mode="raw_logprobs"`).
+Contract-tested against a stand-in. Written for `vllm>=0.24,<0.33`: from 0.24 on it works with transformers 5, returns
+log-probs of named tokens and takes logits processors by name; 0.32 is the last whose documentation was read. Draws have
+the distribution of the `hf` engine but other random numbers: a candidate's seed depends on (seed, candidate) alone, and
+vLLM promises that a batch changes nothing only in its batch-invariant mode. Every candidate is a request; the prefix
+cache computes their prompt once. Log-probs are the model's own (`logprobs_mode="raw_logprobs"`).
 
-An adapter is applied by vLLM to the base model without being merged; a chain of them becomes one adapter of the summed
-rank (`ttpa.policy.adapters`), which is exact. Full weights are served from their folder. A 4-bit base (nf4) is
-quantised by vLLM itself, so its log-probs agree with the trainer's only roughly. vLLM's attention kernels want heads of
-usual sizes: the small model's may be refused.
+vLLM applies an adapter beside the base model; full weights are served from their folder. It quantises a 4-bit base
+itself, so log-probs agree with the trainer's only roughly. Its attention kernels want heads of usual sizes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ttpa.errors import ConfigError, DataError
-from ttpa.policy.adapters import combine, plain_config
-from ttpa.policy.engine import Generated, Ids, Sampling, TokenRule
+from ttpa.policy.engine import Generated, Ids, Sampling, TokenRule, key_of
 from ttpa.policy.models import HFModel, TinyModel
+from ttpa.prompts import CallWatch
 
 if TYPE_CHECKING:
     from ttpa.prompts import Renderer
@@ -40,16 +34,13 @@ VERSIONS = ((0, 24), (0, 33))
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as `max_lora_rank`."""
 MAX_LOGPROBS = 128
-"""Log-probs of one place that a request may ask for: the k of a rule, the tokens of `next_logps`."""
+"""Log-probs of one position that a request may ask for: the k of a rule, the tokens of `next_logps`."""
 RULE_PROCESSOR = "ttpa.policy.vllm_rule:RuleProcessor"
 
 
 class Served(Protocol):
-    """What the engine asks of a policy. It never looks at weights: a policy that has not loaded any will do.
-
-    `folder` is where the policy was loaded from, as `Policy.save` lays it out; what has been trained since is not
-    served (but see `VLLMEngine.use_adapter`). None: the base model as it is. `renderer` lends its tokenizer, syntax and
-    stop tokens.
+    """What the engine asks of a policy; it never looks at weights. It serves what is in `folder`, as `Policy.save`
+    writes it (None: the base model as it is), and takes tokenizer, syntax and stop tokens from `renderer`.
     """
 
     @property
@@ -70,11 +61,10 @@ class VLLMEngine:
         policy: See `Served`.
         rows: Answers that a caller working in waves should ask for at once; vLLM decides how many it decodes together.
         gpu_memory_utilization: Share of each GPU's memory that vLLM may take.
-        tensor_parallel_size: GPUs the model is split over.
+        tensor_parallel_size: GPUs that the model is split over.
         max_model_len: Longest prompt plus answer, in tokens; an answer ends there. None: `model.max_tokens`.
-        spare_rank: LoRA rank kept free for `use_adapter`.
         rules: Whether `sampling.rule` may be used. It needs vLLM's first model runner and synchronous scheduling, which
-            this engine then asks for (the environment variable VLLM_USE_V2_MODEL_RUNNER); without, vLLM chooses.
+            this engine then asks for (the environment variable VLLM_USE_V2_MODEL_RUNNER).
 
     Raises:
         ConfigError: vllm is missing or of another version, or it cannot serve the policy.
@@ -84,25 +74,26 @@ class VLLMEngine:
     policy: Served
     rows: int
     gpu_memory_utilization: float
-    tensor_parallel_size: int = 1
-    max_model_len: int | None = None
-    spare_rank: int = 0
-    rules: bool = True
+    tensor_parallel_size: int
+    max_model_len: int | None
+    rules: bool
     counts: dict[str, int] = field(init=False, default_factory=lambda: {"prefilled": 0, "generated": 0})
-    _llm: Any = field(init=False, repr=False)
     _lora: Any = field(init=False, repr=False, default=None)
-    _lora_number: int = field(init=False, repr=False, default=0)
+    _adapters: int = field(init=False, repr=False, default=0)
 
     def __post_init__(self) -> None:
         self._vllm = _import_vllm(self.rules)
         spec = self.policy.spec
         self._limit = self.max_model_len or spec.max_tokens
-        source, self._chain = _weights(self.policy)
+        source, adapter = _weights(self.policy)
         self._tokenizer = (source["tokenizer"], source.get("tokenizer_revision"))
         options: dict[str, Any] = {}
-        self._room = _lora_room(sum(plain_config(folder)["r"] for folder in self._chain) + self.spare_rank)
-        if self._room:
-            options |= {"enable_lora": True, "max_lora_rank": self._room, "max_loras": 1}
+        if isinstance(spec, HFModel) and spec.lora is not None:
+            room = next((rank for rank in LORA_RANKS if rank >= spec.lora.r), None)
+            if room is None or spec.lora.dora:
+                problem = f"vLLM serves plain adapters up to rank {LORA_RANKS[-1]}"
+                raise ConfigError.at("model.lora", spec.lora, problem, "Use engine=hf, or another adapter")
+            options |= {"enable_lora": True, "max_lora_rank": room, "max_loras": 1}
         if isinstance(spec, HFModel) and spec.quantization:
             options["quantization"] = "bitsandbytes"
         if self.rules:
@@ -120,9 +111,8 @@ class VLLMEngine:
             logprobs_mode="raw_logprobs",
             max_logprobs=MAX_LOGPROBS,
         )
-        self._scratch = tempfile.TemporaryDirectory(prefix="ttpa-adapters-")
-        if self._chain:
-            self._serve(self._chain)
+        if adapter is not None:
+            self.use_adapter(adapter)
 
     def generate(
         self, prompts: Sequence[Ids], n: int, sampling: Sampling, seeds: Sequence[str], prefixes: Sequence[Ids] = ()
@@ -133,9 +123,8 @@ class VLLMEngine:
             ConfigError: a rule without `rules`, or a prompt that leaves no room for an answer.
         """
         if sampling.rule is not None and not self.rules:
-            raise ConfigError.at(
-                "engine.rules", self.rules, "the sampler needs a rule for each token", "Set engine.rules=true"
-            )
+            problem = "the sampler needs a rule for each token"
+            raise ConfigError.at("engine.rules", self.rules, problem, "Set engine.rules=true")
         starts = prefixes or [()] * len(prompts)
         asked = [(i, c) for i in range(len(prompts)) for c in range(n)]
         outputs = self._ask(
@@ -165,41 +154,19 @@ class VLLMEngine:
         """None: vLLM takes such log-probs from whole prompts, past its prefix cache (vllm 13409), and they depend on
         what it computes beside them.
         """
-        return None
+
+    def reset(self) -> None:
+        """Nothing: vLLM keeps its own cache, which knows the adapter."""
 
     def use_adapter(self, folder: Path) -> None:
-        """Answers from now on with another adapter on top of the policy's, in place of an earlier such one.
-
-        A new number tells vLLM that the weights are new, also to its prefix cache.
-
-        Args:
-            folder: PEFT folder of the adapter being trained; its rank at most `spare_rank`.
-
-        Raises:
-            ConfigError: no room for it, or not a plain LoRA.
+        """Answers from now on with the adapter of a PEFT folder. A new number tells vLLM, and its prefix cache, that the
+        weights are new.
         """
-        self._serve([*self._chain, folder])
-
-    # --- adapters ------------------------------------------------------------------------------------------------
-
-    def _serve(self, chain: Sequence[Path]) -> None:
-        rank = sum(plain_config(folder)["r"] for folder in chain)
-        if rank > self._room:
-            raise ConfigError.at(
-                "engine.spare_rank",
-                self.spare_rank,
-                f"adapters of rank {rank} in all do not fit into the {self._room} that vLLM was started with",
-                "Set it to model.lora.r",
-            )
-        self._lora_number += 1
-        path, scratch = chain[0], Path(self._scratch.name)
-        if len(chain) > 1:
-            path = combine(chain, scratch / str(self._lora_number))
-        shutil.rmtree(scratch / str(self._lora_number - 1), ignore_errors=True)
         from vllm.lora.request import LoRARequest
 
+        self._adapters += 1
         self._lora = LoRARequest(
-            lora_name=f"adapter-{self._lora_number}", lora_int_id=self._lora_number, lora_path=str(path)
+            lora_name=f"adapter-{self._adapters}", lora_int_id=self._adapters, lora_path=str(folder)
         )
 
     # --- requests ------------------------------------------------------------------------------------------------
@@ -223,7 +190,7 @@ class VLLMEngine:
         return self._vllm.SamplingParams(
             **how,
             n=1,
-            seed=_request_seed(seed, candidate),
+            seed=key_of(seed, candidate),
             max_tokens=sampling.max_new_tokens - len(prefix),
             stop_token_ids=list(self.policy.renderer.stop_ids),
             ignore_eos=True,  # other ends of the model's own configuration; ours are the ones above
@@ -235,12 +202,9 @@ class VLLMEngine:
         if not prompts:
             return []
         if (longest := max(map(len, prompts))) >= self._limit:
-            raise ConfigError.at(
-                "engine.max_model_len",
-                self._limit,
-                f"a prompt has {longest} tokens, which leaves no room for an answer",
-                "Raise it as far as the model goes, or lower model.max_tokens to leave such samples out",
-            )
+            problem = f"a prompt has {longest} tokens, which leaves no room for an answer"
+            remedy = "Raise it as far as the model goes, or lower model.max_tokens to leave such samples out"
+            raise ConfigError.at("engine.max_model_len", self._limit, problem, remedy)
         outputs = self._llm.generate(
             [{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False, lora_request=self._lora
         )
@@ -266,24 +230,18 @@ class VLLMEngine:
     def _branches(
         self, token_ids: Ids, logprobs: Sequence[Any], rule: TokenRule, prefix: Ids
     ) -> list[tuple[int, tuple[tuple[int, float], ...]]]:
-        """Where the rule had a choice, and among what: read off the k most probable tokens of each place."""
-        watch = None
-        if rule.span == "call":
-            from ttpa.prompts import CallWatch
-
-            watch = CallWatch(self.policy.renderer.tokenizer, self.policy.renderer.syntax)
-            for token in prefix:
-                watch.push(token)
+        """Where the rule had a choice, and among what: read off the k most probable tokens of each position."""
+        watch = CallWatch(self.policy.renderer.tokenizer, self.policy.renderer.syntax)
+        for token in prefix:
+            watch.push(token)
         branches = []
         for position, (token, at) in enumerate(zip(token_ids, logprobs, strict=False)):
-            if watch is None or watch.inside:
+            if rule.span != "call" or watch.inside:
                 top = sorted(((math.exp(found.logprob), -option) for option, found in at.items()), reverse=True)
-                best = top[0][0]
-                options = tuple((-option, round(p, 6)) for p, option in top if best - p <= rule.delta)
+                options = tuple((-option, round(p, 6)) for p, option in top if top[0][0] - p <= rule.delta)
                 if len(options) > 1:
                     branches.append((position, options))
-            if watch is not None:
-                watch.push(token)
+            watch.push(token)
         return branches
 
 
@@ -296,32 +254,28 @@ def _import_vllm(rules: bool) -> Any:
     found = re.match(r"(\d+)\.(\d+)", vllm.__version__)
     version = (int(found[1]), int(found[2])) if found else (0, 0)
     if not VERSIONS[0] <= version < VERSIONS[1]:
-        (first, last) = (".".join(map(str, version)) for version in VERSIONS)
+        first, last = (".".join(map(str, version)) for version in VERSIONS)
         raise ConfigError(
             f"engine=vllm: vllm is {vllm.__version__}, supported is >={first},<{last}. pip install 'ttpa[vllm]', or "
             "engine=hf."
         )
     if rules and (set_to := os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")) != "0":
-        raise ConfigError.at(
-            "VLLM_USE_V2_MODEL_RUNNER",
-            set_to,
-            "token rules need vLLM's first model runner",
-            "Unset the variable, or set engine.rules=false where no sampler=tps is used",
-        )
+        problem = "token rules need vLLM's first model runner"
+        remedy = "Unset the variable, or set engine.rules=false where no sampler=tps is used"
+        raise ConfigError.at("VLLM_USE_V2_MODEL_RUNNER", set_to, problem, remedy)
     return vllm
 
 
-def _weights(policy: Served) -> tuple[dict[str, str], list[Path]]:
-    """Where vLLM finds model and tokenizer, and the adapters on top of them, oldest first."""
+def _weights(policy: Served) -> tuple[dict[str, str], Path | None]:
+    """Where vLLM finds model and tokenizer, and the adapter."""
     spec, folder = policy.spec, policy.folder
-    row: dict[str, Any] = {"adapters": [], "full": False}
     if folder is not None:
         try:
-            row = json.loads((folder / "policy.json").read_text())
+            full = json.loads((folder / "policy.json").read_text(encoding="utf-8"))["full"]
         except OSError as error:
             raise DataError(f"{folder}: no policy.json ({error}). Give the folder of a trained stage.") from None
-        if row["full"]:
-            return {"model": str(folder / "model"), "tokenizer": str(folder / "tokenizer")}, []
+        if full:
+            return {"model": str(folder / "model"), "tokenizer": str(folder / "tokenizer")}, None
     if not isinstance(spec, HFModel):
         raise ConfigError("engine=vllm: the small model is not saved yet, and vLLM loads files. Use engine=hf.")
     source = {"model": spec.name, "tokenizer": spec.name if folder is None else str(folder / "tokenizer")}
@@ -329,21 +283,5 @@ def _weights(policy: Served) -> tuple[dict[str, str], list[Path]]:
         source["revision"] = spec.revision
         if folder is None:
             source["tokenizer_revision"] = spec.revision
-    return source, [folder / name for name in row["adapters"]] if folder is not None else []
-
-
-def _lora_room(rank: int) -> int:
-    """The least rank vLLM can be started with that holds this one; 0 for none."""
-    if rank == 0:
-        return 0
-    if rank > LORA_RANKS[-1]:
-        raise ConfigError(
-            f"engine=vllm: adapters of rank {rank} in all, and vLLM takes {LORA_RANKS[-1]} at most. Use engine=hf, a "
-            "smaller model.lora.r or fewer rounds."
-        )
-    return next(room for room in LORA_RANKS if rank <= room)
-
-
-def _request_seed(seed: str, candidate: int) -> int:
-    """63 bits that depend on (seed, candidate) alone."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\x1f{candidate}".encode()).digest()[:8], "big") >> 1
+    adapter = None if folder is None else folder / "adapter"
+    return source, adapter if adapter is not None and adapter.is_dir() else None
