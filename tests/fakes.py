@@ -86,6 +86,9 @@ class ScriptedEngine:
     def answer_logps(self, prompt: Ids, answers: Sequence[Ids]) -> list[list[float]]:
         return [self._logps(_written(prompt), "", _written(answer)) for answer in answers]
 
+    def reset(self) -> None:
+        pass
+
     def _answer(self, prompt: str, prefix: str, seed: str, candidate: int, n: int, sampling: Sampling) -> Generated:
         if (prompt, prefix) in self.script:
             lines = self.script[prompt, prefix]

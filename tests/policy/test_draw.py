@@ -1,4 +1,4 @@
-"""One token from logits: who may be drawn, how often each is, and which draws rounding could change."""
+"""One token from logits: who may be drawn, and how often each is."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from ttpa.policy.engine import Sampling, TokenRule, key_of
 
 SCRIPT = (0.1, 0.4, 0.05, 0.25, 0.15, 0.05)
 """Probabilities of tokens 0 to 5; in order: token 1 (0.4), 3 (0.25), 4 (0.15), 0 (0.1), then 2 and 5 (0.05 each)."""
-HAIR = 1e-6
-"""How far rounding moves a logit."""
 
 
 def ordinary(**fields: Any) -> Sampling:
@@ -68,10 +66,9 @@ def chi_square(counts: Counter[int], shares: dict[int, float]) -> float:
     return sum((counts[token] - total * share) ** 2 / (total * share) for token, share in shares.items())
 
 
-# --- random numbers ----------------------------------------------------------------------------------------------
+# --- random numbers --------------------------------------------------------------------------------------------------
 
-WORD = (1 << 64) - 1
-GOLDEN = 0x9E3779B97F4A7C15
+WORD, GOLDEN = (1 << 64) - 1, 0x9E3779B97F4A7C15
 
 
 def splitmix(x: int) -> int:
@@ -89,16 +86,15 @@ def bits(key: int, position: int, token: int) -> int:
 
 def test_random_bits_are_those_of_splitmix64() -> None:
     rng = random.Random(0)
-    for key in [0, 1, 2**63 - 1, *(rng.randrange(2**63) for _ in range(20))]:
-        for position in (0, 1, 17, 511):
+    for key in [0, 1, 2**63 - 1, *(rng.randrange(2**63) for _ in range(10))]:
+        for position in (0, 17, 511):
             found = random_bits(torch.tensor([key]), position, 40)
-            assert found.shape == (1, 40) and found.tolist()[0] == [bits(key, position, t) for t in range(40)]
+            assert found.tolist() == [[bits(key, position, t) for t in range(40)]]
 
 
 def test_random_bits_are_uniform_and_unrelated_between_keys_positions_and_tokens() -> None:
     numbers = torch.stack([random_bits(keys(60), position, 50) for position in range(60)]).double() / 2**32
     assert float(numbers.min()) >= 0 and float(numbers.max()) < 1
-    assert abs(float(numbers.mean()) - 0.5) < 0.003 and abs(float(numbers.std()) - 12**-0.5) < 0.003
     counts = torch.histc(numbers.float(), 100, 0, 1) - 1800
     assert float((counts**2).sum()) / 1800 < 149  # 99 degrees of freedom, one seed in a thousand
     for axis in range(3):
@@ -108,13 +104,10 @@ def test_random_bits_are_uniform_and_unrelated_between_keys_positions_and_tokens
 
 
 def test_a_key_depends_on_seed_and_candidate_alone() -> None:
-    """Both count, they do not run together, and a longer vocabulary begins with the numbers of a shorter one."""
     others = [("a", 0), ("b", 0), ("a", 1), ("a", 10), ("a1", 0), ("a\x1f1", 0), ("a", 11), ("", 0)]
     found = [key_of(seed, candidate) for seed, candidate in others]
     assert len(set(found)) == len(others) and all(0 <= key < 2**63 for key in found)
     assert found == [key_of(seed, candidate) for seed, candidate in others]
-    key_R = torch.tensor(found)
-    assert torch.equal(random_bits(key_R, 3, 100)[:, :30], random_bits(key_R, 3, 30))
 
 
 def race(weights: dict[int, float], key: int, position: int) -> int:
@@ -123,7 +116,7 @@ def race(weights: dict[int, float], key: int, position: int) -> int:
     return min(wait, key=wait.__getitem__)
 
 
-# --- temperature and nucleus -------------------------------------------------------------------------------------
+# --- temperature and nucleus -----------------------------------------------------------------------------------------
 
 
 def shares(temperature: float, top_p: float) -> dict[int, float]:
@@ -144,16 +137,11 @@ CASES = [(1.0, 1.0), (0.5, 1.0), (2.0, 1.0), (1.0, 0.7), (1.0, 0.39), (0.5, 0.9)
 @pytest.mark.parametrize(("temperature", "top_p"), CASES)
 def test_draws_follow_the_distribution_that_is_stated(temperature: float, top_p: float) -> None:
     """4000 draws, at most 5 degrees of freedom: chi-square is over 20.5 for one seed in a thousand; this is fixed."""
-    counts = Counter(tokens(ordinary(temperature=temperature, top_p=top_p), scripts(4000)))
-    assert chi_square(counts, shares(temperature, top_p)) < 20.5
-
-
-@pytest.mark.parametrize(("temperature", "top_p"), CASES)
-def test_a_draw_is_the_first_of_a_race(temperature: float, top_p: float) -> None:
-    key_R, weights = keys(300), shares(temperature, top_p)
-    for position in (0, 5):
-        found = drawn(ordinary(temperature=temperature, top_p=top_p), scripts(300), key_R, position)
-        assert found.token_R.tolist() == [race(weights, key, position) for key in key_R.tolist()]
+    sampling, key_R = ordinary(temperature=temperature, top_p=top_p), keys(4000)
+    weights = shares(temperature, top_p)
+    found = drawn(sampling, scripts(4000), key_R, 5).token_R.tolist()
+    assert chi_square(Counter(found), weights) < 20.5
+    assert found[:300] == [race(weights, key, 5) for key in key_R[:300].tolist()]
 
 
 def test_positions_of_an_answer_are_drawn_independently() -> None:
@@ -162,25 +150,6 @@ def test_positions_of_an_answer_are_drawn_independently() -> None:
     one, two = (drawn(ordinary(), scripts(6000), key_R, position).token_R.tolist() for position in (0, 1))
     counts = Counter(6 * a + b for a, b in zip(one, two, strict=True))
     assert chi_square(counts, {6 * a + b: SCRIPT[a] * SCRIPT[b] for a in range(6) for b in range(6)}) < 66.6
-
-
-def test_leaving_tokens_out_changes_no_draw_that_none_of_them_won() -> None:
-    rows = 2 * noise(1, 500, 40)
-    free = drawn(ordinary(), rows).token_R
-    for top_p in (0.3, 0.8, 0.95):
-        narrow = drawn(ordinary(top_p=top_p), rows).token_R
-        kept = torch.softmax(rows.double(), -1)
-        rank = (kept > kept.gather(-1, free[:, None])).double()
-        inside = (rank * kept).sum(-1) < top_p
-        assert inside.any() and (~inside).any()
-        assert torch.equal(narrow[inside], free[inside]) and not (narrow == free)[~inside].any()
-
-
-def test_logits_need_not_be_normalised() -> None:
-    for sampling in (ordinary(), ordinary(temperature=0.0), ordinary(top_p=0.7), ruled(), ruled(draw="renormalised")):
-        one, two = (drawn(sampling, scripts(50) + shift) for shift in (0.0, 4.0))
-        assert torch.equal(one.token_R, two.token_R)
-        assert torch.allclose(one.logp_R, two.logp_R, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -197,22 +166,17 @@ def test_a_mass_equal_to_top_p_reaches_it() -> None:
     rows = torch.zeros(200, 4)
     assert set(tokens(ordinary(top_p=0.75), rows)) == {0, 1, 2}
     assert set(tokens(ordinary(top_p=math.nextafter(0.75, 1)), rows)) == {0, 1, 2, 3}
-    assert drawn(ordinary(top_p=0.75), rows).close_R.all()
-
-
-def test_top_p_of_1_keeps_every_token_that_has_probability_and_no_other() -> None:
-    probs = (0.0, 0.5, 0.003, 0.0, 0.497, 0.0)
-    assert set(tokens(ordinary(), logits(probs).repeat(2000, 1))) == {1, 2, 4}
 
 
 def test_never_outside_the_nucleus_on_a_large_vocabulary() -> None:
-    """Random distributions: before a pick lies less mass than top_p."""
+    """Random distributions: before a pick lies less mass than top_p; who won among all and is inside still wins."""
     rows = 4 * noise(1, 300, 2000)
-    probs = torch.softmax(rows.double(), -1)
+    probs, free = torch.softmax(rows.double(), -1), tokens(ordinary(), rows)
     for top_p in (0.1, 0.5, 0.9, 0.99):
         for row, token in enumerate(tokens(ordinary(top_p=top_p), rows)):
-            before = probs[row][probs[row] > probs[row, token]].sum()
-            assert float(before) < top_p + 1e-6
+            assert float(probs[row][probs[row] > probs[row, token]].sum()) < top_p + 1e-6
+            if float(probs[row][probs[row] >= probs[row, free[row]]].sum()) < top_p:
+                assert token == free[row]
 
 
 def test_temperature_zero_is_greedy_and_a_low_one_nearly() -> None:
@@ -220,9 +184,7 @@ def test_temperature_zero_is_greedy_and_a_low_one_nearly() -> None:
     for temperature in (0.0, 1e-4):
         found = drawn(ordinary(temperature=temperature, top_p=0.5), rows)
         assert torch.equal(found.token_R, rows.argmax(-1)) and found.options is None
-    ties = torch.tensor([[1.0, 3.0, 3.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    found = drawn(ordinary(temperature=0.0), ties)
-    assert found.token_R.tolist() == [1, 0] and found.close_R.tolist() == [True, True]
+    assert tokens(ordinary(temperature=0.0), torch.tensor([[1.0, 3.0, 3.0, 0.0], [0.0] * 4])) == [1, 0]
 
 
 def test_log_probs_are_the_models_own_whatever_the_settings() -> None:
@@ -238,14 +200,10 @@ def test_repetition_penalty_divides_positive_and_multiplies_negative_logits_of_s
     """By hand: logits 2, 1, -1, -3 with the first and third seen become 1, 1, -2, -3 at penalty 2."""
     row, seen = torch.tensor([[2.0, 1.0, -1.0, -3.0]]), torch.tensor([[True, False, True, False]])
     weights = {token: math.exp(x) for token, x in enumerate((1.0, 1.0, -2.0, -3.0))}
-    sampling, key_R = ordinary(repetition_penalty=2.0), keys(400)
-    found = tokens(sampling, row.repeat(400, 1), seen_RV=seen.repeat(400, 1))
-    assert found == [race(weights, key, 0) for key in key_R.tolist()]
-    plain = tokens(ordinary(), row.repeat(400, 1), seen_RV=seen.repeat(400, 1))
-    assert plain == tokens(ordinary(), row.repeat(400, 1)) != found
+    found = tokens(ordinary(repetition_penalty=2.0), row.repeat(400, 1), seen_RV=seen.repeat(400, 1))
+    assert found == [race(weights, key, 0) for key in keys(400).tolist()]
     greedy = ordinary(temperature=0.0, repetition_penalty=4.0)
-    assert tokens(greedy, row, seen_RV=seen) == [1]
-    assert tokens(greedy, -row, seen_RV=~seen) == [2] and tokens(greedy, -row) == [3]
+    assert tokens(greedy, row, seen_RV=seen) == [1] and tokens(greedy, -row, seen_RV=~seen) == [2]
 
 
 def test_repetition_penalty_comes_before_temperature_and_nucleus() -> None:
@@ -255,7 +213,7 @@ def test_repetition_penalty_comes_before_temperature_and_nucleus() -> None:
     assert set(tokens(sampling, scripts(400), seen_RV=seen)) == {1, 4}
 
 
-# --- token-level preference sampling -----------------------------------------------------------------------------
+# --- token-level preference sampling ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -265,11 +223,8 @@ def test_repetition_penalty_comes_before_temperature_and_nucleus() -> None:
         (5, 0.14, {1}),
         (5, 0.16, {1, 3}),  # gap 0.15
         (5, 0.26, {1, 3, 4}),  # gap 0.25
-        (5, 0.31, {1, 3, 4, 0}),  # gap 0.3
         (6, 0.36, {0, 1, 2, 3, 4, 5}),  # gap 0.35, twice
-        (6, 1.0, {0, 1, 2, 3, 4, 5}),
         (3, 1.0, {1, 3, 4}),  # k ends the set before delta does
-        (2, 0.26, {1, 3}),
         (1, 1.0, {1}),
         (50, 1.0, {0, 1, 2, 3, 4, 5}),  # k larger than the vocabulary
     ],
@@ -282,52 +237,24 @@ def test_candidates_are_the_top_k_within_delta_of_the_best(k: int, delta: float,
         assert row == pytest.approx({token: SCRIPT[token] for token in expected}, abs=1e-6)
 
 
-def test_a_gap_equal_to_delta_is_within_it() -> None:
-    """Delta set to a gap, and to one below it by more than rounding; rounding could decide, so the draw is close."""
-    row = torch.tensor([[1.0, 0.0, 1.0]])
-
-    def chosen(delta: float) -> tuple[list[int], list[bool], Tensor]:
-        ids, probs, mask = candidates_of(
-            torch.log_softmax(row, -1), TokenRule(k=3, delta=delta, draw="uniform", span="everywhere")
-        )
-        return ids[0].tolist(), mask[0].tolist(), probs[0]
-
-    ids, mask, probs = chosen(0.0)
-    assert set(ids[:2]) == {0, 2} and mask == [True, True, False] and probs.dtype == torch.float64
-    gap = float(probs[0] - probs[2])
-    assert chosen(gap)[1] == [True, True, True] and chosen(gap - 2 * ROUNDING)[1] == [True, True, False]
-    assert drawn(ruled(3, gap), row).close_R.tolist() == [True]
-
-
 @pytest.mark.parametrize(
     ("probs", "delta", "candidates"),
     [
         ((0.5, 0.3, 0.2), 0.2, 2),
-        ((0.6, 0.4), 0.2, 2),
         ((0.55, 0.45), 0.1, 2),
-        ((0.45, 0.35, 0.2), 0.1, 2),
-        ((0.4, 0.35, 0.25), 0.05, 2),
         ((0.35, 0.25, 0.25, 0.15), 0.1, 3),
-        ((0.7, 0.2, 0.1), 0.5, 2),
         ((0.4, 0.4, 0.2), 0.0, 2),
+        ((0.5, 0.3, 0.2), 0.2 - 2 * ROUNDING, 1),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_gap_of_round_probabilities_equals_a_round_delta(
+def test_a_gap_equal_to_delta_is_within_it(
     probs: tuple[float, ...], delta: float, candidates: int, dtype: torch.dtype
 ) -> None:
     logps = torch.tensor([probs], dtype=dtype).log()
     rule = TokenRule(k=3, delta=delta, draw="uniform", span="everywhere")
     for scores in (logps, torch.log_softmax(logps, -1)):
         assert candidates_of(scores, rule)[2].sum() == candidates
-
-
-def test_a_sure_token_leaves_no_choice() -> None:
-    sure = (0.96, 0.01, 0.01, 0.01, 0.005, 0.005)
-    for how in ("uniform", "renormalised"):
-        found = drawn(ruled(draw=how), logits(sure).repeat(50, 1))
-        assert set(found.token_R.tolist()) == {0} and not found.close_R.any()
-        assert options(found) == [pytest.approx({0: 0.96}, abs=1e-6)] * 50
 
 
 @pytest.mark.parametrize(
@@ -344,8 +271,7 @@ def test_a_rules_draws_follow_the_distribution_that_is_stated(how: str, weights:
 def test_outside_of_calls_a_rule_is_greedy() -> None:
     rows = noise(6, 60, 12)
     inside = torch.arange(60) % 3 == 0
-    free = drawn(ruled(delta=0.3), rows)
-    found = drawn(ruled(delta=0.3), rows, inside_R=inside)
+    free, found = drawn(ruled(delta=0.3), rows), drawn(ruled(delta=0.3), rows, inside_R=inside)
     assert torch.equal(found.token_R, torch.where(inside, free.token_R, rows.argmax(-1)))
     assert (free.token_R != rows.argmax(-1))[~inside].any()
     for row, (here, all_of_it) in enumerate(zip(options(found), options(free), strict=True)):
@@ -355,41 +281,28 @@ def test_outside_of_calls_a_rule_is_greedy() -> None:
 def test_outside_of_calls_ties_go_to_the_lowest_id_as_in_greedy_decoding() -> None:
     flat = torch.zeros(1, 30)
     flat[0, :3] = -5
-    assert tokens(ordinary(temperature=0.0), flat) == [3]
-    found = drawn(ruled(), flat, inside_R=torch.tensor([False]))
-    assert found.token_R.tolist() == [3] and len(options(found)[0]) == 1
+    assert tokens(ordinary(temperature=0.0), flat) == tokens(ruled(), flat, inside_R=torch.tensor([False])) == [3]
 
 
-def test_the_largest_random_number_keeps_nobody_from_arriving(monkeypatch: pytest.MonkeyPatch) -> None:
-    largest = 2**32 - 1
-    monkeypatch.setattr(
-        "ttpa.policy.draw.random_bits", lambda key_R, _, count: torch.full((len(key_R), count), largest)
-    )
-    assert tokens(ruled(1, 0.0), logits(SCRIPT)) == [1]
-    assert tokens(ordinary(), torch.tensor([[-math.inf, 0.0]])) == [1]
+@pytest.mark.parametrize(("numbers", "winner"), [([2**32 - 1] * 6, None), ([2**31] * 5 + [0], 5)])
+def test_the_largest_and_the_smallest_random_number(
+    monkeypatch: pytest.MonkeyPatch, numbers: list[int], winner: int | None
+) -> None:
+    """The largest keeps nobody from arriving; the smallest wins."""
+    monkeypatch.setattr("ttpa.policy.draw.random_bits", lambda key_R, *_: torch.tensor([numbers] * len(key_R)))
+    assert tokens(ruled(1, 0.0), scripts(1)) == [1]
+    assert winner is None or tokens(ordinary(), scripts(1)) == [winner]
 
 
-def test_the_smallest_random_number_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers = torch.tensor([2**31] * 5 + [0])
-    monkeypatch.setattr("ttpa.policy.draw.random_bits", lambda key_R, _, count: numbers.repeat(len(key_R), 1))
-    assert tokens(ordinary(), scripts(1)) == [5]
-
-
-# --- every way ---------------------------------------------------------------------------------------------------
+# --- every way -------------------------------------------------------------------------------------------------------
 
 WAYS = {
     "greedy": ordinary(temperature=0.0),
-    "temperature": ordinary(temperature=0.8),
     "hot": ordinary(temperature=2.0),
-    "cold": ordinary(temperature=0.01),
-    "nucleus": ordinary(top_p=0.9),
     "small nucleus": ordinary(top_p=0.4, temperature=0.7),
     "penalty": ordinary(repetition_penalty=1.3),
-    "encouraged": ordinary(repetition_penalty=0.5, temperature=1.5),
     "uniform": ruled(),
-    "uniform, wide": ruled(8, 0.5),
-    "renormalised": ruled(draw="renormalised"),
-    "renormalised, wide": ruled(4, 1.0, "renormalised"),
+    "renormalised": ruled(4, 1.0, "renormalised"),
 }
 
 
@@ -401,110 +314,7 @@ def test_rows_do_not_see_each_other(way: str) -> None:
     for at in range(20):
         here = slice(at, at + 1)
         alone = drawn(WAYS[way], rows[here], key_R[here], 4, seen_RV=seen[here], inside_R=inside[here])
-        assert torch.equal(alone.token_R, together.token_R[here]) and torch.equal(alone.close_R, together.close_R[here])
-
-
-def candidates(found: Drawn, vocab: int) -> Tensor:
-    """Which tokens a rule could draw, (R, V)."""
-    none_RV = torch.zeros(len(found.token_R), vocab, dtype=torch.bool)
-    return none_RV if found.options is None else none_RV.scatter(-1, found.options[0], found.options[2])
-
-
-def moved(way: str, rows: Tensor, key_R: Tensor, seed: int) -> tuple[Drawn, Tensor]:
-    """A draw, and whether some logits a hair away give another token or other options."""
-    R, V = rows.shape
-    generator = torch.Generator().manual_seed(seed)
-    seen, inside = torch.rand(R, V, generator=generator) < 0.5, torch.rand(R, generator=generator) < 0.7
-    given: dict[str, Any] = {"seen_RV": seen, "inside_R": inside}
-    base = drawn(WAYS[way], rows, key_R, **given)
-    changed = torch.zeros(R, dtype=torch.bool)
-    for _ in range(6):
-        # To the corners of the cube as well: that moves sums of probabilities the furthest.
-        step = (2 * torch.rand(R, V, generator=generator) - 1) * HAIR
-        for shift in (step, step.sign() * HAIR):
-            near = drawn(WAYS[way], rows + shift, key_R, **given)
-            changed |= near.token_R != base.token_R
-            changed |= (candidates(near, V) != candidates(base, V)).any(-1)
-    return base, changed
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_few_random_draws_are_close_and_only_close_ones_change_by_a_hair(way: str) -> None:
-    for vocab, scale in ((6, 2.0), (60, 3.0)):
-        base, changed = moved(way, scale * noise(7, 1500, vocab), keys(1500), 0)
-        assert not (changed & ~base.close_R).any()
-        assert base.close_R.double().mean() < (0.02 if way == "cold" else 0.01)
-
-
-def planted(rows: Tensor, seed: int) -> Tensor:
-    """The same logits, each row with a near tie of neighbours in rank."""
-    generator = torch.Generator().manual_seed(seed)
-    order = rows.argsort(-1, descending=True)
-    rank = torch.randint(0, rows.shape[1] - 1, (len(rows), 1), generator=generator)
-    one, two = (order.gather(-1, rank + step) for step in (0, 1))
-    return rows.scatter(-1, two, rows.gather(-1, one) + torch.randn(len(rows), 1, generator=generator) * HAIR)
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_near_ties_are_called_close_where_a_hair_could_change_the_draw(way: str) -> None:
-    base, changed = moved(way, planted(2 * noise(9, 3000, 7), 3), keys(3000), 1)
-    assert not (changed & ~base.close_R).any()
-    if way in ("greedy", "nucleus", "small nucleus", "uniform", "renormalised"):
-        assert changed.any(), "nothing was at an edge"
-
-
-@pytest.mark.parametrize("way", ["temperature", "hot", "cold", "nucleus", "penalty", "renormalised, wide"])
-def test_a_near_dead_heat_is_called_close(way: str) -> None:
-    """The logit of a token set so that it arrives with the winner, give or take a hair."""
-    sampling, key_R = WAYS[way], keys(1000)
-    rows = noise(10, 1000, 5)
-    first = drawn(sampling, rows, key_R).token_R
-    low, high = rows - 20 * (sampling.temperature or 1.0), rows + 20 * (sampling.temperature or 1.0)
-    rival = ((first + 1) % 5)[:, None]
-    for _ in range(60):  # bisection between losing and winning
-        middle = (low.gather(-1, rival) + high.gather(-1, rival)) / 2
-        wins = drawn(sampling, rows.scatter(-1, rival, middle), key_R).token_R[:, None] == rival
-        high = high.scatter(-1, rival, torch.where(wins, middle, high.gather(-1, rival)))
-        low = low.scatter(-1, rival, torch.where(wins, low.gather(-1, rival), middle))
-    heat = rows.scatter(-1, rival, low.gather(-1, rival) + HAIR * noise(11, 1000, 1))
-    base, changed = moved(way, heat, key_R, 2)
-    assert changed.sum() > 40
-    assert not (changed & ~base.close_R).any()
-
-
-def test_a_gap_near_delta_is_close() -> None:
-    """Two tokens whose gap is delta give or take a hair: both sets are met, every draw is called close."""
-    gap = 0.2 + torch.linspace(-2e-6, 2e-6, 400, dtype=torch.float64)
-    rows = torch.stack([(0.9 + gap) / 2, (0.9 - gap) / 2, torch.full_like(gap, 0.1)], -1).log().float()
-    found = drawn(ruled(2, 0.2), rows)
-    assert {len(row) for row in options(found)} == {1, 2} and found.close_R.all()
-    assert not drawn(ruled(2, 0.21), rows).close_R.any()
-
-
-def test_a_tie_at_the_edge_of_the_top_k_is_close() -> None:
-    rows, outside = logits((0.3, 0.25, 0.2, 0.2, 0.05)), torch.tensor([False])
-    assert drawn(ruled(3, 0.15), rows).close_R.tolist() == [True]
-    assert drawn(ruled(3, 0.08), rows).close_R.tolist() == [False]  # neither is a candidate
-    assert drawn(ruled(4, 0.15), rows).close_R.tolist() == [False]  # both are
-    assert drawn(ruled(3, 0.15), rows, inside_R=outside).close_R.tolist() == [False]
-    assert drawn(ruled(1, 0.0), logits((0.4, 0.4, 0.2)), inside_R=outside).close_R.tolist() == [True]
-
-
-def test_delta_zero_is_not_always_close() -> None:
-    assert drawn(ruled(5, 0.0), noise(7, 500, 20)).close_R.double().mean() < 0.01
-
-
-def test_improbable_tokens_at_the_edge_of_the_top_k_are_near_by_their_ratio() -> None:
-    rows = logits((0.2, 0.2 - 3e-5 - 6e-5, 3e-5, 2e-5, *[0.01] * 60))[:, :4]
-    rows = torch.log_softmax(torch.cat([rows, torch.full((1, 200), -30.0)], -1), -1)
-    assert drawn(ruled(3, 1.0), rows).close_R.tolist() == [False]
-
-
-def test_draws_from_a_large_vocabulary_are_seldom_close() -> None:
-    """Zipf's law over 50,000 tokens: what stands at the edge of the nucleus has a probability of a millionth."""
-    rows = -2 * torch.arange(1, 50_001).float().log() + 0.3 * noise(8, 20, 50_000)
-    for sampling in (ordinary(), ordinary(top_p=0.9), ordinary(top_p=0.99), ruled()):
-        assert drawn(sampling, rows).close_R.sum() <= 1
+        assert torch.equal(alone.token_R, together.token_R[here])
 
 
 @given(

@@ -1,14 +1,11 @@
-"""Log-probs of given answers against the full logits of the whole model, and the buckets they are computed in."""
+"""Log-probs of given answers against the full logits of the whole model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
     FalconH1Config,
@@ -26,7 +23,7 @@ from transformers import (
 
 from ttpa.policy.forward import answer_sums
 from ttpa.policy.logprobs import token_logps
-from ttpa.policy.tree import TokenRow, bucket_by_tokens, bundle
+from ttpa.policy.tree import TokenRow
 
 VOCAB, PAD = 40, 0
 SIZES = {
@@ -155,14 +152,6 @@ def test_neither_padding_nor_its_id_nor_the_order_of_rows_matters() -> None:
 
 
 @torch.no_grad()
-def test_a_pad_token_inside_an_answer_counts() -> None:
-    """What is padding follows from lengths, not from ids."""
-    model, row = built(qwen2), TokenRow((3, PAD), (5, PAD, 1))
-    found = token_logps(model, [row, ROWS[0]], pad_id=PAD)
-    assert found.logps_N[:3].tolist() == pytest.approx(full(model, row, False), abs=1e-5)
-
-
-@torch.no_grad()
 def test_an_empty_answer_selects_nothing_and_sums_to_zero() -> None:
     model = built(qwen2)
     empty = TokenRow((3, 4, 5), ())
@@ -190,12 +179,6 @@ def test_padded_answers_stand_in_rows_with_a_mask() -> None:
         assert found.computed == 5 * 10
 
 
-def test_gradient_reaches_every_weight() -> None:
-    model = built(llama)
-    token_logps(model, ROWS, pad_id=PAD).logps_N.sum().backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
-
-
 @pytest.mark.parametrize("budget", [1, 20, 10_000])
 def test_answer_sums_come_in_row_order_whatever_the_budget(budget: int) -> None:
     model = built(llama)
@@ -217,54 +200,3 @@ def test_answer_sums_switch_dropout_off() -> None:
     assert [first] == answer_sums(token_logps, model, [ROWS], pad_id=PAD, budget=1000)
     with torch.no_grad():
         assert token_logps(model, ROWS, pad_id=PAD).sums().tolist() != pytest.approx(first, abs=1e-6)
-
-
-# --- buckets -----------------------------------------------------------------------------------------------------
-
-
-@settings(deadline=None)
-@given(lengths=st.lists(st.integers(1, 60), max_size=40), budget=st.integers(1, 200), data=st.data())
-def test_buckets_hold_every_row_once_within_the_budget(lengths: list[int], budget: int, data: st.DataObject) -> None:
-    rows = data.draw(st.permutations(range(len(lengths)))) if lengths else []
-    batches = bucket_by_tokens(rows, lengths, budget)
-    assert sorted(row for batch in batches for row in batch) == sorted(rows)
-    flat = [lengths[row] for batch in batches for row in batch]
-    assert flat == sorted(flat)
-    for batch in batches:
-        assert batch and (len(batch) == 1 or max(lengths[row] for row in batch) * len(batch) <= budget)
-    # No batch could have taken the first row of the next one.
-    for batch, after in pairwise(batches):
-        assert lengths[after[0]] * (len(batch) + 1) > budget
-
-
-def test_rows_of_equal_length_keep_their_order() -> None:
-    assert bucket_by_tokens([3, 1, 2, 0], [7, 7, 7, 7], 14) == [[3, 1], [2, 0]]
-
-
-def test_only_the_rows_asked_for_are_bucketed() -> None:
-    """Lengths 9 and 4 of rows 1 and 3; 2 * 9 is over the budget of 17."""
-    assert bucket_by_tokens([1, 3], [100, 9, 100, 4], 17) == [[3], [1]]
-    assert bucket_by_tokens([1, 3], [100, 9, 100, 4], 18) == [[3, 1]]
-    assert bucket_by_tokens([], [1, 2], 10) == []
-
-
-# --- bundles -----------------------------------------------------------------------------------------------------
-
-
-def test_bundles_worked_by_hand() -> None:
-    """Unit 7 has rows of 10, 30 and 20 tokens, own 1, 2 and 4: 30 + 1 + 4. Unit 8 is one row of 15."""
-    lengths, own, units = [10, 15, 30, 20], [1, 9, 2, 4], [7, 8, 7, 7]
-    assert bundle([0, 1, 2, 3], units, lengths, own) == ([[0, 2, 3], [1]], [35, 15])
-    assert bundle([3, 1], units, lengths, own) == ([[3], [1]], [20, 15])
-    assert bundle([], units, lengths, own) == ([], [])
-
-
-@settings(deadline=None)
-@given(units=st.lists(st.integers(0, 5), max_size=20), data=st.data())
-def test_bundles_are_the_units_in_order_of_their_first_rows(units: list[int], data: st.DataObject) -> None:
-    rows = data.draw(st.permutations(range(len(units)))) if units else []
-    bundles, costs = bundle(rows, units, [5] * len(units), [2] * len(units))
-    assert bundles == [
-        [row for row in rows if units[row] == unit] for unit in dict.fromkeys(units[row] for row in rows)
-    ]
-    assert costs == [5 + 2 * (len(group) - 1) for group in bundles]

@@ -2,17 +2,14 @@
 
 A prompt and its G answers are one tree, so the prompt is computed once. Log-probs of the policy that drew the answers
 come from the training forward: of the first step of a round they are those of that step itself; where a round has
-several steps they are computed once before the first. The reference is the policy the stage starts from: the base with
-the new adapter switched off, or a frozen copy where all weights are trained.
+several steps they are computed once before the first. The reference is the policy the stage starts from.
 """
 
 from __future__ import annotations
 
-import copy
 import csv
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ from torch import Tensor
 from ttpa.calls.six_errors import LABELS
 from ttpa.policy.forward import Forward
 from ttpa.policy.logprobs import token_logps
-from ttpa.policy.policy import Policy
+from ttpa.policy.policy import Policy, snapshot
 from ttpa.policy.tree import TokenRow, pack
 from ttpa.train.module import PolicyModule, Step
 from ttpa.train.policy_gradient import GRPO, decoupled_advantages, group_advantages
@@ -68,7 +65,7 @@ class GRPOModule(PolicyModule):
         self.began = 0.0
         self.waited = 0.0
         self._gaps: list[Tensor] = []
-        self._reference = _reference_of(policy.model) if loss.needs_reference else None
+        self._reference = snapshot(policy.model) if loss.needs_reference else None
 
     # --- rounds ------------------------------------------------------------------------------------------------------
 
@@ -95,10 +92,8 @@ class GRPOModule(PolicyModule):
             for answer, logps in zip(answers, self._logps(self.model, found.rows), strict=True):
                 answer.old_logps = logps
         if self._reference is not None:
-            model, switched_off = self._reference
-            model.to(self.device)  # a copy was made before Lightning moved the model
-            with switched_off():
-                for answer, logps in zip(answers, self._logps(model, found.rows), strict=True):
+            with self._reference():
+                for answer, logps in zip(answers, self._logps(self.model, found.rows), strict=True):
                     answer.ref_logps = logps
         found.seconds["measure"] = now() - began
         found.metrics = {name: float(value) for name, value in metrics.items()} | _of_answers(found)
@@ -228,13 +223,6 @@ class GRPOModule(PolicyModule):
         for logger in self.trainer.loggers:
             if hasattr(logger, "log_table"):
                 logger.log_table("answers", columns=list(TABLE), data=[list(row) for row in rows], step=step)
-
-
-def _reference_of(model: Any) -> tuple[torch.nn.Module, Callable[[], AbstractContextManager[Any]]]:
-    """The policy before training: its model, and what to enter around a forward of it."""
-    if hasattr(model, "disable_adapter"):
-        return model, model.disable_adapter
-    return copy.deepcopy(model).requires_grad_(False).eval(), nullcontext
 
 
 def _table(rows: Sequence[Sequence[float] | None], like: Tensor) -> Tensor | None:

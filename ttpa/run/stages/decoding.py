@@ -113,7 +113,7 @@ class _Judge:
 
         set_threads(parts)
         self.evaluation = parts.evaluation
-        self.policy: Policy = load_policy(policy_dir)
+        self.policy: Policy = load_policy(policy_dir, merged=True)
         self.engine: Engine = parts.engine(policy=self.policy)
 
     def __call__(self, wave: Sequence[Prompted]) -> list[dict[str, Any]]:

@@ -36,14 +36,13 @@ class _Explorer:
 
         set_threads(parts)
         self.parts = parts
-        self.policy: Policy = load_policy(policy_dir)
+        self.policy: Policy = load_policy(policy_dir, merged=True)
         self.engine: Engine = parts.engine(policy=self.policy)
         self.seed = f"explore:{parts.seed}:{round_number}"
 
     def __call__(self, wave: Sequence[Prompted]) -> list[dict[str, Any]]:
         began = time.monotonic()
-        if hasattr(self.engine, "reset"):
-            self.engine.reset()  # prompts kept from earlier waves would make rows depend on them
+        self.engine.reset()  # prompts kept from earlier waves would make rows depend on them
         renderer, score = self.policy.renderer, partial(unit_score, self.parts.scorer)
         tasks = [Task(name=i.id, sample=i.sample, prompt=i.prompt, renderer=renderer, score=score) for i in wave]
         drawn = self.parts.sampler.explore(self.engine, tasks, self.seed)

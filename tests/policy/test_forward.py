@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -199,13 +199,14 @@ def long_rows(seed: int = 0) -> list[TokenRow]:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     rows=mixed,
     with_prompt=st.booleans(),
     temperature=st.sampled_from([1.0, 0.7, 2.0]),
     call_cost=st.sampled_from([0, 10, 300, forward.CALL_COST]),
 )
+@example(rows=long_rows(), with_prompt=True, temperature=1.0, call_cost=forward.CALL_COST)
 @example(rows=HARD, with_prompt=False, temperature=1.0, call_cost=0)
 @example(rows=HARD, with_prompt=True, temperature=0.7, call_cost=HUGE)
 @example(rows=[TokenRow((5,), ())], with_prompt=True, temperature=1.0, call_cost=0)
@@ -216,17 +217,6 @@ def test_log_probs_and_gradients_are_the_padded_ones(
         patch.setattr(forward, "CALL_COST", call_cost)
         logps, grads = differences(model_of(name), rows, with_prompt=with_prompt, temperature=temperature)
     assert logps < 1e-5 and grads < 1e-5
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_long_dialogues_are_exact_too(name: str) -> None:
-    """Every weight has a gradient that the comparison could miss."""
-    logps, grads = differences(model_of(name), long_rows(), with_prompt=True)
-    assert logps < 1e-5 and grads < 1e-5
-    _, found = passed(tree_token_logps, model_of(name), long_rows())
-    assert [
-        weight for weight, grad in found.items() if not grad.abs().max() > 1e-4 and "k_proj.bias" not in weight
-    ] == []
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -258,7 +248,7 @@ def test_every_kind_of_attention_call_is_exact(name: str, monkeypatch: pytest.Mo
     """Masked or causal; behind nothing, behind a contiguous path, and behind a path with side branches left out."""
     monkeypatch.setattr(forward, "CALL_COST", 300)
     rows = long_rows()
-    blocks = plan_blocks(TokenTree.build([[*row.prompt, *row.answer] for row in rows]), 0)
+    blocks = plan_blocks(TokenTree.build([[*row.prompt, *row.answer] for row in rows]))
     kinds = {(type(block.keys).__name__, block.mask is None) for block in blocks}
     assert kinds >= {("NoneType", True), ("slice", True), ("slice", False), ("Tensor", True), ("Tensor", False)}
     logps, grads = differences(model_of(name), rows)
@@ -267,26 +257,12 @@ def test_every_kind_of_attention_call_is_exact(name: str, monkeypatch: pytest.Mo
 
 def test_the_rows_above_would_show_a_wrong_mask() -> None:
     """A plain causal mask over the packed row, where answers see each other, is far off."""
-    plain = lambda tree, offset: [Block(offset, offset + len(tree), None, None)]  # noqa: E731
+    plain = lambda tree: [Block(0, len(tree), None, None)]  # noqa: E731
     for rows in (HARD, long_rows()):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("ttpa.policy.forward.plan_blocks", plain)
             logps, grads = differences(model_of("llama"), rows)
         assert logps > 0.1 and grads > 1e-3
-
-
-@pytest.mark.parametrize("name", ["qwen2 tied", "llama"])
-def test_order_of_the_rows_does_not_matter(name: str) -> None:
-    model, rows = model_of(name), [*HARD, *long_rows()]
-    found, _ = passed(tree_token_logps, model, rows, worth=ALWAYS)
-    sums = found.sums().tolist()
-    order = list(range(len(rows)))
-    for seed in range(3):
-        random.Random(seed).shuffle(order)
-        mixed_up = tree_token_logps(model, [rows[k] for k in order], worth=ALWAYS)
-        assert mixed_up.sums().tolist() == pytest.approx([sums[k] for k in order], abs=1e-5)
-    mean = sum(tree_token_logps(model, [row], worth=ALWAYS).logps_N.sum() for row in rows)
-    assert float(mean.detach()) == pytest.approx(sum(sums), abs=1e-3)
 
 
 def test_equal_rows_get_equal_log_probs_and_a_gradient_each() -> None:
@@ -388,7 +364,7 @@ def test_a_failed_forward_leaves_the_layers_as_they_were(monkeypatch: pytest.Mon
     with pytest.raises(RuntimeError, match="broken"):
         tree_token_logps(model, LONG_PROMPT, worth=ALWAYS)
     broken.remove()
-    assert "forward" not in mlp.__dict__ and model.config._attn_implementation != forward.NAME
+    assert "forward" not in mlp.__dict__ and model.config._attn_implementation != forward.ATTENTION
     assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
 
 
@@ -441,13 +417,6 @@ def test_tiles_give_the_same_without_keeping_the_logits(
     assert max(tiled) < positions * vocab
     assert torch.allclose(found.logps_N, whole.logps_N, atol=1e-6) and torch.equal(found.logps_N, again.logps_N)
     assert furthest(again_gradients, whole_gradients) < 1e-6
-
-
-def test_a_plain_head_keeps_no_logits_however_small_they_are() -> None:
-    model, rows = fresh("qwen2 tied", vocab_size=4000), long_rows()
-    with saved_sizes() as sizes:
-        found = tree_token_logps(model, rows, pad_id=PAD, worth=ALWAYS)
-    assert max(sizes) < 4000 * len(found.logps_N) / 2
 
 
 def test_a_frozen_head_gives_the_same_gradients_below_it() -> None:
@@ -535,7 +504,12 @@ def secretive() -> PreTrainedModel:
     return model
 
 
+def forgetful() -> PreTrainedModel:
+    return fresh("llama", attention_dropout=0.1)
+
+
 UNFIT = [
+    (forgetful, "it drops attention weights in training"),
     (mistral, "it attends in a sliding window"),
     (gemma2, "its layers are full_attention, sliding_attention"),
     (windowed_qwen2, "its layers are full_attention, sliding_attention"),
@@ -569,30 +543,6 @@ def test_an_architecture_that_can_takes_trees_unless_told_otherwise(
     assert not caplog.records
 
 
-def test_a_mistral_without_a_window_takes_trees() -> None:
-    model = mistral(sliding_window=None)
-    assert tree_problem(model) is None
-    logps, grads = differences(model, [*HARD, *long_rows()])
-    assert logps < 1e-5 and grads < 1e-5
-
-
-def test_an_adapted_model_is_asked_about_its_base() -> None:
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
-    assert tree_problem(get_peft_model(fresh("llama"), config)) is None
-    assert tree_problem(get_peft_model(mistral(), config)) == "it attends in a sliding window"
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_asking_leaves_the_model_as_it_was(training: bool) -> None:
-    model = fresh("llama").train(training)
-    implementation = model.config._attn_implementation
-    tree_problem(model)
-    assert model.training == training and all(part.training == training for part in model.modules())
-    assert model.config._attn_implementation == implementation and all(p.grad is None for p in model.parameters())
-
-
 def test_the_model_is_left_as_it_was_even_after_an_error() -> None:
     """Afterwards it is the plain model again, for sampling as for the padded path."""
     model = model_of("llama")
@@ -603,27 +553,11 @@ def test_the_model_is_left_as_it_was_even_after_an_error() -> None:
         tree_token_logps(model, [TokenRow((1, 2), (VOCAB + 7,)), TokenRow((1, 2), (3,))], worth=ALWAYS)
     assert model.config._attn_implementation == implementation
     assert torch.equal(model(input_ids=torch.tensor([[1, 2, 3]])).logits, before)
-    with pytest.raises(AssertionError, match="laid_out"):
+    with pytest.raises(AssertionError, match="layout"):
         forward.tree_attention(model, *[torch.zeros(1, 1, 1, 2)] * 3, None)
 
 
 # --- summed answers ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("forward", [tree_token_logps, token_logps])
-@pytest.mark.parametrize("budget", [1, 60, HUGE])
-def test_answer_sums_of_groups_are_those_of_each_row_alone(forward: Any, budget: int) -> None:
-    """Groups of any size come back in order, with dropout off and the model's mode kept."""
-    model = fresh("llama").train()
-    rows = [*HARD, *long_rows()]
-    groups = [rows[:1], rows[1:7], rows[7:8], rows[8:20], [TokenRow((1, 2), ())], rows[20:]]
-    found = answer_sums(forward, model, groups, pad_id=PAD, budget=budget)
-    assert model.training and all(p.grad is None for p in model.parameters())
-    with torch.no_grad():
-        for group, sums in zip(groups, found, strict=True):
-            expected = [float(token_logps(model, [row], pad_id=PAD).sums()[0]) for row in group]
-            assert sums == pytest.approx(expected, abs=1e-4)
-    assert answer_sums(forward, model, [], pad_id=PAD, budget=budget) == []
 
 
 def test_answer_sums_keep_a_group_in_one_batch() -> None:
@@ -648,6 +582,11 @@ def tree_of(sequences: Sequence[Sequence[int]]) -> TokenTree:
     return TokenTree.build(sequences)
 
 
+def allowed_pairs(tree: TokenTree) -> Tensor:
+    at = np.arange(len(tree))
+    return torch.from_numpy((at[None] <= at[:, None]) & (at[:, None] < tree.end[None]))
+
+
 def times_computed(blocks: Sequence[Block], nodes: int) -> Tensor:
     """How often each (query, key) pair of the row is computed, (nodes, nodes)."""
     times = torch.zeros(nodes, nodes, dtype=torch.long)
@@ -666,24 +605,18 @@ sequence_sets = st.lists(st.lists(st.integers(0, 2), max_size=10), min_size=1, m
 
 
 @settings(deadline=None, max_examples=100)
-@given(
-    sequences=sequence_sets,
-    call_cost=st.sampled_from([0, 3, 20, forward.CALL_COST, HUGE]),
-    offset=st.integers(0, 4),
-)
+@given(sequences=sequence_sets, call_cost=st.sampled_from([0, 3, 20, forward.CALL_COST, HUGE]))
+@example(sequences=[[]], call_cost=0)
 def test_attention_calls_compute_every_allowed_pair_once_and_no_other(
-    sequences: list[list[int]], call_cost: int, offset: int
+    sequences: list[list[int]], call_cost: int
 ) -> None:
     tree = tree_of(sequences)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forward, "CALL_COST", call_cost)
-        blocks = plan_blocks(tree, offset)
-    edges = [offset, *(block.stop for block in blocks)]
-    assert [block.start for block in blocks] == edges[:-1] and edges[-1] == offset + len(tree), "in row order, no gaps"
-    expected = torch.zeros(offset + len(tree), offset + len(tree), dtype=torch.long)
-    at = np.arange(len(tree))
-    expected[offset:, offset:] = torch.from_numpy((at[None] <= at[:, None]) & (at[:, None] < tree.end[None])).long()
-    assert torch.equal(times_computed(blocks, offset + len(tree)), expected)
+        blocks = plan_blocks(tree)
+    edges = [0, *(block.stop for block in blocks)]
+    assert [block.start for block in blocks] == edges[:-1] and edges[-1] == len(tree), "in row order, no gaps"
+    assert torch.equal(times_computed(blocks, len(tree)), allowed_pairs(tree).long())
 
 
 def test_calls_follow_their_price() -> None:
@@ -691,25 +624,25 @@ def test_calls_follow_their_price() -> None:
     tree = tree_of([[*range(100, 150), *range(20 * k, 20 * k + 20)] for k in range(4)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forward, "CALL_COST", HUGE)
-        (block,) = plan_blocks(tree, 0)
+        (block,) = plan_blocks(tree)
         assert (block.start, block.stop, block.keys) == (0, 130, None) and block.mask is not None
         patch.setattr(forward, "CALL_COST", 0)
-        blocks = plan_blocks(tree, 7)
-    assert [(block.start, block.stop) for block in blocks] == [(7, 57), (57, 77), (77, 97), (97, 117), (117, 137)]
-    assert [block.keys for block in blocks] == [None] + [slice(7, 57)] * 4
+        blocks = plan_blocks(tree)
+    assert [(block.start, block.stop) for block in blocks] == [(0, 50), (50, 70), (70, 90), (90, 110), (110, 130)]
+    assert [block.keys for block in blocks] == [None] + [slice(0, 50)] * 4
     assert all(block.mask is None for block in blocks)
 
 
 def test_a_single_sequence_is_one_causal_call() -> None:
-    assert plan_blocks(tree_of([range(30)]), 2) == [Block(2, 32, None, None)]
-    assert plan_blocks(tree_of([range(30), range(12)]), 0) == [Block(0, 30, None, None)]
+    assert plan_blocks(tree_of([range(30)])) == [Block(0, 30, None, None)]
+    assert plan_blocks(tree_of([range(30), range(12)])) == [Block(0, 30, None, None)]
 
 
 # --- the block mask ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("size", [1, 5, 40, 127, 300])
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("size", [1, 40, 127, 300])
 def test_the_block_mask_is_the_ancestor_rule(size: int, seed: int) -> None:
     """Pair by pair; and its blocks of 128 are those with a pair in them, whole ones where all pairs are."""
     rng = random.Random(seed)
@@ -717,8 +650,7 @@ def test_the_block_mask_is_the_ancestor_rule(size: int, seed: int) -> None:
     cuts = [rng.randrange(size) for _ in range(6)]
     tree = tree_of([trunk, *([*trunk[:cut], *(rng.randrange(9) for _ in range(rng.randrange(20)))] for cut in cuts)])
     built, nodes = flex_mask(tree, torch.device("cpu")), len(tree)
-    at = np.arange(nodes)
-    allowed = torch.from_numpy((at[None] <= at[:, None]) & (at[:, None] < tree.end[None]))
+    allowed = allowed_pairs(tree)
     assert torch.equal(create_mask(built.mask_mod, 1, 1, nodes, nodes, device="cpu")[0, 0], allowed)
     edges = [*range(0, nodes, 128), nodes]
     present = [
@@ -736,17 +668,6 @@ def test_whole_kernel_blocks_can_be_read_past_the_last_node() -> None:
     assert not padded[: len(tree), len(tree) :].any() and len(tree) == 140
 
 
-def test_paths_hold_the_running_sum_of_log_probs() -> None:
-    """A row's log-prob is that of its prompt's other rows along the shared part: sums over prefixes agree."""
-    model, answer = model_of("qwen2 tied"), (7, 8, 9, 10)
-    rows = [TokenRow((3, 4), answer[:size]) for size in range(5)]
-    with torch.no_grad():
-        found = tree_token_logps(model, rows, worth=ALWAYS)
-    whole = found.logps_N[found.row_N == 4].tolist()
-    assert found.sums().tolist() == pytest.approx([0.0, *accumulate(whole)], abs=1e-6)
-    assert np.bincount(found.row_N.numpy(), minlength=5).tolist() == [0, 1, 2, 3, 4]
-
-
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_does_not_change_the_gradients(reentrant: bool) -> None:
     model = fresh("qwen2 tied").train()
@@ -758,18 +679,8 @@ def test_gradient_checkpointing_does_not_change_the_gradients(reentrant: bool) -
 
 
 def test_the_probe_notices_answers_that_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    def plain(tree: TokenTree, offset: int) -> list[Block]:
-        return [Block(offset, offset + len(tree), None, None)]
+    def plain(tree: TokenTree) -> list[Block]:
+        return [Block(0, len(tree), None, None)]
 
     monkeypatch.setattr("ttpa.policy.forward.plan_blocks", plain)
     assert tree_problem(model_of("llama")) == "its log-probs over a tree differ from the padded ones"
-
-
-def test_an_empty_tree_needs_no_attention() -> None:
-    assert plan_blocks(TokenTree.build([[]]), 0) == []
-
-
-def test_a_model_that_drops_attention_weights_keeps_the_padded_path() -> None:
-    model = fresh("llama")
-    model.config.attention_dropout = 0.1
-    assert tree_problem(model) == "it drops attention weights in training"

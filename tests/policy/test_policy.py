@@ -1,9 +1,8 @@
-"""Policies in memory and on disk: the embedded model, pretrained models, and adapters stacked stage by stage."""
+"""Policies in memory and on disk: the embedded model, pretrained models, and one adapter trained stage by stage."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,23 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from tests.train.plain import align_recipe
 from ttpa.errors import ConfigError, DataError
 from ttpa.policy.logprobs import token_logps
 from ttpa.policy.models import HFModel, Lora, TinyModel, model_from_json
-from ttpa.policy.policy import Policy, create_policy, load_policy, train_tokenizer
+from ttpa.policy.policy import Policy, create_policy, load_policy, snapshot, train_tokenizer
 from ttpa.policy.tree import TokenRow
 from ttpa.records import Sample
-from ttpa.train.optim import build_optimizer
 
 TEXTS = ("get_weather(city,days:int)", '[get_weather(city="Paris")]', "Weather in Paris?")
-TINY = TinyModel(hidden=16, layers=1, heads=2, feed_forward=24, vocab=300, max_tokens=64)
+TINY_FIELDS: dict[str, Any] = {
+    "hidden": 16, "layers": 1, "heads": 2, "feed_forward": 24, "vocab": 300, "max_tokens": 64, "dtype": "float32",
+    "syntax": "python_compact", "template": "compact",
+}  # fmt: skip
+HF_FIELDS: dict[str, Any] = {
+    "name": "a/b", "max_tokens": 512, "dtype": "float32", "quantization": None, "revision": None, "syntax": "hermes",
+    "template": "chat", "lora": None,
+}  # fmt: skip
+TINY = TinyModel(**TINY_FIELDS)
 TEMPLATE = (
     "{% if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% endif %}"
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}<eos>{% endfor %}"
@@ -58,8 +63,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def spec(base: Path, lora: Lora | None, **fields: Any) -> HFModel:
-    return HFModel(**{"name": str(base), "max_tokens": 512, "lora": lora, "dtype": "float32", **fields})
+def lora(r: int = 2, alpha: int = 4, targets: str | list[str] = "all-linear", dora: bool = False) -> Lora:
+    return Lora(r=r, alpha=alpha, target_modules=targets, dora=dora)
+
+
+def spec(base: Path, adapter: Lora | None, **fields: Any) -> HFModel:
+    return HFModel(**{**HF_FIELDS, "name": str(base), "lora": adapter, **fields})
 
 
 def logits(model: torch.nn.Module) -> Tensor:
@@ -121,9 +130,7 @@ def test_tiny_model_does_not_depend_on_the_state_of_torchs_generator() -> None:
 
 def test_tiny_model_starts_from_the_recipe() -> None:
     """Embeddings 0.02, matrices 1 / sqrt(fan in), half of it into the residual stream; biases 0, norms 1."""
-    model = create_policy(
-        TinyModel(hidden=128, layers=1, heads=2, feed_forward=256, vocab=300, max_tokens=64), TEXTS, 0
-    ).model
+    model = create_policy(TinyModel(**{**TINY_FIELDS, "hidden": 128, "feed_forward": 256}), TEXTS, 0).model
     weights = dict(model.named_parameters())
     layer = "model.layers.0."
     for name, std in (
@@ -142,20 +149,12 @@ def test_tiny_model_round_trip(tmp_path: Path, tiny_policy: Policy, toy_samples:
     shake(tiny_policy, 0)
     tiny_policy.save(tmp_path / "policy")
     back = load_policy(tmp_path / "policy")
-    assert back.spec == tiny_policy.spec and back.adapters == () and back.max_tokens == 256
+    assert back.spec == tiny_policy.spec and back.max_tokens == 256
     assert torch.equal(logits(back.model), logits(tiny_policy.model))
     assert back.renderer.prompts(toy_samples) == tiny_policy.renderer.prompts(toy_samples)
     assert back.renderer.answers(toy_samples) == tiny_policy.renderer.answers(toy_samples)
     assert back.renderer.stop_ids == tiny_policy.renderer.stop_ids
     assert back.renderer.pad_id == tiny_policy.renderer.pad_id
-
-
-def test_a_policy_can_be_saved_where_one_was(tmp_path: Path) -> None:
-    policy = create_policy(TINY, TEXTS, 0)
-    policy.save(tmp_path)
-    shake(policy, 1)
-    policy.save(tmp_path)
-    assert torch.equal(logits(load_policy(tmp_path).model), logits(policy.model))
 
 
 def test_full_training_trains_everything() -> None:
@@ -184,41 +183,103 @@ def test_full_weights_round_trip(base: Path, tmp_path: Path) -> None:
     policy.save(tmp_path)
     back = load_policy(tmp_path)
     assert furthest(logits(back.model), logits(policy.model)) < 1e-6 and furthest(logits(back.model), start) > 0.01
-    assert (tmp_path / "model").is_dir() and not (tmp_path / "adapter-0").exists()
+    assert (tmp_path / "model").is_dir() and not (tmp_path / "adapter").exists()
 
 
 def test_a_policy_without_training_saves_no_weights(base: Path, tmp_path: Path) -> None:
     """`warmup=none` with an adapter to come: the base model is where it was."""
-    policy = create_policy(spec(base, Lora(r=2)), (), 0)
+    policy = create_policy(spec(base, lora()), (), 0)
     policy.save(tmp_path)
-    assert size(tmp_path) == 0 and json.loads((tmp_path / "policy.json").read_text())["adapters"] == []
+    assert size(tmp_path) == 0
     assert torch.equal(logits(load_policy(tmp_path).model), logits(policy.model))
 
 
-@pytest.mark.parametrize(
-    "lora",
-    [Lora(r=2, alpha=4), Lora(r=2, alpha=4, dora=True), Lora(r=3, alpha=3, target_modules=["q_proj", "down_proj"])],
-)
-def test_an_adapter_is_saved_alone_and_merged_on_loading(base: Path, tmp_path: Path, lora: Lora) -> None:
-    policy = create_policy(spec(base, lora), (), 0)
-    start = logits(policy.model)
+ADAPTERS = [lora(), lora(dora=True), lora(3, 3, ["q_proj", "down_proj"])]
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=["lora", "dora", "some modules"])
+def test_stages_train_one_adapter_which_is_saved_alone(base: Path, tmp_path: Path, adapter: Lora) -> None:
+    """A stage starts where the one before ended; merged for decoding it is the same; PEFT loads the folder as it is."""
+    policy = create_policy(spec(base, adapter), (), 0)
+    ends = [logits(policy.model)]
+    for stage in range(2):
+        policy.start_training(stage)
+        assert trainable(policy) and all("lora_" in name for name in trainable(policy))
+        assert furthest(logits(policy.model), ends[-1]) < 1e-5  # a fresh adapter changes nothing
+        shake(policy, stage)
+        ends.append(logits(policy.model))
+        folder = tmp_path / str(stage)
+        policy.save(folder)
+        weights = {name for name in files(folder) if name.endswith((".safetensors", ".bin"))}
+        assert weights == {"adapter/adapter_model.safetensors"} and size(folder) < 0.25 * size(base)
+        merged = load_policy(folder, merged=True)
+        assert isinstance(merged.model, Qwen2ForCausalLM) and furthest(logits(merged.model), ends[-1]) < 1e-5
+        plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        assert furthest(logits(PeftModel.from_pretrained(plain, str(folder / "adapter"))), ends[-1]) < 1e-5
+        policy = load_policy(folder)
+        assert policy.spec == merged.spec and len(policy.model.peft_config) == 1
+    assert furthest(ends[0], ends[1]) > 0.01 and furthest(ends[1], ends[2]) > 0.01
+
+
+@pytest.mark.parametrize("adapter", [lora(), lora(dora=True), None], ids=["lora", "dora", "full"])
+def test_a_snapshot_is_the_policy_that_a_stage_started_from(base: Path, tmp_path: Path, adapter: Lora | None) -> None:
+    """Also where an earlier stage trained; afterwards, and after a failure, the model is as it was."""
+    first = create_policy(spec(base, adapter), (), 0)
+    first.start_training(0)
+    shake(first, 0)
+    first.save(tmp_path)
+    policy = load_policy(tmp_path)
     policy.start_training(1)
-    assert trainable(policy) and all("lora_" in name for name in trainable(policy))
-    assert furthest(logits(policy.model), start) < 1e-5  # a fresh adapter changes nothing
+    reference = snapshot(policy.model)
+    shake(policy, 1)
+    now = logits(policy.model)
+    with pytest.raises(KeyError), reference():
+        assert furthest(logits(policy.model), logits(first.model)) < 1e-5
+        raise KeyError
+    assert torch.equal(logits(policy.model), now) and furthest(now, logits(first.model)) > 0.01
+    policy.model(input_ids=torch.arange(7, 40)[None]).logits.sum().backward()
+    with reference():  # between a backward pass and a step
+        pass
+    assert all(p.grad is not None for p in policy.model.parameters() if p.requires_grad)
+
+
+def test_a_loaded_policy_is_saved_as_it_was_loaded(base: Path, tmp_path: Path) -> None:
+    policy = create_policy(spec(base, lora()), (), 0)
+    policy.start_training(0)
     shake(policy, 0)
-    policy.save(tmp_path)
-    weights = {name for name in files(tmp_path) if name.endswith((".safetensors", ".bin"))}
-    assert weights == {"adapter-0/adapter_model.safetensors"}
-    assert size(tmp_path / "adapter-0") < 0.25 * size(base)
-    back = load_policy(tmp_path)
-    assert back.spec == policy.spec and back.adapters == (tmp_path / "adapter-0",)
-    assert isinstance(back.model, Qwen2ForCausalLM)
-    assert furthest(logits(back.model), logits(policy.model)) < 1e-5 and furthest(logits(back.model), start) > 0.01
+    policy.save(tmp_path / "one")
+    for number, merged in enumerate((True, False)):
+        load_policy(tmp_path / "one", merged=merged).save(tmp_path / f"again{number}")
+        again = load_policy(tmp_path / f"again{number}")
+        assert furthest(logits(again.model), logits(policy.model)) < 1e-6
+
+
+def test_an_adapter_on_a_four_bit_base_is_never_merged(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bitsandbytes needs a GPU; here the base is loaded as it is, and what would be asked of it is noted."""
+    asked: list[str] = []
+    load = AutoModelForCausalLM.from_pretrained
+
+    def loaded(name: str, quantization_config: Any = None, **options: Any) -> Any:
+        asked.append(quantization_config.bnb_4bit_quant_type)
+        return load(name, **options)
+
+    monkeypatch.setattr("ttpa.policy.policy.AutoModelForCausalLM.from_pretrained", loaded)
+    policy = create_policy(spec(base, lora(), quantization="nf4"), (), 0)
+    for stage in range(2):
+        policy.start_training(stage)
+        assert all("lora_" in name for name in trainable(policy))
+        shake(policy, stage)
+        policy.save(tmp_path / str(stage))
+        after, policy = logits(policy.model), load_policy(tmp_path / str(stage), merged=True)
+        assert hasattr(policy.model, "peft_config") and furthest(logits(policy.model), after) < 1e-5
+    assert set(asked) == {"nf4"}
 
 
 def test_a_fresh_adapter_is_decided_by_its_seed(base: Path) -> None:
     def started(seed: int) -> dict[str, Tensor]:
-        policy = create_policy(spec(base, Lora(r=2)), (), 0)
+        policy = create_policy(spec(base, lora()), (), 0)
         policy.start_training(seed)
         return {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
 
@@ -227,37 +288,9 @@ def test_a_fresh_adapter_is_decided_by_its_seed(base: Path) -> None:
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_a_second_stage_trains_a_fresh_adapter_on_the_merged_first(base: Path, tmp_path: Path) -> None:
-    """Adapter off is the policy the stage started from, its reference model; PEFT loads both folders as they are."""
-    first = create_policy(spec(base, Lora(r=2, alpha=4)), (), 0)
-    first.start_training(1)
-    shake(first, 0)
-    first.save(tmp_path / "one")
-    after_one = logits(first.model)
-
-    second = load_policy(tmp_path / "one")
-    second.start_training(2)
-    assert len(trainable(second)) == len(trainable(first)) > 0
-    shake(second, 1)
-    after_two = logits(second.model)
-    with second.model.disable_adapter():
-        assert furthest(logits(second.model), after_one) < 1e-5
-    second.save(tmp_path / "two")
-    weights = {name for name in files(tmp_path / "two") if name.endswith((".safetensors", ".bin"))}
-    assert weights == {"adapter-0/adapter_model.safetensors", "adapter-1/adapter_model.safetensors"}
-    assert json.loads((tmp_path / "two" / "policy.json").read_text())["adapters"] == ["adapter-0", "adapter-1"]
-
-    back = load_policy(tmp_path / "two")
-    assert furthest(logits(back.model), after_two) < 1e-5 and furthest(after_one, after_two) > 0.01
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    for name in ("adapter-0", "adapter-1"):
-        model = PeftModel.from_pretrained(model, str(tmp_path / "two" / name)).merge_and_unload()
-    assert furthest(logits(model), after_two) < 1e-5
-
-
 def test_log_probs_see_the_adapter(base: Path) -> None:
     """The training forward goes around the PEFT wrapper; the injected layers must stay active."""
-    policy = create_policy(spec(base, Lora(r=2)), (), 0)
+    policy = create_policy(spec(base, lora()), (), 0)
     policy.start_training(1)
     shake(policy, 0)
     row = TokenRow(tuple(range(7, 20)), tuple(range(20, 40)))
@@ -267,23 +300,6 @@ def test_log_probs_see_the_adapter(base: Path) -> None:
     assert furthest(found, expected) < 1e-5
     with torch.no_grad(), policy.model.disable_adapter():
         assert furthest(token_logps(policy.model, [row], pad_id=0).logps_N, found) > 0.01
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "adamw",
-        "muon_adamw",
-    ],
-)
-def test_an_adapter_can_be_optimised(base: Path, name: str) -> None:
-    policy = create_policy(spec(base, Lora(r=2)), (), 0)
-    policy.start_training(1)
-    optimizer = build_optimizer(policy.model.named_parameters(), align_recipe(optimizer=name, lr=1e-2))
-    before = logits(policy.model)
-    policy.model(input_ids=torch.arange(7, 40)[None]).logits.square().mean().backward()
-    optimizer.step()
-    assert furthest(logits(policy.model), before) > 1e-5
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------
@@ -312,47 +328,35 @@ def test_a_model_without_a_chat_template_is_refused_as_chat(tmp_path: Path) -> N
     )
 
 
+def test_adapters_of_an_older_version_are_refused(base: Path, tmp_path: Path) -> None:
+    row = {"spec": spec(base, lora()).to_json(), "adapters": ["adapter-0"], "full": False}
+    (tmp_path / "policy.json").write_text(json.dumps(row))
+    with pytest.raises(DataError, match=r"adapters of an older version.* Delete the stage"):
+        load_policy(tmp_path)
+
+
 @pytest.mark.parametrize(
-    "make",
-    [
-        lambda: TINY,
-        lambda: HFModel(name="a/b", max_tokens=32),
-        lambda: HFModel(
-            name="a/b",
-            max_tokens=32,
-            lora=Lora(r=3, target_modules=["q_proj"], dora=True),
-            revision="main",
-            quantization="nf4",
-            dtype="float16",
-            template="compact",
-            syntax="python_compact",
-        ),
-    ],
+    "model", [TINY, HFModel(**HF_FIELDS), HFModel(**{**HF_FIELDS, "lora": lora(targets=["q_proj"]), "revision": "x"})]
 )
-def test_spec_round_trip_through_json(make: Callable[[], TinyModel | HFModel]) -> None:
-    assert model_from_json(json.loads(json.dumps(make().to_json()))) == make()
-
-
-TINY_FIELDS = {"hidden": 16, "layers": 1, "heads": 2, "feed_forward": 24, "vocab": 300, "max_tokens": 64}
-HF_FIELDS = {"name": "a/b", "max_tokens": 64}
+def test_options_survive_the_round_trip_through_json(model: TinyModel | HFModel) -> None:
+    assert model_from_json(json.loads(json.dumps(model.to_json()))) == model
 
 
 @pytest.mark.parametrize(
     ("kind", "fields", "key"),
     [
-        (TinyModel, {**TINY_FIELDS, "heads": 3}, "model.heads"),
-        (TinyModel, {**TINY_FIELDS, "heads": 16}, "model.heads"),  # heads of one number each: odd
-        (TinyModel, {**TINY_FIELDS, "vocab": 200}, "model.vocab"),
-        (TinyModel, {**TINY_FIELDS, "template": "chat"}, "model.template"),
-        (TinyModel, {**TINY_FIELDS, "dtype": "int8"}, "model.dtype"),
-        (TinyModel, {**TINY_FIELDS, "max_tokens": 8}, "model.max_tokens"),
-        (HFModel, {**HF_FIELDS, "name": ""}, "model.name"),
-        (HFModel, {**HF_FIELDS, "template": "raw"}, "model.template"),
-        (HFModel, {**HF_FIELDS, "quantization": "int8"}, "model.quantization"),
-        (HFModel, {**HF_FIELDS, "quantization": "nf4"}, "model.quantization"),
-        (Lora, {"r": 0}, "model.lora.r"),
+        (TinyModel, {**TINY_FIELDS, "heads": 3}, "heads"),
+        (TinyModel, {**TINY_FIELDS, "heads": 16}, "heads"),  # heads of one number each: odd
+        (TinyModel, {**TINY_FIELDS, "vocab": 200}, "vocab"),
+        (TinyModel, {**TINY_FIELDS, "template": "chat"}, "template"),
+        (TinyModel, {**TINY_FIELDS, "syntax": "xml"}, "syntax"),
+        (TinyModel, {**TINY_FIELDS, "max_tokens": 8}, "max_tokens"),
+        (HFModel, {**HF_FIELDS, "name": ""}, "name"),
+        (HFModel, {**HF_FIELDS, "dtype": "int8"}, "dtype"),
+        (HFModel, {**HF_FIELDS, "quantization": "int8"}, "quantization"),
+        (HFModel, {**HF_FIELDS, "quantization": "nf4"}, "quantization"),
     ],
 )
-def test_a_setting_out_of_range_names_its_key(kind: Any, fields: dict[str, Any], key: str) -> None:
+def test_an_option_out_of_range_names_its_key(kind: Any, fields: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match=f"^{key}="):
         kind(**fields)
