@@ -83,7 +83,7 @@ def test_silence_is_right_where_no_tool_fits() -> None:
 
 
 def test_summary_and_layout(tmp_path: Path) -> None:
-    """Totals equal those of the accuracies; what was not run is None. `ttpa-score` reads what is written alike."""
+    """Totals equal those of the accuracies; what was not run is None. `ttpa score` reads what is written alike."""
     made = evaluation(categories=["simple_python", "irrelevance"], model="mine")
     gold = answers_of("simple_python")
     samples = made.samples(Path())

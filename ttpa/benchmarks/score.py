@@ -58,27 +58,30 @@ benchmark=toolbench: finished answers to ToolBench, judged by a language model:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BFCLKeys:
+class FileKeys:
+    """The keys of both forms."""
+
+    outputs: str
+    out: str = ""
+    against: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BFCLKeys(FileKeys):
     """The keys of `benchmark=bfcl`."""
 
     benchmark: Literal["bfcl"]
     data: str
-    outputs: str
-    out: str = ""
-    against: str = ""
     mode: Literal["prompt", "fc"] | None = None
     dots_as_underscores: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScorerKeys:
+class ScorerKeys(FileKeys):
     """The keys of `scorer=NAME`; `overrides` are its `scorer.KEY=VALUE`."""
 
     scorer: str
     samples: str
-    outputs: str
-    out: str = ""
-    against: str = ""
     syntax: str | None = None
     overrides: tuple[str, ...] = ()
 
@@ -112,7 +115,7 @@ def main(words: Sequence[str]) -> int:
 # --- rows in, rows out -----------------------------------------------------------------------------------------------
 
 
-def _stream(keys: BFCLKeys | ScorerKeys, judge: Callable[[JsonLine], dict[str, Any]], show: Callable[[], None]) -> None:
+def _stream(keys: FileKeys, judge: Callable[[JsonLine], dict[str, Any]], show: Callable[[], None]) -> None:
     """Judges every row of outputs, writes the verdicts, shows the table, and compares. `judge` gives the row with a
     key `cluster` that is not written.
     """
@@ -326,8 +329,8 @@ def _candidate(line: JsonLine, syntax: Syntax) -> Candidate:
     if isinstance(answer.result, list):
         pairs = [next(iter(item.items())) for item in answer.result if isinstance(item, dict) and len(item) == 1]
         if len(pairs) < len(answer.result):
-            error = "not a list of {name: json}"
-            return Candidate(sample_id=answer.case_id, index=0, text=dumps(answer.result), error=error)
+            reason = "not a list of {name: json}"
+            return Candidate(sample_id=answer.case_id, index=0, text=dumps(answer.result), error=reason)
         # Arguments stay JSON text: scorers read them, and say what is wrong where they cannot.
         calls = tuple(ToolCall(name=str(name), arguments=value) for name, value in pairs)
         readable = [one for call in calls if (one := read_call(call)) is not None]

@@ -52,16 +52,7 @@ def mode_of(offline: bool | None) -> str | None:
 
 @option
 class Wandb:
-    """Follows the stages of a run.
-
-    Args:
-        save_dir: Below it, in `wandb/`, lie the runs' files.
-        project: Where the runs go.
-        entity: User or team; None leaves the choice to the server.
-        offline: True writes to disk only, False uploads, None uploads where there is a key.
-        table_rows: Most rows of a table.
-        max_artifact_mb: Larger artifacts are only named in the summary.
-    """
+    """Follows the stages of a run; `conf/logger/wandb.yaml` says what each value means."""
 
     save_dir: str
     project: Annotated[str, Field(min_length=1)]
@@ -100,7 +91,7 @@ class Wandb:
             settings={"silent": True, "console": "off", "symlink": False},  # the screen belongs to the view
         )
         logger._wandb_init.pop("anonymous", None)  # Lightning passes it on; wandb would warn on the screen
-        if rank_zero_only.rank:
+        if getattr(rank_zero_only, "rank", 0):
             return WandbRun(self, facts, logger, None)
         try:
             if wandb.run is not None:  # left open by somebody else: Lightning would log into it
@@ -184,29 +175,22 @@ def tables(
     """(name, columns, rows) of a finished stage's tables, at most `limit` rows each."""
     if stage == "explore":
         pairs = islice(read_jsonl(folder / "pairs.jsonl"), limit)
-        columns = ("sample", "margin", "branch", "chosen", "rejected", "chosen score", "rejected score")
-        yield (
-            "tables/pairs",
-            columns,
-            [
-                [
-                    *(pair[key] for key in ("sample_id", "margin", "branch")),
-                    *(pair[side]["text"] for side in ("chosen", "rejected")),
-                    *(pair[f"{side}_score"]["value"] for side in ("chosen", "rejected")),
-                ]
-                for pair in pairs
-            ],
-        )
+        yield "tables/pairs", PAIR_COLUMNS, [_pair(pair) for pair in pairs]
     if stage == "evaluate":
         shares = {label: one for label, one in metrics.get("errors", {}).items() if isinstance(one, Mapping)}
-        columns = ("value", "low", "high", "n")
-        rows = [[label, *(one.get(key) for key in columns)] for label, one in shares.items()]
+        rows = [[label, *(one.get(key) for key in ("value", "low", "high", "n"))] for label, one in shares.items()]
         yield "tables/six_errors", ("error", "share", "low", "high", "answers"), rows
         answers = list(read_jsonl(folder / "rows.jsonl"))
         if len(answers) > limit:  # spread over the file, which is in order of length
             answers = [answers[k * len(answers) // limit] for k in range(limit)]
-        yield (
-            "tables/answers",
-            ("sample", "exact", "errors", "finish", "text"),
-            [[row["id"], bool(row["exact"]), " ".join(row["errors"]), row["finish"], row["text"]] for row in answers],
-        )
+        some = [[row["id"], bool(row["exact"]), " ".join(row["errors"]), row["finish"], row["text"]] for row in answers]
+        yield "tables/answers", ("sample", "exact", "errors", "finish", "text"), some
+
+
+PAIR_COLUMNS = ("sample", "margin", "branch", "chosen", "rejected", "chosen score", "rejected score")
+
+
+def _pair(pair: Mapping[str, Any]) -> list[Any]:
+    texts = [pair[side]["text"] for side in ("chosen", "rejected")]
+    scores = [pair[f"{side}_score"]["value"] for side in ("chosen", "rejected")]
+    return [pair["sample_id"], pair["margin"], pair["branch"], *texts, *scores]

@@ -27,27 +27,16 @@ def option_key(group: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageFacts:
-    """What a tracker knows of a stage before it is built.
+    """What a tracker knows of a stage before it is built."""
 
-    Args:
-        id: Name of the stage's folder, `<stage>-<fingerprint>`: the same stage is the same run, also after a kill.
-        stage: One of the stages' names.
-        label: What the screen calls it.
-        run: Name of the run (`name=`), which groups the stages of a sweep.
-        seed: Seed of the run.
-        choices: Group -> option, of the groups that decided this stage or its inputs, and the experiment.
-        config: Resolved values of these groups, and scalars.
-        inputs: Role -> folder of the finished stage.
-    """
-
-    id: str
-    stage: str
-    label: str
-    run: str
+    id: str  # name of the stage's folder, `<stage>-<fingerprint>`: the same stage is the same run, also after a kill
+    stage: str  # one of the stages' names
+    label: str  # what the screen calls it
+    run: str  # `name=`, which groups the stages of a sweep
     seed: int
-    choices: Mapping[str, str]
-    config: Mapping[str, Any]
-    inputs: Mapping[str, Path]
+    choices: Mapping[str, str]  # group -> option, of the groups that decided this stage, and the experiment
+    config: Mapping[str, Any]  # resolved values of these groups, and scalars
+    inputs: Mapping[str, Path]  # role -> folder of the finished stage
 
     @property
     def name(self) -> str:

@@ -35,16 +35,7 @@ NOT_COMPUTED = ("OUTPUT_MISMATCH", "KEY_ERROR", "exceptions of the database", "r
 
 @option
 class APIBank(Evaluation):
-    """Evaluation on API-Bank.
-
-    Args:
-        path: Folder with the files that `ttpa.benchmarks.apibank.files` lists.
-        max_new_tokens: Longest answer, in tokens.
-        levels: Which of 1 (call), 2 (search, then call) and 3 (plan, search, call).
-        format: "dialogues", "instances", or "auto": instances where a level has them, otherwise dialogues.
-        rule: "official", as far as it can be computed, or "toolrl": same name and equal arguments.
-        limit: Evaluate only the first samples of every level; None evaluates all.
-    """
+    """Evaluation on API-Bank; `conf/eval/apibank.yaml` says what each value means."""
 
     path: Annotated[str, Field(min_length=1)]
     max_new_tokens: Count
@@ -133,18 +124,14 @@ def whole_tasks(rows: Judged) -> dict[str, Any] | None:
 
 
 def summarise(rows: Judged) -> dict[str, Any]:
-    """Numbers of one evaluation. Intervals are 95 % bootstrap intervals that resample dialogues; what was not run is
-    None and never zero.
+    """Numbers of one evaluation; intervals resample dialogues. What was not run is None and never zero.
 
     Returns:
-        `accuracy`: share of right answers over decidable samples (the recorded call alone decides which these are).
-        `bounds` over all samples: `low` counts only first calls that equal the recorded one value by value, `high` all
-        that are not known to be wrong; the official number lies between them. `decidable`: share of samples.
-        `levels`: the same three by level. `categories`: accuracy by level that was run. `apis`: accuracy by the API of
-        the recorded call. `level3_samples`: see `whole_tasks`. `undecided`: reason -> samples. `labels`: official label
-        -> answers that show it first. `errors`: label of the six and `call_count` -> share of decidable answers.
-        `tool_not_listed`: samples whose API was not among the tools. `not_computed`: what is in no number here.
-        `bands`, `unseen_tool` and `split` are there for tables.
+        `accuracy` over decidable samples, which the recorded call alone decides. `bounds` over all samples: `low` counts
+        first calls that equal the recorded one value by value, `high` all that are not known to be wrong; the official
+        number lies between. `levels`, `categories`, `apis`: the same by part. `level3_samples`: see `whole_tasks`.
+        `labels`: official label -> answers that show it first. `errors`: share of decidable answers, by label.
+        `not_computed`: what is in no number here. `bands`, `unseen_tool` and `split` are there for tables.
     """
     decidable = [row for row in rows if _decidable(row)]
     levels = _grouped(rows, lambda row: row["level"])

@@ -148,10 +148,8 @@ def toolrl(sample: Sample, calls: Sequence[ToolCall] | None) -> Ruling:
 
 
 def judge(sample: Sample, candidate: Candidate, rule: Rule) -> dict[str, Any]:
-    """One row, as `ttpa.run.evaluation` wants it.
-
-    Besides the usual keys: `level`, `api` (of the recorded call), `right` (None: cannot be told), `equal` (right with
-    nothing folded), `doubt` (see `doubt_of`), `label` (official error, "" where right), `why`, `calls` (their number).
+    """One row. Besides the usual keys: `right` (None: cannot be told), `equal` (right with nothing folded), `doubt` (see
+    `doubt_of`), `label` (official error, "" where right), and `level`, `api`, `why`, `calls` (their number).
     """
     calls = candidate.calls
     ruling = official(sample, calls) if rule == "official" else toolrl(sample, calls)

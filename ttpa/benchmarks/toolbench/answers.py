@@ -42,27 +42,16 @@ GIVEN_UP = "give_up_and_restart"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolBenchAnswer:
-    """One finished answer.
-
-    Args:
-        subset: One of `SUBSETS`.
-        query_id: The id of the query, unique in its subset.
-        query: The words of the user.
-        tools: The available tools that have a schema.
-        final_answer: The answer in words.
-        steps: Each call but Finish, with the text that came back.
-        finished: Whether the last call is Finish.
-        method: The name of the pipeline that made the answer.
-    """
+    """One finished answer."""
 
     subset: str
     query_id: str
     query: str
-    tools: tuple[ToolSpec, ...]
+    tools: tuple[ToolSpec, ...]  # those that have a schema
     final_answer: str
-    steps: tuple[tuple[ToolCall, str], ...]
-    finished: bool
-    method: str = ""
+    steps: tuple[tuple[ToolCall, str], ...]  # every call but Finish, with the text that came back
+    finished: bool  # whether the last call is Finish
+    method: str = ""  # the pipeline that made the answer
 
     @property
     def hopeless(self) -> bool:
@@ -103,11 +92,8 @@ def _answer_files(folder: Path, subset: str) -> Iterator[Path]:
 
 
 def read_ids(path: Path) -> dict[str, frozenset[str]]:
-    """Subset -> ids of the queries that count, such as StableToolBench's 765 solvable ones.
-
-    Args:
-        path: A folder with a file a subset, `SUBSET.json`, or one file `{subset: ids}`. Ids are a list, or the keys of
-            an object as in StableToolBench.
+    """Subset -> ids of the queries that count, from a folder with `SUBSET.json` or one file `{subset: ids}`. Ids are a
+    list, or the keys of an object as in StableToolBench.
 
     Raises:
         ConfigError: there is no such file or folder, or no subset in it.

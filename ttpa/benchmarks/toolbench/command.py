@@ -83,12 +83,7 @@ class ToolBenchKeys(JudgeKeys):
 
 
 def main(keys: ToolBenchKeys) -> None:
-    """Scores the answers of a folder, prints a table and writes the rows.
-
-    Raises:
-        ConfigError: no such folder, a cache of another kind, no key in the environment.
-        DataError: a file of another form, or the judge cannot be asked; verdicts so far are kept.
-    """
+    """Scores the answers of a folder, prints a table and writes the rows."""
     theirs = read_shares(keys.against) if keys.against else None
     judge = Judge(keys)
     rows, summary = score_folder(keys, judge)
@@ -104,12 +99,8 @@ def main(keys: ToolBenchKeys) -> None:
 
 
 def score_folder(keys: ToolBenchKeys, judge: Judge) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Scores the answers of a folder. The same call again asks only for the verdicts that are missing.
-
-    Returns:
-        Rows, subset by subset and sorted by query id, and their summary with, besides what `scoring.summarise` gives,
-        `missing` (subset -> queries on the list of `solvable` without an answer; they are in no number),
-        `unreferenced` (answers without a reference answer), `votes` and `judge` (the judge's model).
+    """Rows, subset by subset and sorted by query id, and their summary (`scoring.summarise`) with `missing` (subset ->
+    queries on the list of `solvable` without an answer), `unreferenced`, `votes` and `judge`.
     """
     wanted = read_ids(Path(keys.solvable).expanduser()) if keys.solvable else None
     answers = _read(keys.outputs, "outputs", keys.subsets)

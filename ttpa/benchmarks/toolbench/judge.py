@@ -76,10 +76,6 @@ def read_verdict(text: str, question: Question) -> str | None:
 class Judge:
     """Asks an endpoint and remembers. Safe to use from several threads, by one process a cache.
 
-    Args:
-        keys: Who is asked. A malformed verdict stays in the cache: remove its line (its choice is null) to have it
-            asked again.
-
     Raises:
         ConfigError: the cache holds something else, the environment has no such key, or openai is not installed.
     """

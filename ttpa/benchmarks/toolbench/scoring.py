@@ -88,12 +88,8 @@ class Votes(NamedTuple):
 
 
 class Panel:
-    """Asks a judge for several votes on an answer; counts replies that could not be read.
-
-    Args:
-        judge: Who is asked.
-        votes: How often.
-        known_solvable: The query is on a list of solvable ones, so that nobody is asked about that.
+    """Asks a judge for several votes on an answer; counts replies that could not be read. `known_solvable`: the query is
+    on a list of solvable ones, so that nobody is asked about that.
     """
 
     def __init__(self, judge: Judge, votes: int, known_solvable: bool) -> None:
@@ -149,15 +145,8 @@ def score_answer(
     measures: Sequence[str],
     known_solvable: bool,
 ) -> dict[str, Any]:
-    """One row: statuses of all votes and, for each measure that was wanted, what follows; None for the others.
-
-    Args:
-        answer: The answer judged.
-        reference: The answer it is compared with, for `win_rate` and `sowr`; None leaves both None.
-        judge: Who is asked.
-        votes: How often.
-        measures: Of `MEASURES`; nothing is asked for the others.
-        known_solvable: See `Panel`.
+    """One row: statuses of all votes and, for each measure that was wanted, what follows; None for the others, about
+    which nothing is asked. Without a reference answer, `win_rate` and `sowr` are None.
     """
     wanted = set(measures) - (set() if reference is not None else COMPARING)
     panel, passing = Panel(judge, votes, known_solvable), bool({"pass_rate", "win_rate"} & wanted)
@@ -229,11 +218,10 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Numbers of one scoring; what was not run is None and never zero.
 
     Returns:
-        `accuracy`: the pass rate over all queries. For each of `MEASURES` and for `pass_rate_csv`: `subsets` (subset ->
-        `{value, low, high, n}`, with `ties` for preferences), `average` (plain mean of the six subsets) and `all`.
-        `ties`: queries with as many passes as fails. `malformed`: votes without a readable verdict, counted as unsure
-        or tie. `no_finish_call`: answers that do not end with Finish. `errors`: label -> share of the answers that show
-        it among those whose calls have schemas. `bands`, `unseen_tool` and `split` are there for tables.
+        `accuracy`: the pass rate over all queries. For each of `MEASURES` and for `pass_rate_csv`: `subsets`, `average`
+        and `all`, each share as `{value, low, high, n}`. `ties`: queries with as many passes as fails. `malformed`:
+        votes without a readable verdict, counted as unsure or tie. `no_finish_call`: answers that do not end with
+        Finish. `errors`: label -> share of the answers whose calls have schemas. The rest is there for tables.
     """
     judged = [row for row in rows if row["schemas"]]
     voted = [row for row in rows if row["passes"] is not None]
