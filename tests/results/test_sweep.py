@@ -374,14 +374,3 @@ def test_killed_ten_times_it_ends_with_the_same_records_and_table(
     assert sorted(fingerprints(Path("store"))) == built
     assert not [path.name for path in Path("store").iterdir() if path.suffix in (".lock", ".part")]
     assert not [path.name for path in Path("results").iterdir() if path.suffix != ".jsonl"]
-
-
-@pytest.mark.slow
-def test_two_sweeps_at_once_build_every_stage_once(table: Callable[..., None]) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    command = [sys.executable, "-m", "ttpa.cli", "sweep", FOLDER, "cluster=joblib", "cluster.jobs=4"]
-    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
-    assert [process.wait(timeout=600) for process in both] == [0, 0]
-    assert Counter(Counter(fingerprints(Path("store"))).values()) == {1: 26}
-    assert len(rows_without_clock(Path())) == 8
-    assert not [path.name for path in Path("store").iterdir() if path.suffix in (".lock", ".part")]

@@ -1,11 +1,10 @@
-"""Whole sweeps that are killed, and sweeps that share a store: same records, each stage built once, nothing left."""
+"""Sweeps (`ttpa -m`) that share a store while one loses a worker: same records, each stage built once, nothing left."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -83,28 +82,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finish(folder, start(folder, *CELLS))
     (folder / "seconds.txt").write_text(str(time.monotonic() - began))
     return folder
-
-
-@pytest.mark.slow
-def test_a_sweep_killed_ten_times_leaves_the_same_records(tmp_path: Path, undisturbed: Path) -> None:
-    numbers, whole_s = random.Random(7), float((undisturbed / "seconds.txt").read_text())
-    states = set()
-    for _ in range(10):
-        child = start(tmp_path, *CELLS)
-        # Somewhere between the start of the work and what an undisturbed sweep takes.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(numbers.uniform(0.15, 0.9) * whole_s)
-        kill(child)
-        store = tmp_path / "store"
-        states.add(tuple(sorted(path.name for path in store.iterdir())) if store.exists() else ())
-    assert len(states) > 2, "the kills hit different moments"
-    finish(tmp_path, start(tmp_path, *CELLS))
-    assert records(tmp_path) == records(undisturbed)
-    assert set(built(tmp_path / "store").values()) == {1}
-    assert finished(tmp_path / "store") == finished(undisturbed / "store")
-    assert not built(tmp_path / "store") - built(undisturbed / "store")
-    assert leftovers(tmp_path / "store") == []
-    assert not [path for path in (tmp_path / "results").iterdir() if path.suffix != ".jsonl"]
 
 
 def holders(store: Path) -> dict[str, dict[str, Any]]:
