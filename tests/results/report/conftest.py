@@ -13,7 +13,7 @@ import pytest
 
 from ttpa.io import dumps, write_jsonl, write_text
 from ttpa.records import Candidate, Pair, Score
-from ttpa.results.heldout import summarise
+from ttpa.results.heldout import Heldout
 from ttpa.run import config
 
 NASTY = (
@@ -92,7 +92,7 @@ class Lab:
                          "band": "easy" if 2 * k < self.samples else "hard", "errors": wrong, "finish": "stop",
                          "tokens": 3, "text": f"[f(a={self.text})]"})  # fmt: skip
         write_jsonl(self.store / stage / "rows.jsonl", rows)
-        return {**summarise(rows), "split": "test"}
+        return Heldout(split="test", max_new_tokens=8, limit=None).summarise(rows)
 
     # --- what stages leave behind ------------------------------------------------------------------------------------
 
