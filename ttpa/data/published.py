@@ -19,7 +19,7 @@ from pydantic import Field
 
 from ttpa.data.bands import BANDS, Bands
 from ttpa.data.rows import CUT, SUFFIXES, BadRow, RawRow, data_files, file_digest, is_hub_id, read_rows
-from ttpa.data.source import ComputeWaves, compute_here, write_splits
+from ttpa.data.source import ComputeWaves, compute_here, limited, write_splits
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps, write_jsonl
 from ttpa.options import Count, Fraction, option
@@ -125,6 +125,7 @@ class FileSource(ABC):
         max_rows: Read only that many rows; None reads all.
         text_turns: Also make samples of replies without a call.
         bands: Thresholds of the difficulty bands.
+        limit: Most samples of each split, evenly spaced; None keeps all.
 
     Raises:
         ConfigError: a value that cannot be used; names key, value and remedy.
@@ -138,6 +139,7 @@ class FileSource(ABC):
     max_rows: Count | None
     text_turns: bool
     bands: Bands
+    limit: Count | None
 
     def __post_init__(self) -> None:
         if self.validation_fraction + self.test_fraction >= 1:
@@ -194,6 +196,7 @@ class FileSource(ABC):
         read = self._read()
         write_jsonl(out / "rejected.jsonl", read.rejected)
         self._judge(read, out / "rejected.jsonl")
+        read.files = {name: limited(samples, self.limit) for name, samples in read.files.items()}
         lines = {name: [dumps(sample.to_json()) for sample in samples] for name, samples in read.files.items()}
         return read.metrics() | {"content_sha256": write_splits(out, lines, SPLITS)}
 

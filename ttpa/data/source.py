@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from ttpa.io import dumps, read_jsonl, write_jsonl, write_lines, write_text
 from ttpa.records import Sample
@@ -69,6 +69,20 @@ class DataSource(Protocol):
         Raises:
             DataError: the data cannot be read or made.
         """
+
+
+T = TypeVar("T")
+
+
+def limited(items: Sequence[T], limit: int | None) -> list[T]:
+    """At most `limit` of the items, evenly spaced; None keeps all.
+
+    Example:
+        >>> limited("abcdef", 3)
+        ['a', 'c', 'e']
+    """
+    count = len(items) if limit is None else min(limit, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
 
 
 def write_splits(out: Path, files: Mapping[str, Iterable[str]], splits: Mapping[str, str]) -> str:

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from ttpa.data.reversed.noise import Noise, annotate
 from ttpa.data.reversed.world import BANDS, NOUNS, VERBS, World, band_at, draw_sample, make_world
-from ttpa.data.source import ComputeWaves, compute_here, write_splits
+from ttpa.data.source import ComputeWaves, compute_here, limited, write_splits
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps, read_jsonl
 from ttpa.options import Count, Index, option
@@ -60,6 +60,7 @@ class Reversed:
         warmup_mix, explore_mix: Share of easy, medium and hard questions; each must sum to 1.
         validation_per_band, test_per_band, test_unseen: Held-out questions.
         noise: Annotation defects of the warm-up split.
+        limit: Most samples of each split, evenly spaced; None keeps all.
 
     Raises:
         ConfigError: an unknown generator, a count below 1, too many tools, or shares that do not sum to 1.
@@ -78,6 +79,7 @@ class Reversed:
     test_per_band: Count
     test_unseen: Index
     noise: Noise
+    limit: Count | None
 
     def __post_init__(self) -> None:
         most = len(VERBS) * len(NOUNS)
@@ -126,7 +128,7 @@ class Reversed:
         Raises:
             DataError: a sample cannot be drawn: a bug, since nothing outside this package enters.
         """
-        items = {name: list(self.items(name)) for name in SPLITS}
+        items = {name: limited(list(self.items(name)), self.limit) for name in SPLITS}
         drawn = out / "drawn.jsonl"
         every = [item for name in SPLITS for item in items[name]]
         failed = compute(drawn, [every[at : at + WAVE] for at in range(0, len(every), WAVE)], partial(_Draw, self))
@@ -145,7 +147,7 @@ class Reversed:
             "samples": {name: len(items[name]) for name in SPLITS},
             "bands": {name: {band: number[band] for band in BANDS} for name, number in bands.items()},
             "content_sha256": digest,
-            "misannotated_share": round(changed / self.warmup_samples, 4),
+            "misannotated_share": round(changed / len(items["warmup"]), 4),
             "defects": dict(sorted(counts.items())),
         }
 
