@@ -235,13 +235,6 @@ def test_ties_go_to_the_first_child_also_when_rounding_says_otherwise() -> None:
         assert rule.leaf(root) is rule.best(root.children) is rule.worst(root.children) is root.children[0]
 
 
-def test_best_and_worst_go_by_value_and_not_by_score_or_visits() -> None:
-    """The first child has the sum (6 visits of 0.3), the second the mean (one of 0.8)."""
-    root = grown(("", 1.0, 8, 2.7), ("0", 0.9, 6, 1.8), ("1", 0.1, 1, 0.8), ("2", 0.1, 1, 0.1))
-    assert selection().best(root.children).index == 1 and selection().worst(root.children).index == 2
-    assert selection(values="sum").best(root.children).index == 0
-
-
 def test_virtual_loss_sends_a_wave_to_other_leaves_and_then_is_gone() -> None:
     """c = 1. Two branches, N = 6: 0.0 and 0.1 in the first (Q 0.8, n 4), 1 alone (Q 0.7, n 2); all priors 0.1.
 
@@ -377,26 +370,6 @@ def test_a_tree_of_ends_alone_is_finished_and_the_others_go_on() -> None:
     found = preset(settle=None, max_new_tokens=12).explore(engine, [whole, *three_tasks()[:1]], "s")
     assert [drawn.counts["rounds"] for drawn in found] == [1, 5]
     assert [call.prompts for call in engine.calls] == [["w", "x"], ["x"], ["x"], ["x"], ["x"]]
-
-
-def test_a_stop_at_the_limit_is_a_stop_and_one_behind_it_is_not() -> None:
-    """Limit 5. "w" begins again at its root's child of 1 token, which leaves 4; "v" at one of 3, which leaves 2."""
-    script = {
-        ("w", ""): ["abcde", "fbcd$"],
-        ("v", ""): ["abcde", "abcd$"],
-        ("w", "a"): ["1234$", "123$"],
-        ("v", "abc"): ["12$", "1$"],
-    }
-    tasks = [task(name="w", prompt="w", cuts=lambda ids: [1]), task(name="v", prompt="v", cuts=lambda ids: [3])]
-    sampler = preset(width=2, rounds=2, max_new_tokens=5)
-    engine = ScriptedEngine(script=script)
-    w, v = sampler.explore(engine, tasks, "s")
-    assert [(text, one.finish) for text, one in zip(texts(w), w.answers, strict=True)] == [
-        ("abcde", "length"), ("fbcd$", "stop"), ("a1234", "length"), ("a123$", "stop"),
-    ]  # fmt: skip
-    assert [(text, one.finish) for text, one in zip(texts(v), v.answers, strict=True)] == [
-        ("abcde", "length"), ("abcd$", "stop"), ("abc12", "length"), ("abc1$", "stop"),
-    ]  # fmt: skip
 
 
 # ---- spans and pairs ------------------------------------------------------------------------------------------------
@@ -644,18 +617,6 @@ def test_overlap_limit_removing_fine_grained_pairs_mcts_keeps_them() -> None:
     assert [found("mcts_as_released", words) for words in (20, 22)] == [1, 0]
     assert found("mcts_as_released", 22, overlap_limit=None) == found("mcts", 20, overlap_limit=0.95) == 1
     assert found("mcts", 22, overlap_limit=0.95) == 0
-
-
-def test_overlap_of_a_pair_is_that_of_its_spans_and_not_of_the_whole_answers() -> None:
-    """ "a " and "b " share no word; what comes after them is the same."""
-    script = {("?", ""): ["a  q w e r t$", "b  q w e r t$"]}
-    one = task({"a  q w e r t": 1.0, "b  q w e r t": 0.0}, cuts=lambda ids: [2])
-    sampler = preset(width=2, rounds=1, overlap_limit=0.0)
-    assert len(sampler.explore(ScriptedEngine(script=script), [one], "s")[0].siblings) == 1
-    script = {("?", ""): ["q w a$", "q w a$"], ("?", "q w "): ["a$", "b$"]}
-    one = task({"q w a": 1.0, "q w b": 0.0}, cuts=lambda ids: [4])
-    sampler = preset(width=2, rounds=2, overlap_limit=0.0)
-    assert len(sampler.explore(ScriptedEngine(script=script), [one], "s")[0].siblings) == 1, "nor of what comes before"
 
 
 # ---- options --------------------------------------------------------------------------------------------------------
