@@ -436,11 +436,14 @@ def test_the_head_runs_once_where_answers_branch(monkeypatch: pytest.MonkeyPatch
     assert [count for count, _ in walks] == [3]
 
 
-@pytest.mark.parametrize("tile", [1, 3, 7, 100])
-def test_target_log_probs_and_entropies_are_those_of_the_formula(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["phi", "llama"])
+@pytest.mark.parametrize("tile", [1, 3, 100])
+def test_target_log_probs_and_entropies_are_those_of_the_formula(
+    name: str, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """log softmax(z / t) at the target; -sum p log p at every position, even one with no or many targets."""
     monkeypatch.setattr(logprobs, "TILE_ELEMENTS", tile * VOCAB)
-    model = model_of("phi")
+    model = fresh(name)
     hidden_NH = torch.randn(8, SIZES["hidden_size"], generator=torch.Generator().manual_seed(0)).requires_grad_()
     position_M = torch.tensor([0, 0, 0, 2, 3, 3, 6, 6, 6, 6])
     token_M = torch.tensor([5, 5, 9, 1, 0, 63, 2, 3, 4, 5])
@@ -452,9 +455,9 @@ def test_target_log_probs_and_entropies_are_those_of_the_formula(tile: int, monk
     assert target_logps(model, hidden_NH, position_M, token_M)[1] is None
     logps_M.sum().backward()
     found, hidden_NH.grad = hidden_NH.grad, None
+    of_weights = gradients(model)
     plain_NV[position_M, token_M].sum().backward()
-    assert torch.allclose(found, hidden_NH.grad, atol=1e-6)
-    model.zero_grad()
+    assert torch.allclose(found, hidden_NH.grad, atol=1e-6) and furthest(of_weights, gradients(model)) < 1e-5
 
 
 # --- which way a batch goes --------------------------------------------------------------------------------------
