@@ -262,7 +262,7 @@ def test_real_rows_go_through_the_whole_graph(folder: Path, source: str, sampler
 def test_every_tool_name_is_in_the_token_ids_of_every_stage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What each stage feeds its model is written down at the model's door and searched for the tools of its samples."""
     from ttpa.prompts import Renderer
-    from ttpa.run.stages import decoding, exploring, training
+    from ttpa.run.stages import aligning, decoding, exploring, training
 
     seen: list[tuple[str, str, bool]] = []
     stage = ""

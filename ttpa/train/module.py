@@ -1,10 +1,9 @@
-"""The training loop that every objective shares: micro-batches, exact normalisation, clipping, schedule, metrics.
+"""The training loop that every objective shares, and what SFT and preference learning put into it.
 
-A batch here is one whole optimiser step. It is cut into micro-batches of at most `micro_tokens` padded tokens, and
-every micro-batch's loss is a *sum* divided by the weight of the whole step over all ranks, so that neither the
-micro-batch size nor the number of devices changes the step (the mistake of averaging micro-batch means is
-transformers issue 34191). Manual optimisation, because Lightning's accumulation divides by the number of
-micro-batches.
+A batch of the DataLoader is one whole optimiser step: its micro-batches of examples, rows and all. Every micro-batch's
+loss is a *sum* divided by the weight of the whole step over all ranks, so that neither the micro-batch size nor the
+number of devices changes the step (averaging micro-batch means is the mistake of transformers issue 34191). Manual
+optimisation, because Lightning's accumulation divides by the number of micro-batches.
 """
 
 from __future__ import annotations
@@ -23,96 +22,48 @@ from torch.utils.data import DataLoader, IterableDataset
 from ttpa.policy.forward import Forward
 from ttpa.policy.logprobs import TokenLogps, token_logps
 from ttpa.policy.policy import Policy
-from ttpa.policy.tree import TokenRow, bucket_by_tokens, bundle, pack
+from ttpa.policy.tree import TokenRow
+from ttpa.train.losses import PairLogps, PreferenceLoss, weighted_nll
 from ttpa.train.optim import build_optimizer
-from ttpa.train.plan import Plan
+from ttpa.train.plan import Example, Plan, Step, cut_step
 from ttpa.train.settings import Optimisation
 
 CLOCK = ("time/", "step_time")
-"""Beginnings of the names of metrics that a clock gave: they are logged, and are no result."""
+"""Prefixes of timing metrics: logged, but left out of results."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One optimiser step on one rank.
+class StepStream(IterableDataset[Any]):
+    """Steps from `start` on. It has no length, so a resumed run continues where it stopped."""
 
-    `micros` are lists of row numbers; `weight` is what sums are divided by, over the whole step and all ranks (tokens
-    for NLL losses), `rows` the number of rows over all ranks; `tokens` counts real tokens on this rank.
-    """
-
-    micros: tuple[tuple[int, ...], ...]
-    weight: float
-    rows: int
-    tokens: int
-
-
-class StepStream(IterableDataset[Step]):
-    """The steps of a plan from `start` on. It has no length, so a resumed run continues where it stopped."""
-
-    def __init__(self, steps: Sequence[Step], start: int) -> None:
+    def __init__(self, steps: Sequence[Any], start: int) -> None:
         self.steps, self.start = steps, start
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self.steps[self.start :])
 
 
 class PlanData(pl.LightningDataModule):
-    """Serves a plan's steps, cut into micro-batches and divided among ranks by row.
+    """Serves the steps of a plan, cut into micro-batches and divided among ranks.
 
     Args:
-        plan: Which rows make up which step.
-        costs: Places a row takes in a padded batch.
-        weights: What each row adds to the step's weight.
-        micro_tokens: Padded tokens of one micro-batch.
-        tokens: Real tokens of each row; the costs where a row is one sequence.
-        units: Unit of each row. Rows of one unit stay in one micro-batch, because a token tree computes once what they
-            share, and all but the longest cost only their own tokens; bundles are packed, best fit first. None: rows
-            are padded side by side.
-        own: Tokens of each row that no other row of its unit has.
+        plan: The examples of each step.
+        micro_tokens: Tokens of one micro-batch.
+        trees: See `cut_step`.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        costs: Sequence[int],
-        weights: Sequence[float],
-        micro_tokens: int,
-        tokens: Sequence[int] | None = None,
-        units: Sequence[int] | None = None,
-        own: Sequence[int] | None = None,
-    ) -> None:
+    def __init__(self, plan: Plan, micro_tokens: int, trees: bool) -> None:
         super().__init__()
-        self.trees = units is not None
-        self.units = range(len(costs)) if units is None else units
-        self.own = costs if own is None else own
-        self.plan, self.costs, self.weights, self.micro_tokens = plan, costs, weights, micro_tokens
-        self.tokens = costs if tokens is None else tokens
+        self.plan, self.micro_tokens, self.trees = plan, micro_tokens, trees
+        self.total_steps = len(plan.steps)
 
-    def step(self, rows: Sequence[int], rank: int, world: int) -> Step:
-        """The share of a step that belongs to one rank. Every rank gets the same number of micro-batches."""
-        bundles, costs = bundle(rows, self.units, self.costs, self.own)
-        shares = [range(start, len(bundles), world) for start in range(world)]
-        if self.trees:
-            cut = [
-                [[share[k] for k in row] for row in pack([costs[i] for i in share], self.micro_tokens)]
-                for share in shares
-            ]
-        else:
-            cut = [bucket_by_tokens(share, costs, self.micro_tokens) for share in shares]
-        most = max(len(micros) for micros in cut)
-        micros = [[row for number in batch for row in bundles[number]] for batch in cut[rank]]
-        micros += [[]] * (most - len(micros))
-        weight = sum(self.weights[row] for row in rows)
-        tokens = sum(self.tokens[row] for micro in micros for row in micro)
-        return Step(tuple(map(tuple, micros)), weight, len(rows), tokens)
-
-    def train_dataloader(self) -> DataLoader[Step]:
+    def train_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer
         assert trainer is not None
-        steps = [self.step(rows, trainer.global_rank, trainer.world_size) for rows in self.plan.steps]
+        rank, world = trainer.global_rank, trainer.world_size
+        steps = [cut_step(examples, self.micro_tokens, self.trees, rank, world) for examples in self.plan.steps]
         return DataLoader(StepStream(steps, trainer.global_step), batch_size=None)
 
-    def transfer_batch_to_device(self, batch: Step, device: torch.device, dataloader_idx: int) -> Step:
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch
 
 
@@ -140,11 +91,11 @@ class PolicyModule(pl.LightningModule):
         self.last_metrics: dict[str, float] = {}
 
     @abstractmethod
-    def micro_loss(self, rows: Sequence[int], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        """This micro-batch's share of the step's loss, and metrics averaged over its rows."""
+    def micro_loss(self, examples: Sequence[Any], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        """This micro-batch's share of the step's loss, and metrics averaged over its examples."""
 
     def step_of(self, batch: Any) -> Step:
-        """The step that a batch of the data module stands for."""
+        """The step that a batch of the DataLoader stands for."""
         assert isinstance(batch, Step)
         return batch
 
@@ -170,34 +121,31 @@ class PolicyModule(pl.LightningModule):
         scheduler: Any = self.lr_schedulers()
         began = time.perf_counter()
         step = self.step_of(batch)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
         total = torch.zeros((), device=self.device)
         sums: dict[str, Tensor] = {}
-        for rows in step.micros:
-            if not rows:  # keeps the ranks' collective calls in step
-                self.manual_backward(sum(p.sum() for p in self.model.parameters() if p.requires_grad) * 0.0)
+        for examples in step.micros:
+            if not examples:  # keeps the ranks' collective calls in step
+                self.manual_backward(sum(p.sum() for p in trained) * 0.0)
                 continue
-            loss, metrics = self.micro_loss(rows, step)
+            loss, metrics = self.micro_loss(examples, step)
             # DDP averages gradients over ranks; the loss is already a share of the whole step, so undo the average.
             self.manual_backward(loss * self.trainer.world_size)
             total += loss.detach()
             for name, value in metrics.items():
-                sums[name] = sums.get(name, 0.0) + value * len(rows)
-        norm = torch.nn.utils.clip_grad_norm_(
-            [p for p in self.model.parameters() if p.requires_grad], self.settings.clip
-        )
+                sums[name] = sums.get(name, 0.0) + value * len(examples)
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.settings.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         rate = optimizer.param_groups[0]["lr"]
         scheduler.step()
         self.tokens_seen += step.tokens
-        rows_here = max(1, sum(map(len, step.micros)))
-        speed = step.tokens / max(1e-9, time.perf_counter() - began)
-        means = {name: value / rows_here for name, value in sums.items()}
+        here = max(1, sum(map(len, step.micros)))
+        means = {name: value / here for name, value in sums.items()}
         measured = {"loss": total, "grad_norm": norm, "lr": rate, **means, **self.step_metrics()}
         if self.trainer.global_step == self.boundaries[-1]:
-            kept = {name: value for name, value in measured.items() if not name.startswith(CLOCK)}
-            self.last_metrics = {name: float(value) for name, value in kept.items()}
-        self.log_dict({**measured, "tokens_per_s": speed})
+            self.last_metrics = {name: float(value) for name, value in measured.items() if not name.startswith(CLOCK)}
+        self.log_dict({**measured, "tokens_per_s": step.tokens / max(1e-9, time.perf_counter() - began)})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Frozen weights are the base model's: they are loaded from where they came from, not from the resume point.
@@ -207,3 +155,63 @@ class PolicyModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.tokens_seen, self.tokens_computed, self.last_metrics = checkpoint["progress"]
+
+
+def sft_example(row: TokenRow, prompt_weight: float, unit: Any) -> Example:
+    """A demonstration; it weighs its answer tokens and, by `prompt_weight`, its prompt tokens (all but the first)."""
+    return Example((row,), len(row.answer) + prompt_weight * max(0, len(row.prompt) - 1), unit)
+
+
+class SFTModule(PolicyModule):
+    """Weighted token NLL: answer tokens weigh 1, prompt tokens `prompt_weight`.
+
+    With `prompt_weight` 0 the prompt stays out of the loss and out of the LM head. Other arguments: see `PolicyModule`.
+    """
+
+    def __init__(self, *settings: Any, prompt_weight: float, **options: Any) -> None:
+        super().__init__(*settings, **options)
+        self.prompt_weight = prompt_weight
+
+    def micro_loss(self, examples: Sequence[Example], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        found = self.logps_of([example.rows[0] for example in examples], with_prompt=self.prompt_weight > 0)
+        weights_N = found.is_answer_N.float()
+        if self.prompt_weight > 0:
+            weights_N = weights_N + self.prompt_weight * (~found.is_answer_N).float()
+        answer_nll = -found.logps_N.detach()[found.is_answer_N].mean()
+        return weighted_nll(found.logps_N, weights_N) / step.weight, {"nll": answer_nll}
+
+
+@dataclass(frozen=True, slots=True)
+class PairExample(Example):
+    """A chosen and a rejected row; `reference` are their summed log-probs under the reference, where a loss asks for them.
+
+    Its weight is the number of tokens of the chosen answer.
+    """
+
+    reference: tuple[float, float] | None = None
+
+
+class PreferenceModule(PolicyModule):
+    """Pairs through the policy, chosen and rejected in one forward: the loss and its NLL anchor on the chosen answers.
+
+    Other arguments: see `PolicyModule`.
+    """
+
+    def __init__(self, *settings: Any, loss: PreferenceLoss, **options: Any) -> None:
+        super().__init__(*settings, **options)
+        self.loss = loss
+
+    def micro_loss(self, examples: Sequence[PairExample], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = [example.rows[side] for side in (0, 1) for example in examples]
+        sums_2B = self.logps_of(rows).sums()
+        chosen_B, rejected_B = sums_2B.chunk(2)
+        tokens_B, rejected_tokens_B = torch.tensor([len(row.answer) for row in rows], device=sums_2B.device).chunk(2)
+        pairs = PairLogps(chosen_B, rejected_B, tokens_B, rejected_tokens_B)
+        if self.loss.needs_reference:
+            reference_B2 = torch.tensor([example.reference for example in examples], device=sums_2B.device)
+            pairs = PairLogps(chosen_B, rejected_B, tokens_B, rejected_tokens_B, *reference_B2.unbind(1))
+        losses_B, metrics = self.loss(pairs)
+        nll = -chosen_B.float().sum()
+        metrics["nll_loss"] = (nll / tokens_B.sum()).detach()
+        metrics["logps/chosen"], metrics["logps/rejected"] = chosen_B.detach().mean(), rejected_B.detach().mean()
+        return losses_B.sum() / step.examples + self.loss.sft_weight * nll / step.weight, metrics

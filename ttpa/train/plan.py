@@ -1,120 +1,166 @@
-"""Which rows make up which optimiser step: pure, decided before training, so that a resumed run sees the same steps.
+"""Which examples make up which optimiser step, and how a step is cut into micro-batches. Pure; imports no torch.
 
-A plan is a list of steps, a step a list of row numbers. Rows of similar length share a step (length buckets), because
-padding costs as much as tokens do.
+A plan follows from the seed alone and is made before training, so that a resumed run sees the same steps. Examples of
+similar length share a step, because padding costs as much as tokens do. This module does not know what a loss is.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from ttpa.policy.tree import bucket_by_tokens, bundle
+from ttpa.policy.tree import TokenRow, bucket_by_tokens, pack
 from ttpa.train.settings import AlignRecipe, Warmup, WarmupRecipe
 
 BAND_ORDER = ("easy", "medium", "hard")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Steps in order; `boundaries` are the step numbers at which a learning-rate schedule ends."""
+class Example:
+    """What is learned from at once: one sequence, or the two of a pair.
 
-    steps: tuple[tuple[int, ...], ...]
-    boundaries: tuple[int, ...]
+    `weight` is what the example adds to the weight of its step (tokens, for NLL losses). Examples of one `unit` (the turns
+    of a dialogue, the answers of a group) share prefixes and stay together, so that a token tree can share them.
+    """
+
+    rows: tuple[TokenRow, ...]
+    weight: float
+    unit: Hashable
 
 
 @dataclass(frozen=True, slots=True)
-class Demonstrations:
-    """What a plan needs to know of each demonstration: tokens of the whole row, tokens of its answer, band, unit.
+class Step:
+    """One optimiser step on one rank.
 
-    Rows of one unit (the turns of a dialogue) share prefixes and stay in one step, so that a token tree can share them.
+    `micros` are the micro-batches. `weight` and `examples` count over the whole step and all ranks: sums are divided by
+    them. `tokens` counts the real tokens of this rank.
     """
 
-    lengths: Sequence[int]
-    answers: Sequence[int]
-    bands: Sequence[str]
-    units: Sequence[int]
+    micros: tuple[tuple[Example, ...], ...]
+    weight: float
+    examples: int
+    tokens: int
 
 
-def _bucketed_epoch(
-    rows: Sequence[int], data: Demonstrations, budget: int, rng: random.Random
-) -> list[tuple[int, ...]]:
-    """One pass over `rows` in batches of at most `budget` padded tokens, in random order of batches."""
-    mixed = list(rows)
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The examples of each step, in order; `boundaries` are the step numbers at which a learning-rate schedule ends."""
+
+    steps: tuple[tuple[Example, ...], ...]
+    boundaries: tuple[int, ...]
+
+
+def by_unit(examples: Sequence[Example]) -> list[list[Example]]:
+    """Examples in bundles of one unit each, in the order of their first members."""
+    found: dict[Hashable, list[Example]] = {}
+    for example in examples:
+        found.setdefault(example.unit, []).append(example)
+    return list(found.values())
+
+
+def shared_tokens(bundle: Sequence[Example]) -> int:
+    """Tokens when shared prefixes count once: the longest row and the answers of the others, an upper bound."""
+    rows = [row for example in bundle for row in example.rows]
+    return len(max(rows, key=len).prompt) + sum(len(row.answer) for row in rows)
+
+
+def cut_step(examples: Sequence[Example], budget: int, trees: bool, rank: int = 0, world: int = 1) -> Step:
+    """The share of a step that belongs to one rank, in micro-batches. Every rank gets the same number of them.
+
+    Args:
+        examples: Those of the whole step.
+        budget: Tokens of a micro-batch.
+        trees: Whether prefixes are computed once: units stay whole and are packed, best fit first. Else rows are padded
+            side by side.
+        rank, world: Which rank of how many.
+    """
+    bundles = by_unit(examples) if trees else [[example] for example in examples]
+    costs = [
+        shared_tokens(bundle) if trees else len(bundle[0].rows) * max(map(len, bundle[0].rows)) for bundle in bundles
+    ]
+    cuts = []
+    for start in range(world):
+        share = range(start, len(bundles), world)
+        if trees:
+            cuts.append([[share[k] for k in batch] for batch in pack([costs[k] for k in share], budget)])
+        else:
+            cuts.append(bucket_by_tokens(share, costs, budget))
+    micros = [tuple(example for k in batch for example in bundles[k]) for batch in cuts[rank]]
+    micros += [()] * (max(map(len, cuts)) - len(micros))
+    tokens = sum(len(row) for micro in micros for example in micro for row in example.rows)
+    return Step(tuple(micros), sum(example.weight for example in examples), len(examples), tokens)
+
+
+def _epoch(examples: Sequence[Example], budget: int, rng: random.Random) -> list[tuple[Example, ...]]:
+    """One pass in batches of at most `budget` padded tokens, in random order of batches."""
+    mixed = list(examples)
     rng.shuffle(mixed)
-    bundles, costs = bundle(mixed, data.units, data.lengths, data.answers)
-    batches = bucket_by_tokens(range(len(bundles)), costs, budget)
+    bundles = by_unit(mixed)
+    batches = bucket_by_tokens(range(len(bundles)), [shared_tokens(bundle) for bundle in bundles], budget)
     rng.shuffle(batches)
-    return [tuple(row for number in batch for row in bundles[number]) for batch in batches]
+    return [tuple(example for k in batch for example in bundles[k]) for batch in batches]
 
 
 def _passes(
-    rows: Sequence[int],
-    data: Demonstrations,
-    budget: int,
-    steps: int | None,
-    epochs: float | None,
-    rng: random.Random,
-) -> list[tuple[int, ...]]:
-    plan = _bucketed_epoch(rows, data, budget, rng)
-    wanted = steps if steps is not None else max(1, math.ceil(len(plan) * (epochs or 0)))
+    examples: Sequence[Example], recipe: WarmupRecipe, steps: int | None, rng: random.Random
+) -> list[tuple[Example, ...]]:
+    plan = _epoch(examples, recipe.batch_tokens, rng)
+    wanted = steps if steps is not None else max(1, math.ceil(len(plan) * (recipe.epochs or 0)))
     while len(plan) < wanted:
-        plan += _bucketed_epoch(rows, data, budget, rng)
+        plan += _epoch(examples, recipe.batch_tokens, rng)
     return plan[:wanted]
 
 
-def plan_warmup(data: Demonstrations, settings: Warmup, recipe: WarmupRecipe, seed: int) -> Plan:
+def plan_warmup(
+    examples: Sequence[Example], bands: Sequence[str], settings: Warmup, recipe: WarmupRecipe, seed: int
+) -> Plan:
     """The steps of the warm-up.
 
     Args:
-        data: The demonstrations; one without a known band is put with the hard ones.
-        settings, recipe: See `Warmup`, `WarmupRecipe`.
-        seed: Order of rows and batches.
+        examples: The demonstrations, one row each.
+        bands: Band of each; one that is not known counts as hard.
+        settings, recipe: Order and replay; length and batch size.
+        seed: Order of examples and batches.
     """
     rng = random.Random(f"warmup:{seed}")
-    lengths, bands = data.lengths, data.bands
-    everything = list(range(len(lengths)))
     if settings.order == "shuffled":
-        steps = _passes(everything, data, recipe.batch_tokens, recipe.steps, recipe.epochs, rng)
+        steps = _passes(examples, recipe, recipe.steps, rng)
         return Plan(tuple(steps), (len(steps),))
-    groups = {
-        band: [i for i in everything if (bands[i] if bands[i] in BAND_ORDER else "hard") == band] for band in BAND_ORDER
-    }
-    total, seen = sum(lengths), 0
-    plan: list[tuple[int, ...]] = []
+    groups: dict[str, list[Example]] = {band: [] for band in BAND_ORDER}
+    for example, band in zip(examples, bands, strict=True):
+        groups[band if band in BAND_ORDER else "hard"].append(example)
+    total, seen = sum(len(example.rows[0]) for example in examples), 0
+    plan: list[tuple[Example, ...]] = []
     boundaries: list[int] = []
-    earlier: list[int] = []
-    for band in BAND_ORDER:
-        rows = groups[band]
-        if not rows:
-            continue
-        replayed = rng.sample(earlier, min(len(earlier), round(settings.replay * len(rows))))
-        seen += sum(lengths[i] for i in rows)
+    earlier: list[Example] = []
+    for group in filter(None, groups.values()):
+        replayed = rng.sample(earlier, min(len(earlier), round(settings.replay * len(group))))
+        seen += sum(len(example.rows[0]) for example in group)
         steps_here = None if recipe.steps is None else max(1, round(recipe.steps * seen / total) - len(plan))
-        plan += _passes([*rows, *replayed], data, recipe.batch_tokens, steps_here, recipe.epochs, rng)
+        plan += _passes([*group, *replayed], recipe, steps_here, rng)
         boundaries.append(len(plan))
-        earlier += rows
+        earlier += group
     return Plan(tuple(plan), tuple(boundaries))
 
 
-def plan_alignment(count: int, settings: AlignRecipe, seed: int) -> Plan:
-    """The steps of the align stage: shuffled passes over `count` pairs or answers, `batch_size` a step."""
-    rng = random.Random(f"align:{seed}")
-    size = min(settings.batch_size, count)
-    wanted = settings.steps if settings.steps is not None else max(1, math.ceil(count * (settings.epochs or 0) / size))
+def plan_alignment(examples: Sequence[Example], recipe: AlignRecipe, seed: int) -> Plan:
+    """The steps of the align stage: shuffled passes over pairs or answers, `batch_size` a step."""
+    rng, count = random.Random(f"align:{seed}"), len(examples)
+    size = min(recipe.batch_size, count)
+    wanted = recipe.steps if recipe.steps is not None else max(1, math.ceil(count * (recipe.epochs or 0) / size))
     queue: list[int] = []
-    steps: list[tuple[int, ...]] = []
+    steps: list[tuple[Example, ...]] = []
     while len(steps) < wanted:
         if len(queue) < size:
             fresh = list(range(count))
             rng.shuffle(fresh)
-            # A row is not drawn twice into one step: what fills the step leaves out those that already wait in it.
+            # An example is not drawn twice into one step: what fills the step leaves out those that wait in it.
             waiting = set(queue)
-            first = [row for row in fresh if row not in waiting][: size - len(queue)]
+            first = [number for number in fresh if number not in waiting][: size - len(queue)]
             used = set(first)
-            queue += first + [row for row in fresh if row not in used]
-        steps.append(tuple(queue[:size]))
+            queue += first + [number for number in fresh if number not in used]
+        steps.append(tuple(examples[number] for number in queue[:size]))
         queue = queue[size:]
     return Plan(tuple(steps), (len(steps),))

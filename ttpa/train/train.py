@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasti
 from ttpa.errors import DataError
 from ttpa.train.module import PlanData, PolicyModule
 from ttpa.train.rollouts import RolloutData
+from ttpa.train.settings import TrainerOptions
 
 Progress = Callable[[int, int, float, str], None]
 """(steps done, steps in all, tokens per second, note)."""
@@ -76,26 +77,30 @@ def train(
     data: PlanData | RolloutData,
     workdir: Path,
     *,
-    trainer: Callable[..., pl.Trainer],
+    trainer: TrainerOptions,
     logger: Any,
-    checkpoint_every: int,
     progress: Progress,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> dict[str, Any]:
     """Trains to the end of the plan; a second call in the same folder continues from `last.ckpt`.
 
     Args:
         module, data: What to train on what.
         workdir: The stage's working directory.
-        trainer: Builds the Lightning Trainer from keyword arguments (accelerator, devices, strategy are set in it).
+        trainer: Where and how fast; how often a resume point is written.
         logger: A Lightning logger, or False; the caller closes it.
-        checkpoint_every: Optimiser steps between resume points.
         progress: Told about every few steps.
+        callbacks: Further callbacks of Lightning.
 
     Returns:
         Final metrics as plain numbers, with `steps` and `tokens`. The resume point stays: the caller removes it when it
         has saved what it wants.
+
+    Raises:
+        DataError: there is no step to do.
     """
-    total = len(data.plan.steps)
+    if data.total_steps == 0:
+        raise DataError(f"{workdir}: the training plan has no steps. Give more data, or a longer plan.")
     # Lightning's advice about workers, cards and loggers is for other loops than this one.
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
@@ -103,39 +108,36 @@ def train(
         dirpath=workdir,
         save_last=True,
         save_top_k=0,
-        every_n_train_steps=checkpoint_every,
+        every_n_train_steps=trainer.checkpoint_every_steps,
         enable_version_counter=False,
         save_on_train_epoch_end=False,
     )
     # Beside drawing answers, writing down a step costs nothing.
     often = {"log_every_n_steps": 1} if isinstance(data, RolloutData) else {}
-    runner = trainer(
+    runner = trainer.lightning(
         **often,
-        max_steps=total,
+        max_steps=data.total_steps,
         max_epochs=-1,
         logger=logger,
-        callbacks=[keeper, _Reporter(progress, total), _LeaveSignals()],
+        callbacks=[keeper, _Reporter(progress, data.total_steps), _LeaveSignals(), *callbacks],
         plugins=environment_plugins(),
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     last = workdir / "last.ckpt"
-    if total == 0:
-        raise DataError(f"{workdir}: the training plan has no steps. Give more data, or a longer plan.")
-    runner.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=False)
+    runner.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     # Tokens of all sequences, and those the model was run on: what shared prefixes saved, or padding cost.
     sums = {"tokens": module.tokens_seen, "tokens_computed": module.tokens_computed}
-    return {"steps": total, **_over_ranks(runner, sums, module.last_metrics)}
+    last_metrics = module.last_metrics
+    if runner.world_size > 1:
+        # Counts and the loss, of which every device has its share, add up; means over a device's rows are averaged.
+        sums = {name: round(_reduced(runner, value, "sum")) for name, value in sums.items()}
+        last_metrics = {
+            name: _reduced(runner, value, "sum" if name == "loss" else "mean") for name, value in last_metrics.items()
+        }
+    return {"steps": data.total_steps, **sums, **last_metrics}
 
 
-def _over_ranks(runner: pl.Trainer, sums: dict[str, int], last: dict[str, float]) -> dict[str, Any]:
-    """Counts and the loss, of which every device has its share, added up; means over a device's rows averaged."""
-    if runner.world_size == 1:
-        return {**sums, **last}
-
-    def over(value: float, how: str) -> float:
-        here = torch.tensor(value, dtype=torch.float64, device=runner.strategy.root_device)
-        return float(runner.strategy.reduce(here, reduce_op=how))
-
-    counts = {name: round(over(value, "sum")) for name, value in sums.items()}
-    return {**counts, **{name: over(value, "sum" if name == "loss" else "mean") for name, value in last.items()}}
+def _reduced(runner: pl.Trainer, value: float, how: str) -> float:
+    here = torch.tensor(value, dtype=torch.float64, device=runner.strategy.root_device)
+    return float(runner.strategy.reduce(here, reduce_op=how))

@@ -6,10 +6,11 @@ where they are kept (`ttpa.run.store`). Heavy imports are inside the functions, 
 at once.
 """
 
+from ttpa.run.stages.aligning import build_align
 from ttpa.run.stages.decoding import build_evaluate, build_select
 from ttpa.run.stages.exploring import build_explore
 from ttpa.run.stages.parts import VERSIONS, Parts, Progress, build_data
-from ttpa.run.stages.training import build_align, build_warmup
+from ttpa.run.stages.training import build_warmup
 
 __all__ = [
     "VERSIONS",

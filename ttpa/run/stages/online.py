@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ttpa.calls.six_errors import six_errors
@@ -22,6 +23,7 @@ from ttpa.records import Sample
 from ttpa.run.stages.parts import Parts, Progress, fitting, selected_samples, set_threads
 from ttpa.run.stages.training import fit
 from ttpa.train.policy_gradient import GRPO
+from ttpa.train.settings import AlignRecipe
 
 if TYPE_CHECKING:
     from ttpa.policy.policy import Policy
@@ -32,10 +34,59 @@ ROLLOUTS, TABLE, SERVED = "rollouts.jsonl", "answers.csv", "served"
 
 
 def align_online(
-    parts: Parts, policy_dir: Path, data: Path, select: Path | None, workdir: Path, progress: Progress
+    parts: Parts,
+    policy_dir: Path,
+    data: Path,
+    select: Path | None,
+    workdir: Path,
+    progress: Progress,
+    rollouts: Path | None = None,
+    steps: int | None = None,
 ) -> dict[str, Any]:
-    """The policy after rounds of drawing, scoring and learning."""
-    return _align(parts, policy_dir, data, select, workdir, progress, None, None)
+    """The policy after rounds of drawing, scoring and learning; `rollouts` and `steps` as in `replay`."""
+    from ttpa.policy.forward import choose_forward, tree_token_logps
+    from ttpa.policy.policy import load_policy
+    from ttpa.train.grpo import GRPOModule
+    from ttpa.train.rollouts import RolloutData, read_rounds
+
+    set_threads(parts)
+    policy = load_policy(policy_dir)
+    loss, recipe, temperature = parts.objective, parts.recipe.online, parts.sampler.policy_temperature
+    assert isinstance(loss, GRPO) and temperature is not None, "refused before any work"
+    samples, rows, too_long = fitting(
+        policy, selected_samples(parts, data, select), parts.sampler.max_new_tokens, "align"
+    )
+    forward = choose_forward(policy.model, parts.trainer.forward)
+    policy.start_training(parts.seed)
+    engine = parts.engine(policy=policy) if rollouts is None else None
+    served = RolloutData(
+        prompts=len(samples),
+        draw=partial(_draw, parts, policy, engine, _refresh(engine, policy, workdir), samples, rows),
+        loss=loss,
+        batch_size=recipe.batch_size,
+        steps=steps or _steps(recipe, loss, len(samples)),
+        seed=parts.seed,
+        micro_tokens=parts.trainer.micro_tokens,
+        trees=forward is tree_token_logps,
+        file=None if rollouts else workdir / ROLLOUTS,
+        kept=read_rounds(rollouts) if rollouts else None,
+    )
+    module = GRPOModule(
+        policy,
+        recipe,
+        (served.total_steps,),
+        forward,
+        loss=loss,
+        rollouts=served,
+        max_new_tokens=parts.sampler.max_new_tokens,
+        temperature=temperature,
+        own_engine=parts.engine_name == "HFEngine" if engine is None else not hasattr(engine, "use_adapter"),
+        score_weights=_score_weights(parts.scorer),
+        table=(workdir / TABLE, parts.trainer.answers_every_steps),
+    )
+    metrics = fit(parts, module, served, workdir, progress)
+    shutil.rmtree(workdir / SERVED, ignore_errors=True)
+    return {"samples": len(samples), "too_long": too_long, **metrics}
 
 
 def replay(
@@ -68,76 +119,18 @@ def replay(
         replay(parts, warmup / "policy", data, Path("again"), rollouts=align / "rollouts.jsonl", steps=1)["loss"]
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    return _align(parts, policy_dir, data, select, workdir, lambda *news: None, rollouts, steps)
+    return align_online(parts, policy_dir, data, select, workdir, lambda *news: None, rollouts, steps)
 
 
-def _align(
-    parts: Parts,
-    policy_dir: Path,
-    data: Path,
-    select: Path | None,
-    workdir: Path,
-    progress: Progress,
-    kept: Path | None,
-    steps: int | None,
-) -> dict[str, Any]:
-    from ttpa.policy.forward import choose_forward, tree_token_logps
-    from ttpa.policy.policy import load_policy
-    from ttpa.train.grpo import GRPOModule
-    from ttpa.train.rollouts import Replayed, RolloutData, read_rounds
-
-    set_threads(parts)
-    policy = load_policy(policy_dir)
-    loss = parts.objective
-    temperature = parts.sampler.policy_temperature
-    assert isinstance(loss, GRPO) and temperature is not None, "refused before any work"
-    samples, rows, too_long = fitting(
-        policy, selected_samples(parts, data, select), parts.sampler.max_new_tokens, "align"
-    )
-    forward = choose_forward(policy.model, parts.trainer.forward)
-    policy.start_training(parts.seed)
-    engine = parts.engine(policy=policy) if kept is None else None
-    settings = (
-        len(samples),
-        partial(_draw, parts, policy, engine, _refresh(engine, policy, workdir), samples, rows),
-        loss,
-        parts.recipe.online.batch_size,
-        steps or _steps(parts, len(samples)),
-        parts.seed,
-        parts.trainer.micro_tokens,
-        forward is tree_token_logps,
-        None if kept else workdir / ROLLOUTS,
-    )
-    rollouts = RolloutData(*settings) if kept is None else Replayed(read_rounds(kept), *settings)
-    module = GRPOModule(
-        policy,
-        parts.recipe.online,
-        rollouts.plan.boundaries,
-        loss,
-        rollouts,
-        max_new_tokens=parts.sampler.max_new_tokens,
-        temperature=temperature,
-        own_engine=parts.engine_name == "HFEngine" if engine is None else not hasattr(engine, "use_adapter"),
-        parts=_parts_of(parts.scorer),
-        table=(workdir / TABLE, parts.trainer.answers_every_steps),
-        forward=forward,
-    )
-    metrics = fit(parts, module, rollouts, workdir, progress)
-    shutil.rmtree(workdir / SERVED, ignore_errors=True)
-    return {"samples": len(samples), "too_long": too_long, **metrics}
-
-
-def _steps(parts: Parts, prompts: int) -> int:
+def _steps(recipe: AlignRecipe, loss: GRPO, prompts: int) -> int:
     """Optimiser steps: as configured, or as many as so many passes over the prompts need."""
-    settings, loss = parts.recipe.online, parts.objective
-    assert isinstance(loss, GRPO)
-    if settings.steps is not None:
-        return settings.steps
-    rounds = math.ceil(prompts * (settings.epochs or 0) / (settings.batch_size * loss.minibatches))
+    if recipe.steps is not None:
+        return recipe.steps
+    rounds = math.ceil(prompts * (recipe.epochs or 0) / (recipe.batch_size * loss.minibatches))
     return max(1, rounds) * loss.steps_a_round
 
 
-def _parts_of(scorer: Any) -> dict[str, float] | None:
+def _score_weights(scorer: Any) -> dict[str, float] | None:
     """Weights of the parts of a score that are normalised one by one, or None."""
     if getattr(scorer, "normalise", None) != "normalise_then_sum":
         return None
@@ -174,11 +167,11 @@ def _draw(
     step: int,
 ) -> tuple[list[Group], dict[str, float]]:
     """Groups of scored answers to some prompts, by the policy as it is now."""
-    from ttpa.train.rollouts import Answer, Group, now
+    from ttpa.train.rollouts import Answer, Group
 
     loss = parts.objective
     assert isinstance(loss, GRPO)
-    began = now()
+    began = perf_counter()
     refresh()
     score = partial(score_answer, parts.scorer, step=step)
     # The place names the random numbers: a prompt that comes again is answered anew.
@@ -193,7 +186,7 @@ def _draw(
         for number, place in zip(numbers, places, strict=True)
     ]
     drawn = parts.sampler.explore(engine, tasks, f"grpo:{parts.seed}")
-    generated = now()
+    generated = perf_counter()
     groups = []
     for task, place, found in zip(tasks, places, drawn, strict=True):
         answers = []
@@ -214,4 +207,4 @@ def _draw(
                 )
             )
         groups.append(Group(place=place, sample_id=task.sample.id, prompt=tuple(task.prompt), answers=answers))
-    return groups, {"generate": generated - began, "score": now() - generated}
+    return groups, {"generate": generated - began, "score": perf_counter() - generated}
