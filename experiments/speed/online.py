@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,7 +41,7 @@ from ttpa.policy.engine import Sampling  # noqa: E402
 from ttpa.policy.forward import tree_token_logps  # noqa: E402
 from ttpa.train.grpo import GRPOModule  # noqa: E402
 from ttpa.train.policy_gradient import GRPO  # noqa: E402
-from ttpa.train.rollouts import Answer, Group, RolloutData, now  # noqa: E402
+from ttpa.train.rollouts import Answer, Group, RolloutData  # noqa: E402
 from ttpa.train.settings import AlignRecipe  # noqa: E402
 
 Split = dict[str, float]
@@ -55,11 +56,11 @@ def draws(engine: HFEngine, prompts: list[list[int]], group: int, answer: int) -
     """What the data module calls for groups."""
 
     def draw(numbers: Sequence[int], places: Sequence[int], step: int) -> tuple[list[Group], dict[str, float]]:
-        began = now()
+        began = perf_counter()
         engine.reset()
         asked = [prompts[k] for k in numbers]
         made = engine.generate(asked, group, Sampling(max_new_tokens=answer), [str(place) for place in places])
-        generated = now()
+        generated = perf_counter()
         groups = []
         for number, place, found in zip(numbers, places, made, strict=True):
             answers = [
@@ -70,7 +71,7 @@ def draws(engine: HFEngine, prompts: list[list[int]], group: int, answer: int) -
                 for one in found
             ]  # fmt: skip
             groups.append(Group(place=place, sample_id=str(number), prompt=tuple(prompts[number]), answers=answers))
-        return groups, {"generate": generated - began, "score": now() - generated}
+        return groups, {"generate": generated - began, "score": perf_counter() - generated}
 
     return draw
 
@@ -95,9 +96,12 @@ def ours(prompts: list[list[int]], group: int, answer: int, steps: int) -> list[
     recipe.pop("_target_")
     loss = GRPO(**loss_fields(aggregation="dapo"))
     draw = draws(HFEngine(policy=policy, rows=256), prompts, group, answer)
-    data = RolloutData(len(prompts), draw, loss, len(prompts), steps, 0, 8192, True, None)
+    data = RolloutData(
+        prompts=len(prompts), draw=draw, loss=loss, batch_size=len(prompts), steps=steps, seed=0, micro_tokens=8192,
+        trees=True, file=None,
+    )  # fmt: skip
     settings = AlignRecipe(**{**recipe, "lr": LEARNING_RATE, "schedule": "constant", "warmup_steps": 0})
-    module = Timed(policy, settings, (steps,), loss, data, max_new_tokens=answer, forward=tree_token_logps)
+    module = Timed(policy, settings, (steps,), tree_token_logps, loss=loss, rollouts=data, max_new_tokens=answer)
     module.splits = []
     pl.Trainer(
         max_steps=steps, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,

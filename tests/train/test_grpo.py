@@ -33,7 +33,6 @@ from tests.train.test_training import (
     Killed,
     adamw,
     furthest,
-    on_cpu,
     plain_logps,
     run_training,
     small_policy,
@@ -45,6 +44,7 @@ from ttpa.policy.logprobs import token_logps
 from ttpa.policy.tree import TokenRow
 from ttpa.train.grpo import TABLE, GRPOModule
 from ttpa.train.optim import build_optimizer
+from ttpa.train.plan import Step
 from ttpa.train.policy_gradient import GRPO
 from ttpa.train.rollouts import Answer, Group, RolloutData, Round, read_rounds
 from ttpa.train.settings import Optimisation
@@ -126,20 +126,20 @@ def made(
 ) -> Made:
     """A module over five prompts and its data; `options` are those of the module."""
     data = RolloutData(
-        len(PROMPTS),
-        script or Script(),
-        loss,
-        batch_size,
-        steps,
-        SEED,
-        micro_tokens,
-        forward == "tree",
-        file,
+        prompts=len(PROMPTS),
+        draw=script or Script(),
+        loss=loss,
+        batch_size=batch_size,
+        steps=steps,
+        seed=SEED,
+        micro_tokens=micro_tokens,
+        trees=forward == "tree",
+        file=file,
     )
     given: Any = policy or small_policy()
     chosen = settings or adamw(lr=1e-3)
     options = {"max_new_tokens": LONGEST, **options}
-    return GRPOModule(given, chosen, (steps,), loss, data, forward=FORWARDS[forward], **options), data
+    return GRPOModule(given, chosen, (steps,), FORWARDS[forward], loss=loss, rollouts=data, **options), data
 
 
 class Notes(pl.Callback):
@@ -150,6 +150,17 @@ class Notes(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self.steps.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def answers_of(data: RolloutData, step: Step) -> tuple[int, ...]:
+    """Numbers within the round of the answers of a step."""
+    assert data.round is not None
+    places = {id(answer): k for k, answer in enumerate(data.round.answers)}
+    return tuple(places[id(example.answer)] for micro in step.micros for example in micro)  # type: ignore[attr-defined]
+
+
+def rows_of_round(found: Round) -> list[TokenRow]:
+    return [TokenRow(group.prompt, answer.token_ids) for group in found.groups for answer in group.answers]
 
 
 def gradients(module: GRPOModule) -> dict[str, Tensor]:
@@ -179,8 +190,8 @@ def step_by_hand(both: Made, number: int = 0) -> tuple[float, dict[str, Tensor],
         loss.backward()
         total += float(loss.detach())
         for name, value in metrics.items():
-            sums[name] += float(value) * len(rows) / step.rows
-    return total, gradients(module), dict(sums), tuple(row for rows in step.micros for row in rows)
+            sums[name] += float(value) * len(rows) / step.examples
+    return total, gradients(module), dict(sums), answers_of(data, step)
 
 
 def moved(module: GRPOModule, by: float = 0.05) -> None:
@@ -240,7 +251,7 @@ def test_a_step_is_normalised_over_all_its_answers(aggregation: str, masked: boo
     moved(module)
     total, found, metrics, rows = step_by_hand(both, 2)
     assert len(rows) == 8 and len(data.step(begun(both), 2).micros) == 8
-    answers, every = begun(both).answers, begun(both).rows
+    answers, every = begun(both).answers, rows_of_round(begun(both))
     logps, mask = token_logps(module.model, [every[k] for k in rows], pad_id=PAD).padded()
     width = logps.shape[1]
 
@@ -300,7 +311,7 @@ def test_every_answer_is_learned_from_in_each_pass_of_a_round() -> None:
     """2 minibatches, 3 passes: each of the 4 groups once a pass, whole, in another order in the next pass."""
     both = made(grpo(num_iterations=3, minibatches=2), micro_tokens=1)
     found = begun(both)
-    steps = [[row for rows in both[1].step(found, number).micros for row in rows] for number in range(6)]
+    steps = [list(answers_of(both[1], both[1].step(found, number))) for number in range(6)]
     assert Counter(row for rows in steps for row in rows) == dict.fromkeys(range(16), 3)
     passes = [steps[0] + steps[1], steps[2] + steps[3], steps[4] + steps[5]]
     assert all(sorted(rows) == list(range(16)) for rows in passes)
@@ -321,7 +332,7 @@ def test_old_log_probs_are_those_of_the_weights_that_drew_the_round(tmp_path: Pa
     assert furthest(weights_of(start[0]), weights_of(early[0])) > 1e-3
     for module, found in zip((start[0], early[0]), read_rounds(file), strict=True):
         with torch.no_grad():
-            expected = [plain_logps(module.model, row)[-len(row.answer) :].tolist() for row in found.rows]
+            expected = [plain_logps(module.model, row)[-len(row.answer) :].tolist() for row in rows_of_round(found)]
         for answer, logps in zip(found.answers, expected, strict=True):
             assert answer.old_logps == pytest.approx(logps, abs=1e-5)
     assert {answer.old_logps for answer in begun(made(grpo())).answers} == {None}
@@ -332,7 +343,7 @@ def test_old_log_probs_are_those_of_the_weights_that_drew_the_round(tmp_path: Pa
 def test_entropy_is_the_mean_over_tokens_from_full_logits(forward: str, temperature: float) -> None:
     both = made(grpo(), forward=forward, micro_tokens=1, temperature=temperature)
     entropies, logps = [], []
-    for row in begun(both).rows:
+    for row in rows_of_round(begun(both)):
         ids = torch.tensor([[*row.prompt, *row.answer]])
         with torch.no_grad():
             every = (both[0].model(input_ids=ids).logits[0, -len(row.answer) - 1 : -1] / temperature).log_softmax(-1)
@@ -340,7 +351,7 @@ def test_entropy_is_the_mean_over_tokens_from_full_logits(forward: str, temperat
         logps += every.gather(1, torch.tensor(row.answer)[:, None])[:, 0].tolist()
     _, _, metrics, _ = step_by_hand(both)
     assert metrics["entropy"] == pytest.approx(sum(entropies) / len(entropies), rel=1e-5)
-    found = both[0]._logps(both[0].model, begun(both).rows)
+    found = both[0]._logps(both[0].model, rows_of_round(begun(both)))
     assert [value for row in found for value in row] == pytest.approx(logps, abs=1e-5)
 
 
@@ -404,7 +415,7 @@ def test_an_answer_without_tokens_adds_nothing_and_counts_as_an_answer(aggregati
 
     both = made(grpo(aggregation=aggregation), script=Script(edit=shortened), forward=forward, micro_tokens=1)
     _, found, metrics, _ = step_by_hand(both)
-    answers, rows = begun(both).answers, begun(both).rows
+    answers, rows = begun(both).answers, rows_of_round(begun(both))
     assert sorted(len(row.answer) for row in rows) == [0, 0, 1, 1, 1, 1, 1, 1]
     over = {"grpo": 8, "bnpo": 6, "dapo": 6, "dr_grpo": 8 * LONGEST}[aggregation]
     expected = sum(
@@ -512,7 +523,7 @@ def test_the_reference_of_a_full_model_is_its_start(tmp_path: Path) -> None:
     assert furthest(weights_of(module), trained) == 0.0
     with torch.no_grad():
         for found in read_rounds(tmp_path / "rollouts.jsonl"):
-            for answer, row in zip(found.answers, found.rows, strict=True):
+            for answer, row in zip(found.answers, rows_of_round(found), strict=True):
                 expected = plain_logps(copy, row)[-len(row.answer) :].tolist()
                 assert answer.ref_logps == pytest.approx(expected, abs=1e-5)
     assert {answer.ref_logps for answer in begun(made(grpo())).answers} == {None}
@@ -585,7 +596,7 @@ def test_tokens_of_another_engine_weigh_by_the_truncated_ratio(
             answer.logps = tuple(value - GAPS[k] for value in logps.tolist())
     total, found, _, _ = step_by_hand(both)
     expected, gaps = torch.zeros(()), []
-    for k, (answer, row) in enumerate(zip(begun(both).answers, begun(both).rows, strict=True)):
+    for k, (answer, row) in enumerate(zip(begun(both).answers, rows_of_round(begun(both)), strict=True)):
         mean = plain_logps(policy.model, row)[-len(row.answer) :].mean()
         expected = expected - weights[k % 4] * answer.advantage * mean / 8
         gaps += [abs(GAPS[k % 4])] * len(row.answer)
@@ -670,9 +681,8 @@ def test_a_logger_of_tables_is_given_the_same_rows(tmp_path: Path) -> None:
     train(
         *both,
         tmp_path,
-        trainer=on_cpu(),
+        trainer=plain.trainer(),
         logger=Tables(tmp_path),
-        checkpoint_every=1000,
         progress=lambda *_: None,
     )
     with (tmp_path / "answers.csv").open(newline="", encoding="utf-8") as file:

@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 
 from tests.train import plain
 from ttpa.errors import ConfigError
-from ttpa.train.plan import Demonstrations, Plan, plan_alignment
-from ttpa.train.plan import plan_warmup as plan_demonstrations
+from ttpa.policy.tree import TokenRow
+from ttpa.train import plan as plans
+from ttpa.train.plan import Example, Plan
 from ttpa.train.settings import AlignRecipe, Warmup, WarmupRecipe
 
 BANDS = ("easy", "medium", "hard")
@@ -30,10 +32,40 @@ def alignment(**fields: Any) -> AlignRecipe:
     return plain.align_recipe(**{**({} if "steps" in fields else {"epochs": 1.0}), **fields})
 
 
+@dataclass(frozen=True)
+class Demonstrations:
+    """Tokens of each row and of its answer, band and unit."""
+
+    lengths: Sequence[int]
+    answers: Sequence[int]
+    bands: Sequence[str]
+    units: Sequence[int]
+
+
+def numbered(plan: Plan) -> Plan:
+    """The same plan of row numbers (the first token of each row)."""
+    steps = tuple(tuple(example.rows[0].prompt[0] for example in step) for step in plan.steps)
+    return Plan(steps, plan.boundaries)  # type: ignore[arg-type]
+
+
+def plan_demonstrations(data: Demonstrations, how: Warmup, recipe: WarmupRecipe, seed: int) -> Plan:
+    rows = zip(data.lengths, data.answers, data.units, strict=True)
+    examples = [
+        Example((TokenRow([number] + [0] * (length - answer - 1), [1] * answer),), 1.0, unit)
+        for number, (length, answer, unit) in enumerate(rows)
+    ]
+    return numbered(plans.plan_warmup(examples, data.bands, how, recipe, seed))
+
+
 def plan_warmup(lengths: Sequence[int], bands: Sequence[str], how: tuple[Warmup, WarmupRecipe], seed: int) -> Plan:
     """Of rows that share nothing: each is a unit of its own."""
-    found = Demonstrations(lengths, [min(3, length) for length in lengths], bands, range(len(lengths)))
-    return plan_demonstrations(found, *how, seed)
+    answers = [min(3, length - 1) for length in lengths]
+    return plan_demonstrations(Demonstrations(lengths, answers, bands, range(len(lengths))), *how, seed)
+
+
+def plan_alignment(count: int, recipe: AlignRecipe, seed: int) -> Plan:
+    examples = [Example((TokenRow([number], [1]),), 1.0, number) for number in range(count)]
+    return numbered(plans.plan_alignment(examples, recipe, seed))
 
 
 def lengths_of(count: int, seed: int = 0) -> list[int]:
@@ -158,7 +190,7 @@ def dialogues(draw: st.DrawFn) -> Demonstrations:
     """Rows of a few units, in any order; an answer is at most the whole row."""
     units = draw(st.lists(st.integers(0, 6), min_size=1, max_size=30))
     lengths = [draw(st.integers(1, 60)) for _ in units]
-    answers = [draw(st.integers(0, length)) for length in lengths]
+    answers = [draw(st.integers(0, length - 1)) for length in lengths]
     return Demonstrations(lengths, answers, [draw(st.sampled_from(BANDS)) for _ in units], units)
 
 

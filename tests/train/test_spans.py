@@ -14,8 +14,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from tests.train import plain
 from ttpa.policy.tree import TokenRow
 from ttpa.records import Candidate, Pair, Score
-from ttpa.run.stages import training
-from ttpa.run.stages.training import _row
+from ttpa.run.stages import aligning
+from ttpa.run.stages.aligning import pair_row
 from ttpa.train.losses import DPO, SimPO
 
 PROMPT = (100, 101, 102)
@@ -35,7 +35,7 @@ def pair(chosen: tuple[int, ...], rejected: tuple[int, ...], ends: tuple[int, in
 
 def sides(one: Pair, over: str) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """(prompt, answer) of each side."""
-    rows = [_row(PROMPT, one, side, over) for side in ("chosen", "rejected")]
+    rows = [pair_row(PROMPT, one, side, over) for side in ("chosen", "rejected")]
     return [(tuple(row.prompt), tuple(row.answer)) for row in rows]
 
 
@@ -97,10 +97,12 @@ def test_the_stage_trains_on_the_rows_of_the_setting(kind: Any, monkeypatch: pyt
     ).to(torch.float32)  # fmt: skip
 
     def fit(parts: Any, module: Any, data: Any, workdir: Any, progress: Any) -> dict[str, Any]:
-        seen.update(chosen=list(module.chosen), rejected=list(module.rejected), data=data)
+        examples = sorted(data.steps[0], key=lambda example: example.unit)
+        for side, name in enumerate(("chosen", "rejected")):
+            seen[name] = [example.rows[side] for example in examples]
         return {}
 
-    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr(aligning, "fit", fit)
     for over in ("answer", "span"):
         policy = SimpleNamespace(model=model, renderer=SimpleNamespace(pad_id=0), start_training=lambda seed: None)
         loss = plain.loss(kind, over=over)
@@ -108,9 +110,9 @@ def test_the_stage_trains_on_the_rows_of_the_setting(kind: Any, monkeypatch: pyt
         parts: Any = SimpleNamespace(objective=loss, recipe=recipe, trainer=plain.trainer(micro_tokens=1000), seed=0)
         folder = tmp_path / f"{over}"
         folder.mkdir()
-        made = training._align_pairs(parts, policy, pairs, {"s": [3, 4]}, loss, folder, lambda *news: None)  # type: ignore[arg-type]
+        made = aligning._align_pairs(parts, policy, loss, pairs, {"s": [3, 4]}, folder, lambda *news: None)  # type: ignore[arg-type]
         assert made == {"pairs": 2}
-        expected = [[_row([3, 4], one, side, over) for one in pairs] for side in ("chosen", "rejected")]
+        expected = [[pair_row([3, 4], one, side, over) for one in pairs] for side in ("chosen", "rejected")]
         assert as_tuples(seen["chosen"]) == as_tuples(expected[0])
         assert as_tuples(seen["rejected"]) == as_tuples(expected[1])
         assert (folder / "reference_logps.jsonl").exists() == loss.needs_reference

@@ -22,11 +22,9 @@ from ttpa.policy.forward import answer_sums
 from ttpa.policy.logprobs import token_logps
 from ttpa.policy.tree import TokenRow
 from ttpa.train.losses import DPO, SimPO
-from ttpa.train.module import PlanData, PolicyModule
-from ttpa.train.plan import Demonstrations, Plan, plan_warmup
-from ttpa.train.preference import PreferenceModule
+from ttpa.train.module import PairExample, PlanData, PolicyModule, PreferenceModule, SFTModule, sft_example
+from ttpa.train.plan import Example, Plan, cut_step, plan_warmup
 from ttpa.train.settings import Optimisation
-from ttpa.train.sft import SFTModule, row_weight
 from ttpa.train.train import train
 
 VOCAB, PAD = 50, 0
@@ -89,25 +87,36 @@ def references(policy: FakePolicy) -> list[tuple[float, float]]:
     return [(c + 0.5, r - 0.25 * i) for i, (c, r) in enumerate(sums)]
 
 
-def sft(plan: Plan, micro_tokens: int, settings: Optimisation, layers: int = 1) -> tuple[SFTModule, PlanData]:
+SFT = [sft_example(row, PROMPT_WEIGHT, number) for number, row in enumerate(CHOSEN)]
+Steps = Sequence[Sequence[int]]
+
+
+def plan_of(examples: Sequence[Example], steps: Steps, boundaries: Sequence[int] | None = None) -> Plan:
+    return Plan(tuple(tuple(examples[k] for k in step) for step in steps), tuple(boundaries or (len(steps),)))
+
+
+def sft(
+    steps: Steps | Plan, micro_tokens: int, settings: Optimisation, boundaries: Any = None, layers: int = 1
+) -> tuple[SFTModule, PlanData]:
+    plan = steps if isinstance(steps, Plan) else plan_of(SFT, steps, boundaries)
     policy: Any = small_policy(layers)
-    module = SFTModule(policy, settings, plan.boundaries, CHOSEN, PROMPT_WEIGHT)
-    weights = [row_weight(row, PROMPT_WEIGHT) for row in CHOSEN]
-    return module, PlanData(plan, [len(row) for row in CHOSEN], weights, micro_tokens)
+    module = SFTModule(policy, settings, plan.boundaries, prompt_weight=PROMPT_WEIGHT)
+    return module, PlanData(plan, micro_tokens, trees=False)
 
 
 def preference(
-    loss: DPO | SimPO, plan: Plan, micro_tokens: int, settings: Optimisation
+    loss: DPO | SimPO, steps: Steps, micro_tokens: int, settings: Optimisation, boundaries: Any = None
 ) -> tuple[PreferenceModule, PlanData]:
     policy: Any = small_policy()
-    known = references(policy) if loss.needs_reference else None
-    module = PreferenceModule(policy, settings, plan.boundaries, loss, CHOSEN, REJECTED, known)
-    lengths = [len(c) + len(r) for c, r in zip(CHOSEN, REJECTED, strict=True)]
-    return module, PlanData(plan, lengths, [len(row.answer) for row in CHOSEN], micro_tokens)
+    known = references(policy) if loss.needs_reference else [None] * len(CHOSEN)
+    pairs = zip(CHOSEN, REJECTED, known, strict=True)
+    examples = [PairExample((c, r), len(c.answer), number, ref) for number, (c, r, ref) in enumerate(pairs)]
+    plan = plan_of(examples, steps, boundaries)
+    return PreferenceModule(policy, settings, plan.boundaries, loss=loss), PlanData(plan, micro_tokens, trees=False)
 
 
 Made = tuple[PolicyModule, PlanData]
-KINDS: dict[str, Callable[[Plan, int, Optimisation], Made]] = {
+KINDS: dict[str, Callable[..., Made]] = {
     "sft with prompt weight": sft,
     "dpo with anchor": lambda *given: preference(
         plain.loss(DPO, beta=0.5, label_smoothing=0.1, sft_weight=0.3), *given
@@ -138,25 +147,18 @@ class KillAtEnd(pl.Callback):
         raise Killed
 
 
-def on_cpu(*extra: pl.Callback) -> Callable[..., pl.Trainer]:
-    def build(*, callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
-        return pl.Trainer(accelerator="cpu", devices=1, callbacks=[*callbacks, *extra], **options)
-
-    return build
-
-
 def run_training(made: Made, folder: Path, *extra: pl.Callback, every: int = 1000) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     seen: list[tuple[int, int]] = []
     metrics = train(
         *made,
         folder,
-        trainer=on_cpu(*extra),
+        trainer=plain.trainer(checkpoint_every_steps=every, log_every_n_steps=50),
         logger=False,
-        checkpoint_every=every,
         progress=lambda done, total, speed, note: seen.append((done, total)),
+        callbacks=extra,
     )
-    assert not seen or seen[-1] == (len(made[1].plan.steps), len(made[1].plan.steps))
+    assert not seen or seen[-1] == (made[1].total_steps, made[1].total_steps)
     return metrics
 
 
@@ -192,11 +194,12 @@ def plain_preference(module: PolicyModule, rows: Sequence[int]) -> Tensor:
     """Mean over the pairs of the step, plus 0.3 times the chosen answers' NLL by token."""
     assert isinstance(module, PreferenceModule)
     losses, nll = [], torch.zeros(())
+    known = references(FakePolicy(small_policy().model, SimpleNamespace(pad_id=PAD)))
     for i in rows:
         both = (CHOSEN[i], REJECTED[i])
         chosen, rejected = (plain_logps(module.model, row)[-len(row.answer) :].sum() for row in both)
-        if module.references is not None:
-            margin = 0.5 * (chosen - module.references[i][0] - rejected + module.references[i][1])
+        if module.loss.needs_reference:
+            margin = 0.5 * (chosen - known[i][0] - rejected + known[i][1])
             losses.append(-0.9 * torch.log(torch.sigmoid(margin)) - 0.1 * torch.log(torch.sigmoid(-margin)))
         else:
             means = chosen / len(CHOSEN[i].answer) - rejected / len(REJECTED[i].answer)
@@ -212,8 +215,8 @@ def plain_loss(kind: str) -> Callable[[PolicyModule, Sequence[int]], Tensor]:
 @pytest.mark.parametrize("micro_tokens", [1, 40, HUGE])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_of_a_step_is_that_of_the_plain_formula_over_full_logits(kind: str, micro_tokens: int) -> None:
-    module, data = KINDS[kind](Plan(STEPS, (5,)), micro_tokens, adamw())
-    step = data.step(STEPS[0], 0, 1)
+    module, data = KINDS[kind](STEPS, micro_tokens, adamw())
+    step = cut_step(data.plan.steps[0], micro_tokens, trees=False)
     assert {1: 5, 40: 2 if kind.startswith("sft") else 3, HUGE: 1}[micro_tokens] <= len(step.micros)
     total = torch.zeros(())
     for rows in step.micros:
@@ -232,17 +235,17 @@ def test_gradient_of_a_step_is_that_of_the_plain_formula_over_full_logits(kind: 
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_is_the_plain_loop(kind: str, tmp_path: Path) -> None:
     """Gradient of the plain loss, clip, AdamW at the scheduled rate, written out: three steps in two phases."""
-    settings, plan = adamw(clip=0.5), Plan(STEPS[:3], (2, 3))
-    module, data = KINDS[kind](plan, 40, settings)
+    settings, steps = adamw(clip=0.5), STEPS[:3]
+    module, data = KINDS[kind](steps, 40, settings, (2, 3))
     metrics = run_training((module, data), tmp_path)
-    other, _ = KINDS[kind](plan, 40, settings)
+    other, _ = KINDS[kind](steps, 40, settings, (2, 3))
     matrices = [p for name, p in other.model.named_parameters() if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in other.model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], betas=(0.9, 0.95)
     )
     loss, norms = torch.zeros(()), []
-    for number, rows in enumerate(plan.steps):
+    for number, rows in enumerate(steps):
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * (0.5, 1.0, 0.5)[number]  # warm-up of 2 steps in phases of 2 and 1
         optimizer.zero_grad()
@@ -251,21 +254,23 @@ def test_training_is_the_plain_loop(kind: str, tmp_path: Path) -> None:
         norms.append(float(torch.nn.utils.clip_grad_norm_(other.model.parameters(), 0.5)))
         optimizer.step()
     assert furthest(weights_of(module), weights_of(other)) < 5e-6
-    assert furthest(weights_of(module), weights_of(KINDS[kind](plan, 40, settings)[0])) > 1e-3
+    assert furthest(weights_of(module), weights_of(KINDS[kind](steps, 40, settings, (2, 3))[0])) > 1e-3
     assert max(norms) > 0.5, "clipping was not put to the test"
     assert metrics["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
     assert metrics["grad_norm"] == pytest.approx(norms[-1], rel=1e-3)
     assert metrics["lr"] == pytest.approx(1.5e-3)
-    assert metrics["steps"] == 3 and metrics["tokens"] == sum(data.costs[row] for rows in plan.steps for row in rows)
+    assert metrics["steps"] == 3 and metrics["tokens"] == sum(
+        len(row) for examples in data.plan.steps for example in examples for row in example.rows
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_micro_batch_size_does_not_change_three_steps(kind: str, tmp_path: Path) -> None:
     results = []
     for micro_tokens in (1, HUGE):
-        made = KINDS[kind](Plan(STEPS[:3], (3,)), micro_tokens, adamw(lr=1e-3))
+        made = KINDS[kind](STEPS[:3], micro_tokens, adamw(lr=1e-3))
         before = weights_of(made[0])
-        assert len(made[1].step(STEPS[0], 0, 1).micros) == (5 if micro_tokens == 1 else 1)
+        assert len(cut_step(made[1].plan.steps[0], micro_tokens, trees=False).micros) == (5 if micro_tokens == 1 else 1)
         metrics = run_training(made, tmp_path / str(micro_tokens))
         results.append((weights_of(made[0]), metrics))
     (tiny, tiny_metrics), (huge, huge_metrics) = results
@@ -285,9 +290,7 @@ def test_preference_metrics_do_not_depend_on_the_micro_batch_size(tmp_path: Path
     }
     found = []
     for micro_tokens in (1, HUGE):
-        metrics = run_training(
-            KINDS["dpo with anchor"](Plan(STEPS[:1], (1,)), micro_tokens, adamw()), tmp_path / str(micro_tokens)
-        )
+        metrics = run_training(KINDS["dpo with anchor"](STEPS[:1], micro_tokens, adamw()), tmp_path / str(micro_tokens))
         assert names | {"nll_loss"} <= metrics.keys()
         found.append({name: metrics[name] for name in names})
     assert found[0] == pytest.approx(found[1], rel=1e-4)
@@ -299,24 +302,23 @@ def test_preference_metrics_do_not_depend_on_the_micro_batch_size(tmp_path: Path
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
 def test_ranks_share_a_step(world: int) -> None:
     """All rows once, the same number of micro-batches on every rank, the weight and row count of the whole step."""
-    data = PlanData(Plan(STEPS, (5,)), [len(row) for row in CHOSEN], [float(i + 1) for i in range(12)], 30)
-    steps = [data.step(STEPS[0], rank, world) for rank in range(world)]
-    assert sorted(row for step in steps for micro in step.micros for row in micro) == sorted(STEPS[0])
+    examples = [Example((CHOSEN[k],), k + 1.0, k) for k in STEPS[0]]
+    steps = [cut_step(examples, 30, False, rank, world) for rank in range(world)]
+    assert sorted(one.unit for step in steps for micro in step.micros for one in micro) == sorted(STEPS[0])
     assert len({len(step.micros) for step in steps}) == 1
-    assert {(step.weight, step.rows) for step in steps} == {(15.0, 5)}
-    assert sum(step.tokens for step in steps) == sum(len(CHOSEN[row]) for row in STEPS[0])
+    assert {(step.weight, step.examples) for step in steps} == {(15.0, 5)}
     for step in steps:
-        assert step.tokens == sum(len(CHOSEN[row]) for micro in step.micros for row in micro)
+        assert step.tokens == sum(len(one.rows[0]) for micro in step.micros for one in micro)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_of_the_ranks_add_up_to_that_of_one_rank(kind: str) -> None:
-    module, data = KINDS[kind](Plan(STEPS, (5,)), 60, adamw())
+    module, data = KINDS[kind](STEPS, 60, adamw())
     gradients = []
     for world in (1, 3):
         module.zero_grad()
         for rank in range(world):
-            step = data.step(STEPS[1], rank, world)
+            step = cut_step(data.plan.steps[1], 60, False, rank, world)
             for rows in filter(None, step.micros):
                 module.micro_loss(rows, step)[0].backward()
         gradients.append({name: p.grad.clone() for name, p in module.model.named_parameters() if p.grad is not None})
@@ -330,7 +332,7 @@ def test_gradients_of_the_ranks_add_up_to_that_of_one_rank(kind: str) -> None:
 @pytest.mark.parametrize("name", ["adamw", "muon_adamw"])
 def test_a_killed_run_continues_to_the_same_bits(name: str, every: int, tmp_path: Path) -> None:
     """Killed after 4 of 5 steps, before that one's resume point: goes on from step 3 (every 1) or 2 (every 2)."""
-    settings, plan = adamw(optimizer=name), Plan(STEPS, (5,))
+    settings, plan = adamw(optimizer=name), plan_of(SFT, STEPS)
     whole = sft(plan, 40, settings, layers=2)
     metrics = run_training(whole, tmp_path / "whole")
     with pytest.raises(Killed):
@@ -348,10 +350,7 @@ def test_a_killed_curriculum_continues_in_its_phase(name: str, tmp_path: Path) -
     """Killed in the second of three bands, then in the third: three runs in one folder end where one run ends."""
     bands = ["easy"] * 4 + ["medium"] * 5 + ["hard"] * 3
     recipe = plain.warmup_recipe(batch_tokens=40, epochs=2.0, optimizer=name, lr=3e-3, weight_decay=0.1, warmup_steps=1)
-    lengths, answers = [len(row) for row in CHOSEN], [len(row.answer) for row in CHOSEN]
-    plan = plan_warmup(
-        Demonstrations(lengths, answers, bands, range(len(CHOSEN))), plain.warmup(order="bands", replay=0.5), recipe, 0
-    )
+    plan = plan_warmup(SFT, bands, plain.warmup(order="bands", replay=0.5), recipe, 0)
     first, second, last = plan.boundaries
     assert first + 1 < second and second + 2 < last
     whole = sft(plan, 20, recipe)
@@ -366,16 +365,16 @@ def test_a_killed_curriculum_continues_in_its_phase(name: str, tmp_path: Path) -
 
 def test_a_killed_preference_run_continues_to_the_same_bits(tmp_path: Path) -> None:
     made = KINDS["dpo with anchor"]
-    whole, again = made(Plan(STEPS, (5,)), 60, adamw()), made(Plan(STEPS, (5,)), 60, adamw())
+    whole, again = made(STEPS, 60, adamw()), made(STEPS, 60, adamw())
     run_training(whole, tmp_path / "whole")
     with pytest.raises(Killed):
-        run_training(made(Plan(STEPS, (5,)), 60, adamw()), tmp_path / "cut", KillAfter(3), every=1)
+        run_training(made(STEPS, 60, adamw()), tmp_path / "cut", KillAfter(3), every=1)
     run_training(again, tmp_path / "cut", every=1)
     assert furthest(weights_of(whole[0]), weights_of(again[0])) == 0.0
 
 
 def test_a_run_killed_before_its_first_resume_point_starts_over(tmp_path: Path) -> None:
-    plan = Plan(STEPS[:3], (3,))
+    plan = plan_of(SFT, STEPS[:3])
     whole, again = sft(plan, 40, adamw()), sft(plan, 40, adamw())
     run_training(whole, tmp_path / "whole")
     with pytest.raises(Killed):
@@ -386,7 +385,7 @@ def test_a_run_killed_before_its_first_resume_point_starts_over(tmp_path: Path) 
 
 
 def test_a_run_killed_after_its_last_step_keeps_the_weights(tmp_path: Path) -> None:
-    plan = Plan(STEPS[:3], (3,))
+    plan = plan_of(SFT, STEPS[:3])
     whole, again = sft(plan, 40, adamw()), sft(plan, 40, adamw())
     run_training(whole, tmp_path / "whole")
     with pytest.raises(Killed):
@@ -394,12 +393,12 @@ def test_a_run_killed_after_its_last_step_keeps_the_weights(tmp_path: Path) -> N
     assert torch.load(tmp_path / "cut" / "last.ckpt", weights_only=False)["global_step"] == 3
     metrics = run_training(again, tmp_path / "cut", every=1)
     assert furthest(weights_of(whole[0]), weights_of(again[0])) == 0.0
-    assert metrics["steps"] == 3 and metrics["tokens"] == sum(len(CHOSEN[row]) for rows in plan.steps for row in rows)
+    assert metrics["steps"] == 3 and metrics["tokens"] == sum(len(one.rows[0]) for step in plan.steps for one in step)
 
 
 def test_the_last_resume_point_stays_until_the_caller_has_saved(tmp_path: Path) -> None:
     """A second call in the folder, as after a kill while the policy was written, ends with the same weights."""
-    plan = Plan(STEPS[:3], (3,))
+    plan = plan_of(SFT, STEPS[:3])
     first, again = sft(plan, 40, adamw()), sft(plan, 40, adamw())
     run_training(first, tmp_path, every=2)
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
@@ -409,7 +408,7 @@ def test_the_last_resume_point_stays_until_the_caller_has_saved(tmp_path: Path) 
 
 def test_resume_points_hold_trained_weights_only(tmp_path: Path) -> None:
     """The frozen weights come from where the policy came from."""
-    plan = Plan(STEPS[:3], (3,))
+    plan = plan_of(SFT, STEPS[:3])
 
     def half_frozen() -> Made:
         made = sft(plan, 40, adamw())

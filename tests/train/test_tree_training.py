@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,10 +22,8 @@ from ttpa.policy.forward import Forward, answer_sums, tree_token_logps
 from ttpa.policy.logprobs import token_logps
 from ttpa.policy.tree import TokenRow, TokenTree
 from ttpa.train.losses import DPO, SimPO
-from ttpa.train.module import PlanData, PolicyModule
-from ttpa.train.plan import Demonstrations, Plan, plan_warmup
-from ttpa.train.preference import PreferenceModule
-from ttpa.train.sft import SFTModule, row_weight
+from ttpa.train.module import PairExample, PlanData, PolicyModule, PreferenceModule, SFTModule, sft_example
+from ttpa.train.plan import Example, Plan, cut_step, plan_warmup
 from ttpa.train.train import train
 
 VOCAB, PAD, HUGE = 50, 0, 1_000_000
@@ -102,39 +99,26 @@ FORWARDS: dict[str, Forward] = {"tree": tree_token_logps, "padded": token_logps}
 Made = tuple[PolicyModule, PlanData]
 
 
+def plan_of(examples: Sequence[Example], steps: Sequence[Sequence[int]]) -> Plan:
+    return Plan(tuple(tuple(examples[k] for k in step) for step in steps), (len(steps),))
+
+
 def sft(model: str, forward: Forward, micro_tokens: int, prompt_weight: float = 0.3) -> Made:
-    plan = Plan(SFT_STEPS, (3,))
-    module = SFTModule(small_policy(model), OPTIMIZER, plan.boundaries, ROWS, prompt_weight, forward)
-    shares = forward is not token_logps
-    data = PlanData(
-        plan,
-        [len(row) for row in ROWS],
-        [row_weight(row, prompt_weight) for row in ROWS],
-        micro_tokens,
-        units=UNITS if shares else None,
-        own=[len(row.answer) for row in ROWS],
-    )
-    return module, data
+    examples = [sft_example(row, prompt_weight, unit) for row, unit in zip(ROWS, UNITS, strict=True)]
+    plan = plan_of(examples, SFT_STEPS)
+    module = SFTModule(small_policy(model), OPTIMIZER, plan.boundaries, forward, prompt_weight=prompt_weight)
+    return module, PlanData(plan, micro_tokens, trees=forward is not token_logps)
 
 
 def preference(loss: DPO | SimPO, model: str, forward: Forward, micro_tokens: int) -> Made:
-    plan, policy = Plan(PAIR_STEPS, (3,)), small_policy(model)
-    known = None
+    policy, known = small_policy(model), [None] * len(PAIRS)
     if loss.needs_reference:
         sums = answer_sums(forward, policy.model, PAIRS, pad_id=PAD, budget=200)
         known = [(c + 0.5, r - 0.25 * i) for i, (c, r) in enumerate(sums)]
-    chosen, rejected = ([pair[side] for pair in PAIRS] for side in (0, 1))
-    module = PreferenceModule(policy, OPTIMIZER, plan.boundaries, loss, chosen, rejected, known, forward)
-    shares = forward is not token_logps
-    data = PlanData(
-        plan,
-        [len(c) + len(r.answer) if shares else 2 * max(len(c), len(r)) for c, r in PAIRS],
-        [len(c.answer) for c, _ in PAIRS],
-        micro_tokens,
-        tokens=[len(c) + len(r) for c, r in PAIRS],
-        units=range(len(PAIRS)) if shares else None,
-    )
-    return module, data
+    examples = [PairExample(pair, len(pair[0].answer), k, known[k]) for k, pair in enumerate(PAIRS)]
+    plan = plan_of(examples, PAIR_STEPS)
+    module = PreferenceModule(policy, OPTIMIZER, plan.boundaries, forward, loss=loss)
+    return module, PlanData(plan, micro_tokens, trees=forward is not token_logps)
 
 
 KINDS: dict[str, Any] = {
@@ -147,11 +131,7 @@ KINDS: dict[str, Any] = {
 
 def trained(made: Made, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     folder.mkdir()
-
-    def on_cpu(*, callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
-        return pl.Trainer(accelerator="cpu", devices=1, callbacks=callbacks, **options)
-
-    metrics = train(*made, folder, trainer=on_cpu, logger=False, checkpoint_every=1000, progress=lambda *_: None)
+    metrics = train(*made, folder, trainer=plain.trainer(), logger=False, progress=lambda *_: None)
     return weights_of(made[0]), metrics
 
 
@@ -188,7 +168,7 @@ def test_micro_batches_do_not_change_three_steps_through_trees(kind: str, tmp_pa
     results, counts = [], []
     for micro_tokens in (1, HUGE):
         made = KINDS[kind]("qwen2", tree_token_logps, micro_tokens)
-        counts.append(len(made[1].step(made[1].plan.steps[0], 0, 1).micros))
+        counts.append(len(cut_step(made[1].plan.steps[0], micro_tokens, trees=True).micros))
         results.append(trained(made, tmp_path / str(micro_tokens)))
     (tiny, tiny_metrics), (huge, huge_metrics) = results
     assert counts == [2 if kind.startswith("sft") else 4, 1]
@@ -205,7 +185,7 @@ def test_gradients_of_the_ranks_add_up_through_trees(kind: str) -> None:
     for world in (1, 3):
         module.zero_grad()
         for rank in range(world):
-            step = data.step(data.plan.steps[1], rank, world)
+            step = cut_step(data.plan.steps[1], 40, True, rank, world)
             for rows in filter(None, step.micros):
                 module.micro_loss(rows, step)[0].backward()
         gradients.append({name: p.grad.clone() for name, p in module.model.named_parameters() if p.grad is not None})
@@ -223,61 +203,52 @@ def test_references_by_the_tree_are_those_by_padding() -> None:
 
 
 @st.composite
-def steps_of_units(draw: st.DrawFn) -> tuple[list[int], list[int], list[int]]:
-    """Unit, tokens and own tokens of each row."""
+def steps_of_units(draw: st.DrawFn) -> list[Example]:
+    """Rows of up to six units."""
     units = draw(st.lists(st.integers(0, 5), min_size=1, max_size=20))
-    lengths = [draw(st.integers(1, 50)) for _ in units]
-    return units, lengths, [draw(st.integers(0, length)) for length in lengths]
+    sizes = [(draw(st.integers(1, 40)), draw(st.integers(0, 10))) for _ in units]
+    return [Example((TokenRow([2] * p, [3] * a),), 1.0, unit) for unit, (p, a) in zip(units, sizes, strict=True)]
 
 
 @settings(deadline=None, max_examples=100)
-@given(rows=steps_of_units(), micro_tokens=st.integers(1, 200), world=st.integers(1, 3))
-def test_rows_of_a_unit_stay_in_one_micro_batch(
-    rows: tuple[list[int], list[int], list[int]], micro_tokens: int, world: int
-) -> None:
+@given(examples=steps_of_units(), micro_tokens=st.integers(1, 200), world=st.integers(1, 3))
+def test_rows_of_a_unit_stay_in_one_micro_batch(examples: list[Example], micro_tokens: int, world: int) -> None:
     """On one rank; every row once; all ranks have as many micro-batches; several units keep the budget together."""
-    units, lengths, own = rows
-    everything = tuple(range(len(units)))
-    data = PlanData(Plan((everything,), (1,)), lengths, [1.0] * len(units), micro_tokens, units=units, own=own)
-    steps = [data.step(everything, rank, world) for rank in range(world)]
+    steps = [cut_step(examples, micro_tokens, True, rank, world) for rank in range(world)]
     micros = [micro for step in steps for micro in step.micros if micro]
-    assert sorted(row for micro in micros for row in micro) == list(everything)
-    assert sum(len({units[row] for row in micro}) for micro in micros) == len(set(units))
+    assert sorted(id(one) for micro in micros for one in micro) == sorted(map(id, examples))
+    assert sum(len({one.unit for one in micro}) for micro in micros) == len({one.unit for one in examples})
     assert len({len(step.micros) for step in steps}) == 1
-    assert {(step.weight, step.rows) for step in steps} == {(float(len(units)), len(units))}
-    assert sum(step.tokens for step in steps) == sum(lengths)
+    assert {(step.weight, step.examples) for step in steps} == {(float(len(examples)), len(examples))}
+    assert sum(step.tokens for step in steps) == sum(len(one.rows[0]) for one in examples)
     for micro in micros:
-        homes = {unit: [row for row in micro if units[row] == unit] for unit in (units[row] for row in micro)}
-        costs = [
-            max(lengths[row] for row in home)
-            + sum(own[row] for row in home)
-            - max(own[row] for row in home if lengths[row] == max(lengths[other] for other in home))
-            for home in homes.values()
-        ]
+        homes = [[one.rows[0] for one in micro if one.unit == unit] for unit in {one.unit for one in micro}]
+        costs = []
+        for home in homes:
+            longest = max(home, key=len)
+            costs.append(len(longest) + sum(len(row.answer) for row in home if row is not longest))
         assert len(homes) == 1 or sum(costs) <= micro_tokens
 
 
 def test_trees_are_packed_by_their_sum_and_padded_rows_by_their_longest() -> None:
-    """Costs 30, 10, 10 and 50 tokens: a forest of 100 takes all four, a rectangle of 100 only the short ones."""
-    plan, costs = Plan(((0, 1, 2, 3),), (1,)), [30, 10, 10, 50]
-    packed = PlanData(plan, costs, [1.0] * 4, 100, units=range(4), own=costs).step(plan.steps[0], 0, 1)
-    assert packed.micros == ((3, 0, 1, 2),)
-    padded = PlanData(plan, costs, [1.0] * 4, 100).step(plan.steps[0], 0, 1)
-    assert padded.micros == ((1, 2, 0), (3,))
+    """Rows of 30, 10, 10 and 50 tokens: a forest of 100 takes all four, a rectangle of 100 only the short ones."""
+    examples = [Example((TokenRow([2] * (size - 1), [3]),), 1.0, k) for k, size in enumerate((30, 10, 10, 50))]
+    found = [
+        [[one.unit for one in micro] for micro in cut_step(examples, 100, trees).micros] for trees in (True, False)
+    ]
+    assert found == [[[3, 0, 1, 2]], [[1, 2, 0], [3]]]
 
 
 @pytest.mark.parametrize("micro_tokens", [1, 60, 100, HUGE])
 def test_the_planned_cost_of_a_dialogue_bounds_its_tree(micro_tokens: int) -> None:
     """The longest row and the others' answers are at least the nodes, because each history is a prefix of the next."""
-    rows, units = dialogue_rows(8, 4, 3)
-    lengths, answers = [len(row) for row in rows], [len(row.answer) for row in rows]
+    examples = [sft_example(row, 0.0, unit) for row, unit in zip(*dialogue_rows(8, 4, 3), strict=True)]
     recipe = plain.warmup_recipe(batch_tokens=300, epochs=1.0)
-    plan = plan_warmup(Demonstrations(lengths, answers, [""] * len(rows), units), plain.warmup(), recipe, 0)
-    data = PlanData(plan, lengths, [1.0] * len(rows), micro_tokens, units=units, own=answers)
+    plan = plan_warmup(examples, [""] * len(examples), plain.warmup(), recipe, 0)
     homes: list[Sequence[int]] = []
     for step in plan.steps:
-        for micro in data.step(step, 0, 1).micros:
-            nodes = len(TokenTree.build([[*rows[k].prompt, *rows[k].answer] for k in micro]))
-            homes.append(sorted({units[k] for k in micro}))
+        for micro in cut_step(step, micro_tokens, trees=True).micros:
+            nodes = len(TokenTree.build([[*one.rows[0].prompt, *one.rows[0].answer] for one in micro]))
+            homes.append(sorted({one.unit for one in micro}))
             assert nodes <= micro_tokens or len(homes[-1]) == 1
     assert sorted(unit for home in homes for unit in home) == list(range(8)), "no dialogue is in two micro-batches"
