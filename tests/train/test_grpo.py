@@ -351,8 +351,9 @@ def test_entropy_is_the_mean_over_tokens_from_full_logits(forward: str, temperat
         logps += every.gather(1, torch.tensor(row.answer)[:, None])[:, 0].tolist()
     _, _, metrics, _ = step_by_hand(both)
     assert metrics["entropy"] == pytest.approx(sum(entropies) / len(entropies), rel=1e-5)
-    found = both[0]._logps(both[0].model, rows_of_round(begun(both)))
-    assert [value for row in found for value in row] == pytest.approx(logps, abs=1e-5)
+    both[0]._measure(begun(both), both[0].model, "old_logps")
+    found = [value for answer in begun(both).answers for value in answer.old_logps or ()]
+    assert found == pytest.approx(logps, abs=1e-5)
 
 
 # --- answers that teach nothing ----------------------------------------------------------------------------------
@@ -561,7 +562,7 @@ def test_the_reference_of_an_adapter_is_its_start(tmp_path: Path, earlier: bool)
     assert kls[0] < 1e-10 < 1e-6 < kls[1] < kls[3]
     last = read_rounds(tmp_path / "rollouts.jsonl")[-1]
     with torch.no_grad():
-        for answer, row in zip(last.answers, last.rows, strict=True):
+        for answer, row in zip(last.answers, rows_of_round(last), strict=True):
             assert answer.ref_logps == pytest.approx(plain_logps(base, row)[-len(row.answer) :].tolist(), abs=1e-5)
 
 

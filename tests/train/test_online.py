@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -206,7 +205,12 @@ def test_epochs_are_passes_over_the_prompts(overrides: list[str], steps: int) ->
     given = ["recipe.online.steps=null", "recipe.online.epochs=1", *overrides]
     with initialize_config_module("ttpa.conf", version_base="1.3"):
         cfg = compose("config", overrides=[*SMALL, *TRAINED, *given])
-    assert _steps(SimpleNamespace(objective=config.instantiate(cfg.objective, "objective")), 12) == steps
+    assert (
+        _steps(
+            config.instantiate(cfg.recipe.online, "recipe.online"), config.instantiate(cfg.objective, "objective"), 12
+        )
+        == steps
+    )
 
 
 @pytest.mark.parametrize(
