@@ -276,7 +276,7 @@ def test_every_tool_name_is_in_the_token_ids_of_every_stage(folder: Path, monkey
         return prompts
 
     monkeypatch.setattr(Renderer, "prompts", watched)
-    for module, names in ((training, ("build_warmup", "build_align")),
+    for module, names in ((training, ("build_warmup",)), (aligning, ("build_align",)),
                           (decoding, ("build_select", "build_evaluate")), (exploring, ("build_explore",))):  # fmt: skip
         for name in names:
             build = getattr(module, name)
