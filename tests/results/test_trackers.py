@@ -19,7 +19,7 @@ from ttpa.errors import ConfigError
 from ttpa.results.wandb import Wandb, flat, has_key, mode_of
 from ttpa.run import pipeline
 from ttpa.run.tracking import TRACKED, StageFacts, Tracking
-from ttpa.train.sft import SFTModule
+from ttpa.train.module import SFTModule
 
 TINY = (
     "data.warmup_samples=80", "data.explore_samples=8", "data.test_per_band=2", "data.test_unseen=1",
