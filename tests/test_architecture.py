@@ -30,7 +30,7 @@ FENCES = {
     "jinja2": ("results.report", "prompts"),
     "ray": ("run",),
     "vllm": ("policy",),
-    "pydantic": ("options", "results", "records", "benchmarks"),
+    "pydantic": tuple(package for package in ORDER if package not in ("io", "records", "calls", "prompts")),
     "openai": ("benchmarks.toolbench.judge",),
 }
 
