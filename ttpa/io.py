@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from ttpa.errors import DataError
 
@@ -53,29 +53,6 @@ def write_text(path: Path, text: str) -> None:
 def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
     """Writes records (or plain JSON objects), one a line, whole or not at all. Returns the number of lines."""
     return write_lines(path, (dumps(row.to_json() if hasattr(row, "to_json") else row) for row in rows))
-
-
-def open_text(path: Path) -> IO[str]:
-    """Opens a text file for reading; a name that ends in .gz is unpacked on the way."""
-    return (
-        cast(IO[str], gzip.open(path, "rt", encoding="utf-8")) if path.suffix == ".gz" else path.open(encoding="utf-8")
-    )
-
-
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the JSON objects of a JSON-lines file, gzipped or plain.
-
-    Raises:
-        DataError: a line is not JSON; names file and line.
-    """
-    with open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise DataError(
-                    f"{path}:{number}: not a JSON line ({error}). Remove the line or write the file again."
-                ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,3 +98,8 @@ def read_lines(path: str | Path, loads: Callable[[str], Any] = json.loads) -> It
         raise DataError(f"{name}: no such file. Check the path.") from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{name}:{number + 1}: file cut or damaged ({error}). Write it again.") from None
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the JSON objects of a JSON-lines file. Raises as `read_lines`."""
+    return (dict(line.row) for line in read_lines(path))

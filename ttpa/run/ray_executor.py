@@ -48,11 +48,7 @@ class RayExecutor:
     start_timeout_s: Positive
 
     def check(self) -> None:
-        """Looks for the package without importing it, and knocks at `address`.
-
-        Raises:
-            ConfigError: ray is not installed, or nothing answers there.
-        """
+        """Looks for the package without importing it, and knocks at `address`. Raises ConfigError."""
         if find_spec("ray") is None:
             raise ConfigError("executor=ray needs the package ray: pip install 'ttpa[ray]'.")
         host, _, port = (self.address or "").rpartition(":")
@@ -65,13 +61,11 @@ class RayExecutor:
             raise ConfigError.at("executor.address", self.address, f"no Ray cluster ({error})", remedy) from None
 
     def run(self, make_work: Callable[[], Work], waves: Sequence[Wave]) -> Generator[tuple[int, Rows], None, None]:
-        """See `ttpa.run.waves.Executor`.
+        """See `ttpa.run.waves.Executor`. Errors of the work have the worker's traceback in their notes.
 
         Raises:
-            ConfigError: ray is not installed, the cluster does not answer, or no worker fits into it.
-            WaveLost: the process or node of a wave died more than `retries` times.
+            ConfigError: the cluster does not answer, or no worker fits into it.
             TtpaError: workers die as they start.
-            Exception: whatever the work raises, with the worker's traceback in its notes.
         """
         if not waves:
             return

@@ -62,17 +62,12 @@ def fingerprint(stage: str, version: int, config: Mapping[str, Any], inputs: Map
     """Twelve hex digits that name a stage's result.
 
     Args:
-        stage: Name of the stage.
         version: Number of the stage's code; bump it when the meaning of the code changes.
         config: The resolved identity configuration. Key order does not matter; 1 and 1.0 differ.
         inputs: Role -> fingerprint of the stage that fills it.
 
     Raises:
         TypeError: the configuration holds something other than JSON values, tuples and paths; names the key.
-
-    Example:
-        >>> fingerprint("data", 1, {"n": 3, "seed": 0}, {}) == fingerprint("data", 1, {"seed": 0, "n": 3}, {})
-        True
     """
     whole = {"stage": stage, "version": version, "config": canonical(config), "inputs": canonical(inputs, "inputs")}
     return hashlib.sha256(json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
@@ -140,14 +135,11 @@ class Store:
         """Finds the stage, or builds it under its lock.
 
         Args:
-            name: Letters, digits, `_` and `-`.
             version, config: See `fingerprint`.
             inputs: Role -> finished stage it is built from.
-            build: See `Build`.
             label: Name for people, in messages and provenance; not part of the identity.
 
         Raises:
-            ValueError: `name` cannot be a directory name.
             TypeError: the configuration or the metrics are not JSON; names the key or the stage.
             StageLocked: another process builds it and the store does not wait, or the lock was deleted meanwhile.
             Exception: whatever `build` raises, after its traceback was written to `error.txt`.

@@ -1,9 +1,7 @@
-"""Rows of a stage, computed in waves and appended to a file that survives kills.
+"""Rows of a stage, computed in waves (lists of samples computed together) and appended to a file that survives kills.
 
-A *wave* is a list of samples that are computed together. `run_waves` cuts all items into waves, has an executor compute
-those that have no rows yet, and appends each wave whole to a `Shard`; a restart reads the ids and goes on. A sample whose
-work raises goes to `errors.jsonl` beside the shard and does not stop the others. What this module does not do: lock (the
-stage's lock admits one writer) or know what a row means. The Ray executor is `ttpa.run.ray_executor`.
+A sample whose work raises goes to `errors.jsonl` beside the file and does not stop the others. This module does not lock:
+the stage's lock admits one writer. The Ray executor is `ttpa.run.ray_executor`.
 """
 
 from __future__ import annotations
@@ -43,18 +41,12 @@ class Executor(Protocol):
     """Computes waves somewhere."""
 
     def check(self) -> None:
-        """Finds out, before any work, whether this executor can run here.
-
-        Raises:
-            ConfigError: it cannot; says what is missing.
-        """
+        """Raises ConfigError where this executor cannot run; says what is missing."""
 
     def run(self, make_work: Callable[[], Work], waves: Sequence[Wave]) -> Generator[tuple[int, Rows], None, None]:
         """Yields (number of the wave, its rows), each wave once, in any order. Closed early, it stops.
 
-        Args:
-            make_work: Called once in each process that computes; loads what the work needs.
-            waves: What to compute. Without waves, `make_work` is not called.
+        `make_work` is called once in each process that computes, and not at all without waves.
 
         Raises:
             WaveLost: processes died, and trying again did not help.
@@ -64,12 +56,7 @@ class Executor(Protocol):
 
 @option
 class LocalExecutor:
-    """Computes in this process, in order.
-
-    Example:
-        >>> list(LocalExecutor().run(lambda: lambda wave: [{"id": name} for name in wave], ["ab", "c"]))
-        [(0, [{'id': 'a'}, {'id': 'b'}]), (1, [{'id': 'c'}])]
-    """
+    """Computes in this process, in order."""
 
     def check(self) -> None:
         """Nothing can be missing."""
@@ -86,15 +73,7 @@ class Shard:
     """One append-only file of JSON objects, told apart by the text under `key`. One writer at a time.
 
     Reading never changes the file. A torn last line (without its newline, or not JSON: the mark of a kill while writing)
-    is no row, and the next `append` cuts it off first.
-
-    Example:
-        >>> import tempfile
-        >>> shard = Shard(Path(tempfile.mkdtemp()) / "rows.jsonl")
-        >>> shard.append([{"id": "a", "x": 1}, {"id": "b", "x": 2}, {"id": "a", "x": 3}])
-        2
-        >>> [row["x"] for row in shard.rows()]
-        [1, 2]
+    is no row, and the next `append` cuts it off first. Other damage raises DataError with file and line.
     """
 
     def __init__(self, path: Path, key: str = "id") -> None:
@@ -104,17 +83,12 @@ class Shard:
         """Bytes of whole rows when the file was last read or written here; another size means: read it again."""
 
     def done_ids(self) -> set[str]:
-        """Ids of the rows in the file. Raises as `rows`."""
+        """Ids of the rows in the file."""
         self._look()
         return set(self._ids)
 
     def append(self, rows: Rows) -> int:
-        """Adds the rows whose id is new, with one write, and returns their number when they are on disk.
-
-        Raises:
-            DataError: a line of the file is neither a row nor torn; names file and line.
-            ValueError: a row without text under `key`; nothing was written.
-        """
+        """Adds the rows whose id is new, with one write, and returns their number when they are on disk."""
         self._look()
         fresh: dict[str, str] = {}
         for row in rows:
@@ -138,11 +112,7 @@ class Shard:
         return len(fresh)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yields the rows in file order.
-
-        Raises:
-            DataError: a line is neither a row nor torn; names file and line.
-        """
+        """Yields the rows in file order."""
         return (row for row, _ in self._scan())
 
     def replace(self, rows: Rows) -> None:
@@ -195,23 +165,10 @@ class Shard:
 
 
 def guarded(work: Work, key: Callable[[Any], str], field: str = "id") -> Work:
-    """The same work, except that a sample that cannot be computed gives a row that says so and stops no other.
+    """The same work, but a sample that raises gives a row `{field: id, "error": ..., "traceback": ...}` instead.
 
-    When a wave raises, its samples are computed again one by one, to find the one at fault.
-
-    Args:
-        work: Rows of one wave.
-        key: Id of an item.
-        field: Name under which rows carry the id.
-
-    Returns:
-        Work that raises nothing but MemoryError, ConfigError and what is no Exception. The row of a failure is
-        `{"id": ..., "error": "TypeName: message", "traceback": ...}`.
-
-    Example:
-        >>> work = guarded(lambda wave: [{"id": name, "x": 1 / int(name)} for name in wave], str)
-        >>> [row.get("x", row.get("error")) for row in work(["1", "0", "2"])]
-        [1.0, 'ZeroDivisionError: division by zero', 0.5]
+    When a wave raises, its samples are computed again one by one, to find the one at fault. MemoryError and ConfigError
+    are no sample's fault and are raised.
     """
 
     def safe(wave: Wave) -> Rows:
@@ -234,15 +191,12 @@ def _make_guarded(make_work: Callable[[], Work], key: Callable[[Any], str], fiel
 
 
 class _Errors:
-    """`errors.jsonl` beside a shard: a line for each sample that was tried and has no row. A report: what is done is
-    decided by the shard alone.
-    """
+    """`errors.jsonl` beside a shard: a line for each sample that was tried and has no row."""
 
     def __init__(self, shard: Shard) -> None:
         self.shard = Shard(shard.path.with_name("errors.jsonl"), shard.key)
         self.before = {row[shard.key]: row.get("attempts", 0) for row in self.shard.rows()}
-        self.rows: dict[str, dict[str, Any]] = {}
-        """Id -> row of each failure of this attempt."""
+        self.rows: dict[str, dict[str, Any]] = {}  # of this attempt, by id
 
     def add(self, rows: Rows) -> None:
         for row in rows:
@@ -269,16 +223,13 @@ def run_waves(
     """Computes every item once over any number of restarts.
 
     Batched floating-point work depends on what is in the batch, so the waves are cut from all items and a wave is
-    computed whole or not at all. Same waves, same rows: locally, on Ray and after a restart. A sample that fails is
-    tried again by each restart.
+    computed whole or not at all: same waves, same rows, locally, on Ray and after a restart. A restart tries samples
+    that failed again.
 
     Args:
-        items: What to compute.
+        items: What to compute; each stands in exactly one of `waves`.
         key: Id of an item; its row carries it under `shard.key`. Rows must not use the key "error".
-        waves: All items, each in exactly one wave.
-        make_work: Loads and gives the work: one row an item, in any order. Not called when nothing is left to do.
-        executor: Computes the waves. `make_work`, `key` and the waves must be picklable if it is elsewhere.
-        shard: Where rows go.
+        make_work: Loads and gives the work, picklable for an executor in other processes.
         on_wave: Called at the start and after each wave with the number of items done, of all items, and the new rows.
 
     Returns:
