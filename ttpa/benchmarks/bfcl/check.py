@@ -11,54 +11,37 @@ dict is compared in this way. Where the official checker crashes there is no ver
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ttpa.benchmarks.bfcl.categories import Language
-from ttpa.benchmarks.bfcl.decode_java_js import JAVA_TYPES, JS_TYPES, convert_java, convert_js
+from ttpa.benchmarks.bfcl.decode_java_js import KINDS, convert
 from ttpa.benchmarks.bfcl.decode_python import Call
 from ttpa.calls.six_errors import show
 
 _TYPES: Mapping[Language, Mapping[str, type]] = {
     "python": {"string": str, "integer": int, "float": float, "boolean": bool, "array": list, "tuple": list,
                "dict": dict, "any": str},
-    "java": JAVA_TYPES,
-    "javascript": JS_TYPES,
+    **{language: {name: of for name, (of, _) in kinds.items()} for language, kinds in KINDS.items()},
 }  # fmt: skip
-_CONVERT = {"java": convert_java, "javascript": convert_js}
 _IGNORED = str.maketrans({**dict.fromkeys(" ,./-_*^", None), "'": '"'})
 
-_SIX = {
-    "wrong_func_name": "tool_name",
-    "missing_required": "missing_required",
-    "unexpected_param": "parameter_name",
-    "missing_optional": "parameter_value",  # as everywhere in this project: see `ttpa.calls.six_errors`
-    "wrong_count": "call_count",
-    "cannot_find_match": "parameter_value",
-    "inference_error": "format",  # of multi-turn conversations, as the next five: see `multi_turn`
-    "force_terminated": "call_count",
-    "empty_turn_model_response": "call_count",
-    "instance_state_mismatch": "parameter_value",
-    "execution_response_mismatch": "parameter_value",
-    "execution_limit": "parameter_value",
-}
-_SIX_OF_FAMILY = {"ast_decoder": "format", "type_error": "parameter_type", "irrelevance_error": "call_count",
-                  "relevance_error": "call_count"}  # fmt: skip
+_SIX = {  # of the part behind the colon, else of the part before it; the rest are values
+    "wrong_func_name": "tool_name", "missing_required": "missing_required", "unexpected_param": "parameter_name",
+    "wrong_count": "call_count", "force_terminated": "call_count", "empty_turn_model_response": "call_count",
+    "inference_error": "format", "ast_decoder": "format", "type_error": "parameter_type",
+    "irrelevance_error": "call_count", "relevance_error": "call_count",
+}  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The judgement of one answer.
-
-    Args:
-        error_type: Official name of the first error; None when the answer is valid.
-        explanation: One sentence for a person.
-        six_error: The error as one of `six_errors.LABELS`; "" when the answer is valid.
-    """
+class Verdict(NamedTuple):
+    """The judgement of one answer."""
 
     error_type: str | None
+    """Official name of the first error; None when the answer is valid."""
     explanation: str
+    """One sentence for a person."""
     six_error: str = ""
+    """The error as one of `six_errors.LABELS`; "" when the answer is valid."""
 
     @property
     def valid(self) -> bool:
@@ -73,7 +56,7 @@ def refused(error_type: str, explanation: str) -> Verdict:
         'parameter_value'
     """
     family, _, kind = error_type.partition(":")
-    return Verdict(error_type, explanation, _SIX.get(kind) or _SIX_OF_FAMILY.get(family, "parameter_value"))
+    return Verdict(error_type, explanation, _SIX.get(kind) or _SIX.get(family, "parameter_value"))
 
 
 def standard(value: Any) -> Any:
@@ -106,11 +89,6 @@ def check_call(
         answer: Parameter -> accepted values; "" among them means that it may be left out.
         language: Whose type names the document uses.
         dots_as_underscores: The model had to write `_` for every dot of a name.
-
-    Example:
-        >>> schema = {"properties": {"a": {"type": "integer"}}, "required": ["a"]}
-        >>> check_call(("f", {"a": 6.0}), {"name": "f", "parameters": schema}, {"a": [6]}).error_type
-        'type_error:simple'
     """
     name, given = call
     wanted = function["name"].replace(".", "_") if dots_as_underscores else function["name"]
@@ -125,16 +103,16 @@ def check_call(
         if key not in documented or key not in answer:
             sentence = f"parameter {show(key)} is not documented, or no answer gives it"
             return refused("simple_function_checker:unexpected_param", sentence)
-        document, accepted = documented[key], _values(answer[key])
-        error = _value_error(value, document if isinstance(document, Mapping) else {}, accepted, language)
+        document = documented[key] if isinstance(documented[key], Mapping) else {}
+        accepted = _values(answer[key])
+        error = _value_error(value, document, accepted, language)
         if error is not None:
             sentence = f"value of {show(key)} is {show(value)}, expected one of {show(accepted)}"
             if error.startswith("type_error"):
-                kind = document.get("type") if isinstance(document, Mapping) else None
-                sentence = f"type of {show(key)} is not {kind}, or that of an element is not: {show(value)}"
+                sentence = f"type of {show(key)} is not {document.get('type')}, or that of an element: {show(value)}"
             return refused(error, sentence)
-    for key, accepted in answer.items():
-        if key not in given and "" not in _values(accepted):
+    for key, values in answer.items():
+        if key not in given and "" not in _values(values):
             return refused("simple_function_checker:missing_optional", f"parameter {show(key)} is left out")
     return None
 
@@ -150,41 +128,35 @@ def _first_type(values: Sequence[Any]) -> type | None:
 
 def _value_error(value: Any, document: Mapping[str, Any], accepted: Sequence[Any], language: Language) -> str | None:
     """The official error type of an argument; None when it is accepted."""
-    types: Mapping[str, type] = _TYPES[language]
-    kind = document.get("type")
+    kind = str(document.get("type"))
     items = document.get("items") if kind in ("array", "tuple", "Array", "ArrayList") else None
     inner = items.get("type") if isinstance(items, Mapping) else None
     if language != "python":
         if type(value) is not str:
             return "type_error:java" if language == "java" else "type_error:js"
-        value = _CONVERT[language](value, str(kind), inner)
+        value = convert(value, kind, inner, language)
     elif kind == "float" and type(value) is int:
-        try:
-            value = float(value)
-        except OverflowError:
-            value = float("inf")
+        value = float(value) if value.bit_length() < 1024 else float("inf")
     elif kind == "tuple" and type(value) is tuple:
         value = list(value)
     answered = _first_type(accepted)
-    wanted: type = types.get(str(kind)) or answered or str  # an unknown type is that of the answers
-    wanted_inner = types.get(str(inner))
-    if type(value) is wanted:
-        if wanted_inner is not None and not any(_fits(value, one, wanted_inner) for one in accepted):
-            return "type_error:nested" if type(value) is answered else "type_error:simple"
-        variable = answered not in (None, wanted)
-    elif type(value) is answered:
-        variable = True
-    else:
+    wanted: type = _TYPES[language].get(kind) or answered or str  # an unknown type is that of the answers
+    wanted_inner = _TYPES[language].get(str(inner))
+    if type(value) not in (wanted, answered):
         return "type_error:simple"
-    if not variable and wanted is str:
+    if type(value) is wanted and wanted_inner and not any(_fits(value, one, wanted_inner) for one in accepted):
+        return "type_error:nested" if wanted is answered else "type_error:simple"
+    if answered not in (None, wanted):  # a variable
+        return None if value in accepted else "value_error:others"
+    if wanted is str:
         return None if standard(value) in _standards(accepted) else "value_error:string"
-    if not variable and wanted is dict:
+    if wanted is dict:
         return _dict_error(value, accepted)
-    if not variable and wanted is list:
-        if wanted_inner is dict:
-            return _dicts_error(value, accepted)
-        lists = [_standards(one) for one in accepted if isinstance(one, list | str)]
-        return None if _standards(value) in lists else "value_error:list/tuple"
+    lists = [one for one in accepted if isinstance(one, list | str)]
+    if wanted is list and wanted_inner is dict:
+        return _dicts_error(value, lists)
+    if wanted is list:
+        return None if _standards(value) in map(_standards, lists) else "value_error:list/tuple"
     return None if value in accepted else "value_error:others"
 
 
@@ -196,13 +168,16 @@ def _fits(value: Any, answer: Any, wanted: type) -> bool:
 def _dict_error(value: Any, answers: Sequence[Any]) -> str | None:
     """Error of a dict against dicts of accepted values; of several answers, the last one's error counts."""
     error: str | None = "dict_checker:unclear"
-    for answer in answers:
-        if answer == "":
-            continue
+    for answer in (one for one in answers if one != ""):
         error = "value_error:dict_value"
         if not isinstance(value, dict) or not isinstance(answer, dict):
             continue
-        error = next((found for key in value if (found := _entry_error(key, value[key], answer))), None)
+        for key, entry in value.items():
+            if key not in answer or standard(entry) not in _standards(_values(answer[key])):
+                error = "value_error:dict_value" if key in answer else "value_error:dict_key"
+                break
+        else:
+            error = None
         if any(key not in value and "" not in _values(accepted) for key, accepted in answer.items()):
             error = "value_error:dict_key"
         if error is None:
@@ -210,20 +185,14 @@ def _dict_error(value: Any, answers: Sequence[Any]) -> str | None:
     return error
 
 
-def _entry_error(key: Any, entry: Any, answer: Mapping[str, Any]) -> str | None:
-    if key not in answer:
-        return "value_error:dict_key"
-    return None if standard(entry) in _standards(_values(answer[key])) else "value_error:dict_value"
-
-
 def _dicts_error(value: Any, answers: Sequence[Any]) -> str | None:
     """Error of a list of dicts: as many, in the same order, each as a dict."""
     error: str | None = "list_dict_checker:unclear"
-    for answer in (one for one in answers if isinstance(one, list | str)):
+    for answer in answers:
         error = "value_error:list_dict_count"
         if len(value) == len(answer):
             errors = (_dict_error(one, [wanted]) for one, wanted in zip(value, answer, strict=True))
             error = next((found for found in errors if found), None)
-            if error is None:
-                return None
+        if error is None:
+            return None
     return error

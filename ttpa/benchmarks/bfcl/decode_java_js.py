@@ -9,18 +9,15 @@ every comma, strings in a Java array keep their quotes, an object ends at its fi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ttpa.benchmarks.bfcl.categories import Language
-from ttpa.benchmarks.bfcl.decode_python import Call, Undecodable, as_list, wrong_format
+from ttpa.benchmarks.bfcl.decode_python import WRONG_FORMAT, Call, Undecodable, as_list
 from ttpa.errors import ConfigError
-
-if TYPE_CHECKING:
-    from tree_sitter import Node, Parser
 
 MAX_SOURCE = 20_000
 """Longer texts are not parsed."""
@@ -32,7 +29,7 @@ PINNED = {"tree-sitter": "0.21.3", "tree-sitter-java": "0.21.0", "tree-sitter-ja
 
 
 @cache
-def parser(language: Language) -> Parser:
+def parser(language: Language) -> Any:
     """The parser of a language.
 
     Raises:
@@ -44,10 +41,9 @@ def parser(language: Language) -> Parser:
         except PackageNotFoundError:
             found = "not installed"
         if found != wanted:
+            problem = "Java and JavaScript answers of BFCL need the extra bfcl-java-js"
             install = "pip install " + " ".join(f"{one}=={number}" for one, number in PINNED.items())
-            raise ConfigError.at(
-                name, found, "Java and JavaScript answers of BFCL need the extra bfcl-java-js", install
-            )
+            raise ConfigError.at(name, found, problem, install)
     import tree_sitter
 
     made = tree_sitter.Parser()
@@ -77,109 +73,146 @@ def read_java_js(result: Any, language: Language) -> list[Call]:
     except (RecursionError, IndexError, AttributeError) as error:  # malformed in a way the parser has mended
         raise Undecodable(f"not readable as {language} ({type(error).__name__})") from None
     if call is None:
-        raise wrong_format("an expression that is no call")
+        raise Undecodable("an expression that is no call", WRONG_FORMAT)
     return [call]
 
 
-def _arguments(pairs: Iterable[tuple[str | None, str]]) -> dict[Any, Any]:
+def _arguments(given: Any, text: Callable[[Any], str], value: Callable[[Any], str], *unnamed: str) -> dict[Any, Any]:
+    """Assignments by name; an argument of one of the `unnamed` kinds under None, any other is dropped."""
     found: dict[Any, Any] = {}
-    for name, value in pairs:
+    for node in given.children:
+        named = node.type == "assignment_expression"
+        if not named and node.type not in unnamed:
+            continue
+        name = text(node.children[0]) if named else None
         if name in found:
             raise Undecodable("an argument is given twice")
-        found[name] = value
+        found[name] = value(node.children[2] if named else node)
     return found
 
 
-def _js_call(root: Node) -> Call | None:
+def _js_call(root: Any) -> Call | None:
     """The first call that is a statement of its own."""
 
-    def text(node: Node) -> str:
+    def text(node: Any) -> str:
         source: bytes = node.text
         return source.decode()
-
-    def pairs(given: Node) -> Iterable[tuple[str | None, str]]:
-        for node in given.children:
-            if node.type == "assignment_expression":
-                value = text(node.children[2])
-                yield text(node.children[0]), value[1:-1] if _quoted(value, "\"'") else value
-            elif node.type in ("identifier", "true"):
-                yield None, text(node)
 
     for statement in root.children:
         for node in statement.children if statement.type == "expression_statement" else ():
             if node.type == "call_expression":
-                return text(node.children[0]), _arguments(pairs(node.children[1]))
+                name, given = node.children[:2]
+                return text(name), _arguments(given, text, lambda one: _unquoted(text(one)), "identifier", "true")
     return None
 
 
-def _java_call(source: str, node: Node) -> Call | None:
+def _java_call(source: str, node: Any) -> Call | None:
     """The first call in the tree.
 
     Texts are cut as in the official decoder, which takes the parser's counts of bytes for counts of characters: behind
     a character of several bytes they are shifted.
     """
 
-    def text(part: Node) -> str:
+    def text(part: Any) -> str:
         return source[part.start_byte : part.end_byte]
 
-    def value(part: Node, nested: bool = True) -> str:
+    def value(part: Any) -> str:
         """The tokens of an expression without the spaces between them."""
-        if part.type in ("string_literal", "character_literal"):
-            return text(part) if nested else text(part)[1:-1]
-        if part.type in ("identifier", "class_literal", "type_identifier", "method_invocation"):
-            return text(part)
-        if part.type == "array_creation_expression":
-            return f"new {value(_part(part, 'type'))}[]{value(_part(part, 'value'))}"
-        if part.type == "object_creation_expression":  # the body of an anonymous class is left out
-            given = part.child_by_field_name("arguments")
-            inner = ", ".join(
-                value(one) for one in (given.children if given else ()) if one.type not in ("(", ",", ")")
-            )
-            return f"new {value(_part(part, 'type'))}({inner})"
-        return "".join(value(one) for one in part.children) if part.children else text(part)
+        kind, field = part.type, part.child_by_field_name
+        if kind == "array_creation_expression":
+            return f"new {value(field('type'))}[]{value(field('value'))}"
+        if kind == "object_creation_expression":  # the body of an anonymous class is left out
+            given = [value(one) for one in field("arguments").children if one.type not in ("(", ",", ")")]
+            return f"new {value(field('type'))}({', '.join(given)})"
+        whole = ("string_literal", "character_literal", "identifier", "class_literal", "type_identifier",
+                 "method_invocation")  # fmt: skip
+        return text(part) if kind in whole or not part.children else "".join(map(value, part.children))
 
-    def pairs(given: Node) -> Iterable[tuple[str | None, str]]:
-        for one in given.children:
-            if one.type == "assignment_expression":
-                yield text(one.children[0]), value(one.children[2], nested=False)
-            elif one.type in ("identifier", "class_literal"):
-                yield None, value(one, nested=False)
+    def argument(part: Any) -> str:
+        return text(part)[1:-1] if part.type in ("string_literal", "character_literal") else value(part)
 
     if node.type != "method_invocation":
         return next((call for child in node.children if (call := _java_call(source, child))), None)
-    owner, name = node.child_by_field_name("object"), text(_part(node, "name"))
-    return f"{text(owner)}.{name}" if owner else name, _arguments(pairs(_part(node, "arguments")))
-
-
-def _part(node: Node, field: str) -> Node:
-    part = node.child_by_field_name(field)
-    if part is None:
-        raise Undecodable(f"a {node.type} without {field}")
-    return part
+    owner, name = node.child_by_field_name("object"), text(node.child_by_field_name("name"))
+    given = _arguments(node.child_by_field_name("arguments"), text, argument, "identifier", "class_literal")
+    return f"{text(owner)}.{name}" if owner else name, given
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
 
-JAVA_TYPES: Mapping[str, type] = {
-    "byte": int, "short": int, "integer": int, "long": int, "float": float, "double": float, "boolean": bool,
-    "char": str, "String": str, "any": str, "Array": list, "ArrayList": list, "Queue": list, "Stack": list,
-    "Set": set, "HashMap": dict, "Hashtable": dict,
-}  # fmt: skip
-JS_TYPES: Mapping[str, type] = {
-    "String": str, "any": str, "integer": int, "Bigint": int, "float": float, "Boolean": bool, "array": list,
-    "dict": dict,
-}  # fmt: skip
+Converter = Callable[[str, str | None], Any]
+"""Text and type of elements -> value."""
 
-_WHOLE = r"-?\d+"
-_REAL = r"-?\d+(\.\d+)?([eE][+-]?\d+)?"
-_NUMBERS: Mapping[str, tuple[re.Pattern[str], type[int] | type[float]]] = {
-    **dict.fromkeys(("byte", "short", "integer"), (re.compile(f"{_WHOLE}$"), int)),
-    "long": (re.compile(f"{_WHOLE}[lL]$"), int),
-    "Bigint": (re.compile(f"{_WHOLE}n$"), int),
-    "float": (re.compile(f"{_REAL}[fF]$"), float),
-    "double": (re.compile(f"{_REAL}$"), float),
-    "js float": (re.compile(rf"{_WHOLE}(\.\d+)?$"), float),
-}
+
+def convert(text: str, kind: str, inner: str | None, language: Language) -> Any:
+    """The value of a text by `kind`, one of `KINDS[language]`; any other kind, or a wrong form, leaves the text.
+
+    `inner` is the type of a list's elements. No question has a Set, Queue, Stack or Hashtable, whose texts stay.
+
+    Example:
+        >>> convert("new int[]{1, 2}", "Array", "integer", "java"), convert("5L", "long", None, "java")
+        ([1, 2], 5)
+        >>> convert("{a: [1, 'b'], c: true}", "dict", None, "javascript")
+        {'a': [1, 'b'], 'c': True}
+    """
+    known = kind in KINDS[language] and len(text) <= MAX_VALUE
+    return KINDS[language][kind][1](text, inner) if known else text
+
+
+def _number(form: str, make: type[int] | type[float]) -> Converter:
+    pattern = re.compile(f"{form}$")
+
+    def number(text: str, inner: str | None = None) -> Any:
+        try:
+            return make(text.rstrip("\n").rstrip("lLfFn")) if pattern.match(text) else text
+        except ValueError:  # too many digits
+            return text
+
+    return number
+
+
+def _text(text: str, inner: str | None) -> str:
+    return text
+
+
+def _boolean(text: str, inner: str | None) -> Any:
+    return {"true": True, "false": False}.get(text, text)
+
+
+def _unquoted(text: str, inner: str | None = None, quotes: str = "\"'") -> str:
+    return text[1:-1] if any(text.startswith(quote) and text.endswith(quote) for quote in quotes) else text
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+_WHOLE, _REAL = r"-?\d+", r"-?\d+(\.\d+)?([eE][+-]?\d+)?"
+_LONG, _JAVA_FLOAT = _number(f"{_WHOLE}[lL]", int), _number(f"{_REAL}[fF]", float)
+
+
+def _guess(text: str, language: Language = "javascript") -> Any:
+    """A value whose type is not known: truth value, quoted text, number, or the text as it is."""
+    java = language == "java"
+    if text in ("true", "false"):
+        return text == "true"
+    if (inside := _unquoted(text, None, '"' if java else "\"'")) is not text:
+        return inside
+    for make in (_LONG, _JAVA_FLOAT) if java else ():
+        if (value := make(text, None)) is not text:
+            return value
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _java_element(text: str, inner: str | None) -> Any:
+    return convert(text, inner, None, "java") if inner else _guess(text, "java")
+
+
 _AS_LIST = re.compile(r"new\s+ArrayList<\w*>\(Arrays\.asList\(([^\n]+?)\)\)")
 _WITH_ADD = re.compile(r"new\s+ArrayList<\w*>\(\)\s*\{\{(.+?)\}\}", re.DOTALL)
 _NEW_LIST = re.compile(r"new\s+ArrayList<\w*>\(\)")
@@ -188,42 +221,9 @@ _ARRAY = re.compile(r"new\s+\w+\[\]\s*\{([^}\n]*)\}")
 _WITH_PUT = re.compile(r"new\s+HashMap<.*?>\s*\(\)\s*\{([^}]*)\}", re.DOTALL)
 _NEW_MAP = re.compile(r"new\s+HashMap<[^\n]*?>\s*\(\)")
 _PUT = re.compile(r'([^\n]*?)",\s*([^\n]*?)\)')
-_NEW_ARRAY = re.compile(r"new\s+Array\(")
-_FIRST_ROW = re.compile(r"\s*\[")
-_ROW_END = re.compile(r"\](?:\s*(,\s*\[|[\])]))?")
-_ROW = re.compile(r"\[([^\]\n]*)\]")
-_PAIR = re.compile(r"([^:]+):\s*(.*?)(?:,\s*(?=[^,]+:)|$)")
 
 
-def convert_java(text: str, kind: str, inner: str | None = None) -> Any:
-    """The value of a Java text by `kind`, a key of `JAVA_TYPES`; `inner` is the type of elements of Array and ArrayList.
-
-    Texts of Set, Queue, Stack and Hashtable stay texts; no question has them.
-
-    Example:
-        >>> convert_java("new int[]{1, 2}", "Array", "integer"), convert_java("5L", "long"), convert_java("5", "long")
-        ([1, 2], 5, '5')
-    """
-    if len(text) > MAX_VALUE:
-        return text
-    if kind in _NUMBERS:
-        return _number(text, kind)
-    if kind == "boolean":
-        return {"true": True, "false": False}.get(text, text)
-    if kind == "ArrayList":
-        return _array_list(text, inner)
-    if kind == "Array":
-        found = _ARRAY.search(text)
-        return text if found is None else [_java_element(part, inner) for part in _split(found[1]) if part]
-    if kind != "HashMap":
-        return text
-    if found := _WITH_PUT.search(text):
-        puts = [put for part in found[1].split('put("')[1:] if (put := _PUT.match(part))]
-        return {put[1]: _java_element(put[2].strip(), None) for put in puts}
-    return {} if _NEW_MAP.search(text) else text
-
-
-def _array_list(text: str, inner: str | None) -> Any:
+def _java_list(text: str, inner: str | None) -> Any:
     if found := _AS_LIST.search(text):
         parts = _split(found[1])
     elif found := _WITH_ADD.search(text):
@@ -234,109 +234,72 @@ def _array_list(text: str, inner: str | None) -> Any:
     return [part[1:-1] if inner in ("char", "String") else _java_element(part, inner) for part in parts]
 
 
-def _java_element(text: str, inner: str | None) -> Any:
-    if inner:
-        return convert_java(text, inner)
-    if not _quoted(text, '"'):
-        for kind in ("long", "float"):
-            if (value := _number(text, kind)) is not text:
-                return value
-    return _guess(text, '"')
+def _java_array(text: str, inner: str | None) -> Any:
+    found = _ARRAY.search(text)
+    return [_java_element(part, inner) for part in _split(found[1]) if part] if found else text
 
 
-def convert_js(text: str, kind: str, inner: str | None = None) -> Any:
-    """The value of a JavaScript text by `kind`, a key of `JS_TYPES`; `inner` is the type of an array's elements.
+def _java_map(text: str, inner: str | None) -> Any:
+    if found := _WITH_PUT.search(text):
+        puts = [put for part in found[1].split('put("')[1:] if (put := _PUT.match(part))]
+        return {put[1]: _guess(put[2].strip(), "java") for put in puts}
+    return {} if _NEW_MAP.search(text) else text
 
-    Example:
-        >>> convert_js("{a: [1, 'b'], c: true}", "dict"), convert_js("[[1, 2], [3]]", "array", "array")
-        ({'a': [1, 'b'], 'c': True}, [[1, 2], [3]])
-    """
-    if len(text) > MAX_VALUE:
+
+def _rows_until(close: str) -> re.Pattern[str]:
+    """A list of lists to its end: a row ends at the first `]` before the next row or the list's own closing bracket."""
+    row = rf"(?>[^\n]*?\](?=\s*(?:,\s*\[|\{close})))"
+    return re.compile(rf"\s*\[(?:{row}\s*,\s*\[)*+{row}\s*\{close}")
+
+
+_JS_LIST = re.compile(r"\[|new\s+Array\(")
+_ROWS = {close: _rows_until(close) for close in "])"}
+_FLAT = {close: re.compile(rf"([^\n]*?)\{close}") for close in "])"}
+_ROW = re.compile(r"\[([^\]\n]*)\]")
+_OBJECT = re.compile(r"\{([^\n]*?)\}")
+_PAIR = re.compile(r"([^:]+):\s*(.*?)(?:,\s*(?=[^,]+:)|$)")
+
+
+def _js_list(text: str, inner: str | None) -> Any:
+    text = text.strip()
+    opened = _JS_LIST.match(text)
+    if opened is None:
         return text
-    if kind == "String":
-        return text[1:-1] if _quoted(text, "\"'") else text
-    if kind in ("integer", "Bigint", "float"):
-        return _number(text, "js float" if kind == "float" else kind)
-    if kind == "Boolean":
-        return {"true": True, "false": False}.get(text, text)
-    if kind == "array":
-        return _js_array(text.strip(), inner)
-    return _js_object(text.strip()) if kind == "dict" else text
-
-
-def _js_array(text: str, inner: str | None) -> Any:
-    made = _NEW_ARRAY.match(text)
-    if not made and not text.startswith("["):
-        return text
-    start, close = (made.end(), ")") if made else (1, "]")
-    end = _end_of_rows(text, start, close)
-    if end is not None:
-        rows = _ROW.findall(text[:end])
+    close = "]" if text.startswith("[") else ")"
+    if found := _ROWS[close].match(text, opened.end()):
+        rows = _ROW.findall(text[: found.end()])
         rows[0] = rows[0].strip().removeprefix("[")  # the first row begins with the bracket of the whole list
-        return [[_guess(part.strip(), "\"'") for part in row.strip().split(",")] for row in rows]
-    end = text.find(close, start)
-    if end < 0 or "\n" in text[start:end]:
+        return [[_guess(part) for part in _split(row)] for row in rows]
+    if not (found := _FLAT[close].match(text, opened.end())):
         return text
-    parts = _split(text[start:end]) if text[start:end].strip() else []
+    parts = _split(found[1]) if found[1].strip() else []
     if inner is None or not parts:
-        return [_guess(part, "\"'") for part in parts]
-    return [convert_js(part, inner) for part in parts] if inner in JS_TYPES else text
+        return [_guess(part) for part in parts]
+    return [convert(part, inner, None, "javascript") for part in parts] if inner in KINDS["javascript"] else text
 
 
-def _end_of_rows(text: str, at: int, close: str) -> int | None:
-    """Where a list of lists ends: behind the first `]` that the list's own closing bracket follows."""
-    opened = _FIRST_ROW.match(text, at)
-    start = at = opened.end() if opened else len(text)
-    while (end := _ROW_END.search(text, at)) and "\n" not in text[start : end.start()]:
-        if end[1] == close:
-            return end.end()
-        if end[1] and end[1].startswith(","):
-            start = at = end.end()
-        else:
-            at = end.start() + 1
-    return None
-
-
-def _js_object(text: str) -> Any:
-    end = text.find("}")
-    if not text.startswith("{") or end < 0 or "\n" in text[:end]:
-        return text
-    pairs: dict[str, Any] = {}
-    for key, value in _PAIR.findall(text[1:end]):
+def _js_object(text: str, inner: str | None) -> Any:
+    text = text.strip()
+    found, pairs = _OBJECT.match(text), {}
+    for key, value in _PAIR.findall(found[1]) if found else ():
         value = value.strip()
         is_list = value.startswith("[") and value.endswith("]")
-        pairs[key.strip().strip("'\"")] = (
-            _js_array(value, None) if is_list else _guess(value.strip("'\"").strip(), "\"'")
-        )
-    return pairs
+        pairs[key.strip().strip("'\"")] = _js_list(value, None) if is_list else _guess(value.strip("'\"").strip())
+    return pairs if found else text
 
 
-def _number(text: str, kind: str) -> Any:
-    """A text in the form of a kind of number, as that number; the text itself where it is none or has too many digits."""
-    form, make = _NUMBERS[kind]
-    try:
-        return make(text.rstrip("\n").rstrip("lLfFn")) if form.match(text) else text
-    except ValueError:
-        return text
-
-
-def _quoted(text: str, quotes: str) -> bool:
-    return any(text.startswith(quote) and text.endswith(quote) for quote in quotes)
-
-
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",")]
-
-
-def _guess(text: str, quotes: str) -> Any:
-    """A value whose type is not known: truth value, quoted text, number, or the text as it is."""
-    if text in ("true", "false"):
-        return text == "true"
-    if _quoted(text, quotes):
-        return text[1:-1]
-    for make in (int, float):
-        try:
-            return make(text)
-        except ValueError:
-            continue
-    return text
+KINDS: Mapping[Language, Mapping[str, tuple[type, Converter]]] = {
+    "java": {
+        **dict.fromkeys(("byte", "short", "integer"), (int, _number(_WHOLE, int))), "long": (int, _LONG),
+        "float": (float, _JAVA_FLOAT), "double": (float, _number(_REAL, float)), "boolean": (bool, _boolean),
+        **dict.fromkeys(("char", "String", "any"), (str, _text)), "Array": (list, _java_array),
+        "ArrayList": (list, _java_list), **dict.fromkeys(("Queue", "Stack"), (list, _text)), "Set": (set, _text),
+        "HashMap": (dict, _java_map), "Hashtable": (dict, _text),
+    },
+    "javascript": {
+        "String": (str, _unquoted), "any": (str, _text), "integer": (int, _number(_WHOLE, int)),
+        "Bigint": (int, _number(f"{_WHOLE}n", int)), "float": (float, _number(rf"{_WHOLE}(\.\d+)?", float)),
+        "Boolean": (bool, _boolean), "array": (list, _js_list), "dict": (dict, _js_object),
+    },
+}  # fmt: skip
+"""Types in function documents -> the Python type of a value, and how a text becomes one."""

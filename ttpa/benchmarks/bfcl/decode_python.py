@@ -1,8 +1,7 @@
 """Calls in an answer: `[f(a=1), pkg.g(b="x")]` as Python, or the list of a function-calling interface.
 
-The rules are those of the leaderboard's decoder. Python's parser reads the text; nothing in it is run. Positional
-arguments are dropped, a bare name becomes its text, and arithmetic on literals is computed here, within limits of size,
-where the official decoder calls `eval`. Java and JavaScript are read by `decode_java_js`.
+The rules are those of the leaderboard's decoder: positional arguments are dropped, a bare name becomes its text. Nothing
+is run: arithmetic on literals is computed here, within limits of size, where the official decoder calls `eval`.
 """
 
 from __future__ import annotations
@@ -13,14 +12,13 @@ import operator
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 MAX_CHARS = 200_000
 """Longer answers are not decoded: Python's parser would need too much time and memory."""
-MAX_BITS = 100_000
-"""Size of whole numbers that arithmetic may reach."""
-MAX_ITEMS = 100_000
-"""Characters and elements that a repetition may reach."""
+MAX_SIZE = 100_000
+"""Bits of a whole number, and characters of a repetition, that arithmetic may reach."""
 
 Call = tuple[str, dict[Any, Any]]
 """Name and arguments. Keys are text, but `None` for `**` in Python and for unnamed arguments in Java and JavaScript."""
@@ -29,14 +27,13 @@ Call = tuple[str, dict[Any, Any]]
 class Undecodable(Exception):
     """The answer holds no list of calls. `str()` is the reason, `error_type` the official name of the error."""
 
-    def __init__(self, reason: str, error_type: str = "ast_decoder:decoder_failed") -> None:
+    def __init__(self, reason: str, error: str = "decoder_failed") -> None:
         super().__init__(reason)
-        self.error_type = error_type
+        self.error_type = f"ast_decoder:{error}"
 
 
-def wrong_format(reason: str) -> Undecodable:
-    """The error of an answer that can be read but is no list of calls."""
-    return Undecodable(reason, "ast_decoder:decoder_wrong_output_format")
+WRONG_FORMAT = "decoder_wrong_output_format"
+"""The error of an answer that can be read but is no list of calls."""
 
 
 def as_list(result: Any) -> str:
@@ -74,11 +71,9 @@ def read_python(result: Any) -> list[Call]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the model's odd escapes
             body = ast.parse(text, mode="eval").body
-        if isinstance(body, ast.Call):  # "[f](a=1) #]"
-            return [_call(body)]
-        if not isinstance(body, ast.List | ast.Tuple):
-            raise Undecodable("not a list of calls")
-        return [_call(element) for element in body.elts]
+        if isinstance(body, ast.List | ast.Tuple):
+            return [_call(element) for element in body.elts]
+        return [_call(body)]  # "[f](a=1) #]"
     except SyntaxError as error:
         raise Undecodable(f"not Python: {error.msg}") from None
     except (ValueError, TypeError, RecursionError, MemoryError) as error:
@@ -90,26 +85,16 @@ def read_interface(result: Any) -> list[Call]:
 
     Raises:
         Undecodable: it is no such list.
-
-    Example:
-        >>> read_interface([{"f": '{"a": 1}'}])
-        [('f', {'a': 1})]
     """
-    if not isinstance(result, list | str | dict) or (result and not isinstance(result, list)):
+    if not isinstance(result, list) and (result or not isinstance(result, str | dict)):
         raise Undecodable("a reply in words" if isinstance(result, str) else "not a list of calls")
-    calls: list[Call] = []
-    for item in result:
-        if not isinstance(item, dict) or not item:
-            raise Undecodable("an element of the list is no {name: arguments}")
-        name, text = next(iter(item.items()))
-        if not isinstance(text, str) or len(text) > MAX_CHARS:
-            raise Undecodable(f"arguments are not JSON text of at most {MAX_CHARS} characters")
-        try:
-            calls.append((name, json.loads(text)))
-        except (ValueError, RecursionError):
-            raise Undecodable("arguments are not JSON") from None
+    try:
+        items = [next(iter(item.items())) for item in result]
+        calls = [(name, json.loads(text)) for name, text in items]
+    except (AttributeError, StopIteration, TypeError, ValueError, RecursionError):
+        raise Undecodable("an element of the list is no {name: arguments as JSON}") from None
     if not all(isinstance(arguments, dict) for _, arguments in calls):
-        raise wrong_format("arguments are not an object")
+        raise Undecodable("arguments are not an object", WRONG_FORMAT)
     return calls
 
 
@@ -140,132 +125,96 @@ def _value(node: ast.expr | None) -> Any:
         case ast.Dict(keys=keys, values=values):
             return {_value(key): _value(value) for key, value in zip(keys, values, strict=True)}
         case ast.BinOp():
-            return compute(node)
+            return _compute(node)
         case ast.Call(keywords=[]):
             return ast.unparse(node)
         case ast.Call():
-            name, arguments = _call(node)
-            return {name: arguments}
+            return dict([_call(node)])
         case ast.Subscript(value=value, slice=index):
             return f"{ast.unparse(value)}[{ast.unparse(index)}]"
-        case _:
-            raise Undecodable("a value is neither a literal nor a name nor a call")
+    raise Undecodable("a value is neither a literal nor a name nor a call")
 
 
 # --- arithmetic ------------------------------------------------------------------------------------------------------
 
-_BINARY: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
+_OPERATORS: Mapping[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow, ast.LShift: operator.lshift,
     ast.RShift: operator.rshift, ast.BitOr: operator.or_, ast.BitXor: operator.xor, ast.BitAnd: operator.and_,
-    ast.MatMult: operator.matmul,
+    ast.MatMult: operator.matmul, ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Invert: operator.invert,
+    ast.Not: operator.not_, ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le,
+    ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Is: operator.is_, ast.IsNot: operator.is_not,
+    ast.In: lambda one, many: one in many, ast.NotIn: lambda one, many: one not in many,
+    ast.List: list, ast.Tuple: tuple, ast.Set: set,
 }  # fmt: skip
-_UNARY: Mapping[type[ast.unaryop], Callable[[Any], Any]] = {
-    ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Invert: operator.invert, ast.Not: operator.not_,
-}  # fmt: skip
-_COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
-    ast.GtE: operator.ge, ast.In: lambda one, many: one in many, ast.NotIn: lambda one, many: one not in many,
-}  # fmt: skip
-_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
-    function.__name__: function for function in (abs, bool, float, int, len, max, min, round, str, sum)
-}
+_FUNCTIONS = {function.__name__: function for function in (abs, bool, float, int, len, max, min, round, str, sum)}
 _WIDTH = re.compile(r"%(?:\(.*?\))?[-#0 +]*(?:\*|\d{4}|\d*\.(?:\*|\d{4}))", re.DOTALL)
 """A place of a format that asks for a wide field: "%999999999d" % 1 would be a string of a gigabyte."""
 
 
-def compute(node: ast.expr) -> Any:
-    """The value of an expression on literals: operators, comparisons, indices and a few pure functions.
+def _compute(node: ast.expr) -> Any:
+    """The value of an expression on literals, with operators, comparisons, indices and a few pure functions."""
 
-    Raises:
-        Undecodable: there is something else in it, it has no value (1 / 0), or the value is too large.
+    def pure(call: ast.Call, value: Callable[[ast.expr], Any]) -> Any:
+        if isinstance(call.func, ast.Name) and call.func.id in _FUNCTIONS and not call.keywords:
+            return _FUNCTIONS[call.func.id](*map(value, call.args))
+        raise Undecodable("a call of something that is no pure function")
 
-    Example:
-        >>> compute(ast.parse("2 ** 3 * (1 + 0.5)", mode="eval").body)
-        12.0
-    """
     try:
-        return evaluate(node, _pure_function)
+        return evaluate(node, pure)
     except (TypeError, ValueError, ArithmeticError, LookupError, NameError, MemoryError, RecursionError) as error:
         raise Undecodable(f"an expression without a value ({type(error).__name__})") from None
 
 
-def _pure_function(call: ast.Call, value: Callable[[ast.expr], Any]) -> Any:
-    if isinstance(call.func, ast.Name) and call.func.id in _FUNCTIONS and not call.keywords:
-        return _FUNCTIONS[call.func.id](*map(value, call.args))
-    raise Undecodable("a call of something that is no pure function")
-
-
-def evaluate(node: ast.expr, call: Callable[[ast.Call, Callable[[ast.expr], Any]], Any]) -> Any:
-    """The value of an expression without names.
-
-    Args:
-        node: The expression.
-        call: Makes a call in it; is given the call and a function that evaluates its arguments.
+def evaluate(node: ast.expr | None, call: Callable[[ast.Call, Callable[[ast.expr], Any]], Any]) -> Any:
+    """The value of an expression without names; `call` makes a call in it, given a function for its arguments.
 
     Raises:
         Undecodable: it holds something else, or its value would be too large.
         Exception: whatever its operators raise.
     """
-
-    def value(node: ast.expr | None) -> Any:
-        match node:
-            case ast.Constant(value=constant):
-                return constant
-            case ast.Name(id=name):
-                raise NameError(f"name '{name}' is not defined")
-            case ast.List(elts=elements) | ast.Tuple(elts=elements) | ast.Set(elts=elements):
-                return {ast.List: list, ast.Tuple: tuple, ast.Set: set}[type(node)](map(value, elements))
-            case ast.Dict(keys=keys, values=values):
-                return {value(key): value(one) for key, one in zip(keys, values, strict=True)}
-            case ast.UnaryOp(op=sign, operand=operand):
-                return _UNARY[type(sign)](value(operand))
-            case ast.BinOp(left=left, op=sign, right=right):
-                first, second = value(left), value(right)
-                if _too_large(type(sign), first, second):
-                    raise Undecodable("an expression whose value would be too large")
-                return _BINARY[type(sign)](first, second)
-            case ast.Compare(left=left, ops=[sign], comparators=[right]) if type(sign) in _COMPARE:
-                return _COMPARE[type(sign)](value(left), value(right))
-            case ast.BoolOp(op=sign, values=values):
-                found: Any = None
-                for found in map(value, values):
-                    if bool(found) is isinstance(sign, ast.Or):
-                        break
-                return found
-            case ast.IfExp(test=test, body=body, orelse=other):
-                return value(body if value(test) else other)
-            case ast.Subscript(value=outer, slice=ast.Slice(lower=lower, upper=upper, step=step)):
-                return value(outer)[slice(*(part and value(part) for part in (lower, upper, step)))]
-            case ast.Subscript(value=outer, slice=index):
-                return value(outer)[value(index)]
-            case ast.Call():
-                return call(node, value)
-            case _:
-                raise Undecodable("an expression on something that is no literal")
-
-    return value(node)
+    value = partial(evaluate, call=call)
+    match node:
+        case ast.Constant(value=constant):
+            return constant
+        case ast.Name(id=name):
+            raise NameError(f"name '{name}' is not defined")
+        case ast.List(elts=elements) | ast.Tuple(elts=elements) | ast.Set(elts=elements):
+            return _OPERATORS[type(node)](map(value, elements))
+        case ast.Dict(keys=keys, values=values):
+            return {value(key): value(one) for key, one in zip(keys, values, strict=True)}
+        case ast.UnaryOp(op=sign, operand=operand):
+            return _OPERATORS[type(sign)](value(operand))
+        case ast.BinOp(left=left, op=sign, right=right) | ast.Compare(left=left, ops=[sign], comparators=[right]):
+            first, second = value(left), value(right)
+            if _too_large(type(sign), first, second):
+                raise Undecodable("an expression whose value would be too large")
+            return _OPERATORS[type(sign)](first, second)
+        case ast.BoolOp(op=sign, values=values):
+            found: Any = None
+            for found in map(value, values):
+                if bool(found) is isinstance(sign, ast.Or):
+                    break
+            return found
+        case ast.IfExp(test=test, body=body, orelse=other):
+            return value(body if value(test) else other)
+        case ast.Slice(lower=lower, upper=upper, step=step):
+            return slice(*(part and value(part) for part in (lower, upper, step)))
+        case ast.Subscript(value=outer, slice=index):
+            return value(outer)[value(index)]
+        case ast.Call():
+            return call(node, value)
+    raise Undecodable("an expression on something that is no literal")
 
 
-def _too_large(sign: type[ast.operator], first: Any, second: Any) -> bool:
+def _too_large(sign: type[ast.AST], first: Any, second: Any) -> bool:
     """Whether a result could take long or much memory; told before it is computed."""
     if isinstance(first, int) and isinstance(second, int):
-        bits = {
-            ast.Mult: first.bit_length() + second.bit_length(),
-            ast.Pow: first.bit_length() * max(second, 0),
-            ast.LShift: first.bit_length() + max(second, 0),
-        }
-        return bits.get(sign, 0) > MAX_BITS
+        bits, times = first.bit_length(), max(second, 0)
+        sizes = {ast.Mult: bits + second.bit_length(), ast.Pow: bits * times, ast.LShift: bits + times}
+        return sizes.get(sign, 0) > MAX_SIZE
     if sign is ast.Mult:
         many, times = (second, first) if isinstance(first, int) else (first, second)
-        return isinstance(times, int) and _size(many) * times > MAX_ITEMS
-    if sign is ast.Mod and isinstance(first, str | bytes):
-        return _WIDTH.search(str(first)) is not None
-    return False
-
-
-def _size(value: Any) -> int:
-    """Characters and elements in a value."""
-    if isinstance(value, str | bytes):
-        return len(value)
-    return 1 + sum(map(_size, value)) if isinstance(value, list | tuple | set | dict) else 1
+        repeated = isinstance(many, str | bytes | list | tuple) and isinstance(times, int)
+        return repeated and len(repr(many)) * times > MAX_SIZE
+    return sign is ast.Mod and isinstance(first, str | bytes) and _WIDTH.search(str(first)) is not None
