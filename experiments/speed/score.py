@@ -30,9 +30,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ttpa.benchmarks.bfcl.cases import Case
+from ttpa.benchmarks.bfcl.cases import Case, read_cases
 from ttpa.benchmarks.bfcl.categories import CATEGORIES, category_of_id
-from ttpa.benchmarks.bfcl.files import read_cases
 from ttpa.io import read_lines
 
 HERE = Path(__file__).resolve().parent

@@ -15,10 +15,9 @@ from typing import Any
 
 import pytest
 
-from ttpa.benchmarks.bfcl.cases import Case
+from ttpa.benchmarks.bfcl.cases import Case, read_cases
 from ttpa.benchmarks.bfcl.categories import CATEGORIES, category_of_id
 from ttpa.benchmarks.bfcl.check import check_call, standard
-from ttpa.benchmarks.bfcl.files import read_cases
 from ttpa.calls.six_errors import LABELS
 from ttpa.errors import DataError
 
@@ -185,9 +184,9 @@ def test_call_or_none() -> None:
         ([], "0 answers to 1 functions"),
         ([{"f": {}}, {"f": {}}], "2 answers"),
         ([{"g": {}}], "calls 'g', which has no document"),
-        ([{"f": {}, "g": {}}], "not one"),
-        ([{"f": [1]}], "not one"),
-        (["f"], "not one"),
+        ([{"f": {}, "g": {}}], "ground_truth.0"),
+        ([{"f": [1]}], "ground_truth.0.f"),
+        (["f"], "ground_truth.0"),
     ],
 )
 def test_answers_that_do_not_belong_to_the_question(answers: Any, message: str) -> None:
@@ -201,7 +200,7 @@ def test_documents_that_are_no_schema() -> None:
         [1], {"properties": [1]}, {"required": 5}, {"required": "a"}, {"required": [["a"]]},
         *({"properties": {"a": schema}} for schema in of_type),
     ):  # fmt: skip
-        with pytest.raises(DataError, match="x_7: parameters of 'f'"):
+        with pytest.raises(DataError, match="x_7: function.0.parameters"):
             Case("x_7", CATEGORIES["multiple"], [{"name": "f", "parameters": parameters}], [{"f": {}}])
 
 

@@ -13,9 +13,18 @@ import pytest
 from ttpa.benchmarks.bfcl import cases, decode_java_js
 from ttpa.benchmarks.bfcl.cases import Case
 from ttpa.benchmarks.bfcl.categories import CATEGORIES
-from ttpa.benchmarks.bfcl.decode_java_js import convert_java, convert_js
-from ttpa.benchmarks.bfcl.decode_python import MAX_BITS, MAX_CHARS, Undecodable, read_python
+from ttpa.benchmarks.bfcl.decode_java_js import convert
+from ttpa.benchmarks.bfcl.decode_python import MAX_CHARS, MAX_SIZE, Undecodable, read_python
 from ttpa.errors import ConfigError
+
+
+def convert_java(text, kind, inner=None):
+    return convert(text, kind, inner, "java")
+
+
+def convert_js(text, kind, inner=None):
+    return convert(text, kind, inner, "javascript")
+
 
 FAILED, WRONG_FORM = "ast_decoder:decoder_failed", "ast_decoder:decoder_wrong_output_format"
 
@@ -284,9 +293,9 @@ def test_limits() -> None:
     with pytest.raises(Undecodable, match="longer than"):
         read_python("f(a='" + "x" * MAX_CHARS + "')")
     assert read_python(f"f(a='{'(' * 500}', b=g())")[0][1]["a"] == "(" * 500
-    assert read_python(f"f(a=2**{MAX_BITS // 2})")[0][1]["a"] == 2 ** (MAX_BITS // 2)
+    assert read_python(f"f(a=2**{MAX_SIZE // 2})")[0][1]["a"] == 2 ** (MAX_SIZE // 2)
     with pytest.raises(Undecodable, match="too large"):
-        read_python(f"f(a=2**{MAX_BITS})")
+        read_python(f"f(a=2**{MAX_SIZE})")
 
 
 @pytest.mark.parametrize("found", ["0.22.0", None])

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from ttpa.benchmarks.bfcl.cases import read_answer, read_cases
 from ttpa.benchmarks.bfcl.evaluation import BFCL
-from ttpa.benchmarks.bfcl.files import read_answer, read_cases
 from ttpa.benchmarks.bfcl.totals import aggregates
 from ttpa.calls.syntaxes import get_syntax
 from ttpa.errors import ConfigError, DataError

@@ -9,18 +9,18 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.benchmarks.official_package import conversation, package, verdict
-from ttpa.benchmarks.bfcl import multi_turn_run, official
+from ttpa.benchmarks.bfcl import backends as runner
+from ttpa.benchmarks.bfcl import official
+from ttpa.benchmarks.bfcl.backends import compare, execute, read_step
 from ttpa.benchmarks.bfcl.categories import CATEGORIES
 from ttpa.benchmarks.bfcl.evaluation import BFCL
 from ttpa.benchmarks.bfcl.multi_turn import Conversation, MultiTurnCase, read_multi_turn
-from ttpa.benchmarks.bfcl.multi_turn_run import compare, execute, read_step
 from ttpa.calls.six_errors import LABELS
 from ttpa.errors import ConfigError, DataError
 from ttpa.records import Candidate, ToolCall
@@ -36,7 +36,7 @@ def cases(name: str) -> dict[str, MultiTurnCase]:
 
 def truth(case: MultiTurnCase) -> list[list[Call]]:
     """The expected calls with every argument named, by the order in the function's document."""
-    documents = [*case.functions, *(one for added in case.added.values() for one in added)]
+    documents = case.documents
     names = {one["name"]: list(one["parameters"]["properties"]) for one in documents}
 
     def named(text: str) -> Call:
@@ -232,7 +232,7 @@ def test_results_are_those_of_the_official_executor() -> None:
     ]  # fmt: skip
     case = cases("multi_turn_base")["multi_turn_base_0"]
     expected, _ = backends.execute_multi_turn_func_call(
-        calls, dict(case.initial_config), list(case.classes), "ttpa", case.case_id
+        calls, dict(case.initial_config), list(case.involved_classes), "ttpa", case.case_id
     )
     found = execute(case.backends, [calls])
     assert found is not None
@@ -284,8 +284,8 @@ def test_private_methods_are_not_called() -> None:
 
 def test_calls_that_do_not_end_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """For time, for memory, and the next case is judged as ever."""
-    monkeypatch.setattr(multi_turn_run, "SECONDS", 0.5)
-    case = next(case for case in cases("multi_turn_base").values() if "MathAPI" in case.classes)
+    monkeypatch.setattr(runner, "SECONDS", 0.5)
+    case = next(case for case in cases("multi_turn_base").values() if "MathAPI" in case.involved_classes)
     right = [[written(turn)] if turn else [] for turn in truth(case)]
     for call in ("power(base=7, exponent=99999999999)", "square_root(number=2, precision=99999999)"):
         began = time.monotonic()
@@ -307,7 +307,9 @@ def test_results_that_are_too_long_are_not_handed_back() -> None:
 
 def test_question_that_cannot_be_loaded() -> None:
     """The data's fault is an error, unlike the model's."""
-    case = replace(cases("multi_turn_base")["multi_turn_base_0"], initial_config={"GorillaFileSystem": {"root": {}}})
+    case = cases("multi_turn_base")["multi_turn_base_0"].model_copy(
+        update={"initial_config": {"GorillaFileSystem": {"root": {}}}}
+    )
     with pytest.raises(DataError, match="multi_turn_base_0: BFCL's backends cannot be run .IndexError"):
         case.judge([[] for _ in case.truth])
 
@@ -323,7 +325,7 @@ def test_folder_in_itself_is_not_the_expected_state() -> None:
 def test_process_that_was_ended_is_started_again() -> None:
     case = cases("multi_turn_base")["multi_turn_base_0"]
     assert execute(case.backends, [["ls()"]])
-    for process in multi_turn_run._PROCESSES.values():
+    for process in runner._PROCESSES.values():
         process.kill()
         process.wait()
     assert execute(case.backends, [["ls()"]])
@@ -389,7 +391,7 @@ def test_too_many_steps_break_a_conversation_off() -> None:
     case = cases("multi_turn_base")["multi_turn_base_0"]
     row = check_same_conversation(case, [[("ls", {})]] * 100, True)
     assert row["error_type"] == "multi_turn:force_terminated"
-    assert len(row["result"][0]) == official.step_limit() + 1
+    assert len(row["result"][0]) == official.texts().MAXIMUM_STEP_LIMIT + 1
 
 
 # --- files and the evaluation ----------------------------------------------------------------------------------------
@@ -412,14 +414,14 @@ def copied(folder: Path, name: str, rows: int, change: Callable[[dict[str, Any],
 
 
 WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], Any], str]] = {
-    "no id": (lambda row, answer: row.pop("id"), ":2: no id."),
-    "classes": (lambda row, answer: row.update(involved_classes=["WebSearchAPI"]), ":2: involved_classes="),
+    "no id": (lambda row, answer: row.pop("id"), ":2: None is no id"),
+    "classes": (lambda row, answer: row.update(involved_classes=["WebSearchAPI"]), ":2: involved_classes.0="),
     "no answer": (lambda row, answer: answer.update(id="x"), ":2: no accepted answers for multi_turn_miss_func_1"),
-    "truth": (lambda row, answer: answer.update(ground_truth=["ls()"]), "miss_func.json:2: ground_truth is no list"),
-    "turns": (lambda row, answer: row["question"].pop(), ":2: question is no list of"),
-    "message": (lambda row, answer: row["question"][0].append("x"), ":2: question is no list of"),
+    "truth": (lambda row, answer: answer.update(ground_truth=["ls()"]), "miss_func.json:2: ground_truth"),
+    "turns": (lambda row, answer: row["question"].pop(), ":2: ground_truth="),
+    "message": (lambda row, answer: row["question"][0].append("x"), ":2: question.0.1="),
     "missed": (lambda row, answer: row.update(missed_function={"1": ["nothing"]}), ":2: missed_function="),
-    "twice": (lambda row, answer: row.update(id="multi_turn_miss_func_0"), ":2: multi_turn_miss_func_0 is there twice"),
+    "twice": (lambda row, answer: row.update(id="multi_turn_miss_func_0"), ":2: multi_turn_miss_func_0 is no id, or is"),
     "answer twice": (lambda row, answer: answer.update(id="multi_turn_miss_func_0"), "miss_func.json:2: multi_turn_"),
 }  # fmt: skip
 
@@ -439,7 +441,7 @@ def test_an_answer_without_a_question(tmp_path: Path) -> None:
     folder = copied(tmp_path / "data", "multi_turn_miss_func", 2, lambda row, answer: None)
     questions = folder / "BFCL_v4_multi_turn_miss_func.json"
     questions.write_text(questions.read_text(encoding="utf-8").splitlines()[0])
-    with pytest.raises(DataError, match=r"possible_answer/.*json:2: no question multi_turn_miss_func_1 in "):
+    with pytest.raises(DataError, match="json: no question multi_turn_miss_func_1,"):
         read_multi_turn(folder, CATEGORIES["multi_turn_miss_func"])
 
 
@@ -450,7 +452,7 @@ def test_function_documents_of_the_data_folder_come_first(tmp_path: Path) -> Non
     document = {"name": "only", "description": "", "parameters": {"type": "dict", "properties": {}, "required": []}}
     (folder / "multi_turn_func_doc" / "gorilla_file_system.json").write_text(json.dumps(document))
     (case,) = read_multi_turn(folder, CATEGORIES["multi_turn_base"]).values()
-    names = [one["name"] for one in case.functions]
+    names = [one["name"] for one in case.documents]
     assert "only" in names and "post_tweet" in names and "ls" not in names
 
 

@@ -26,7 +26,7 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
         official.require()
     assert missing.replace("_", "-") in str(told.value) and INSTALL in str(told.value)
     with pytest.raises(ConfigError, match="extra `bfcl`"):
-        official.system_prompt([], CATEGORIES["multiple"])
+        official.official_messages([], [], CATEGORIES["multiple"])
 
 
 def test_another_release(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,12 +63,7 @@ def test_prompts_are_those_of_the_package(category: str) -> None:
 
 
 def test_texts_of_steps() -> None:
-    calls, results = ["cd(folder='a')", "ls()"], ['{"a": "it\'s"}', "None"]
-    expected = package().models.format_execution_results_prompting({}, results, {"model_responses_decoded": calls})
-    assert official.results_text(calls, results) == expected
-    assert official.step_limit() == package().prompts.MAXIMUM_STEP_LIMIT == 20
-    listed = official.added_functions_text([{"name": "f"}], listed=True)
-    assert listed == "[{'name': 'f'}]\n" + official.added_functions_text([{"name": "f"}], listed=False)
+    assert official.texts().MAXIMUM_STEP_LIMIT == package().prompts.MAXIMUM_STEP_LIMIT == 20
 
 
 def test_nothing_is_left_behind() -> None:

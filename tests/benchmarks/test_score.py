@@ -147,10 +147,10 @@ DEEP = "[" * 100_000 + "]" * 100_000
     ("row", "message"),
     [
         ({"result": "x"}, "no id"),
-        ({"id": "multiple_1"}, "multiple_1 has no result"),
-        ({"id": "multiple_77", "result": "x"}, "unknown id multiple_77 (category multiple)"),
-        ({"id": "chess_1", "result": "x"}, "no category of BFCL"),
-        ({"id": "web_search_base_0", "result": []}, "web_search_base, which is not scored here"),
+        ({"id": "multiple_1"}, "no result"),
+        ({"id": "multiple_77", "result": "x"}, "unknown id multiple_77, of multiple"),
+        ({"id": "chess_1", "result": "x"}, "of no category of BFCL"),
+        ({"id": "web_search_base_0", "result": []}, "web_search_base_0, of web_search_base."),
         ({**GOOD, "mode": "FC"}, "mode='FC'"),
         ({**GOOD, "dots_as_underscores": "true"}, "dots_as_underscores='true'"),
         ({"sample_id": "multiple_0", "text": "", "calls": "[1]"}, "calls are no list"),
@@ -158,7 +158,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
         ("{9" + "9" * 6000, "not JSON"),
         ("[1]", "a list where a row"),
         ("[" * 100_000, "not JSON"),
-        (f'{{"id": "irrelevance_0", "note": {DEEP}}}', "irrelevance_0 has no result"),
+        (f'{{"id": "irrelevance_0", "note": {DEEP}}}', "no result"),
         (f'{{"id": "irrelevance_0", "result": {DEEP[:150_000]}', "not JSON"),
     ],
 )
@@ -217,14 +217,16 @@ def test_data_folders_that_cannot_be_used(run: Any, tmp_path: Path) -> None:
     assert "no such folder" in run("benchmark=bfcl", "data=/nowhere", f"outputs={outputs}").err
     assert "no questions" in told(lambda folder: [path.unlink() for path in folder.glob("BFCL_v4_*")])
     assert "no such file" in told(lambda folder: (folder / answers).unlink())
-    assert f"{answers}:2: no id and ground_truth" in told(replace(answers, [wanted, {"id": "multiple_1"}]))
+    assert f"{answers}:2: multiple_1 is there twice, or has no ground_truth" in told(
+        replace(answers, [wanted, {"id": "multiple_1"}])
+    )
     assert "no accepted answers for multiple_1" in told(replace(answers, [wanted]))
-    assert f"{answers}:2: no question multiple_1 in " in told(replace(questions, [question]))
+    assert f"{questions}: no question multiple_1" in told(replace(questions, [question]))
     assert f"{answers}:2: multiple_0 is there twice" in told(replace(answers, [wanted, wanted]))
-    assert "multiple_0 is there twice" in told(replace("BFCL_v3_irrelevance.json", [question]))
+    assert "multiple_0 is no id, or is there twice" in told(replace("BFCL_v3_irrelevance.json", [question]))
     other = {"id": "multiple_0", "function": [{"name": "g"}]}
     assert "calls 'f.x', which has no document" in told(replace(questions, [other]))
-    assert "no id and function documents" in told(replace(questions, [{"id": "multiple_0"}]))
+    assert "multiple_0: function=None" in told(replace(questions, [{"id": "multiple_0"}]))
 
 
 @pytest.mark.parametrize("syntax", ["python", "hermes", "json"])

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from ttpa.benchmarks.bfcl.cases import Case
+from ttpa.benchmarks.bfcl.cases import Case, answer_row, read_answer, read_cases, unknown_id
 from ttpa.benchmarks.bfcl.categories import category_of_id
-from ttpa.benchmarks.bfcl.files import answer_row, read_answer, read_cases, unknown_id
 from ttpa.benchmarks.bfcl.totals import Summary, interval
 from ttpa.benchmarks.scored import Shares, compared, print_table, read_shares, share_text, writer
 from ttpa.benchmarks.toolbench.command import HELP as TOOLBENCH_HELP

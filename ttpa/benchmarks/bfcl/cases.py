@@ -1,41 +1,88 @@
-"""One question of BFCL with its accepted answers, and the judgement of an answer to it.
+"""BFCL's single-turn questions: the files they stand in, their accepted answers, and the judgement of an answer.
 
-The category says what is looked at: a call or none (irrelevance, relevance); exactly one call; one call, whose function
-is among several; or several calls in any order. For the last, each expected call takes the first unused call that fits
-and no choice is taken back, as officially: `[f(a=1), f(a=2)]` does not match "1 or 2" and then "1".
+All files are JSON lines, also those named `.json`, and may be gzipped. A data folder is laid out as published:
+`BFCL_v4_<category>.json` (or `BFCL_v3_`, with that version's names), and below `possible_answer/` files of the same
+names. Multi-turn questions are read by `multi_turn`, since they need more files; agentic ones are not scored here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from ttpa.benchmarks.bfcl.categories import Category, Language
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
+
+from ttpa.benchmarks.bfcl.categories import SINGLE_TURN, Category, Language, category_of_id, find_category
 from ttpa.benchmarks.bfcl.check import Verdict, check_call, refused
 from ttpa.benchmarks.bfcl.decode_java_js import read_java_js
 from ttpa.benchmarks.bfcl.decode_python import Call, Undecodable, read_interface, read_python
 from ttpa.calls.schema import normalise_schema
 from ttpa.calls.six_errors import show
 from ttpa.errors import DataError
+from ttpa.io import JsonLine, dumps, read_lines
 from ttpa.records import Candidate, Sample, ToolSpec
 
-_COUNT = {
-    "one": "simple_function_checker:wrong_count",
-    "multiple": "multiple_function_checker:wrong_count",
-    "parallel": "parallel_function_checker_no_order:wrong_count",
-}
-_CANNOT_FIND = "parallel_function_checker_no_order:cannot_find_match"
+# --- forms of rows ---------------------------------------------------------------------------------------------------
+
+
+class Form(BaseModel, strict=True):
+    """What is read of a row; further keys may be there."""
+
+
+class _Schema(Form):
+    type: str | None = None
+    items: _Schema | None = None
+    properties: dict[str, _Schema] | None = None
+    required: list[str] | None = None
+
+
+class Function(Form):
+    name: str
+    parameters: _Schema | None = None
+
+
+class _Question(Form):
+    function: list[Function]
+    ground_truth: list[Annotated[dict[str, dict[str, Any]], Field(min_length=1, max_length=1)]]
+
+
+class _Result(Form):
+    case_id: str = Field(validation_alias=AliasChoices("id", "sample_id"))
+    result: Any = Field(validation_alias=AliasChoices("result", "text"))
+    mode: Literal["prompt", "fc"] | None = None
+    dots_as_underscores: bool | None = None
+
+
+F = TypeVar("F", bound=Form)
+
+
+def checked(form: type[F], row: Any, place: object, remedy: str = "Take the file as published.") -> F:
+    """A row in its form; a DataError that names place and key where it is not."""
+    try:
+        return form.model_validate(row)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        problem = f"{key}={show(first['input'])}: {first['msg']}"
+        raise DataError(f"{place}: {f'no {key}' if first['type'] == 'missing' else problem}. {remedy}") from None
+
+
+# --- judgement -------------------------------------------------------------------------------------------------------
+
+_CHECKER = {"one": "simple_function_checker", "multiple": "multiple_function_checker",
+            "parallel": "parallel_function_checker_no_order"}  # fmt: skip
 _ORDER = ("tool_name", "missing_required", "parameter_name", "parameter_type", "parameter_value")
 
 
 def decode(result: Any, *, language: Language = "python", function_calling: bool | None = None) -> list[Call]:
-    """The calls of one answer.
+    """The calls of one answer: a text in the language, or a list of `{name: json}`.
 
-    Args:
-        result: The `result` of a row: a text, or a list of `{name: json}`.
-        language: Of the calls in a text.
-        function_calling: Whether the answer came through a function-calling interface, where a text is a reply in words
-            and never calls; None decides by the type of the result.
+    With `function_calling` it came through a function-calling interface, where a text is a reply in words and never
+    calls; None decides by type.
 
     Raises:
         Undecodable: there are no calls to be had, with the official error type.
@@ -46,73 +93,53 @@ def decode(result: Any, *, language: Language = "python", function_calling: bool
     return read_python(result) if language == "python" else read_java_js(result, language)
 
 
+@dataclass
 class Case:
     """A question and its answers.
 
+    The category says what is looked at: a call or none (irrelevance, relevance); exactly one call; one call, whose
+    function is among several; or several calls in any order.
+
     Args:
-        case_id: As in the files.
-        category: Decides the rule.
         functions: The function documents of the question.
         answers: The expected calls, `{name: {parameter: [accepted values]}}` each; none where none are published.
         question: Turns of messages, which only a policy reads.
 
     Raises:
-        DataError: answers and documents do not belong together; names the id.
-
-    Example:
-        >>> from ttpa.benchmarks.bfcl.categories import CATEGORIES
-        >>> schema = {"properties": {"a": {"type": "integer"}}, "required": ["a"]}
-        >>> case = Case("x_0", CATEGORIES["multiple"], [{"name": "f", "parameters": schema}], [{"f": {"a": [6]}}])
-        >>> case.judge("f(a=2*3)").valid, case.judge("[]").error_type
-        (True, 'multiple_function_checker:wrong_count')
+        DataError: documents or answers are not of the published form, or do not belong together; names the id.
     """
 
-    def __init__(
-        self,
-        case_id: str,
-        category: Category,
-        functions: Sequence[Mapping[str, Any]],
-        answers: Sequence[Mapping[str, Any]] = (),
-        question: Any = (),
-    ) -> None:
-        self.case_id = case_id
-        self.category = category
-        self.functions = functions
-        self.question = question
+    case_id: str
+    category: Category
+    functions: Sequence[Mapping[str, Any]]
+    answers: Sequence[Mapping[str, Any]] = ()
+    question: Any = ()
+
+    def __post_init__(self) -> None:
+        checked(_Question, {"function": self.functions, "ground_truth": list(self.answers)}, self.case_id)
         self._expected: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
         """Function document and accepted values of each expected call."""
-        if not category.has_answers:
+        if not self.category.has_answers:
             return
-        documents = {function["name"]: function for function in reversed(functions)}  # of equal names, the first
-        for function in functions:
-            if not _is_schema(function.get("parameters") or {}):
-                problem = "are no schema: properties is an object, required a list of names, type a text"
-                raise DataError(f"{case_id}: parameters of {show(function['name'])} {problem}.")
-        if not answers or not documents or (category.rule != "parallel" and len(answers) != 1):
-            raise DataError(f"{case_id}: {len(answers)} answers to {len(functions)} functions, too few or too many.")
-        for answer in answers:
-            one = isinstance(answer, Mapping) and len(answer) == 1
-            name, values = next(iter(answer.items())) if one else (None, None)
-            if not isinstance(values, Mapping):
-                raise DataError(f"{case_id}: an answer is not one {{name: {{parameter: values}}}}.")
+        if not self.answers or not self.functions or (self.category.rule != "parallel" and len(self.answers) != 1):
+            raise DataError(f"{self.case_id}: {len(self.answers)} answers to {len(self.functions)} functions.")
+        documents = {function["name"]: function for function in reversed(self.functions)}  # of equal names, the first
+        for name, values in (call for answer in self.answers for call in answer.items()):
             if name not in documents:
-                raise DataError(f"{case_id}: the answer calls {show(name)}, which has no document.")
-            self._expected.append((functions[0] if category.rule == "one" else documents[name], values))
+                raise DataError(f"{self.case_id}: the answer calls {show(name)}, which has no document.")
+            self._expected.append((self.functions[0] if self.category.rule == "one" else documents[name], values))
 
     def judge(self, result: Any, *, function_calling: bool | None = None, dots_as_underscores: bool = False) -> Verdict:
-        """The verdict on one answer, whatever the answer is.
+        """The verdict on one answer, whatever the answer is; see `decode`.
 
-        Args:
-            result: The text of a prompted model, or a list of `{name: json}` from a function-calling interface.
-            function_calling: Which of the two it is; None decides by type.
-            dots_as_underscores: The model had to write `_` for every dot of a name.
+        `dots_as_underscores`: the model had to write `_` for every dot of a name.
 
         Raises:
             ConfigError: the grammar of Java or JavaScript is needed and not installed.
         """
-        rule, language = self.category.rule, self.category.language
+        rule = self.category.rule
         try:
-            calls = decode(result, language=language, function_calling=function_calling)
+            calls = decode(result, language=self.category.language, function_calling=function_calling)
         except Undecodable as error:
             if self._expected:
                 return refused(error.error_type, f"not readable as calls: {error}")
@@ -124,7 +151,8 @@ class Case:
             wrong = refused("relevance_error:decoder_failed", "no call is made, expected one")
             return Verdict(None, "a call is made, as expected") if calls else wrong
         if len(calls) != len(self._expected):
-            return refused(_COUNT[rule], f"{len(calls)} calls made, {len(self._expected)} expected")
+            sentence = f"{len(calls)} calls made, {len(self._expected)} expected"
+            return refused(f"{_CHECKER[rule]}:wrong_count", sentence)
         if rule == "parallel":
             fault = self._any_order(calls, dots_as_underscores)
         else:
@@ -135,19 +163,18 @@ class Case:
         return check_call(call, *self._expected[number], self.category.language, dots_as_underscores=dots)
 
     def _any_order(self, calls: list[Call], dots: bool) -> Verdict | None:
-        unused = list(calls)
+        """Each expected call takes the first unused one that fits, and no choice is taken back, as officially."""
         for number, (function, _) in enumerate(self._expected):
-            faults = [self._fault(call, number, dots) for call in unused]
+            faults = [self._fault(call, number, dots) for call in calls]
             if None in faults:
-                del unused[faults.index(None)]
+                calls = [call for at, call in enumerate(calls) if at != faults.index(None)]
                 continue
             # The nearest call came furthest in the checks; a call that fits another expected one is not it.
-            others = range(len(self._expected))
-            free = [all(self._fault(call, other, dots) for other in others) for call in unused]
-            found = [fault for fault, alone in zip(faults, free, strict=True) if fault and (alone or not any(free))]
-            near = max(found, key=lambda fault: _ORDER.index(fault.six_error))
+            free = [all(self._fault(call, other, dots) for other in range(len(self._expected))) for call in calls]
+            left = [fault for fault, alone in zip(faults, free, strict=True) if fault and (alone or not any(free))]
+            near = max(left, key=lambda fault: _ORDER.index(fault.six_error))
             sentence = f"no unused call fits expected call {number + 1}, {show(function['name'])}; the nearest: "
-            return Verdict(_CANNOT_FIND, sentence + near.explanation, near.six_error)
+            return Verdict(f"{_CHECKER['parallel']}:cannot_find_match", sentence + near.explanation, near.six_error)
         return None
 
 
@@ -158,15 +185,13 @@ def tool_of(function: Mapping[str, Any], language: Language = "python") -> ToolS
     """
     parameters = function.get("parameters") or {}
     if language != "python":
-        kind = {"java": "Java", "javascript": "JavaScript"}[language]
+        source = {"java": "Java", "javascript": "JavaScript"}[language] + " source"
+        properties = (parameters.get("properties") or {}).items()
         texts = {
-            name: {
-                "type": "string",
-                "description": f"{one.get('description', '')} ({kind} source, {one.get('type', 'any')})".strip(),
-            }
-            for name, one in (parameters.get("properties") or {}).items()
+            name: f"{one.get('description', '')} ({source}, {one.get('type', 'any')})".strip()
+            for name, one in properties
         }
-        parameters = {**parameters, "properties": texts}
+        parameters |= {"properties": {name: {"type": "string", "description": text} for name, text in texts.items()}}
     schema = {"type": "object", "properties": {}, **normalise_schema(parameters)}
     return ToolSpec(name=function["name"], description=function.get("description", ""), parameters=schema)
 
@@ -192,12 +217,142 @@ def judged_row(
     }
 
 
-def _is_schema(schema: Any) -> bool:
-    """Whether what the checker looks at is of the published form."""
-    properties = schema.get("properties") or {} if isinstance(schema, Mapping) else None
-    if not isinstance(properties, Mapping) or not isinstance(schema.get("required"), list | None):
-        return False
-    outer = [one for one in properties.values() if isinstance(one, Mapping)]
-    inner = [one["items"] for one in outer if isinstance(one.get("items"), Mapping)]
-    names = all(isinstance(name, str) for name in schema.get("required") or ())
-    return names and all(isinstance(one.get("type"), str | None) for one in (*outer, *inner))
+# --- questions -------------------------------------------------------------------------------------------------------
+
+_NAME = re.compile(r"BFCL_v\d+_(\w+?)\.jsonl?(?:\.gz)?")
+
+
+def question_files(folder: Path) -> list[tuple[Path, Category]]:
+    """The files of questions in a data folder, with their categories, by name; none where there is no folder."""
+    named = [(path, _NAME.fullmatch(path.name)) for path in sorted(folder.glob("BFCL_*"))]
+    return [(path, category) for path, name in named if name and (category := find_category(name[1]))]
+
+
+def question_rows(folder: Path, category: Category, seen: set[str]) -> Iterator[tuple[JsonLine, list[Any]]]:
+    """Each question of a category in a data folder, and its accepted answers (none in a category without).
+
+    Raises:
+        DataError: a question without answers or answers without a question, or an id that is among those `seen`.
+    """
+    for path in (path for path, found in question_files(folder) if found == category):
+        answers = _accepted(folder / "possible_answer" / path.name.removesuffix(".gz")) if category.has_answers else {}
+        for line in read_lines(path):
+            case_id = line.row.get("id")
+            if not isinstance(case_id, str) or case_id in seen:
+                raise DataError(f"{line}: {case_id} is no id, or is there twice. Take one release, as published.")
+            if category.has_answers and case_id not in answers:
+                raise DataError(f"{line}: no accepted answers for {case_id}. Take both files from one release.")
+            seen.add(case_id)
+            yield line, answers.pop(case_id, [])
+        for case_id in answers:
+            raise DataError(f"{path}: no question {case_id}, which has answers. Take both files from one release.")
+
+
+def _accepted(path: Path) -> dict[str, list[Any]]:
+    packed, answers = path.with_name(f"{path.name}.gz"), {}
+    for line in read_lines(packed if packed.is_file() and not path.is_file() else path):
+        case_id, truth = line.row.get("id"), line.row.get("ground_truth")
+        if case_id in answers or not isinstance(truth, list):
+            raise DataError(f"{line}: {case_id} is there twice, or has no ground_truth. Take the file as published.")
+        answers[case_id] = truth
+    return answers
+
+
+def read_cases(folder: str | Path) -> dict[str, Case]:
+    """The single-turn questions of a data folder with their answers, by id, in the order of the files' names.
+
+    A folder that holds multi-turn questions only gives none.
+
+    Raises:
+        DataError: no questions, a row that is not of the published form, or as in `question_rows`.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"data={folder}: no such folder. Give the folder with the BFCL_v4_*.json files.")
+    cases: dict[str, Case] = {}
+    seen: set[str] = set()
+    categories = dict.fromkeys(category for _, category in question_files(folder))
+    for category in (category for category in categories if category.rule in SINGLE_TURN):
+        for line, answers in question_rows(folder, category, seen):
+            row = line.row
+            try:
+                cases[row["id"]] = Case(row["id"], category, row.get("function"), answers, row.get("question"))
+            except DataError as error:
+                raise DataError(f"{line}: {error}") from None
+    if not cases and not any(category.rule == "multi_turn" for category in categories):
+        raise DataError(f"data={folder}: no questions. BFCL_v4_<category>.json files belong there, as published.")
+    return cases
+
+
+# --- answers of models -----------------------------------------------------------------------------------------------
+
+_TOKEN = re.compile(r'"(?:[^"\\]+|\\.?)*"?|[\[\]{}]', re.DOTALL)
+"""A text, also one that is cut off, or a bracket."""
+_DEEP = 500
+"""Python reads JSON of about 1,000 levels, less what its own calls take."""
+
+
+class ModelAnswer(NamedTuple):
+    """One answer of a model: a text, or a list of `{name: json}`; None for what the row does not say."""
+
+    case_id: str
+    result: Any
+    function_calling: bool | None
+    dots_as_underscores: bool | None
+
+
+def answer_row(text: str) -> Any:
+    """The row of a model's answer, for `read_lines`; what JSON's rules allow and Python does not read in it is None.
+
+    A model decides what stands in such a row: a number without end or brackets without bottom are no error of the file.
+
+    Raises:
+        ValueError, RecursionError: it is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return json.loads(_shallow(text), parse_int=lambda digits: int(digits) if len(digits) < 4000 else None)
+
+
+def _shallow(text: str) -> str:
+    """A JSON text with null for each member that nests too deeply."""
+    kept: list[str] = []
+    opened: list[int] = []
+    end, deep = 0, False
+    for token in _TOKEN.finditer(text):
+        if token[0] in "[{":
+            opened.append(token.start())
+            deep = deep or len(opened) > _DEEP
+        elif token[0] in "]}" and opened:
+            start = opened.pop()
+            if deep and len(opened) == 1:
+                kept += [text[end:start], "null"]
+                end, deep = token.end(), False
+    return "".join([*kept, text[end:]])
+
+
+def read_answer(line: JsonLine) -> ModelAnswer:
+    """One row of a result file: `{id, result}` as BFCL writes it, or this project's `{sample_id, text}`.
+
+    Raises:
+        DataError: the row has no id or no answer; names file and line.
+    """
+    row = checked(_Result, line.row, line, "A row needs id and result, or sample_id and text.")
+    result, calling = row.result, None if row.mode is None else row.mode == "fc"
+    if "calls" in line.row and "result" not in line.row:  # a candidate of this project, parsed when it was drawn
+        calls = line.row["calls"]
+        try:
+            calls = json.loads(calls) if isinstance(calls, str) else calls or []
+            result, calling = [{one["name"]: dumps(one["arguments"])} for one in calls] or result, True
+        except (ValueError, RecursionError, KeyError, TypeError):
+            problem = "calls are no list of names and arguments"
+            raise DataError(f"{line}: {problem}. Take candidates.jsonl as written.") from None
+    return ModelAnswer(row.case_id, result, calling, row.dots_as_underscores)
+
+
+def unknown_id(line: JsonLine, case_id: str) -> DataError:
+    """The error for an answer to a question that the data folder does not have."""
+    category = category_of_id(case_id)
+    where = f"of {category.name}" if category else "of no category of BFCL"
+    return DataError(f"{line}: unknown id {case_id}, {where}. data= must hold the question, which is not agentic.")

@@ -1,13 +1,9 @@
-"""The categories of the Berkeley Function Calling Leaderboard (BFCL): names, sizes, and which rule scores which.
-
-Names and sizes are those of the data files of version 4, and of version 3 (before 2025-07).
-"""
+"""The categories of the Berkeley Function Calling Leaderboard (BFCL): names, sizes, and which rule scores which."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
 
 Language = Literal["python", "java", "javascript"]
@@ -17,24 +13,25 @@ SINGLE_TURN: frozenset[Rule] = frozenset({"one", "multiple", "parallel", "irrele
 """Rules that look at one answer. Beside these, multi-turn conversations are scored, with the extra `bfcl`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Category:
     """One category, under its version 4 name.
 
     Args:
-        name: As in the file name and in ids; version 3 called it `old_name`.
         rule: How answers are scored: exactly one call; one call, whose function is among several; several calls in any
             order; no call wanted; some call wanted; conversations; or a rule that is not scored here.
-        rows: Published rows in version 4, 0 where it was retired; `old_rows` the same for version 3.
+        rows: Published rows in version 4, 0 where it was retired.
+        old_rows: The same for version 3 (before 2025-07).
         language: Of the values in calls.
+        old_name: Its name in version 3.
     """
 
     name: str
-    old_name: str
     rule: Rule
     rows: int
     old_rows: int
     language: Language = "python"
+    old_name: str = ""
 
     @property
     def live(self) -> bool:
@@ -47,50 +44,32 @@ class Category:
         return self.rule not in ("irrelevance", "relevance")
 
 
-# Name in version 4: its rows, and those of version 3 where these are others. The order is that of tables.
-_ROWS: dict[str, tuple[int, ...]] = {
-    "simple_python": (400,), "simple_java": (100,), "simple_javascript": (50,), "multiple": (200,), "parallel": (200,),
-    "parallel_multiple": (200,), "irrelevance": (240,), "live_simple": (258,), "live_multiple": (1053,),
-    "live_parallel": (16,), "live_parallel_multiple": (24,), "multi_turn_base": (200,), "multi_turn_miss_func": (200,),
-    "multi_turn_miss_param": (200,), "multi_turn_long_context": (200,), "live_irrelevance": (884, 882),
-    "live_relevance": (16, 18), "web_search_base": (100, 0), "web_search_no_snippet": (100, 0), "memory_kv": (155, 0),
-    "memory_vector": (155, 0), "memory_rec_sum": (155, 0), "exec_simple": (0, 100), "exec_multiple": (0, 50),
-    "exec_parallel": (0, 50), "exec_parallel_multiple": (0, 40), "rest": (0, 70),
+CATEGORIES: Mapping[str, Category] = {
+    row[0]: Category(*row)
+    for row in (
+        ("simple_python", "one", 400, 400, "python", "simple"),
+        ("simple_java", "one", 100, 100, "java", "java"),
+        ("simple_javascript", "one", 50, 50, "javascript", "javascript"),
+        ("multiple", "multiple", 200, 200), ("parallel", "parallel", 200, 200),
+        ("parallel_multiple", "parallel", 200, 200), ("irrelevance", "irrelevance", 240, 240),
+        ("live_simple", "one", 258, 258), ("live_multiple", "multiple", 1053, 1053),
+        ("live_parallel", "parallel", 16, 16), ("live_parallel_multiple", "parallel", 24, 24),
+        ("multi_turn_base", "multi_turn", 200, 200), ("multi_turn_miss_func", "multi_turn", 200, 200),
+        ("multi_turn_miss_param", "multi_turn", 200, 200), ("multi_turn_long_context", "multi_turn", 200, 200),
+        ("live_irrelevance", "irrelevance", 884, 882), ("live_relevance", "relevance", 16, 18),
+        ("web_search_base", "agentic", 100, 0), ("web_search_no_snippet", "agentic", 100, 0),
+        ("memory_kv", "agentic", 155, 0), ("memory_vector", "agentic", 155, 0), ("memory_rec_sum", "agentic", 155, 0),
+        ("exec_simple", "execution", 0, 100), ("exec_multiple", "execution", 0, 50),
+        ("exec_parallel", "execution", 0, 50), ("exec_parallel_multiple", "execution", 0, 40),
+        ("rest", "execution", 0, 70),
+    )
 }  # fmt: skip
-_OLD = {"simple_python": "simple", "simple_java": "java", "simple_javascript": "javascript"}
-_LANGUAGES: dict[str, Language] = {"simple_java": "java", "simple_javascript": "javascript"}
-# The first of these words that is in a name says the rule.
-_RULES: dict[str, Rule] = {
-    "multi_turn": "multi_turn", "web_search": "agentic", "memory": "agentic", "exec_": "execution", "rest": "execution",
-    "irrelevance": "irrelevance", "relevance": "relevance", "parallel": "parallel", "multiple": "multiple", "": "one",
-}  # fmt: skip
-
-CATEGORIES: Mapping[str, Category] = MappingProxyType(
-    {
-        name: Category(
-            name=name,
-            old_name=_OLD.get(name, name),
-            rule=next(rule for word, rule in _RULES.items() if word in name),
-            rows=rows[0],
-            old_rows=rows[-1],
-            language=_LANGUAGES.get(name, "python"),
-        )
-        for name, rows in _ROWS.items()
-    }
-)
 """Every category by its version 4 name, in the order in which tables show them."""
-
-_BY_OLD_NAME = {category.old_name: category for category in CATEGORIES.values()}
 
 
 def find_category(name: str) -> Category | None:
-    """The category of a version 4 or version 3 name, None when there is no such one.
-
-    Example:
-        >>> find_category("javascript").name, find_category("chess")
-        ('simple_javascript', None)
-    """
-    return CATEGORIES.get(name) or _BY_OLD_NAME.get(name)
+    """The category of a version 4 or version 3 name, None when there is no such one."""
+    return CATEGORIES.get(name) or next((one for one in CATEGORIES.values() if name and one.old_name == name), None)
 
 
 def category_of_id(case_id: str) -> Category | None:

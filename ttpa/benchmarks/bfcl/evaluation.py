@@ -10,31 +10,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
-from itertools import groupby
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from ttpa.benchmarks.bfcl import official
-from ttpa.benchmarks.bfcl.cases import Case, judged_row, tool_of
+from ttpa.benchmarks.bfcl.cases import Case, Form, checked, judged_row, question_files, read_cases, tool_of
 from ttpa.benchmarks.bfcl.categories import CATEGORIES, SINGLE_TURN, Category, find_category
 from ttpa.benchmarks.bfcl.check import Verdict
 from ttpa.benchmarks.bfcl.decode_java_js import parser
-from ttpa.benchmarks.bfcl.files import question_files, read_cases
-from ttpa.benchmarks.bfcl.multi_turn import DOCUMENTS, Conversation, read_multi_turn
+from ttpa.benchmarks.bfcl.multi_turn import DOCUMENTS, Conversation, Said, read_multi_turn
 from ttpa.benchmarks.bfcl.totals import aggregates
 from ttpa.calls.six_errors import LABELS
 from ttpa.data.rows import file_digest
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps, write_jsonl
 from ttpa.options import Count, option
-from ttpa.records import Candidate, Message, Sample, ToolSpec
+from ttpa.records import Candidate, Message, Sample
 from ttpa.results.stats import share
 
 _READERS = {"training": "qwen3-235b-a22b-instruct-2507-FC", "official": "gpt-4o-2024-11-20"}
 """Names whose handlers in the official tool read lists of calls, or text, without changing names."""
 _EVALUATED = (*SINGLE_TURN, "multi_turn")
 _LOST = Verdict("failed", "the answer could not be had", "format")
+
+
+class _Asked(Form):
+    question: Annotated[list[list[Said]], Field(min_length=1)]
 
 
 @option
@@ -64,20 +68,19 @@ class BFCL:
             raise ConfigError.at("model", self.model, "is no name of a model", "Use one the official tool knows")
         if isinstance(self.categories, str) and self.categories != "all":
             raise ConfigError.at("categories", self.categories, "is no list", "Use all, null or [simple_python]")
+        known = [one.name for one in CATEGORIES.values() if one.rule in _EVALUATED]
         for name in self.categories if isinstance(self.categories, list) else ():
-            if (category := find_category(name)) is None or category.rule not in _EVALUATED:
-                known = ", ".join(one.name for one in CATEGORIES.values() if one.rule in _EVALUATED)
-                raise ConfigError.at("categories", name, "is not evaluated here", f"Use {known}")
+            if (category := find_category(name)) is None or category.name not in known:
+                raise ConfigError.at("categories", name, "is not evaluated here", f"Use {', '.join(known)}")
 
     def check(self) -> None:
         """Refuses a missing folder and missing packages."""
         if not Path(self.path).is_dir():
             raise ConfigError.at("eval.path", self.path, "no such folder", "Give the folder with BFCL_v4_*.json files")
-        wanted = self._wanted()
-        if self.prompt == "official" or any(category.rule == "multi_turn" for category in wanted):
-            official.require()
-        for category in wanted:  # with the training prompt, texts are replies in words
-            if self.prompt == "official" and category.language != "python":
+        for category in self._wanted():
+            if self.prompt == "official" or category.rule == "multi_turn":
+                official.require()
+            if self.prompt == "official" and category.language != "python":  # else, texts are replies in words
                 parser(category.language)
 
     def identity(self) -> Mapping[str, Any]:
@@ -96,9 +99,9 @@ class BFCL:
         found: list[Sample] = []
         for category in self._wanted():
             if category.rule == "multi_turn":
-                cases = read_multi_turn(Path(self.path), category).values()
-                opened = [Conversation(case, prompt=self.prompt).sample() for case in cases]
-                found += [sample for sample in opened if sample is not None][: self.limit]
+                cases = list(read_multi_turn(Path(self.path), category).values())
+                opened = (Conversation(case, prompt=self.prompt).sample() for case in cases[: self.limit])
+                found += [sample for sample in opened if sample is not None]
             else:
                 singles = [case for case in _cases(self.path).values() if case.category is category]
                 found += [self._sample(case) for case in singles[: self.limit]]
@@ -116,13 +119,11 @@ class BFCL:
     def judge(self, sample: Sample, candidate: Candidate) -> dict[str, Any]:
         """The row of an answer. In multi-turn categories only one that could not be had comes here."""
         category, calling = CATEGORIES[sample.source], self.prompt == "training"
-        result: Any = candidate.text
-        if category.rule == "multi_turn":
-            return judged_row(sample, category, _LOST, [], [candidate])
-        if calling and candidate.calls:
+        result: Any = [] if category.rule == "multi_turn" else candidate.text
+        if calling and candidate.calls and category.rule != "multi_turn":
             result = [{call.name: dumps(call.arguments)} for call in candidate.calls]
         verdict = _LOST
-        if candidate.error != "failed":
+        if candidate.error != "failed" and category.rule != "multi_turn":
             verdict = _cases(self.path)[sample.id].judge(result, function_calling=calling)
         return judged_row(sample, category, verdict, result, [candidate])
 
@@ -130,9 +131,8 @@ class BFCL:
         """Accuracy over all answers and in each category, and the totals of versions 4 and 3: None where something was
         not run.
         """
-        ordered = sorted(rows, key=lambda row: str(row["category"]))
-        by_category = {name: list(some) for name, some in groupby(ordered, key=lambda row: str(row["category"]))}
-        categories = {name: _accuracy(by_category[name]) for name in CATEGORIES if name in by_category}
+        by_category = {name: [row for row in rows if row["category"] == name] for name in CATEGORIES}
+        categories = {name: share(some, _exact) for name, some in by_category.items() if some}
         scores = {name: found["value"] for name, found in categories.items()}
         counts = {name: found["n"] for name, found in categories.items()}
         totals = {
@@ -143,10 +143,10 @@ class BFCL:
             for version in ("v4", "v3")
         }
         return {
-            "accuracy": _accuracy(rows),
+            "accuracy": share(rows, _exact),
             "bands": {},
             "unseen_tool": None,
-            "errors": {label: share(rows, partial(_shows, label)) for label in LABELS},
+            "errors": {label: share(rows, lambda row, label=label: label in row["errors"]) for label in LABELS},
             "categories": categories,
             "totals": totals,
             "prompt": self.prompt,
@@ -177,27 +177,17 @@ class BFCL:
         return [one for one in CATEGORIES.values() if one.name in named]
 
     def _sample(self, case: Case) -> Sample:
-        turns = case.question
-        turn = turns[0] if isinstance(turns, list) and turns else None
-        if not isinstance(turn, list) or not all(
-            isinstance(one, dict) and {"role", "content"} <= set(one) for one in turn
-        ):
-            raise DataError(f"{case.case_id}: question is no list of turns of messages: {dumps(turns)[:80]}.")
-        tools: list[ToolSpec] = []
+        asked = checked(_Asked, {"question": case.question}, case.case_id).question[0]
+        turn = [one.model_dump() for one in asked]
+        tools = [tool_of(function, case.category.language) for function in case.functions]
         if self.prompt == "official":
-            turn = official.official_messages(turn, case.functions, case.category)
-        else:
-            tools = [tool_of(function, case.category.language) for function in case.functions]
+            turn, tools = official.official_messages(turn, case.functions, case.category), []
         messages = tuple(Message(role=one["role"], content=one["content"]) for one in turn)
         return Sample(id=case.case_id, tools=tuple(tools), messages=messages, target=(), source=case.category.name)
 
 
-def _accuracy(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return share(rows, lambda row: bool(row["exact"]))
-
-
-def _shows(label: str, row: Mapping[str, Any]) -> bool:
-    return label in row["errors"]
+def _exact(row: Mapping[str, Any]) -> bool:
+    return bool(row["exact"])
 
 
 @lru_cache(maxsize=2)

@@ -30,12 +30,11 @@ class Term(NamedTuple):
 
     name: str
     parts: tuple[Term | str, ...]
-    weights: tuple[float, ...] | str | None = None
-    """One for each part; None: all parts count the same; "rows": each category counts by its published rows."""
+    weights: tuple[float, ...] | None = None
+    """One for each part; None: all parts count the same, and those of `live` by their published rows."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Aggregate:
+class Aggregate(NamedTuple):
     """One total of a run."""
 
     name: str
@@ -45,21 +44,20 @@ class Aggregate:
     """In [0, 1]; None when something it is made of was not run."""
     covered: float
     """Share of its weight that was run, in [0, 1]."""
-    counts: bool = True
+    counts: bool
     """Whether it enters the overall score; the others are shown only."""
 
 
 _CALLS = (Term("simple", ("simple_python", "simple_java", "simple_javascript")),
           "multiple", "parallel", "parallel_multiple")  # fmt: skip
-_LIVE = ("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple")
-_TURNS = Term("multi_turn", tuple(name for name in CATEGORIES if name.startswith("multi_turn")))
 _EXECUTED = (Term("simple_exec", ("exec_simple", "rest")), "exec_multiple", "exec_parallel", "exec_parallel_multiple")
+_LIVE = ("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple")
+_ALL_LIVE = Term("live", (*_LIVE, "live_irrelevance", "live_relevance"))
+_TURNS = Term("multi_turn", tuple(name for name in CATEGORIES if name.startswith("multi_turn")))
 _AGENTIC = (Term("web_search", ("web_search_base", "web_search_no_snippet")),
             Term("memory", ("memory_kv", "memory_vector", "memory_rec_sum")))  # fmt: skip
 _IRRELEVANCE = Term("irrelevance", ("irrelevance", "live_irrelevance"))
-_RELEVANCE = Term("relevance", ("live_relevance",))
-_ALL_LIVE = Term("live", (*_LIVE, "live_irrelevance", "live_relevance"), "rows")
-_V4 = (Term("non_live", _CALLS), Term("live", _LIVE, "rows"), _IRRELEVANCE, _TURNS, Term("agentic", _AGENTIC))
+_V4 = (Term("non_live", _CALLS), Term("live", _LIVE), _IRRELEVANCE, _TURNS, Term("agentic", _AGENTIC))
 
 VERSIONS: Mapping[str, Term] = {
     "v4": Term("overall", _V4, (0.1, 0.1, 0.1, 0.3, 0.4)),
@@ -71,8 +69,8 @@ VERSIONS: Mapping[str, Term] = {
 
 def aggregates(
     scores: Mapping[str, float], *, cases: Mapping[str, int] | None = None, version: str = "v4"
-) -> tuple[Aggregate, ...]:
-    """The totals of one version.
+) -> list[Aggregate]:
+    """The overall score of a version, its terms in depth-first order, and the totals that are only shown.
 
     Args:
         scores: Category (by either name) -> accuracy in [0, 1]; a category that was not run is left out.
@@ -80,28 +78,21 @@ def aggregates(
             run in full. It changes `covered` only, never a value.
         version: A key of `VERSIONS`.
 
-    Returns:
-        The overall score, its terms in depth-first order, and the totals that are only shown.
-
     Raises:
         ConfigError: an unknown version.
         DataError: an unknown category, or a score outside [0, 1].
-
-    Example:
-        >>> half = {name: 0.5 for name in CATEGORIES if not name.startswith(("web", "memory"))}
-        >>> [(a.name, a.value, round(a.covered, 2)) for a in aggregates(half) if a.depth == 0]
-        [('overall', None, 0.6), ('relevance', 0.5, 1.0)]
     """
     if version not in VERSIONS:
         raise ConfigError.at("version", version, "unknown version", f"Use one of {', '.join(VERSIONS)}")
-    known: dict[str, tuple[float, float]] = {}
+    rows = {name: one.rows if version == "v4" else one.old_rows for name, one in CATEGORIES.items()}
+    known: dict[str, tuple[float | None, float]] = {}
     for name, score in scores.items():
         category = find_category(name)
         if category is None:
             raise DataError(f"{name}: no category of BFCL. Known are {', '.join(CATEGORIES)}.")
         if not 0 <= score <= 1:
             raise DataError(f"{name}: a score of {score}. Scores lie between 0 and 1; divide per cents by 100.")
-        published = _rows(category.name, version)
+        published = rows[category.name]
         done = published if cases is None else cases.get(name, 0)
         known[category.name] = score, min(1.0, done / published) if published else 0.0
 
@@ -109,9 +100,7 @@ def aggregates(
         """Value and covered share of a total or a category."""
         if isinstance(part, str):
             return known.get(part, (None, 0.0))
-        weights = part.weights or (1.0,) * len(part.parts)
-        if isinstance(weights, str):
-            weights = tuple(float(_rows(str(name), version)) for name in part.parts)
+        weights = part.weights or [rows[str(name)] if part.name == "live" else 1 for name in part.parts]
         parts = [compute(inner) for inner in part.parts]
         covered = sum(weight * share for weight, (_, share) in zip(weights, parts, strict=True)) / sum(weights)
         values = [value for value, _ in parts if value is not None]
@@ -120,37 +109,31 @@ def aggregates(
         return sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights), covered
 
     def walk(term: Term, depth: int, counts: bool) -> Iterator[Aggregate]:
-        value, covered = compute(term)
-        yield Aggregate(name=term.name, depth=depth, value=value, covered=covered, counts=counts)
+        yield Aggregate(term.name, depth, *compute(term), counts)
         for part in term.parts:
             if isinstance(part, Term):
                 yield from walk(part, depth + 1, counts)
 
-    shown = (_RELEVANCE,) if version == "v4" else (_IRRELEVANCE, _RELEVANCE)
-    return (*walk(VERSIONS[version], 0, True), *(one for term in shown for one in walk(term, 0, False)))
-
-
-def _rows(name: str, version: str) -> int:
-    return CATEGORIES[name].rows if version == "v4" else CATEGORIES[name].old_rows
+    shown = [] if version == "v4" else list(walk(_IRRELEVANCE, 0, False))
+    return [*walk(VERSIONS[version], 0, True), *shown, *walk(Term("relevance", ("live_relevance",)), 0, False)]
 
 
 # --- verdicts to accuracies ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accuracy:
-    """Accuracy of one category with its 95 % interval, None where there is nothing to tell one from.
-
-    `answers` counts rows, `cases` different questions, of `published` ones.
-    """
+class Accuracy(NamedTuple):
+    """Accuracy of one category with its 95 % interval, None where there is nothing to tell one from."""
 
     category: str
     value: float
     low: float | None
     high: float | None
     answers: int
+    """Rows that were scored."""
     cases: int
+    """Different questions among them."""
     published: int
+    """Questions in the category."""
 
 
 @dataclass(slots=True)
@@ -168,25 +151,21 @@ class Summary:
         count = self.counts.setdefault(category.name, {}).setdefault(case_id, [0, 0])
         count[0] += 1
         count[1] += verdict.valid
-        if verdict.six_error:
-            self.errors[verdict.six_error] += 1
+        self.errors.update([verdict.six_error] if verdict.six_error else [])
 
     def accuracies(self) -> list[Accuracy]:
         """Every category that was run, in the usual order."""
-        found = []
-        for name in (name for name in CATEGORIES if name in self.counts):
-            counts = list(self.counts[name].values())
-            value, low, high = interval(counts)
-            answers, published = sum(count[0] for count in counts), CATEGORIES[name].rows
-            sizes = {"answers": answers, "cases": len(counts), "published": published}
-            found.append(Accuracy(category=name, value=value, low=low, high=high, **sizes))
-        return found
+        run = [(one, list(self.counts[name].values())) for name, one in CATEGORIES.items() if name in self.counts]
+        return [
+            Accuracy(one.name, *interval(counts), sum(answers for answers, _ in counts), len(counts), one.rows)
+            for one, counts in run
+        ]
 
-    def aggregates(self, version: str) -> tuple[Aggregate, ...]:
+    def aggregates(self, version: str) -> list[Aggregate]:
         """The totals of a version; None where something was not run."""
-        found = self.accuracies()
-        cases = {accuracy.category: accuracy.cases for accuracy in found}
-        return aggregates({accuracy.category: accuracy.value for accuracy in found}, cases=cases, version=version)
+        found = {accuracy.category: accuracy for accuracy in self.accuracies()}
+        cases = {name: accuracy.cases for name, accuracy in found.items()}
+        return aggregates({name: accuracy.value for name, accuracy in found.items()}, cases=cases, version=version)
 
 
 def interval(counts: list[list[int]]) -> tuple[float, float | None, float | None]:

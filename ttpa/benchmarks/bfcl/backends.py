@@ -21,9 +21,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, NoReturn, TextIO
+from typing import Any, Literal, TextIO, get_args
 
-from ttpa.benchmarks.bfcl.decode_python import MAX_CHARS, Undecodable, evaluate, read_python
+from ttpa.benchmarks.bfcl.decode_python import Undecodable, evaluate, read_python
 from ttpa.errors import DataError
 
 SECONDS = 10.0
@@ -33,11 +33,9 @@ MEMORY = 2**30
 MAX_CHARS_OF_RESULTS = 10_000_000
 """Results of one step that are longer count as too much memory: they would have to be handed back."""
 
-CLASSES = frozenset(
-    {"GorillaFileSystem", "MathAPI", "MessageAPI", "TicketAPI", "TradingBot", "TravelAPI", "TwitterAPI",
-     "VehicleControlAPI"}
-)  # fmt: skip
-"""The backends of the multi-turn categories; the package has others, which use the network or files."""
+Backend = Literal["GorillaFileSystem", "MathAPI", "MessageAPI", "TicketAPI", "TradingBot", "TravelAPI", "TwitterAPI",
+                  "VehicleControlAPI"]  # fmt: skip
+"""Those of the multi-turn categories; the package has others, which use the network or files."""
 
 # --- answers to calls ------------------------------------------------------------------------------------------------
 
@@ -54,10 +52,13 @@ def read_step(result: Any, function_calling: bool | None = None) -> list[str]:
         (["cd(folder='a')", 'sort()'], ["cd(folder='a')"], [])
     """
     try:
-        if function_calling or (function_calling is None and not isinstance(result, str)):
-            return _from_interface(result)
-        return [f"{name}({_given(given)})" for name, given in read_python(result)]
-    except (Undecodable, ValueError, RecursionError):  # no JSON; a number too long to be written; an empty dict
+        if not function_calling and (function_calling is not None or isinstance(result, str)):
+            return [f"{name}({_given(given)})" for name, given in read_python(result)]
+        items = [result] if isinstance(result, dict) else result if isinstance(result, list) else ()
+        calls = [(name, json.loads(given) if isinstance(given, str) else given)
+                 for item in items for name, given in item.items()]  # fmt: skip
+        return [f"{name}({','.join(f'{key}={value!r}' for key, value in given.items())})" for name, given in calls]
+    except (Undecodable, AttributeError, ValueError, RecursionError):  # also a number too long to be written
         return []
 
 
@@ -73,22 +74,8 @@ def _source(value: Any) -> str:
         return "{" + ", ".join(f"'{key}': {_source(inner)}" for key, inner in value.items()) + "}"
     if not value:
         raise ValueError("an empty dict is taken for a call without a name")
-    name = next(iter(value))
-    return f"{name}({_given(value[name])})"
-
-
-def _from_interface(result: Any) -> list[str]:
-    found = []
-    for item in [result] if isinstance(result, dict) else result if isinstance(result, list) else ():
-        if not isinstance(item, dict):
-            return []
-        for name, given in item.items():
-            if isinstance(given, str):
-                given = json.loads(given) if len(given) <= MAX_CHARS else None
-            if not isinstance(given, dict):
-                return []
-            found.append(f"{name}({','.join(f'{key}={value!r}' for key, value in given.items())})")
-    return found
+    name, given = next(iter(value.items()))
+    return f"{name}({_given(given)})"
 
 
 # --- asking the process ----------------------------------------------------------------------------------------------
@@ -112,36 +99,28 @@ def compare(
         `error_type` (None when valid), the `turn`, counted from 0, and `what`: attributes that differ or results that
         are missing. None where the run had to be ended.
     """
-    reply = _ask({"case": case, "turns": turns, "truth": truth})
-    return reply if "error_type" in reply else None
+    return _ask({"case": case, "turns": turns, "truth": truth}) or None
 
 
 def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
-    line, case_id = json.dumps({**request, "seconds": SECONDS}), request["case"]["id"]
-    try:
-        answer = _exchange(line) or _exchange(line)  # a process that something else has ended is started again
-    except BaseException:
-        _stop()  # interrupted, its answer would be taken for that to the next request
-        raise
-    if not answer:
-        raise DataError(f"{case_id}: the process that runs BFCL's backends ended twice. Is there memory for it?")
-    reply: dict[str, Any] = json.loads(answer)
+    line, case_id, answer = json.dumps({**request, "seconds": SECONDS}), request["case"]["id"], ""
+    for _ in range(2):  # a process that something else has ended is started again
+        try:
+            process = _PROCESSES.get(os.getpid()) or _start()
+            assert process.stdin is not None and process.stdout is not None
+            with suppress(OSError):
+                process.stdin.write(f"{line}\n")
+                process.stdin.flush()
+                answer = process.stdout.readline()
+        finally:
+            if not answer:  # interrupted, its answer would be taken for that to the next request
+                _stop()
+        if answer:
+            break
+    reply: dict[str, Any] = json.loads(answer or '{"failed": "the process ended twice"}')
     if "failed" in reply:
         raise DataError(f"{case_id}: BFCL's backends cannot be run ({reply['failed']}). Take the file as published.")
     return reply
-
-
-def _exchange(line: str) -> str:
-    """The answer to a line; "" when the process has ended."""
-    process, answer = _PROCESSES.get(os.getpid()) or _start(), ""
-    assert process.stdin is not None and process.stdout is not None
-    with suppress(OSError):
-        process.stdin.write(f"{line}\n")
-        process.stdin.flush()
-        answer = process.stdout.readline()
-    if not answer:
-        _stop()
-    return answer
 
 
 def _start() -> subprocess.Popen[str]:
@@ -166,7 +145,7 @@ def _stop() -> None:
 
 
 def serve(memory: int) -> None:
-    """Answers requests, one JSON line each, until the input ends."""
+    """Answers requests, one JSON line each, until the input ends; `{}` where a limit was reached."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a backend might print is no answer
     warnings.simplefilter("ignore")  # of the model's odd escapes
@@ -176,23 +155,22 @@ def serve(memory: int) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    from bfcl_eval.constants.executable_backend_config import CLASS_FILE_PATH_MAPPING
+    from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_checker, multi_turn_utils  # noqa: F401
+
+    for name in get_args(Backend):  # before the fork, so that no run has to
+        importlib.import_module(CLASS_FILE_PATH_MAPPING[name])
+    multi_turn_utils.eval = partial(_call_method, vars(multi_turn_utils))
     for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            _load(request["case"]["classes"])
-        except Exception as error:
-            print(json.dumps({"failed": f"{type(error).__name__}: {error}"}), file=out, flush=True)
-            continue
         child = os.fork()
         if not child:
-            _answer(request, out)
+            _answer(json.loads(line), out)
         if os.waitpid(child, 0)[1]:
             print("{}", file=out, flush=True)
 
 
-def _answer(request: Mapping[str, Any], out: TextIO) -> NoReturn:
+def _answer(request: Mapping[str, Any], out: TextIO) -> None:
     """Writes the reply to one request and ends the process; it ends without one when a limit is reached."""
-    status = 1
     try:
         signal.setitimer(signal.ITIMER_REAL, request["seconds"])  # a process that takes no notice of the signal ends
         try:
@@ -203,21 +181,9 @@ def _answer(request: Mapping[str, Any], out: TextIO) -> NoReturn:
             reply = json.dumps({"failed": f"{type(error).__name__}: {error}"})
         signal.setitimer(signal.ITIMER_REAL, 0)
         print(reply, file=out, flush=True)
-        status = 0
+        os._exit(0)
     finally:
-        os._exit(status)
-
-
-def _load(names: Sequence[str]) -> None:
-    """Imports what a request needs, before the fork."""
-    from bfcl_eval.constants.executable_backend_config import CLASS_FILE_PATH_MAPPING
-    from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_checker, multi_turn_utils  # noqa: F401
-
-    for name in names:
-        if name not in CLASSES:
-            raise ValueError(f"{name} is no backend of the multi-turn categories")
-        importlib.import_module(CLASS_FILE_PATH_MAPPING[name])
-    multi_turn_utils.eval = partial(_call_method, vars(multi_turn_utils))
+        os._exit(1)
 
 
 def _run(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,7 +214,7 @@ def _run(request: Mapping[str, Any]) -> dict[str, Any]:
         found = {"valid": False, "error_type": "multi_turn:instance_state_mismatch"}
     details = found.get("details", {})
     what = [str(one)[:200] for one in (*details.get("differences", ()), *details.get("missing_items", ()))]
-    return {"error_type": None if found["valid"] else found["error_type"], "turn": turns - 1, "what": what[:3]}
+    return {"error_type": found.get("error_type"), "turn": turns - 1, "what": what[:3]}
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------
@@ -257,9 +223,8 @@ def _run(request: Mapping[str, Any]) -> dict[str, Any]:
 def _call_method(instances: Mapping[str, Any], text: str) -> Any:
     """Stands in for `eval` in the package's executor: the value of a call, or the exception that `eval` would raise.
 
-    Args:
-        instances: The backends, among other things, by the names that the executor has put before their methods.
-        text: The call, in which only public methods and literals have a meaning.
+    In the text, only public methods of the `instances` (backends, by the names that the executor has put before their
+    methods) and literals have a meaning.
     """
 
     def method(function: ast.expr) -> Callable[..., Any]:
@@ -276,8 +241,7 @@ def _call_method(instances: Mapping[str, Any], text: str) -> Any:
                 raise NameError(f"name '{name}' is not defined")
             case ast.Constant(value=value):
                 raise TypeError(f"'{type(value).__name__}' object is not callable")
-            case _:
-                raise Undecodable("a call of something that is no name")
+        raise Undecodable("a call of something that is no name")
 
     def call(node: ast.Call, value: Callable[[ast.expr], Any]) -> Any:
         called, given = method(node.func), list(map(value, node.args))
