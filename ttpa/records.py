@@ -7,27 +7,42 @@ schema with another tool's keys. Records do not validate calls (`ttpa.calls.sche
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import takewhile
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from ttpa.io import dumps
 
 
-def _values(record: Any) -> dict[str, Any]:
-    """Field name -> value, in the order of the fields, which is the order of the JSON keys."""
-    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+class Record:
+    """The JSON round trip: keys are the fields in order, tuples are lists, inner records are objects."""
+
+    __slots__ = ()
+    AS_TEXT: ClassVar[tuple[str, ...]] = ()  # fields that are JSON text in a row
+    READ: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}  # how a field is read, where it is not taken as it is
+
+    def to_json(self) -> dict[str, Any]:
+        fields: Any = self.__dataclass_fields__  # type: ignore[attr-defined]
+        row = {name: _plain(getattr(self, name)) for name in fields}
+        return row | {name: dumps(row[name]) for name in self.AS_TEXT if row[name] is not None}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Self:
+        """Keys that are no field are left out; a missing field is a KeyError."""
+        names: Any = cls.__dataclass_fields__  # type: ignore[attr-defined]
+        return cls(**{name: cls.READ[name](row[name]) if name in cls.READ else row[name] for name in names})
 
 
-def _fields(kind: Any, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a JSON row that are fields of the record; a missing one is a KeyError."""
-    return {name: row[name] for name in kind.__dataclass_fields__}
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return value.to_json() if isinstance(value, Record) else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ToolSpec:
+class ToolSpec(Record):
     """One tool a model may call; `parameters` is a JSON Schema of type object. Specs are shared: never change one."""
 
     name: str
@@ -44,9 +59,6 @@ class ToolSpec:
         """Names of the parameters that must be given."""
         return tuple(self.parameters.get("required") or ())
 
-    def to_json(self) -> dict[str, Any]:
-        return _values(self)
-
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> ToolSpec:
         return cls(name=row["name"], description=row.get("description") or "", parameters=row["parameters"])
@@ -54,7 +66,7 @@ class ToolSpec:
 
 def tools_to_text(tools: Iterable[ToolSpec]) -> str:
     """The tool list as one JSON text: an array of the specs in order."""
-    return dumps([tool.to_json() for tool in tools])
+    return dumps(_plain(tuple(tools)))
 
 
 @lru_cache(maxsize=4096)
@@ -69,30 +81,19 @@ def tools_from_text(text: str) -> tuple[ToolSpec, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ToolCall:
+class ToolCall(Record):
     """One call of one tool."""
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        return _values(self)
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> ToolCall:
-        return cls(**_fields(cls, row))
-
-
-def _calls_to_text(calls: Iterable[ToolCall]) -> str:
-    return dumps([call.to_json() for call in calls])
-
 
 def _calls(rows: Iterable[Mapping[str, Any]]) -> tuple[ToolCall, ...]:
-    return tuple(ToolCall.from_json(row) for row in rows)
+    return tuple(map(ToolCall.from_json, rows))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
+class Message(Record):
     """One turn of a dialogue. `role` is system, user, assistant or tool; an assistant turn holds text or calls."""
 
     role: str
@@ -100,10 +101,7 @@ class Message:
     calls: tuple[ToolCall, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        row: dict[str, Any] = {"role": self.role, "content": self.content}
-        if self.calls:
-            row["calls"] = [call.to_json() for call in self.calls]
-        return row
+        return {"role": self.role, "content": self.content} | ({"calls": _plain(self.calls)} if self.calls else {})
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Message:
@@ -111,18 +109,20 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class Sample(Record):
     """A prompt and what should follow: tools, messages so far, and the target (calls, or text when no call is wanted).
 
     `dialogue_id` is shared by the samples cut from one dialogue: statistics cluster on it, splits keep it together.
     `band` is easy, medium or hard; `tags` are free labels such as "unseen_tool".
-
-    Example:
-        >>> messages = (Message(role="user", content="hi"),)
-        >>> Sample(id="a", tools=(), messages=messages, target=(), target_text="Hello", source="toy").kind
-        'text'
     """
 
+    AS_TEXT = ("tools", "target")
+    READ = {
+        "tags": tuple,
+        "tools": tools_from_text,
+        "messages": lambda rows: tuple(map(Message.from_json, rows)),
+        "target": lambda text: _calls(json.loads(text)),
+    }
     id: str
     dialogue_id: str = ""
     source: str
@@ -147,27 +147,9 @@ class Sample:
         """The tool of that exact name, or None."""
         return next((tool for tool in self.tools if tool.name == name), None)
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            **_values(self),
-            "tags": list(self.tags),
-            "tools": tools_to_text(self.tools),
-            "messages": [message.to_json() for message in self.messages],
-            "target": _calls_to_text(self.target),
-        }
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Sample:
-        values = _fields(cls, row)
-        values["tags"] = tuple(row["tags"])
-        values["tools"] = tools_from_text(row["tools"])
-        values["messages"] = tuple(Message.from_json(message) for message in row["messages"])
-        values["target"] = _calls(json.loads(row["target"]))
-        return cls(**values)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class Candidate(Record):
     """One answer of a policy to one sample.
 
     Attributes:
@@ -178,6 +160,13 @@ class Candidate:
         branches: (position, [(token id, probability), ...]) for each token at which the sampler had a choice.
     """
 
+    AS_TEXT = ("calls",)
+    READ = {
+        "token_ids": tuple,
+        "logps": tuple,
+        "calls": lambda text: None if text is None else _calls(json.loads(text)),
+        "branches": lambda rows: tuple((at, tuple((int(t), float(p)) for t, p in options)) for at, options in rows),
+    }
     sample_id: str
     index: int
     text: str
@@ -188,28 +177,9 @@ class Candidate:
     finish: str = "stop"
     branches: tuple[tuple[int, tuple[tuple[int, float], ...]], ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            **_values(self),
-            "token_ids": list(self.token_ids),
-            "logps": list(self.logps),
-            "calls": None if self.calls is None else _calls_to_text(self.calls),
-            "branches": [[at, [list(option) for option in options]] for at, options in self.branches],
-        }
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Candidate:
-        values = _fields(cls, row)
-        values["token_ids"], values["logps"] = tuple(row["token_ids"]), tuple(row["logps"])
-        values["calls"] = None if row["calls"] is None else _calls(json.loads(row["calls"]))
-        values["branches"] = tuple(
-            (at, tuple((int(t), float(p)) for t, p in options)) for at, options in row["branches"]
-        )
-        return cls(**values)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
+class Score(Record):
     """What a candidate is worth: `value` in [0, 1], the parts it is made of, and one sentence for a person.
 
     `exact` says whether the calls equal the target's; scorers set it independently of `value`.
@@ -220,27 +190,14 @@ class Score:
     detail: Mapping[str, float] = field(default_factory=dict)
     explanation: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        return {**_values(self), "detail": dict(self.detail)}
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Score:
-        return cls(**_fields(cls, row))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
-    """A preferred and a rejected answer to one sample; `provenance` says which rule made the pair.
+class Pair(Record):
+    """A preferred and a rejected answer to one sample; `provenance` says which rule made the pair."""
 
-    Example:
-        >>> good = Candidate(sample_id="a", index=0, text="[f()]", token_ids=(5, 6))
-        >>> bad = Candidate(sample_id="a", index=1, text="[g()]", token_ids=(5, 7))
-        >>> right, wrong = Score(value=1.0, exact=True), Score(value=0.25, exact=False)
-        >>> pair = Pair(sample_id="a", chosen=good, rejected=bad, chosen_score=right, rejected_score=wrong)
-        >>> pair.margin, pair.branch
-        (0.75, 1)
-    """
-
+    READ = {key: Candidate.from_json for key in ("chosen", "rejected")} | {
+        key: Score.from_json for key in ("chosen_score", "rejected_score")
+    }
     sample_id: str
     chosen: Candidate
     rejected: Candidate
@@ -260,19 +217,4 @@ class Pair:
         return sum(takewhile(bool, same))
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "sample_id": self.sample_id,
-            "margin": self.margin,
-            "branch": self.branch,
-            "chosen": self.chosen.to_json(),
-            "rejected": self.rejected.to_json(),
-            "chosen_score": self.chosen_score.to_json(),
-            "rejected_score": self.rejected_score.to_json(),
-            "provenance": dict(self.provenance),
-        }
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Pair:
-        answers = {key: Candidate.from_json(row[key]) for key in ("chosen", "rejected")}
-        scores = {key: Score.from_json(row[key]) for key in ("chosen_score", "rejected_score")}
-        return cls(**_fields(cls, row) | answers | scores)
+        return {"sample_id": self.sample_id, "margin": self.margin, "branch": self.branch, **Record.to_json(self)}

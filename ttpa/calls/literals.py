@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 MAX_DEPTH = 64
 """Values nested deeper are malformed; schemas are not read deeper."""
 
-_SPACE = {False: re.compile(r"[ \t\n\r]*"), True: re.compile(r"\s*")}  # not Python, Python
+# Two patterns each: for JSON (False) and for Python (True).
+_SPACE = {False: re.compile(r"[ \t\n\r]*"), True: re.compile(r"\s*")}
 _NUMBER = {
     False: re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"),
     True: re.compile(r"[+-]?(?:0[xX][0-9a-fA-F_]+|(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][+-]?[0-9]+)?)"),
@@ -33,9 +34,10 @@ _STRING = (
 )
 _PAIR = r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})"
 _ESCAPE = {
-    False: re.compile(rf"{_PAIR}|\\u([0-9a-fA-F]{{4}})|\\(.)", re.DOTALL),
+    False: re.compile(rf"{_PAIR}|\\u([0-9a-fA-F]{{4}})|((?!))|\\(.)", re.DOTALL),
     True: re.compile(
-        rf"{_PAIR}|\\(?:u([0-9a-fA-F]{{4}})|x([0-9a-fA-F]{{2}})|U([0-9a-fA-F]{{8}})|([0-7]{{1,3}}))|\\(.)", re.DOTALL
+        rf"{_PAIR}|\\[uxU]((?<=u)[0-9a-fA-F]{{4}}|(?<=x)[0-9a-fA-F]{{2}}|(?<=U)[0-9a-fA-F]{{8}})|\\([0-7]{{1,3}})|\\(.)",
+        re.DOTALL,
     ),
 }
 _SIMPLE = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
@@ -71,59 +73,82 @@ class Scanner:
     pos: int = 0
     python: bool = False
 
-    def space(self) -> None:
-        """Moves over white space."""
-        self.pos = _SPACE[self.python].match(self.text, self.pos).end()  # type: ignore[union-attr]  # always matches
-
-    def at_end(self) -> bool:
-        return self.pos >= len(self.text)
+    def skip(self, pattern: re.Pattern[str]) -> bool:
+        """Moves over the pattern if it is next; says whether it was. So does `take` for a text."""
+        hit = pattern.match(self.text, self.pos)
+        self.pos = hit.end() if hit else self.pos
+        return hit is not None
 
     def take(self, token: str) -> bool:
-        """Moves over `token` if it is next; says whether it was."""
-        if self.text.startswith(token, self.pos):
-            self.pos += len(token)
-            return True
-        return False
+        found = self.text.startswith(token, self.pos)
+        self.pos += len(token) if found else 0
+        return found
+
+    def space(self) -> None:
+        self.skip(_SPACE[self.python])
 
     def expect(self, *tokens: str) -> str:
         """Moves over the one of `tokens` that is next, and returns it."""
         for token in tokens:
             if self.take(token):
                 return token
-        wanted = " or ".join(map(repr, tokens))
-        raise Malformed(f"expected {wanted}" + (", found the end" if self.at_end() else ""), self.pos)
+        raise Malformed(f"expected {' or '.join(map(repr, tokens))}{self._found_end()}", self.pos)
+
+    def _found_end(self) -> str:
+        return ", found the end" if self.at_end() else ""
+
+    def at_end(self) -> bool:
+        return self.pos >= len(self.text)
+
+    def finish(self, problem: str = "text after the calls") -> None:
+        """Only white space may follow."""
+        self.space()
+        if not self.at_end():
+            raise Malformed(problem, self.pos)
+
+    def items(self, brackets: str, last: re.Pattern[str] | None = None) -> Iterator[None]:
+        """Walks over what stands in brackets: stops before each item, which the caller reads.
+
+        `last` is what a closing bracket must look like where an item could stand.
+        """
+        opening, close = tuple(brackets)
+        self.expect(opening)
+        self.space()
+        first = True
+        while not ((self.python or first) and (self.skip(last) if last else self.take(close))):
+            yield
+            first = False
+            self.space()
+            if self.expect(",", close) == close:
+                return
+            self.space()
 
     def value(self, depth: int = 1) -> Any:
         """Reads the value at the cursor, which stands in `depth - 1` containers."""
-        char = self.text[self.pos : self.pos + 1]
+        start, char = self.pos, self.text[self.pos : self.pos + 1]
         if char == '"' or (char == "'" and self.python):
             return self.string().text
         if not char or char not in ("{[(" if self.python else "{["):
             return self._number_or_word()
         if depth > MAX_DEPTH:
-            raise Malformed(f"nested deeper than {MAX_DEPTH}", self.pos)
+            raise Malformed(f"nested deeper than {MAX_DEPTH}", start)
         if char == "{":
             return {key.text: self.value(depth + 1) for key in self.members()}
-        items: list[Any] = []
-        close = "]" if char == "[" else ")"
-        self.pos += 1
-        self.space()
-        while not ((self.python or not items) and self.take(close)):
-            items.append(self.value(depth + 1))
-            self.space()
-            if self.expect(",", close) == close:
-                return items[0] if close == ")" and len(items) == 1 else items
-            self.space()
-        return items
+        items = [self.value(depth + 1) for _ in self.items("[]" if char == "[" else "()")]
+        in_parentheses = char == "(" and len(items) == 1 and self.text[start : self.pos - 1].rstrip()[-1] != ","
+        return items[0] if in_parentheses else items
 
     def members(self) -> Iterator[Key]:
         """Walks over the object at the cursor: yields each key with the cursor on its value, which the caller reads."""
-        self.expect("{")
-        self.space()
         seen: set[str] = set()
-        while not ((self.python or not seen) and self.take("}")):
-            start = self.pos
-            key = self._key()
+        for _ in self.items("{}"):
+            start, char = self.pos, self.text[self.pos : self.pos + 1]
+            if not self.python or char in ('"', "'"):
+                key = self.string()
+            elif char in ("{", "[", "("):
+                raise Malformed("an object key must be a string", start)
+            else:  # Python's keys may be numbers and words
+                key = Key(key_text(self._number_or_word()), start, self.pos)
             if key.text in seen:
                 raise Malformed("duplicate key", start)
             seen.add(key.text)
@@ -131,25 +156,10 @@ class Scanner:
             self.expect(":")
             self.space()
             yield key
-            self.space()
-            if self.expect(",", "}") == "}":
-                return
-            self.space()
-
-    def _key(self) -> Key:
-        """An object key. Python's may be numbers and words; they become text as in `json.dumps`."""
-        start = self.pos
-        char = self.text[start : start + 1]
-        if not self.python or char in ('"', "'"):
-            return self.string()
-        if char in ("{", "[", "("):
-            raise Malformed("an object key must be a string", start)
-        return Key(key_text(self._number_or_word()), start, self.pos)
 
     def string(self, *, raw: bool = False) -> Key:
         """Reads the string literal at the cursor; `raw` leaves backslashes alone."""
-        start = self.pos
-        quote = self.text[start : start + 1]
+        start, quote = self.pos, self.text[self.pos : self.pos + 1]
         if not quote or quote not in ("\"'" if self.python else '"'):
             raise Malformed("expected a string", start)
         fence = quote * 3 if self.python and self.text.startswith(quote * 3, start) else quote
@@ -164,16 +174,15 @@ class Scanner:
         simple = _PYTHON_SIMPLE if self.python else _SIMPLE
 
         def plain(hit: re.Match[str]) -> str:
-            high, low, *codes, last = hit.groups()
+            high, low, code, octal, last = hit.groups()
             if high:  # a pair of surrogates is how JSON writes one character beyond the first plane
                 return chr(0x10000 + (int(high, 16) - 0xD800) * 0x400 + int(low, 16) - 0xDC00)
             if last in simple:
                 return simple[last]
             if last is None:
-                octal = len(codes) == 4 and codes[3]
-                code = int(codes[3], 8) if octal else int(next(filter(None, codes)), 16)
-                if code <= 0x10FFFF:
-                    return chr(code)
+                number = int(octal, 8) if octal else int(code, 16)
+                if number <= 0x10FFFF:
+                    return chr(number)
             elif self.python and last not in "xuUN":  # Python keeps unknown escapes as they are written
                 return "\\" + last
             raise Malformed("bad escape in a string", offset + hit.start())
@@ -182,13 +191,11 @@ class Scanner:
 
     def _number_or_word(self) -> Any:
         start = self.pos
-        hit = _NUMBER[self.python].match(self.text, start)
-        if hit is not None:
-            self.pos = hit.end()
-            return _number(hit[0], start)
+        if self.skip(_NUMBER[self.python]):
+            return _number(self.text[start : self.pos], start)
         hit = _WORD.match(self.text, start)
         if hit is None:
-            raise Malformed("expected a value" + (", found the end" if self.at_end() else ""), start)
+            raise Malformed(f"expected a value{self._found_end()}", start)
         word, words = hit[0], _PYTHON_WORDS if self.python else _WORDS
         if word not in words and (not self.python or word in ("NaN", "Infinity")):
             raise Malformed("not a JSON value", start)
@@ -200,31 +207,25 @@ class Scanner:
 
 def _number(text: str, position: int) -> int | float:
     try:
-        if "x" in text or "X" in text or not re.search(r"[.eE]", text):
-            return int(text, 0)
-        number = float(text)
+        number = float(text) if re.search(r"[.eE]", text) and "x" not in text.lower() else int(text, 0)
     except ValueError:  # also for more digits than the interpreter converts
         raise Malformed("not a number", position) from None
-    if not math.isfinite(number):
+    if isinstance(number, float) and not math.isfinite(number):
         raise Malformed("number out of range", position)
     return number
 
 
 def write_value(value: Any, *, python: bool = False, compact: bool = False) -> str:
-    """A JSON value on one line, as JSON or as a Python literal; `compact` leaves out the spaces.
-
-    Example:
-        >>> write_value({"a": [1, True]}), write_value({"a": [1, True]}, python=True, compact=True)
-        ('{"a": [1, true]}', '{"a":[1,True]}')
-    """
+    """A JSON value on one line, as JSON or as a Python literal; `compact` leaves out the spaces."""
     comma, colon = (",", ":") if compact else (", ", ": ")
+
+    def text(part: Any) -> str:
+        return write_value(part, python=True, compact=compact)
+
     if python and isinstance(value, Mapping):
-        parts = (
-            f"{write_value(key_text(k))}{colon}{write_value(v, python=True, compact=compact)}" for k, v in value.items()
-        )
-        return f"{{{comma.join(parts)}}}"
+        return f"{{{comma.join(f'{write_value(key_text(key))}{colon}{text(part)}' for key, part in value.items())}}}"
     if python and isinstance(value, list | tuple):
-        return f"[{comma.join(write_value(item, python=True, compact=compact) for item in value)}]"
+        return f"[{comma.join(map(text, value))}]"
     if python and (value is None or isinstance(value, bool)):
         return str(value)
     return json.dumps(value, ensure_ascii=False, separators=(comma, colon), default=str)
