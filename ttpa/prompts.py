@@ -9,7 +9,7 @@ Prompts are never cut, since a cut prompt loses tools: the caller leaves out sam
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ttpa.calls.syntaxes import OpenCall, ParseError, Syntax
@@ -31,13 +31,7 @@ _TYPE_NAMES = {"integer": "int", "number": "float", "boolean": "bool", "array": 
 
 
 def signature(tool: ToolSpec) -> str:
-    """One line for a tool: names, and types where they are not text.
-
-    Example:
-        >>> properties = {"a": {"type": "string"}, "n": {"type": "integer"}}
-        >>> signature(ToolSpec(name="f", parameters={"type": "object", "properties": properties}))
-        'f(a,n:int)'
-    """
+    """One line for a tool: names, and types where they are not text, as in `f(a,n:int)`."""
     parts = []
     for name, schema in tool.properties.items():
         kind = schema.get("type") if isinstance(schema, dict) else None
@@ -46,26 +40,26 @@ def signature(tool: ToolSpec) -> str:
     return f"{tool.name}({','.join(parts)})"
 
 
+def _said(message: Message, syntax: Syntax) -> str:
+    """The text of a turn. Calls are printed in the syntax the model is taught to write, whatever form a template
+    would give to `tool_calls`, so that what it reads and what it writes agree.
+    """
+    return syntax.print(message.calls) if message.calls else message.content
+
+
 def compact_segments(sample: Sample, syntax: Syntax) -> list[tuple[str, str]]:
     """(special token, text after it) in prompt order; the last one opens the answer."""
-    segments = [("<tools>", "\n".join(signature(tool) for tool in sample.tools))]
+    segments = [("<tools>", "\n".join(map(signature, sample.tools)))]
     for message in sample.messages:
-        text = syntax.print(message.calls) if message.calls else message.content
-        segments.append((f"<{message.role}>", text + ("<eos>" if message.role == "assistant" else "")))
+        segments.append((f"<{message.role}>", _said(message, syntax) + "<eos>" * (message.role == "assistant")))
     return [*segments, ("<assistant>", "")]
-
-
-def _stands_in(name: str, prompt: str, said: Sequence[str]) -> bool:
-    """Whether a tool's name stands in the prompt beyond the places where the dialogue itself says it."""
-    spoken = sum(text.count(name) for text in said)
-    return prompt.count(name) > spoken or (dumps(name)[1:-1] != name and dumps(name)[1:-1] in prompt)
 
 
 class TextStream:
     """Decodes one answer token by token.
 
-    A token's text can depend on the tokens before it (spaces, characters of several bytes). So it decodes a window that
-    begins with the last token whose text was given out and grows while its end may still become a character.
+    A token's text can depend on those before it (spaces, characters of several bytes). So it decodes a window from the
+    last token whose text was given out, which grows while its end may still become a character.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -73,16 +67,19 @@ class TextStream:
         self._window: list[int] = []
         self._given = 0  # characters of the window that have been given out
 
+    def _decoded(self) -> str:
+        return str(self.tokenizer.decode(self._window, skip_special_tokens=False))
+
     def push(self, token: int) -> str:
         """The text that a token adds; empty while a character is incomplete."""
         self._window.append(token)
-        text = str(self.tokenizer.decode(self._window, skip_special_tokens=False))
+        text = self._decoded()
         whole = text.rstrip("\ufffd")  # what bytes decode to that are no character, or none yet
         added = whole[self._given :]
         self._given = max(self._given, len(whole))
         if added and whole == text:
             self._window = [token]
-            self._given = len(str(self.tokenizer.decode(self._window, skip_special_tokens=False)))
+            self._given = len(self._decoded())
         return added
 
 
@@ -93,7 +90,6 @@ class CallWatch:
         self._text, self._call = TextStream(tokenizer), OpenCall(syntax)
 
     def push(self, token: int) -> None:
-        """Takes the next token of the answer."""
         self._call.push(self._text.push(token))
 
     @property
@@ -117,7 +113,6 @@ class Renderer:
     tokenizer: PreTrainedTokenizerBase
     template: str
     syntax: Syntax
-    stop_ids: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         if self.template not in ("chat", "compact"):
@@ -127,33 +122,24 @@ class Renderer:
             remedy = "Use an instruction-tuned model or model.template=compact"
             raise ConfigError.at("model.template", "chat", problem, remedy)
         self.end_of_turn = self._end_of_turn()
-        eos = self.tokenizer.eos_token_id
-        self.stop_ids = tuple(dict.fromkeys([self.end_of_turn] + ([eos] if eos is not None else [])))
-
-    @property
-    def pad_id(self) -> int:
-        """Fills batches; never attended to and never in a loss."""
-        pad = self.tokenizer.pad_token_id
-        return self.end_of_turn if pad is None else int(pad)
+        eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        self.stop_ids = tuple(dict.fromkeys(token for token in (self.end_of_turn, eos) if token is not None))
+        self.pad_id = self.end_of_turn if pad is None else int(pad)  # never attended to and never in a loss
 
     def _end_of_turn(self) -> int:
         """The token that closes an assistant turn: the first special token that the template puts after the reply."""
         if self.template == "chat":
-            marker = "ttpa-reply"
-            turns = [Message(role="user", content="hi"), Message(role="assistant", content=marker)]
-            text = self._chat_text(turns, (), False)
-            tail = self.tokenizer(text[text.rindex(marker) + len(marker) :], add_special_tokens=False)["input_ids"]
+            turns = [Message(role="user", content="hi"), Message(role="assistant", content="ttpa-reply")]
+            tail = self._chat_text(turns, (), False).rpartition("ttpa-reply")[2]
             added = self.tokenizer.added_tokens_decoder.items()
             special = {token for token, entry in added if entry.special} | set(self.tokenizer.all_special_ids)
-            for token in tail:
+            for token in self.tokenizer(tail, add_special_tokens=False)["input_ids"]:
                 if token in special:
                     return int(token)
         if self.tokenizer.eos_token_id is None:
             problem, remedy = "the tokenizer has no end-of-turn token", "Use a tokenizer with an eos_token"
             raise ConfigError.at("model.name", self.tokenizer.name_or_path, problem, remedy)
         return int(self.tokenizer.eos_token_id)
-
-    # --- prompts -------------------------------------------------------------------------------------------------
 
     def prompts(self, samples: Sequence[Sample]) -> list[list[int]]:
         """Prompt ids of each sample, up to and including what opens the answer.
@@ -171,15 +157,14 @@ class Renderer:
             return text.removesuffix("<eos>") if special == "<assistant>" else text
 
         plans = [compact_segments(sample, self.syntax) for sample in samples]
-        bodies = dict.fromkeys(body(*segment) for plan in plans for segment in plan)
-        encoded = dict(zip(bodies, self._encode(list(bodies)), strict=True))
-        prompts: list[list[int]] = []
-        for plan in plans:
-            prompts.append([])
+        bodies = list(dict.fromkeys(body(*segment) for plan in plans for segment in plan))
+        encoded = dict(zip(bodies, self._encode(bodies), strict=True))
+        ids = dict(zip(COMPACT_TOKENS, self.tokenizer.convert_tokens_to_ids(list(COMPACT_TOKENS)), strict=True))
+        prompts: list[list[int]] = [[] for _ in plans]
+        for plan, prompt in zip(plans, prompts, strict=True):
             for special, text in plan:
-                closing = ["<eos>"] if special == "<assistant>" and text else []
-                ids = self.tokenizer.convert_tokens_to_ids([special, *closing])
-                prompts[-1] += [ids[0], *encoded[body(special, text)], *ids[1:]]
+                prompt += [ids[special], *encoded[body(special, text)]]
+                prompt += [ids["<eos>"]] * bool(special == "<assistant>" and text)
         return prompts
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -190,26 +175,16 @@ class Renderer:
         return [list(ids) for ids in encoded["input_ids"]]
 
     def _chat_text(self, messages: Sequence[Message], tools: Sequence[ToolSpec], open_answer: bool) -> str:
-        uses_tools = "tools" in str(self.tokenizer.chat_template)
-        rows: list[dict[str, Any]] = [self._chat_message(message) for message in messages]
-        specs = [{"type": "function", "function": tool.to_json()} for tool in tools]
-        if specs and not uses_tools:
-            listing = "You can call these tools:\n" + "\n".join(dumps(tool.to_json()) for tool in tools)
+        rows = [{"role": message.role, "content": _said(message, self.syntax)} for message in messages]
+        specs = [{"type": "function", "function": tool.to_json()} for tool in tools] or None
+        if specs and "tools" not in str(self.tokenizer.chat_template):
+            listing = "\n".join(["You can call these tools:", *(dumps(tool.to_json()) for tool in tools)])
             if rows and rows[0]["role"] == "system":
-                rows[0] = {"role": "system", "content": f"{rows[0]['content']}\n\n{listing}"}
-            else:
-                rows.insert(0, {"role": "system", "content": listing})
-        return str(
-            self.tokenizer.apply_chat_template(
-                rows, tools=specs if specs and uses_tools else None, tokenize=False, add_generation_prompt=open_answer
-            )
-        )
-
-    def _chat_message(self, message: Message) -> dict[str, Any]:
-        # Calls in the history are printed in the syntax the model is taught to write, so that what it reads and what it
-        # writes agree whatever form the template itself would give to `tool_calls`.
-        text = self.syntax.print(message.calls) if message.calls else message.content
-        return {"role": message.role, "content": text}
+                listing = f"{rows.pop(0)['content']}\n\n{listing}"
+            rows.insert(0, {"role": "system", "content": listing})
+            specs = None
+        apply = self.tokenizer.apply_chat_template
+        return str(apply(rows, tools=specs, tokenize=False, add_generation_prompt=open_answer))
 
     def _checked_chat_text(self, sample: Sample) -> str:
         from jinja2 import TemplateError
@@ -217,20 +192,18 @@ class Renderer:
         try:
             text = self._chat_text(sample.messages, sample.tools, True)
         except TemplateError as error:
-            raise DataError(
-                f"sample {sample.id}: the chat template refuses the dialogue ({error}). Use another model, or "
-                "model.template=compact."
-            ) from None
-        said = [self._chat_message(message)["content"] for message in sample.messages]
-        missing = [tool.name for tool in sample.tools if not _stands_in(tool.name, text, said)]
+            problem = f"sample {sample.id}: the chat template refuses the dialogue ({error})"
+            raise DataError(f"{problem}. Use another model, or model.template=compact.") from None
+        missing = []
+        for name in (tool.name for tool in sample.tools):  # it must stand there beyond where the dialogue says it
+            spoken = sum(_said(message, self.syntax).count(name) for message in sample.messages)
+            escaped = dumps(name)[1:-1]
+            if text.count(name) <= spoken and (escaped == name or escaped not in text):
+                missing.append(name)
         if missing:
-            raise DataError(
-                f"sample {sample.id}: the chat template dropped the tools {missing}. "
-                "Use a model whose template takes tools, or model.template=compact."
-            )
+            problem = f"sample {sample.id}: the chat template dropped the tools {missing}"
+            raise DataError(f"{problem}. Use a model whose template takes tools, or model.template=compact.")
         return text
-
-    # --- answers -------------------------------------------------------------------------------------------------
 
     def answer_texts(self, samples: Sequence[Sample]) -> list[str]:
         """The target of each sample as the model should write it."""
@@ -272,18 +245,13 @@ class Renderer:
             sample_id=sample.id, index=index, text=text, token_ids=tuple(token_ids), calls=calls, error=error, **fields
         )
 
-    # --- self-evaluation -----------------------------------------------------------------------------------------
-
     def judge_prompt(self, sample: Sample, answer: str) -> list[int]:
         """Prompt ids that ask the model to grade an answer with one letter, A (best) to D; see `letters`."""
         question = JUDGE.format(answer=answer, target=self.answer_texts([sample])[0])
         asked = (*sample.messages, Message(role="assistant", content=answer), Message(role="user", content=question))
         return self.prompts([replace(sample, messages=asked, target=(), target_text="A")])[0]
 
-    def letters(self) -> tuple[int, int, int, int] | None:
+    def letters(self) -> tuple[int, ...] | None:
         """Token ids of A, B, C, D; None where one of them is no token of its own."""
-        found = self._encode(list("ABCD"))
-        if any(len(ids) != 1 for ids in found):
-            return None
-        a, b, c, d = (ids[0] for ids in found)
-        return a, b, c, d
+        ids = self._encode(list("ABCD"))
+        return tuple(token for (token,) in ids) if all(len(each) == 1 for each in ids) else None

@@ -25,13 +25,10 @@ _NUMBER = {
 _WORD = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 _WORDS: dict[str, Any] = {"true": True, "false": False, "null": None}
 _PYTHON_WORDS: dict[str, Any] = {"True": True, "False": False, "None": None} | _WORDS
-_STRING = (
-    {  # opening quotes -> the rest of the string, closing quotes included
-        fence: re.compile(rf"((?:[^{fence[0]}\\]|\\.|{fence[0]}(?!{fence[1:]}))*+){fence}", re.DOTALL)
-        for fence in ("'''", '"""')
-    }
-    | {quote: re.compile(rf"((?:[^{quote}\\]|\\.)*+){quote}", re.DOTALL) for quote in "'\""}
-)
+_STRING = {  # opening quotes -> the rest of the string, closing quotes included
+    fence: re.compile(rf"((?:[^{fence[0]}\\]|\\.|{fence[0]}(?!{fence[1:]}))*+){fence}", re.DOTALL)
+    for fence in ("'''", '"""', "'", '"')
+}
 _PAIR = r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})"
 _ESCAPE = {
     False: re.compile(rf"{_PAIR}|\\u([0-9a-fA-F]{{4}})|((?!))|\\(.)", re.DOTALL),
@@ -45,11 +42,7 @@ _PYTHON_SIMPLE = _SIMPLE | {"'": "'", "a": "\a", "v": "\v", "\n": "", "/": "\\/"
 
 
 class Malformed(Exception):
-    """The text is not well formed at `position`."""
-
-    def __init__(self, reason: str, position: int) -> None:
-        super().__init__(reason, position)
-        self.reason, self.position = reason, position
+    """The text is not well formed; `args` are the reason and the position."""
 
 
 class Key(NamedTuple):

@@ -6,16 +6,12 @@ come from outside, so nesting is bounded everywhere: what lies deeper than `MAX_
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ttpa.calls.literals import MAX_DEPTH, write_value
 from ttpa.records import ToolCall, ToolSpec
-
-# --- types as published tool lists write them ------------------------------------------------------------------------
 
 _NAMES: dict[str, dict[str, Any]] = {
     alias: {"type": json_type}
@@ -32,34 +28,23 @@ _NAMES: dict[str, dict[str, Any]] = {
 } | {name: {"type": "array", "uniqueItems": True} for name in ("set", "frozenset")}
 
 
-@lru_cache(maxsize=1024)
-def _type_of(text: str) -> dict[str, Any]:
-    return normalise_type(text)
-
-
 def normalise_type(text: str, _depth: int = 0) -> dict[str, Any]:
-    """JSON Schema for a type as Python, BFCL, Java or JSON Schema names it.
+    """JSON Schema for a type as Python, BFCL, Java or JSON Schema names it; case and white space do not matter.
 
-    Case and white space do not matter. What follows a comma outside brackets is a remark (`str, optional`). Unknown
-    types and `any` give `{}`, which allows anything. `set` is an array of unique items; a tuple is an array, of fixed
-    length when its element types are given; functions, dates and times are strings, since that is how JSON carries
-    them.
+    What follows a comma outside brackets is a remark (`str, optional`). Unknown types and `any` give `{}`, which allows
+    anything. A tuple is an array, of fixed length when its element types are given; functions and dates are strings.
 
     Example:
         >>> normalise_type("List[Union[int, float]]")
         {'type': 'array', 'items': {'type': ['integer', 'number']}}
-        >>> normalise_type("str, optional"), normalise_type("Dict[str, int]"), normalise_type("Matrix")
-        ({'type': 'string'}, {'type': 'object', 'additionalProperties': {'type': 'integer'}}, {})
     """
     if _depth > MAX_DEPTH:
         return {}
-    text = _split(text, ",")[0]
+    text = _split(text, ",")[0].strip()
     alternatives = _split(text, "|")
     if len(alternatives) > 1:
         return _union([normalise_type(part, _depth + 1) for part in alternatives])
-    name, bracket, inner = text.strip().partition("[")
-    if not bracket:
-        name, bracket, inner = text.strip().partition("(")  # list(str)
+    name, _, inner = text.partition("[" if "[" in text else "(")  # list(str)
     base = name.strip().rpartition(".")[2].lower()
     elements = [part for part in _split(inner[:-1], ",") if part.strip()] if inner[-1:] in ("]", ")") else []
     types = [normalise_type(part, _depth + 1) for part in elements]
@@ -87,20 +72,18 @@ def _union(members: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _split(text: str, mark: str) -> list[str]:
-    """Splits at `mark` where no bracket is open."""
-    parts, start, depth = [], 0, 0
-    for hit in re.finditer(rf"[\[\]()]|{re.escape(mark)}", text):
-        if hit[0] in "[(":
-            depth += 1
-        elif hit[0] in "])":
-            depth -= 1
-        elif depth == 0:
-            parts.append(text[start : hit.start()])
-            start = hit.end()
-    return [*parts, text[start:]]
+    """Splits at the character `mark` where no bracket is open."""
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char in "[(") - (char in "])")
+        if char == mark and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return parts
 
 
-_SCHEMA_KEYS = ("items", "additionalProperties", "not")
+_type_of = lru_cache(maxsize=1024)(normalise_type)
 _LIST_KEYS = ("items", "prefixItems", "anyOf", "oneOf", "allOf")
 _MAP_KEYS = ("properties", "patternProperties", "$defs", "definitions")
 
@@ -115,7 +98,9 @@ def normalise_schema(schema: Any, _depth: int = 0) -> dict[str, Any]:
         return {}
     result: dict[str, Any] = {}
     for key, value in schema.items():
+        result[key] = value
         if key == "type":
+            del result[key]
             kinds = value if isinstance(value, list | tuple) else [value]
             implied = _union([normalise_type(kind) if isinstance(kind, str) else {} for kind in kinds] or [{}])
             result |= {name: part for name, part in implied.items() if name == "type" or name not in schema}
@@ -123,47 +108,35 @@ def normalise_schema(schema: Any, _depth: int = 0) -> dict[str, Any]:
             result[key] = {name: normalise_schema(part, _depth + 1) for name, part in value.items()}
         elif key in _LIST_KEYS and isinstance(value, list | tuple):
             result[key] = [normalise_schema(part, _depth + 1) for part in value]
-        elif key in _SCHEMA_KEYS and isinstance(value, Mapping):
+        elif key in ("items", "additionalProperties", "not") and isinstance(value, Mapping):
             result[key] = normalise_schema(value, _depth + 1)
-        else:
-            result[key] = value
     return result
 
 
-# --- values and schemas ----------------------------------------------------------------------------------------------
-
-_PYTHON_TYPES: dict[str, Any] = {
-    "string": str,
-    "integer": int,
-    "number": int | float,
-    "boolean": bool,
-    "object": Mapping,
-    "array": list | tuple,
-    "null": type(None),
-}
+_PYTHON_TYPES: dict[str, Any] = {"string": str, "integer": int, "number": int | float, "boolean": bool}
+_PYTHON_TYPES |= {"object": Mapping, "array": list | tuple, "null": type(None)}
 
 
 def type_ok(value: Any, schema: Any, _depth: int = 0) -> bool:
     """Whether a JSON value has the type a schema asks for, inside lists and objects too.
 
     Strict: a bool is neither integer nor number, an int is a number, a float is never an integer (5.0 is not 5), null
-    only where the schema says so (type null, or `nullable`). No type, or an unknown one, allows anything. Elements are
-    held against `items` and `prefixItems`, members against `properties` and `additionalProperties`, and alternatives
-    against `anyOf`, `oneOf` (one match is enough) and `allOf`. Missing members, enums and lengths are not questions of
-    type. Types may also be written as `normalise_type` reads them.
+    only where the schema says so (type null, or `nullable`). No type, or an unknown one, allows anything. One match in
+    `oneOf` is enough. Missing members, enums and lengths are not questions of type.
     """
     if not isinstance(schema, Mapping) or _depth > MAX_DEPTH or (value is None and schema.get("nullable") is True):
         return True
-    if not _is_of(value, schema.get("type"), _depth):
-        return False
-    for keyword in ("anyOf", "oneOf"):
-        options = schema.get(keyword)
-        if isinstance(options, list) and options and not any(type_ok(value, option, _depth + 1) for option in options):
-            return False
-    needed = schema.get("allOf")
-    if isinstance(needed, list) and not all(type_ok(value, option, _depth + 1) for option in needed):
-        return False
-    return all(type_ok(part, inner, _depth + 1) for part, inner in _parts(value, schema))
+
+    def fits(option: Any) -> bool:
+        return type_ok(value, option, _depth + 1)
+
+    lists = {key: schema[key] for key in ("anyOf", "oneOf", "allOf") if isinstance(schema.get(key), list)}
+    return (
+        _is_of(value, schema.get("type"), _depth)
+        and all(map(fits, lists.pop("allOf", ())))
+        and all(any(map(fits, options)) for options in lists.values() if options)
+        and all(type_ok(part, inner, _depth + 1) for part, inner in _parts(value, schema))
+    )
 
 
 def _is_of(value: Any, wanted: Any, depth: int) -> bool:
@@ -183,12 +156,11 @@ def _parts(value: Any, schema: Mapping[str, Any]) -> list[tuple[Any, Any]]:
     """The parts of a list or object, each with the schema it must fit."""
     if isinstance(value, list | tuple):
         first, rest = schema.get("prefixItems"), schema.get("items")
-        first = first if isinstance(first, list) else []
-        return [(part, first[i] if i < len(first) else rest) for i, part in enumerate(value)]
+        schemas = first[: len(value)] if isinstance(first, list) else []
+        return list(zip(value, [*schemas, *[rest] * (len(value) - len(schemas))], strict=True))
     if isinstance(value, Mapping):
         known, other = schema.get("properties"), schema.get("additionalProperties")
-        known = known if isinstance(known, Mapping) else {}
-        return [(part, known.get(key, other)) for key, part in value.items()]
+        return [(part, known.get(key, other) if isinstance(known, Mapping) else other) for key, part in value.items()]
     return []
 
 
@@ -203,13 +175,9 @@ def enum_ok(value: Any, schema: Any, _depth: int = 0) -> bool:
 
 
 def values_equal(left: Any, right: Any) -> bool:
-    """Whether two JSON values are equal: 1 == 1.0, but True != 1 and "1" != 1.
+    """Whether two JSON values are equal: 1 == 1.0, but True != 1 and "1" != 1; lists in order, objects by key.
 
-    Lists are compared in order, objects by key; nothing else is forgiven. Iterative: no depth of nesting is too much.
-
-    Example:
-        >>> values_equal({"a": [1, 2]}, {"a": [1.0, 2]}), values_equal(True, 1), values_equal("1", 1)
-        (True, False, False)
+    Iterative: no depth of nesting is too much.
     """
     todo = [(left, right)]
     while todo:
@@ -229,21 +197,17 @@ def values_equal(left: Any, right: Any) -> bool:
 
 def calls_equal(left: Sequence[ToolCall], right: Sequence[ToolCall]) -> bool:
     """Whether two call lists hold the same calls, in any order, each as often."""
-    if len(left) != len(right):
-        return False
     unused = list(right)
     for call in left:  # equality is transitive, so the first match is as good as any
-        for index, other in enumerate(unused):
-            if call.name == other.name and values_equal(call.arguments, other.arguments):
-                del unused[index]
-                break
-        else:
+        same = (call.name == other.name and values_equal(call.arguments, other.arguments) for other in unused)
+        at = next((at for at, equal in enumerate(same) if equal), None)
+        if at is None:
             return False
-    return True
+        del unused[at]
+    return not unused
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """One thing wrong with a call; `key` is the parameter it is about ("" for an unknown tool)."""
 
     kind: Literal["unknown_tool", "missing_required", "unknown_parameter", "wrong_type", "not_in_enum"]
@@ -256,11 +220,6 @@ def check_call(call: ToolCall, tools: Sequence[ToolSpec]) -> tuple[Problem, ...]
 
     A valid call has no problem; an unknown tool is the only problem of its call. Parameters outside the tool's
     `properties` are unknown unless its `additionalProperties` allow them.
-
-    Example:
-        >>> tool = ToolSpec(name="f", parameters={"properties": {"a": {"type": "integer"}}, "required": ["a"]})
-        >>> [(problem.kind, problem.key) for problem in check_call(ToolCall(name="f", arguments={"b": 1}), [tool])]
-        [('missing_required', 'a'), ('unknown_parameter', 'b')]
     """
     tool = next((tool for tool in tools if tool.name == call.name), None)
     if tool is None:
@@ -269,11 +228,10 @@ def check_call(call: ToolCall, tools: Sequence[ToolSpec]) -> tuple[Problem, ...]
     problems = [Problem("missing_required", key, f"{call.name} needs {key}.") for key in missing]
     other = tool.parameters.get("additionalProperties", False)
     for key, value in call.arguments.items():
+        schema = tool.properties.get(key, other)
         if key not in tool.properties and other is False:
             problems.append(Problem("unknown_parameter", key, f"{call.name} has no parameter {_short(key)}."))
-            continue
-        schema = tool.properties.get(key, other)
-        if not type_ok(value, schema):
+        elif not type_ok(value, schema):
             wanted = _short({name: schema[name] for name in ("type", "items", "anyOf", "oneOf") if name in schema})
             problems.append(Problem("wrong_type", key, f"{key}={_short(value)} is not of the type {wanted}."))
         elif not enum_ok(value, schema):

@@ -26,7 +26,7 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from ttpa.calls.schema import calls_equal, type_ok, values_equal
@@ -39,21 +39,12 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that is wrong with a candidate: its label and a sentence for a person."""
-
-    label: str
-    text: str
-
-
 def six_errors(sample: Sample, calls: Sequence[ToolCall] | None) -> tuple[str, ...]:
     """Labels of the parsed calls of a candidate (None: the text did not parse), in the order of `LABELS`.
 
     Empty when the calls are exact.
     """
-    present = {finding.label for finding in find_errors(sample, calls)}
-    return tuple(label for label in LABELS if label in present)
+    return tuple(dict.fromkeys(label for label, _ in find_errors(sample, calls)))
 
 
 def primary_error(labels: Iterable[str]) -> str:
@@ -62,28 +53,27 @@ def primary_error(labels: Iterable[str]) -> str:
     A misspelt required parameter is both missing and misnamed; its primary error is `missing_required`, as in BFCL's
     checker. So count `parameter_name` over all labels.
     """
-    present = set(labels)
-    return next((label for label in LABELS if label in present), "")
+    return min(labels, key=LABELS.index, default="")
 
 
-def find_errors(sample: Sample, calls: Sequence[ToolCall] | None) -> tuple[Finding, ...]:
-    """Everything wrong with the calls, sorted by `LABELS`; empty if and only if `is_exact`."""
+def find_errors(sample: Sample, calls: Sequence[ToolCall] | None) -> list[tuple[str, str]]:
+    """(label, a sentence for a person) for everything wrong, sorted by `LABELS`; empty if and only if `is_exact`."""
     if calls is None:
-        return (Finding(label="format", text="the reply does not parse as tool calls"),)
-    made = [read_call(call) for call in calls]
-    readable = [call for call in made if call is not None]
-    if len(readable) < len(made):
-        at = made.index(None)
-        return (Finding(label="format", text=f"arguments of call {at + 1}, {show(calls[at].name)}, are no object"),)
+        return [("format", "the reply does not parse as tool calls")]
+    readable = []
+    for number, call in enumerate(calls, 1):
+        made = read_call(call)
+        if made is None:
+            return [("format", f"arguments of call {number}, {show(call.name)}, are no object")]
+        readable.append(made)
     if calls_equal(readable, sample.target):
-        return ()
-    found: list[Finding] = []
+        return []
+    found = []
     if len(readable) != len(sample.target):
-        text = f"{len(readable)} calls made, {len(sample.target)} expected"
-        found.append(Finding(label="call_count", text=text))
+        found.append(("call_count", f"{len(readable)} calls made, {len(sample.target)} expected"))
     for gold, call in match_calls(sample.target, readable):
         found += _compare(sample, gold, call)
-    return tuple(sorted(found, key=lambda finding: LABELS.index(finding.label)))
+    return sorted(found, key=lambda error: LABELS.index(error[0]))
 
 
 def explain(sample: Sample, candidate: Candidate) -> str:
@@ -91,7 +81,7 @@ def explain(sample: Sample, candidate: Candidate) -> str:
     found = find_errors(sample, candidate.calls)
     if not found:
         return "calls equal the target" if sample.target else "no call is made, as expected"
-    text = found[0].text
+    text = found[0][1]
     if candidate.calls is None and candidate.error:
         text += f": {candidate.error[:200]}"
     return text if len(found) == 1 else f"{text} (and {len(found) - 1} more)"
@@ -99,11 +89,9 @@ def explain(sample: Sample, candidate: Candidate) -> str:
 
 def is_exact(sample: Sample, calls: Sequence[ToolCall] | None) -> bool:
     """Whether the calls equal the target's in any order; with a text target, whether no call is made."""
-    if calls is None:
-        return False
-    made = [read_call(call) for call in calls]
-    readable = [call for call in made if call is not None]
-    return len(readable) == len(made) and calls_equal(readable, sample.target)
+    made = None if calls is None else [read_call(call) for call in calls]
+    readable = [call for call in made or () if call is not None]
+    return made is not None and len(readable) == len(made) and calls_equal(readable, sample.target)
 
 
 def read_call(call: ToolCall) -> ToolCall | None:
@@ -114,9 +102,7 @@ def read_call(call: ToolCall) -> ToolCall | None:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError):
             return None
-    if not isinstance(arguments, Mapping):
-        return None
-    return call if arguments is call.arguments else ToolCall(name=call.name, arguments=arguments)
+    return replace(call, arguments=arguments) if isinstance(arguments, Mapping) else None
 
 
 def show(value: Any) -> str:
@@ -143,12 +129,7 @@ def match_calls(gold: Sequence[ToolCall], calls: Sequence[ToolCall]) -> list[tup
 
 
 def best_matching(worth: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
-    """One-to-one matching of the rows and columns of a table with the largest sum, as pairs (row, column) by row.
-
-    Example:
-        >>> best_matching([[5, 4], [4, 1]])
-        [(0, 1), (1, 0)]
-    """
+    """One-to-one matching of the rows and columns of a table with the largest sum, as pairs (row, column) by row."""
     if not worth or not worth[0]:
         return []
     from scipy.optimize import linear_sum_assignment
@@ -157,55 +138,40 @@ def best_matching(worth: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
     return list(zip(rows.tolist(), columns.tolist(), strict=True))
 
 
-def _compare(sample: Sample, gold: ToolCall, call: ToolCall) -> Iterator[Finding]:
+def _compare(sample: Sample, gold: ToolCall, call: ToolCall) -> Iterator[tuple[str, str]]:
     """Yields what is wrong with one call that was matched with the target call `gold`."""
-    called, wanted = sample.tool(call.name), sample.tool(gold.name)
+    called, wanted, name = sample.tool(call.name), gold.arguments, show(call.name)
     if call.name != gold.name:
-        yield Finding(label="tool_name", text=f"tool is {show(call.name)}, expected {show(gold.name)}")
+        yield "tool_name", f"tool is {name}, expected {show(gold.name)}"
     # A tool that does not exist has no schema: such a call is judged as a misspelt call of the wanted tool.
     foreign = call.name != gold.name and called is not None
-    spec = called or wanted
-    yield from _absent(spec, gold, call, foreign)
-    for key, value in call.arguments.items():
-        yield from _judge(spec, gold, call.name, key, value, foreign)
-
-
-def _absent(spec: ToolSpec | None, gold: ToolCall, call: ToolCall, foreign: bool) -> Iterator[Finding]:
+    spec = called or sample.tool(gold.name)
     required = spec.required if spec else ()
     for key in required:
-        if key not in call.arguments and (foreign or key in gold.arguments):
-            text = f"required parameter {show(key)} of {show(call.name)} is missing"
-            yield Finding(label="missing_required", text=text)
-    if foreign:
-        return
-    for key, value in gold.arguments.items():
-        if key not in call.arguments and key not in required:
-            yield Finding(label="parameter_value", text=f"value of {show(key)} is left out, expected {show(value)}")
-
-
-def _judge(spec: ToolSpec | None, gold: ToolCall, tool: str, key: str, value: Any, foreign: bool) -> Iterator[Finding]:
-    """Yields at most one finding about one given parameter."""
-    given = key in gold.arguments
-    if given and values_equal(value, gold.arguments[key]) and not foreign:
-        return
-    schema = _schema_of(spec, key)
-    if schema is None and (foreign or not given):
-        yield Finding(label="parameter_name", text=f"{show(tool)} has no parameter {show(key)}")
-    elif schema is not None and not type_ok(value, schema):
-        kind = schema.get("type", "as declared") if isinstance(schema, Mapping) else "as declared"
-        yield Finding(label="parameter_type", text=f"type of {show(key)} is not {kind}: {show(value)}")
-    elif given and not values_equal(value, gold.arguments[key]):
-        text = f"value of {show(key)} is {show(value)}, expected {show(gold.arguments[key])}"
-        yield Finding(label="parameter_value", text=text)
-    elif not given and not foreign:
-        yield Finding(label="parameter_value", text=f"value of {show(key)} is {show(value)}, expected none")
+        if key not in call.arguments and (foreign or key in wanted):
+            yield "missing_required", f"required parameter {show(key)} of {name} is missing"
+    for key, value in wanted.items():
+        if not foreign and key not in call.arguments and key not in required:
+            yield "parameter_value", f"value of {show(key)} is left out, expected {show(value)}"
+    for key, value in call.arguments.items():
+        given = key in wanted
+        equal = given and values_equal(value, wanted[key])
+        if equal and not foreign:
+            continue
+        schema = _schema_of(spec, key)
+        if schema is None and (foreign or not given):
+            yield "parameter_name", f"{name} has no parameter {show(key)}"
+        elif schema is not None and not type_ok(value, schema):
+            kind = schema.get("type", "as declared") if isinstance(schema, Mapping) else "as declared"
+            yield "parameter_type", f"type of {show(key)} is not {kind}: {show(value)}"
+        elif not equal and (given or not foreign):
+            expected = show(wanted[key]) if given else "none"
+            yield "parameter_value", f"value of {show(key)} is {show(value)}, expected {expected}"
 
 
 def _schema_of(spec: ToolSpec | None, key: str) -> Any:
     """The schema of a parameter; None when neither `properties` nor `additionalProperties` of the tool allow it."""
     if spec is None:
         return None
-    if key in spec.properties:
-        return spec.properties[key] or {}
     other = spec.parameters.get("additionalProperties", False)
-    return None if other is False else other
+    return spec.properties[key] or {} if key in spec.properties else None if other is False else other

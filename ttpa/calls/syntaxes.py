@@ -52,11 +52,6 @@ class Reader(Scanner):
     calls: list[ToolCall] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
 
-    def add(self, name: str, arguments: Mapping[str, Any], start: int) -> None:
-        """Adds a complete call that began at `start` and ends at the cursor."""
-        self.spans.append(Span("call", start, self.pos))
-        self.calls.append(ToolCall(name=name, arguments=arguments))
-
     def argument(self, arguments: dict[str, Any], key: Key) -> None:
         """Reads the value of an argument whose key has been read."""
         if key.text in arguments:
@@ -90,7 +85,7 @@ class Syntax:
         try:
             self.read(reader)
         except Malformed as fault:
-            return reader, ParseError(fault.reason, fault.position)
+            return reader, ParseError(*fault.args)
         return reader, None
 
     def parse(self, text: str) -> tuple[ToolCall, ...] | ParseError:
@@ -110,10 +105,12 @@ class Syntax:
 # --- calls as JSON objects: every name round trips -------------------------------------------------------------------
 
 _OBJECT = re.compile(r"""\{\s*["'](?:name|arguments|parameters)["']\s*:""")
+_TAG = re.compile(r"<(/?)tool_call>")
 
 
 def _read_object(scan: Reader) -> None:
     """Reads "name" (text) and "arguments" or "parameters" (an object, or JSON text of one, which gets no spans)."""
+    scan.space()
     start, name, arguments = scan.pos, None, None
     for key in scan.members():
         if key.text == "name":
@@ -131,7 +128,9 @@ def _read_object(scan: Reader) -> None:
                 scan.argument(arguments, argument)
     if name is None or arguments is None:
         raise Malformed('a call needs "name"' if name is None else 'a call needs "arguments"', start)
-    scan.add(name, arguments, start)
+    scan.spans.append(Span("call", start, scan.pos))
+    scan.calls.append(ToolCall(name=name, arguments=arguments))
+    scan.space()
 
 
 def _arguments_text(scan: Reader) -> dict[str, Any]:
@@ -142,7 +141,7 @@ def _arguments_text(scan: Reader) -> dict[str, Any]:
         arguments = {key.text: inner.value() for key in inner.members()}
         inner.finish("text after the object")
     except Malformed as fault:
-        raise Malformed(f"arguments text: {fault.reason}", start) from None
+        raise Malformed(f"arguments text: {fault.args[0]}", start) from None
     return arguments
 
 
@@ -165,18 +164,11 @@ def _read_hermes(scan: Reader) -> None:
     A text without either tag holds no call. A block that is not closed, holds anything but one call object, or a
     closing tag without a block, is malformed. Tags inside argument strings are text.
     """
-    text = scan.text
-    while True:
-        start = text.find("<tool_call>", scan.pos)
-        stray = text.find("</tool_call>", scan.pos, len(text) if start < 0 else start)
-        if stray >= 0:
-            raise Malformed("</tool_call> without <tool_call>", stray)
-        if start < 0:
-            return
-        scan.pos = start + len("<tool_call>")
-        scan.space()
+    while hit := _TAG.search(scan.text, scan.pos):
+        if hit[1]:
+            raise Malformed("</tool_call> without <tool_call>", hit.start())
+        scan.pos = hit.end()
         _read_object(scan)
-        scan.space()
         scan.expect("</tool_call>")
 
 
@@ -206,15 +198,11 @@ def _read_llama3(scan: Reader) -> None:
     scan.space()
     if not scan.take("<|python_tag|>") and not scan.text.startswith("{", scan.pos):
         return _refuse_object(scan.text)
-    while True:
-        scan.space()
-        _read_object(scan)
-        end = scan.pos
-        scan.space()
-        if scan.at_end():
-            return
-        if not scan.take(";") and "\n" not in scan.text[end : scan.pos]:
+    _read_object(scan)
+    while not scan.at_end():
+        if not scan.take(";") and "\n" not in scan.text[scan.spans[-1].end : scan.pos]:
             raise Malformed("expected ';' or a line break", scan.pos)
+        _read_object(scan)
 
 
 # --- calls as Python -------------------------------------------------------------------------------------------------
@@ -285,7 +273,8 @@ def _read_python_call(scan: Reader) -> None:
             scan.argument(arguments, Key(key, hit.start(), hit.start() + len(key)))
         else:
             raise Malformed("arguments must be key=value", scan.pos)
-    scan.add(name, arguments, start)
+    scan.spans.append(Span("call", start, scan.pos))
+    scan.calls.append(ToolCall(name=name, arguments=arguments))
 
 
 def _find_opening(text: str, start: int) -> int:
@@ -343,15 +332,10 @@ def get_syntax(name: str) -> Syntax:
 def token_cuts(
     pieces: Sequence[str], syntax: Syntax, kinds: Collection[SpanKind] = ("name", "value", "call")
 ) -> list[int]:
-    """Where an answer can be cut between tokens (given as texts) so that a part of a call of these kinds has just ended.
+    """Where an answer, given as the texts of its tokens, can be cut so that a part of a call of these kinds just ended.
 
-    An unfinished answer is cut where it has ended parts so far, a malformed one where it had before the fault. Gives
-    counts of tokens, ascending, each once: for each part, the fewest tokens that hold it to its end. The count of all
-    tokens is left out.
-
-    Example:
-        >>> token_cuts(["[", "f", "(a", "=1", ", b", "=2", ")", "]"], get_syntax("python"))
-        [2, 4, 6, 7]
+    Gives counts of tokens, ascending: for each part, the fewest tokens that hold it to its end, all tokens left out. An
+    unfinished answer is cut where it has ended parts so far, a malformed one where it had before the fault.
     """
     ends = list(accumulate(map(len, pieces)))
     spans = syntax.spans("".join(pieces))

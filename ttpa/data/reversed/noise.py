@@ -22,15 +22,8 @@ from ttpa.errors import ConfigError
 from ttpa.options import Fraction, option
 from ttpa.records import Sample, ToolCall
 
-WEIGHTS = {
-    "wrong_name": 0.10,
-    "truncated": 0.5,
-    "neighbour_value": 0.3,
-    "number_as_text": 0.3,
-    "default_value": 0.15,
-    "date_order": 0.2,
-    "dropped": 0.08,
-}
+WEIGHTS = {"wrong_name": 0.10, "truncated": 0.5, "neighbour_value": 0.3, "number_as_text": 0.3, "default_value": 0.15,
+           "date_order": 0.2, "dropped": 0.08}  # fmt: skip
 """Defect family -> relative weight when a bad site draws one of those that apply to it.
 
 In the world of `world_seed` 0 the defects that show are 53 % values, 36 % names and 11 % dropped parameters; other
@@ -66,8 +59,8 @@ class Noise:
         ranked = sorted(set(keyed.values()), key=lambda place: stable_unit("bad-site", world_seed, *place))
         families = {}
         for place in ranked[: round(self.share * len(ranked))]:
-            optional_here = all(site in optional for site, key in keyed.items() if key == place)
-            families[place] = self._family(place, optional_here, world_seed)
+            dropped = all(site in optional for site, key in keyed.items() if key == place)
+            families[place] = self._family(place, dropped, world_seed)
         return {site: families[place] for site, place in keyed.items() if place in families}
 
     def _family(self, place: tuple[str, str], optional: bool, world_seed: int) -> str:
@@ -109,8 +102,7 @@ def spoil_call(
     arguments: dict[str, Any] = {}
     for key, value in call.arguments.items():
         family = bad.get((call.name, key))
-        shows = family is not None and rng.random() < probability
-        if not shows or family is None:
+        if family is None or rng.random() >= probability:
             arguments[key] = value
         elif family == "wrong_name":
             arguments[KIND_OF[key].synonym] = value

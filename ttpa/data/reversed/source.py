@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -29,12 +28,10 @@ from ttpa.options import Count, Index, option
 from ttpa.records import Sample
 
 SPLITS = ("warmup", "explore", "validation", "test")
-WAVE = 500
-"""Samples of a wave: some tenths of a second of work. No result depends on it."""
+WAVE = 500  # samples: some tenths of a second of work. No result depends on it.
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """What a sample is drawn from, beside the settings of the source."""
 
     split: str
@@ -56,14 +53,9 @@ class Reversed:
         seed: Draws warm-up and exploration questions and the places where defects show.
         world_seed: Draws tools, bad sites, validation and test questions.
         train_tools, unseen_tools: Number of tools; at most 96 together.
-        warmup_samples, explore_samples: Questions of the two training splits.
         warmup_mix, explore_mix: Share of easy, medium and hard questions; each must sum to 1.
-        validation_per_band, test_per_band, test_unseen: Held-out questions.
         noise: Annotation defects of the warm-up split.
         limit: Most samples of each split, evenly spaced; None keeps all.
-
-    Raises:
-        ConfigError: an unknown generator, a count below 1, too many tools, or shares that do not sum to 1.
     """
 
     generator: Literal["simulator"]
@@ -94,10 +86,9 @@ class Reversed:
                 raise ConfigError.at(key, mix, problem, remedy)
 
     def check(self) -> None:
-        """Nothing to look for on disk."""
+        """There is nothing to look for on disk."""
 
     def identity(self) -> dict[str, Any]:
-        """What a fingerprint needs to know beyond the settings: nothing."""
         return {}
 
     def world(self) -> World:
@@ -116,30 +107,23 @@ class Reversed:
             for number in range(self.warmup_samples if split == "warmup" else self.explore_samples):
                 yield Item(split, number, band_at(f"{split}{self.seed}", number, mix))
             return
-        for band in BANDS:
-            for number in range(self.validation_per_band if split == "validation" else self.test_per_band):
-                yield Item(split, number, band)
-        for number in range(self.test_unseen if split == "test" else 0):
-            yield Item(split, number, "easy", unseen=True)
+        numbers = range(self.validation_per_band if split == "validation" else self.test_per_band)
+        yield from (Item(split, number, band) for band in BANDS for number in numbers)
+        yield from (Item(split, number, "easy", True) for number in range(self.test_unseen if split == "test" else 0))
 
     def build(self, out: Path, compute: ComputeWaves = compute_here) -> dict[str, Any]:
-        """See `DataSource.build`; the same settings write the same bytes.
-
-        Raises:
-            DataError: a sample cannot be drawn: a bug, since nothing outside this package enters.
-        """
+        """See `DataSource.build`; the same settings write the same bytes."""
         items = {name: limited(list(self.items(name)), self.limit) for name in SPLITS}
         drawn = out / "drawn.jsonl"
         every = [item for name in SPLITS for item in items[name]]
         failed = compute(drawn, [every[at : at + WAVE] for at in range(0, len(every), WAVE)], partial(_Draw, self))
         if failed:
             raise DataError(f"{out}: {len(failed)} samples cannot be drawn, first {failed[0]}. See errors.jsonl there.")
-        lines, counts = dict[str, str](), Counter[str]()
-        for row in read_jsonl(drawn):
-            lines[row["id"]] = row["line"]
-            counts.update(row["defects"])
+        rows = {row["id"]: row for row in read_jsonl(drawn)}
+        counts = sum((Counter(row["defects"]) for row in rows.values()), Counter[str]())
         files = {name: f"{name}.jsonl" for name in SPLITS}
-        digest = write_splits(out, {files[name]: [lines[item.id] for item in items[name]] for name in SPLITS}, files)
+        lines = {files[name]: [rows[item.id]["line"] for item in items[name]] for name in SPLITS}
+        digest = write_splits(out, lines, files)
         drawn.unlink()
         changed = counts.pop("changed", 0)
         bands = {name: Counter(item.band for item in items[name]) for name in SPLITS}
@@ -160,22 +144,16 @@ class _Draw:
         self.bad = source.noise.sites(self.world, source.world_seed)
 
     def __call__(self, wave: Sequence[Item]) -> list[dict[str, Any]]:
-        """Rows that hold the finished line of the split's file."""
+        """Rows that hold the finished line of the split's file, and how often each defect showed."""
         made = [(item, *self.sample(item)) for item in wave]
         return [{"id": item.id, "line": dumps(sample.to_json()), "defects": defects} for item, sample, defects in made]
 
     def sample(self, item: Item) -> tuple[Sample, Counter[str]]:
-        """The sample, and how often each defect showed in it."""
         source, counts = self.source, Counter[str]()
         training = item.split in ("warmup", "explore")
-        sample = draw_sample(
-            self.world,
-            seed=f"{item.split}{source.seed}" if training else f"world{source.world_seed}",
-            split="train" if training else item.split,
-            number=item.number,
-            band=item.band,
-            unseen=item.unseen,
-        )
+        seed = f"{item.split}{source.seed}" if training else f"world{source.world_seed}"
+        split = "train" if training else item.split
+        sample = draw_sample(self.world, seed=seed, split=split, number=item.number, band=item.band, unseen=item.unseen)
         if item.split == "warmup":
             sample = annotate(sample, self.bad, source.noise.probability, source.seed, counts)
         return sample, counts

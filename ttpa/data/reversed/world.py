@@ -13,37 +13,23 @@ no ontology (any verb meets any noun), no state (calls do not interact) and no w
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 from ttpa.calls.schema import check_call
 from ttpa.records import Message, Sample, ToolCall, ToolSpec
 
 VERBS = ("book", "find", "send", "check", "cancel", "update", "rate", "share")
-NOUNS = (
-    "room",
-    "flight",
-    "parcel",
-    "ticket",
-    "song",
-    "meal",
-    "report",
-    "invoice",
-    "course",
-    "photo",
-    "garden",
-    "meeting",
-)
+NOUNS = ("room", "flight", "parcel", "ticket", "song", "meal", "report", "invoice", "course", "photo", "garden",
+         "meeting")  # fmt: skip
 MODES = ("fast", "slow", "normal", "eco", "quiet")
 COLOURS = ("red", "blue", "green", "black", "white", "amber", "violet", "teal")
+LETTERS = "ABCDEFGHKLMNPRSTVXZ"
 SYLLABLES = tuple(consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou")
 BANDS = {"easy": 1, "medium": 2, "hard": 3}
 """Band -> number of calls. Every prompt offers 2 to 4 tools: the paper's tool-count thresholds would not separate."""
-
-OPTIONAL_MENTIONED = 0.6
-DISTRACTOR_RELATED = 0.7
 
 
 def stable_unit(*parts: object) -> float:
@@ -58,28 +44,22 @@ def split_of_value(value: object) -> str:
     return "test" if unit >= 0.9 else "validation" if unit >= 0.8 else "train"
 
 
-# --- kinds of parameters ---------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Kind:
     """A kind of parameter.
 
     Attributes:
-        name: The usual name of the parameter.
-        synonym: A wrong name for it.
-        type: Its JSON type.
-        draw: Draws a value.
-        phrase: How a question says a value.
+        name, synonym: The usual name of the parameter, and a wrong one.
+        type, items: Its JSON type, and that of the elements of an array.
+        draw: Draws a value; a question says it by `phrase`.
         splittable: Whether there are enough values to hold some out of training.
         default: What an annotator fills in who did not read the question; None where there is no such habit.
-        items: JSON type of the elements, for an array.
     """
 
     name: str
     synonym: str
     type: str
-    draw: Callable[[random.Random], Any]
+    draw: Callable[[Random], Any]
     phrase: str
     splittable: bool = True
     default: Any = None
@@ -98,72 +78,50 @@ class Kind:
         return {"type": "string" if as_text else self.type}
 
 
-def _word(rng: random.Random) -> str:
+def _word(rng: Random) -> str:
     return "".join(rng.choice(SYLLABLES) for _ in range(rng.choice((2, 2, 3))))
 
 
-def _name(rng: random.Random) -> str:
-    return _word(rng).capitalize()
-
-
-def _phrase(rng: random.Random) -> str:
-    return " ".join(_word(rng) for _ in range(rng.choice((2, 2, 3))))
-
-
-def _code(rng: random.Random) -> str:
-    return rng.choice("ABCDEFGHKLMNPRSTVXZ") + rng.choice("ABCDEFGHKLMNPRSTVXZ") + str(rng.randint(10, 99))
-
-
-def _date(rng: random.Random) -> str:
-    return f"20{rng.randint(25, 49)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
-
-
-def _clock(rng: random.Random) -> str:
-    return f"{rng.randint(6, 22):02d}:{rng.choice((0, 15, 30, 45)):02d}"
-
-
-def _several(rng: random.Random, draw: Callable[[random.Random], Any]) -> list[Any]:
+def _several(rng: Random, draw: Callable[[], Any]) -> list[Any]:
     values: list[Any] = []
     while len(values) < 2 + (rng.random() < 0.4):
-        value = draw(rng)
-        if value not in values:
-            values.append(value)
+        value = draw()
+        values += [value] * (value not in values)
     return values
 
 
-def _price(rng: random.Random) -> float:
-    return round(rng.randint(1, 99) + rng.randint(1, 99) / 100, 2)
-
-
-def _colours(rng: random.Random) -> list[Any]:
-    return _several(rng, lambda rng: rng.choice(COLOURS))
-
-
-def _numbers(rng: random.Random) -> list[Any]:
-    return _several(rng, lambda rng: rng.randint(10, 999))
-
-
+_DRAW: dict[str, Callable[[Random], Any]] = {
+    "name": lambda rng: _word(rng).capitalize(),
+    "phrase": lambda rng: " ".join(_word(rng) for _ in range(rng.choice((2, 2, 3)))),
+    "code": lambda rng: f"{rng.choice(LETTERS)}{rng.choice(LETTERS)}{rng.randint(10, 99)}",
+    "date": lambda rng: f"20{rng.randint(25, 49)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}",
+    "clock": lambda rng: f"{rng.randint(6, 22):02d}:{rng.choice((0, 15, 30, 45)):02d}",
+    "count": lambda rng: rng.randint(2, 60),
+    "amount": lambda rng: rng.randint(100, 999),
+    "price": lambda rng: round(rng.randint(1, 99) + rng.randint(1, 99) / 100, 2),
+    "flag": lambda rng: rng.random() < 0.5,
+    "mode": lambda rng: rng.choice(MODES),
+    "colours": lambda rng: _several(rng, lambda: rng.choice(COLOURS)),
+    "numbers": lambda rng: _several(rng, lambda: rng.randint(10, 999)),
+}
 KINDS = (
-    Kind("city", "town", "string", _name, "in {}"),
-    Kind("person", "name", "string", _name, "for {}"),
-    Kind("company", "firm", "string", _name, "by {}"),
-    Kind("title", "label", "string", _phrase, 'called "{}"'),
-    Kind("note", "comment", "string", _phrase, 'saying "{}"'),
-    Kind("code", "key", "string", _code, "code {}"),
-    Kind("date", "day", "string", _date, "on {}"),
-    Kind("time", "hour", "string", _clock, "at {}", splittable=False),
-    Kind("count", "number", "integer", lambda rng: rng.randint(2, 60), "{} times", splittable=False, default=1),
-    Kind("amount", "sum", "integer", lambda rng: rng.randint(100, 999), "worth {}", default=100),
-    Kind("price", "cost", "number", _price, "under {}", default=1.0),
-    Kind("urgent", "priority", "boolean", lambda rng: rng.random() < 0.5, "", splittable=False, default=True),
-    Kind("mode", "style", "string", lambda rng: rng.choice(MODES), "{} mode", splittable=False, default="normal"),
-    Kind("tags", "labels", "array", _colours, "tagged {}", splittable=False, items="string"),
-    Kind("ids", "items", "array", _numbers, "ids {}", items="integer"),
+    Kind("city", "town", "string", _DRAW["name"], "in {}"),
+    Kind("person", "name", "string", _DRAW["name"], "for {}"),
+    Kind("company", "firm", "string", _DRAW["name"], "by {}"),
+    Kind("title", "label", "string", _DRAW["phrase"], 'called "{}"'),
+    Kind("note", "comment", "string", _DRAW["phrase"], 'saying "{}"'),
+    Kind("code", "key", "string", _DRAW["code"], "code {}"),
+    Kind("date", "day", "string", _DRAW["date"], "on {}"),
+    Kind("time", "hour", "string", _DRAW["clock"], "at {}", splittable=False),
+    Kind("count", "number", "integer", _DRAW["count"], "{} times", splittable=False, default=1),
+    Kind("amount", "sum", "integer", _DRAW["amount"], "worth {}", default=100),
+    Kind("price", "cost", "number", _DRAW["price"], "under {}", default=1.0),
+    Kind("urgent", "priority", "boolean", _DRAW["flag"], "", splittable=False, default=True),
+    Kind("mode", "style", "string", _DRAW["mode"], "{} mode", splittable=False, default="normal"),
+    Kind("tags", "labels", "array", _DRAW["colours"], "tagged {}", splittable=False, items="string"),
+    Kind("ids", "items", "array", _DRAW["numbers"], "ids {}", items="integer"),
 )
 KIND_OF = {kind.name: kind for kind in KINDS}
-
-
-# --- tools, and running them ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,12 +150,11 @@ class World:
 
 def make_tool(verb: str, noun: str, world_seed: int) -> Tool:
     """The tool `verb_noun`: two to four parameters, one or two required, 15 % of the numbers declared as text."""
-    rng = random.Random(f"{world_seed}:{verb}_{noun}")
+    rng = Random(f"{world_seed}:{verb}_{noun}")
     kinds = tuple(rng.sample(KINDS, rng.choice((2, 3, 3, 4))))
     required = [kind.name for kind in kinds[: rng.choice((1, 2))]]
-    properties = {
-        kind.name: kind.schema(as_text=kind.type in ("integer", "number") and rng.random() < 0.15) for kind in kinds
-    }
+    numbers = ("integer", "number")
+    properties = {kind.name: kind.schema(as_text=kind.type in numbers and rng.random() < 0.15) for kind in kinds}
     schema = {"type": "object", "properties": properties, "required": required}
     return Tool(ToolSpec(name=f"{verb}_{noun}", description=f"{verb.capitalize()} a {noun}.", parameters=schema), kinds)
 
@@ -205,7 +162,7 @@ def make_tool(verb: str, noun: str, world_seed: int) -> Tool:
 def make_world(*, world_seed: int, train_tools: int, unseen_tools: int) -> World:
     """Draws the tools of a world. The same arguments give the same world on any machine."""
     names = [(verb, noun) for verb in VERBS for noun in NOUNS]
-    random.Random(f"{world_seed}:tools").shuffle(names)
+    Random(f"{world_seed}:tools").shuffle(names)
     tools = [make_tool(verb, noun, world_seed) for verb, noun in names[: train_tools + unseen_tools]]
     return World(tuple(tools[:train_tools]), tuple(tools[train_tools:]))
 
@@ -215,70 +172,54 @@ class ExecutionError(Exception):
 
 
 def execute(call: ToolCall, tools: Mapping[str, Tool]) -> dict[str, Any]:
-    """Runs a call: arguments are checked against the schema, and the reply depends on nothing but the call.
-
-    Raises:
-        ExecutionError: unknown tool, missing or unknown parameter, or wrong type.
-    """
-    tool = tools.get(call.name)
-    if tool is None:
+    """Runs a call; the reply depends on nothing but the call. ExecutionError where it does not fit a tool's schema."""
+    if call.name not in tools:
         raise ExecutionError(f"there is no tool {call.name!r}")
-    problems = check_call(call, (tool.spec,))
+    problems = check_call(call, (tools[call.name].spec,))
     if problems:
         raise ExecutionError("; ".join(problem.explanation for problem in problems))
     receipt = int(stable_unit("receipt", call.name, sorted(call.arguments.items(), key=str)) * 9000) + 1000
     return {"status": "ok", "receipt": receipt}
 
 
-# --- the simulator ---------------------------------------------------------------------------------------------------
-
-
-def draw_scenario(
-    rng: random.Random, world: World, calls: int, unseen: bool
-) -> tuple[tuple[Tool, ...], tuple[Tool, ...]]:
+def draw_scenario(rng: Random, world: World, calls: int, unseen: bool) -> tuple[list[Tool], list[Tool]]:
     """Role 1: the tools on offer, in prompt order, and those the calls use, in call order.
 
     70 % of the tools beside the used ones share the verb or the noun of a used one.
     """
-    pool = world.unseen if unseen else world.tools
-    used = rng.sample(pool, calls)
+    used = rng.sample(world.unseen if unseen else world.tools, calls)
     offered = list(used)
     total = max(rng.choice((2, 3, 4)), calls + (calls < 4))
     while len(offered) < total:
         anchor = rng.choice(used).spec.name.split("_")
-        related = [t for t in world.tools if set(t.spec.name.split("_")) & set(anchor)]
-        tool = rng.choice(related if related and rng.random() < DISTRACTOR_RELATED else world.tools)
-        if tool not in offered:
-            offered.append(tool)
+        related = [tool for tool in world.tools if set(tool.spec.name.split("_")) & set(anchor)]
+        tool = rng.choice(related if related and rng.random() < 0.7 else world.tools)
+        offered += [tool] * (tool not in offered)
     rng.shuffle(offered)
-    return tuple(offered), tuple(used)
+    return offered, used
 
 
-def draw_value(rng: random.Random, kind: Kind, split: str) -> object:
+def draw_value(rng: Random, kind: Kind, split: str) -> object:
     """A value of the kind that belongs to the split, if the kind has enough values to be split."""
-    value = kind.draw(rng)
-    tries = 0
-    while kind.splittable and split_of_value(value) != split:
+    for _ in range(201):
         value = kind.draw(rng)
-        tries += 1
-        if tries > 200:
-            raise RuntimeError(f"no {split} value of kind {kind.name!r} in {tries} draws")
-    return value
+        if not kind.splittable or split_of_value(value) == split:
+            return value
+    raise RuntimeError(f"no {split} value of kind {kind.name!r} in 201 draws")
 
 
-def draw_call(rng: random.Random, tool: Tool, split: str) -> ToolCall:
+def draw_call(rng: Random, tool: Tool, split: str) -> ToolCall:
     """Role 2, one call: the required parameters, each optional one with probability 0.6, in schema order."""
     arguments: dict[str, object] = {}
     for kind in tool.kinds:
-        if kind.name not in tool.spec.required and rng.random() >= OPTIONAL_MENTIONED:
-            continue
-        value = draw_value(rng, kind, split)
-        declared = tool.spec.properties[kind.name]["type"]
-        arguments[kind.name] = str(value) if declared == "string" and not isinstance(value, str) else value
+        if kind.name in tool.spec.required or rng.random() < 0.6:
+            value = draw_value(rng, kind, split)
+            as_text = tool.spec.properties[kind.name]["type"] == "string"
+            arguments[kind.name] = str(value) if as_text else value
     return ToolCall(name=tool.spec.name, arguments=arguments)
 
 
-def write_question(rng: random.Random, calls: tuple[ToolCall, ...]) -> str:
+def write_question(rng: Random, calls: tuple[ToolCall, ...]) -> str:
     """Role 3, the question: every argument is said once, in an order of its own; calls are joined by "then"."""
     sentences = []
     for call in calls:
@@ -291,28 +232,21 @@ def write_question(rng: random.Random, calls: tuple[ToolCall, ...]) -> str:
 def draw_sample(world: World, *, seed: object, split: str, number: int, band: str, unseen: bool = False) -> Sample:
     """One sample; it depends on the arguments alone, never on the samples drawn before it.
 
-    Args:
-        world: The tools.
-        seed: Any value; samples of different seeds are independent.
-        split: train, validation or test: which text values may be used.
-        number: Position in the split.
-        band: easy, medium or hard: one, two or three calls.
-        unseen: Use tools that training never shows.
+    `split` is train, validation or test: which text values may be used. `number` is the position in the split; `unseen`
+    takes tools that training never shows. Samples of different seeds are independent.
     """
-    rng = random.Random(f"{seed}:{split}:{number}:{band}:{unseen}")
+    rng = Random(f"{seed}:{split}:{number}:{band}:{unseen}")
     offered, used = draw_scenario(rng, world, BANDS[band], unseen)
     calls = tuple(draw_call(rng, tool, split) for tool in used)
     for call in calls:
         execute(call, world.by_name())
-    question = write_question(rng, calls)
     return Sample(
         id=f"{split}-{seed}-{band}{'-unseen' if unseen else ''}-{number}",
-        dialogue_id="",
         source="reversed",
         band=band,
         tags=("unseen_tool",) if unseen else (),
         tools=tuple(tool.spec for tool in offered),
-        messages=(Message(role="user", content=question),),
+        messages=(Message(role="user", content=write_question(rng, calls)),),
         target=calls,
     )
 
