@@ -21,15 +21,8 @@ class Bands:
     """Thresholds of the bands.
 
     Args:
-        easy_tools: Easy has at most this many tools.
-        easy_length: Easy has a tool list of fewer characters than this.
-        easy_calls: Easy needs at most this many calls.
-        hard_tools: Hard has at least this many tools,
-        hard_length: or a tool list of more characters than this,
-        hard_calls: or needs at least this many calls.
-
-    Raises:
-        ConfigError: a hard threshold lies below its easy one, so that a sample could be both.
+        easy_tools, easy_length, easy_calls: Easy has at most so many tools and calls and a shorter tool list than this.
+        hard_tools, hard_length, hard_calls: Hard has at least so many tools or calls, or a longer tool list than this.
     """
 
     easy_tools: int

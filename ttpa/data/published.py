@@ -10,10 +10,10 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
@@ -23,17 +23,15 @@ from ttpa.data.source import ComputeWaves, compute_here, limited, write_splits
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps, write_jsonl
 from ttpa.options import Count, Fraction, option
-from ttpa.records import Sample, ToolSpec
+from ttpa.records import Message, Sample, ToolCall, ToolSpec
 
 SPLITS = {"warmup": "train.jsonl", "explore": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"}
 _HALF_PAIR = re.compile("[\ud800-\udfff]")  # half of a surrogate pair: valid in JSON escapes, but UTF-8 cannot write it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Converted:
-    """What a row became: a `key` equal for rows of equal content, its first user message, and its samples.
-
-    `repaired` says that damage in the published text was undone to read it.
+class Converted(NamedTuple):
+    """What a row became: a `key` equal for rows of equal content, its first user message, its samples, and whether
+    damage in the published text was undone to read it.
     """
 
     key: str
@@ -81,38 +79,6 @@ def _writable(value: Any) -> bool:
         return False
 
 
-class _Read:
-    """What has been read of a set: samples by file, counts, and the rejected rows."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, list[Sample]] = {name: [] for name in dict.fromkeys(SPLITS.values())}
-        self.counts: Counter[str] = Counter()
-        self.reasons: Counter[str] = Counter()
-        self.rejected: list[dict[str, Any]] = []
-
-    def reject(self, row: RawRow, problem: BadRow) -> None:
-        self.reasons[problem.kind] += 1
-        entry: dict[str, Any] = {"file": row.file, "line": row.line, "reason": str(problem)}
-        if row.value is not None and _writable(row.value):
-            entry["row"] = dict(row.value)
-        self.rejected.append(entry)
-
-    def metrics(self) -> dict[str, Any]:
-        """See `FileSource.build`."""
-        bands = {name: Counter(sample.band for sample in samples) for name, samples in self.files.items()}
-        kinds = Counter(sample.kind for samples in self.files.values() for sample in samples)
-        counted = ("duplicate", "without_call_turn", "repaired")
-        return {
-            "rows_read": self.counts["rows"],
-            **{f"rows_{what}": self.counts[what] for what in counted},
-            "rows_rejected": len(self.rejected),
-            "rejected": dict(self.reasons.most_common()),
-            "samples": {name: len(self.files[file]) for name, file in SPLITS.items()},
-            "bands": {name.removesuffix(".jsonl"): {band: n[band] for band in BANDS} for name, n in bands.items()},
-            "kinds": {kind: kinds[kind] for kind in ("call", "text")},
-        }
-
-
 @option
 class FileSource(ABC):
     """A source over a published set, in files or on the hub.
@@ -126,9 +92,6 @@ class FileSource(ABC):
         text_turns: Also make samples of replies without a call.
         bands: Thresholds of the difficulty bands.
         limit: Most samples of each split, evenly spaced; None keeps all.
-
-    Raises:
-        ConfigError: a value that cannot be used; names key, value and remedy.
     """
 
     path: Annotated[str, Field(min_length=1)]
@@ -148,25 +111,44 @@ class FileSource(ABC):
 
     @abstractmethod
     def convert(self, row: Mapping[str, Any]) -> Converted:
-        """Turns a row into samples.
+        """Turns a row into samples; BadRow where it breaks the published layout or its calls do not fit its tools."""
 
-        Raises:
-            BadRow: the row does not follow the published layout, or its calls do not fit its tools.
-        """
+    def sample(
+        self,
+        id: str,
+        tools: tuple[ToolSpec, ...],
+        messages: Sequence[Message],
+        target: tuple[ToolCall, ...],
+        text: str,
+        turn: str = "",
+    ) -> Sample:
+        """A sample of the dialogue `id`; `text` is the right reply where no call is."""
+        return Sample(
+            id=f"{id}{turn}",
+            dialogue_id=id,
+            source=id.partition("-")[0],
+            band=self.bands.band(tools, target),
+            tools=tools,
+            messages=tuple(messages),
+            target=target,
+            target_text=None if target else text,
+        )
 
     def check(self) -> None:
         """See `DataSource.check`. A hub id is only looked at by `build`: asking the hub is not cheap."""
         if is_hub_id(self.path):
             return
         path, kinds = Path(self.path).expanduser(), ", ".join(SUFFIXES)
-        problem = "" if path.exists() else "no such file or folder"
-        if not problem and not path.is_dir() and not path.name.endswith(SUFFIXES):
+        if not path.exists():
+            problem = "no such file or folder"
+        elif not path.is_dir() and not path.name.endswith(SUFFIXES):
             problem = f"its name ends in none of {kinds}"
-        if not problem and not any(file.stat().st_size for file in data_files(path)):
+        elif not any(file.stat().st_size for file in data_files(path)):
             problem = f"the folder holds no file with data ({kinds})" if path.is_dir() else "the file is empty"
-        if problem:
-            remedy = "Set data.path to a downloaded file or folder, or to a hub id such as Team-ACE/ToolACE"
-            raise ConfigError.at("data.path", self.path, problem, remedy)
+        else:
+            return
+        remedy = "Set data.path to a downloaded file or folder, or to a hub id such as Team-ACE/ToolACE"
+        raise ConfigError.at("data.path", self.path, problem, remedy)
 
     def identity(self) -> dict[str, Any]:
         """The content of local files instead of their path: an edited file is other data, a moved one is not."""
@@ -176,68 +158,77 @@ class FileSource(ABC):
         return {"path": [[file.name, file_digest(file)] for file in files]}
 
     def build(self, out: Path, compute: ComputeWaves = compute_here) -> dict[str, Any]:
-        """See `DataSource.build`; reads in this process, without waves.
-
-        Also writes `rejected.jsonl`: file, line, reason and, where there is one, the row.
+        """See `DataSource.build`; reads in this process, without waves. `rejected.jsonl` (file, line, reason, row) is
+        written first, and the splits are not where the set is refused.
 
         Returns:
             rows_read, rows_duplicate (equal content, dropped), rows_without_call_turn (good, but gave no sample),
             rows_repaired (of those kept), rows_rejected with `rejected` by reason, `samples` by split (warmup and
-            explore are the same train rows), `bands` by file, `kinds` over all, and `content_sha256` over the written
-            samples.
+            explore are the same train rows), `bands` by file, `kinds` over all, and `content_sha256` over the samples.
 
         Raises:
             ConfigError: as `check`.
             DataError: more than `max_bad_fraction` of the rows are rejected, a file is cut (which hides an unknown
-                number of rows; accepted only with max_bad_fraction=1), or no train sample is left. `rejected.jsonl`
-                is written first, the splits are not.
+                number of rows; accepted only with max_bad_fraction=1), or no train sample is left.
         """
         self.check()
-        read = self._read()
-        write_jsonl(out / "rejected.jsonl", read.rejected)
-        self._judge(read, out / "rejected.jsonl")
-        read.files = {name: limited(samples, self.limit) for name, samples in read.files.items()}
-        lines = {name: [dumps(sample.to_json()) for sample in samples] for name, samples in read.files.items()}
-        return read.metrics() | {"content_sha256": write_splits(out, lines, SPLITS)}
-
-    def _read(self) -> _Read:
-        read, seen = _Read(), set[str]()
-        for row in read_rows(self.path):
-            if read.counts["rows"] == self.max_rows:
-                break
-            read.counts["rows"] += 1
+        counts, reasons, seen = Counter[str](), Counter[str](), set[str]()
+        files: dict[str, list[Sample]] = {name: [] for name in dict.fromkeys(SPLITS.values())}
+        rejected: list[dict[str, Any]] = []
+        for row in islice(read_rows(self.path), self.max_rows):
+            counts["read"] += 1
             try:
-                if row.value is None:
-                    raise row.problem or BadRow("not an object", "the row is empty")
-                converted = self.convert(row.value)
-                if not all(_writable(sample.to_json()) for sample in converted.samples):
-                    raise BadRow("not text", "holds half of a surrogate pair")
+                converted = self._converted(row)
             except BadRow as problem:
-                read.reject(row, problem)
+                reasons[problem.kind] += 1
+                kept = {"row": dict(row.value)} if row.value is not None and _writable(row.value) else {}
+                rejected.append({"file": row.file, "line": row.line, "reason": str(problem)} | kept)
                 continue
             if converted.key in seen:
-                read.counts["duplicate"] += 1
+                counts["duplicate"] += 1
                 continue
             seen.add(converted.key)
-            read.counts["without_call_turn"] += not converted.samples
-            read.counts["repaired"] += converted.repaired
+            counts["without_call_turn"] += not converted.samples
+            counts["repaired"] += converted.repaired
             name = split_of_opening(converted.opening, self.split_seed, self.validation_fraction, self.test_fraction)
-            read.files[f"{name}.jsonl"].extend(converted.samples)
-        return read
+            files[f"{name}.jsonl"].extend(converted.samples)
+        write_jsonl(out / "rejected.jsonl", rejected)
+        self._judge(counts, reasons, rejected, out / "rejected.jsonl")
+        if not files[SPLITS["warmup"]]:
+            raise DataError(
+                f"data.path={self.path}: {counts['read']} rows gave no train sample ({counts['without_call_turn']} "
+                "have no call turn). Raise data.max_rows, lower the held-out fractions, or set data.text_turns=true."
+            )
+        files = {name: limited(samples, self.limit) for name, samples in files.items()}
+        bands = {name: Counter(sample.band for sample in samples) for name, samples in files.items()}
+        kinds = Counter(sample.kind for samples in files.values() for sample in samples)
+        lines = {name: [dumps(sample.to_json()) for sample in samples] for name, samples in files.items()}
+        return {
+            **{f"rows_{what}": counts[what] for what in ("read", "duplicate", "without_call_turn", "repaired")},
+            "rows_rejected": len(rejected),
+            "rejected": dict(reasons.most_common()),
+            "samples": {name: len(files[file]) for name, file in SPLITS.items()},
+            "bands": {name.removesuffix(".jsonl"): {band: n[band] for band in BANDS} for name, n in bands.items()},
+            "kinds": {kind: kinds[kind] for kind in ("call", "text")},
+            "content_sha256": write_splits(out, lines, SPLITS),
+        }
 
-    def _judge(self, read: _Read, rejected: Path) -> None:
-        rows, bad = read.counts["rows"], len(read.rejected)
-        too_many = bad > self.max_bad_fraction * rows
-        if too_many or (read.reasons[CUT] and self.max_bad_fraction < 1):
-            reasons = ", ".join(f"{kind} {count}" for kind, count in read.reasons.most_common())
-            first = "; ".join(f"{entry['file']}:{entry['line']}: {entry['reason']}" for entry in read.rejected[:3])
+    def _converted(self, row: RawRow) -> Converted:
+        if row.value is None:
+            raise row.problem or BadRow("not an object", "the row is empty")
+        converted = self.convert(row.value)
+        if not all(_writable(sample.to_json()) for sample in converted.samples):
+            raise BadRow("not text", "holds half of a surrogate pair")
+        return converted
+
+    def _judge(self, counts: Counter[str], reasons: Counter[str], rejected: list[dict[str, Any]], file: Path) -> None:
+        too_many = len(rejected) > self.max_bad_fraction * counts["read"]
+        if too_many or (reasons[CUT] and self.max_bad_fraction < 1):
+            kinds = ", ".join(f"{kind} {count}" for kind, count in reasons.most_common())
+            first = "; ".join(f"{entry['file']}:{entry['line']}: {entry['reason']}" for entry in rejected[:3])
             why = f"more than data.max_bad_fraction={self.max_bad_fraction}" if too_many else "and a file is cut short"
             raise DataError(
-                f"data.path={self.path}: {bad} of {rows} rows rejected, {why}. By reason: {reasons}. First: {first}. "
-                f"All are in {rejected}. Repair or remove them, fetch cut files again, or raise data.max_bad_fraction."
-            )
-        if not read.files[SPLITS["warmup"]]:
-            raise DataError(
-                f"data.path={self.path}: {rows} rows gave no train sample ({read.counts['without_call_turn']} "
-                "have no call turn). Raise data.max_rows, lower the held-out fractions, or set data.text_turns=true."
+                f"data.path={self.path}: {len(rejected)} of {counts['read']} rows rejected, {why}. By reason: {kinds}. "
+                f"First: {first}. All are in {file}. Repair or remove them, fetch cut files again, or raise "
+                "data.max_bad_fraction."
             )

@@ -20,31 +20,22 @@ from ttpa.calls.literals import Malformed, Scanner, write_value
 from ttpa.calls.syntaxes import ParseError, get_syntax
 from ttpa.records import ToolCall
 
-MAX_REPAIRS = 32
-"""Arguments mended in one turn at most: each costs two more readings of it."""
-MAX_CHARS = 50_000
-"""Longer turns are not mended."""
-
+MAX_REPAIRS = 32  # arguments mended in one turn at most: each costs two more readings of it
+MAX_CHARS = 50_000  # longer turns are not mended
 _SYNTAX = get_syntax("python")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"?|([\[{])|([\]}])', re.DOTALL)  # whole strings, so that theirs do not count
 
 
 def parse_split(text: str) -> tuple[ToolCall, ...] | None:
-    r"""The calls of a turn, after mending the split arguments at which the ordinary parser stops.
+    """The calls of a turn, after mending the split arguments at which the ordinary parser stops.
     None when something else is wrong with the turn too.
-
-    Example:
-        >>> parse_split(r'[f(a="{\"x\": 1", "y": [2, 3]}, b="c")]')
-        (ToolCall(name='f', arguments={'a': {'x': 1, 'y': [2, 3]}, 'b': 'c'}),)
     """
     mended: str | None = text if len(text) <= MAX_CHARS else None
     for _ in range(MAX_REPAIRS + 1):
-        if mended is None:
-            break
-        parsed = _SYNTAX.parse(mended)
+        parsed = _SYNTAX.parse(mended) if mended is not None else None
         if not isinstance(parsed, ParseError):
             return parsed
-        mended = _mend(mended, parsed)
+        mended = _mend(mended or "", parsed)
     return None
 
 

@@ -12,16 +12,15 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from ttpa.errors import DataError
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 CUT = "file cut or damaged"  # the kind of problem that hides an unknown number of rows
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_BROKEN_FILE = (OSError, EOFError, zlib.error, UnicodeDecodeError)  # gzip raises the first three
 
 
 class BadRow(Exception):
@@ -32,8 +31,7 @@ class BadRow(Exception):
         self.kind = kind
 
 
-@dataclass(frozen=True, slots=True)
-class RawRow:
+class RawRow(NamedTuple):
     """One row as read: where it stood, and its content or the problem with it.
 
     `line` counts from 1: the line of the file, the place in a JSON list, or the row of a table.
@@ -44,12 +42,11 @@ class RawRow:
     value: Mapping[str, Any] | None = None
     problem: BadRow | None = None
 
-    @classmethod
-    def of(cls, file: str, line: int, value: Any) -> RawRow:
-        """A row whose content must be an object."""
-        if isinstance(value, Mapping):
-            return cls(file, line, value)
-        return cls(file, line, problem=BadRow("not an object", f"a {type(value).__name__} where a row is expected"))
+
+def _row(file: str, line: int, value: Any) -> RawRow:
+    if isinstance(value, Mapping):
+        return RawRow(file, line, value)
+    return RawRow(file, line, problem=BadRow("not an object", f"a {type(value).__name__} where a row is expected"))
 
 
 def _no_constant(text: str) -> NoReturn:
@@ -59,9 +56,6 @@ def _no_constant(text: str) -> NoReturn:
 class _StrictDecoder(json.JSONDecoder):
     """Reads JSON without NaN and Infinity. Every fault is a ValueError."""
 
-    def __init__(self) -> None:
-        super().__init__(parse_constant=_no_constant)
-
     def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
         try:
             return super().raw_decode(s, idx)
@@ -69,7 +63,7 @@ class _StrictDecoder(json.JSONDecoder):
             raise ValueError("nested too deep") from None
 
 
-DECODER = _StrictDecoder()
+DECODER = _StrictDecoder(parse_constant=_no_constant)
 
 
 def is_hub_id(path: str) -> bool:
@@ -94,39 +88,38 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _stream_rows(name: str, stream: BinaryIO | gzip.GzipFile) -> Iterator[RawRow]:
-    number = 0
-    try:
-        for number, line in enumerate(stream, 1):
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")  # the byte-order mark some editors write
-                if name.endswith((".json", ".json.gz")) and line.lstrip().startswith(b"["):
-                    yield from _list_rows(name, (line + stream.read()).decode("utf-8"))
-                    return
-            if not line.strip():
-                continue
-            try:
-                yield RawRow.of(name, number, DECODER.decode(line.decode("utf-8")))
-            except ValueError as error:
-                yield RawRow(name, number, problem=BadRow("not JSON", str(error)))
-    except _BROKEN_FILE as error:
-        yield RawRow(name, number + 1, problem=BadRow(CUT, str(error)))
+def _text_rows(path: Path) -> Iterator[RawRow]:
+    name, number = path.name, 0
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+        try:
+            for number, line in enumerate(stream, 1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")  # the byte-order mark some editors write
+                    if name.endswith((".json", ".json.gz")) and line.lstrip().startswith(b"["):
+                        yield from _list_rows(name, (line + stream.read()).decode("utf-8"))
+                        return
+                try:
+                    if line.strip():
+                        yield _row(name, number, DECODER.decode(line.decode("utf-8")))
+                except ValueError as error:
+                    yield RawRow(name, number, problem=BadRow("not JSON", str(error)))
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:  # gzip raises the first three
+            yield RawRow(name, number + 1, problem=BadRow(CUT, str(error)))
 
 
 def _list_rows(name: str, text: str) -> Iterator[RawRow]:
     """Elements of one JSON list; those before a break are still given."""
-    at, number, gap = text.index("[") + 1, 0, re.compile(r"[\s,]*")
-    while True:
+    at, gap = text.index("[") + 1, re.compile(r"[\s,]*")
+    for number in count(1):
         at = gap.match(text, at).end()  # type: ignore[union-attr]  # matches the empty string too
         if text.startswith("]", at):
             return
-        number += 1
         try:
             value, at = DECODER.raw_decode(text, at)
         except ValueError as error:
             yield RawRow(name, number, problem=BadRow(CUT, f"the JSON list breaks here ({error})"))
             return
-        yield RawRow.of(name, number, value)
+        yield _row(name, number, value)
 
 
 def _parquet_rows(path: Path) -> Iterator[RawRow]:
@@ -134,7 +127,7 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
 
     try:
         rows = (row for batch in parquet.ParquetFile(path).iter_batches() for row in batch.to_pylist())
-        yield from (RawRow.of(path.name, number, row) for number, row in enumerate(rows, 1))
+        yield from (_row(path.name, number, row) for number, row in enumerate(rows, 1))
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
         yield RawRow(path.name, 1, problem=BadRow(CUT, str(error)))
 
@@ -152,22 +145,16 @@ def _hub_rows(hub_id: str) -> Iterator[RawRow]:
         ) from error
     for split in sorted(splits):
         for number, row in enumerate(splits[split], 1):
-            yield RawRow.of(f"{hub_id}/{split}", number, row)
+            yield _row(f"{hub_id}/{split}", number, row)
 
 
 def read_rows(path: str) -> Iterator[RawRow]:
     """Rows of a file, of all data files directly in a folder (sorted), or of a hub data set "organisation/name".
 
-    Files are JSON lines, one JSON list (`.json`), either of them gzipped, or Parquet. A row that cannot be read is
-    given with its problem. A hub data set that cannot be loaded raises DataError.
+    A row that cannot be read is given with its problem. A hub data set that cannot be loaded raises DataError.
     """
     if is_hub_id(path):
         yield from _hub_rows(path)
         return
     for file in data_files(Path(path).expanduser()):
-        if file.suffix == ".parquet":
-            yield from _parquet_rows(file)
-            continue
-        opener = gzip.open if file.suffix == ".gz" else open
-        with opener(file, "rb") as stream:
-            yield from _stream_rows(file.name, stream)
+        yield from _parquet_rows(file) if file.suffix == ".parquet" else _text_rows(file)

@@ -23,15 +23,9 @@ class ComputeWaves(Protocol):
     """Computes a row for each item into a JSON-lines file; the data stage of a run passes one that resumes."""
 
     def __call__(self, path: Path, waves: Sequence[Sequence[Any]], make_work: Callable[[], Work]) -> Sequence[str]:
-        """Appends the rows that are not in the file yet, in any order.
+        """Appends the rows that are not in the file yet, in any order; gives the ids of the items whose work raised.
 
-        Args:
-            path: The JSON-lines file.
-            waves: The items; each has a unique `id`.
-            make_work: Gives the work. Called where waves are computed, so it and the items must be picklable.
-
-        Returns:
-            Ids of the items whose work raised, in the order of the items.
+        Each item has a unique `id`. `make_work` is called where waves are computed: it and the items can be pickled.
         """
 
 
@@ -47,27 +41,16 @@ class DataSource(Protocol):
     """A `data=` option. Instances are frozen and hold nothing but their configuration."""
 
     def check(self) -> None:
-        """Finds out cheaply whether `build` can start.
-
-        Raises:
-            ConfigError: it cannot; names the key, its value and the remedy.
-        """
+        """Finds out cheaply whether `build` can start; a ConfigError names the key, its value and the remedy."""
 
     def identity(self) -> dict[str, Any]:
         """What decides the samples beyond the settings, as keys that replace settings of the same name."""
 
     def build(self, out: Path, compute: ComputeWaves = compute_here) -> dict[str, Any]:
-        """Writes the splits below `out`, and `splits.json` last; see `write_splits`.
+        """Writes the splits below `out`, and `splits.json` last (see `write_splits`); gives counts.
 
-        Args:
-            out: An existing folder, empty or with what a killed attempt of the same source left.
-            compute: Computes samples, where that is more than reading; it changes no byte of what is written.
-
-        Returns:
-            Counts, as plain JSON values.
-
-        Raises:
-            DataError: the data cannot be read or made.
+        `out` exists, empty or with what a killed attempt of the same source left. `compute` computes samples, where
+        that is more than reading; it changes no byte of what is written. DataError: data cannot be read or made.
         """
 
 
@@ -75,26 +58,15 @@ T = TypeVar("T")
 
 
 def limited(items: Sequence[T], limit: int | None) -> list[T]:
-    """At most `limit` of the items, evenly spaced; None keeps all.
-
-    Example:
-        >>> limited("abcdef", 3)
-        ['a', 'c', 'e']
-    """
+    """At most `limit` of the items, evenly spaced (a, c, e of abcdef); None keeps all."""
     count = len(items) if limit is None else min(limit, len(items))
     return [items[number * len(items) // count] for number in range(count)]
 
 
 def write_splits(out: Path, files: Mapping[str, Iterable[str]], splits: Mapping[str, str]) -> str:
-    """Writes files of samples and `splits.json`, which maps warmup, explore, validation and test to file names.
+    """Writes files (name -> lines, each the JSON of a `Sample`) and `splits.json`, which maps splits to file names.
 
-    Args:
-        out: An existing folder.
-        files: Name of a file -> its lines, each the JSON of a `Sample`.
-        splits: Name of a split -> name of its file.
-
-    Returns:
-        SHA-256 of the files one after the other, in hex.
+    Returns the SHA-256 of the files one after the other, in hex.
     """
     digest = hashlib.sha256()
     for name, lines in files.items():

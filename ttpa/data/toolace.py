@@ -51,10 +51,7 @@ def split_system(text: str) -> tuple[list[Any], str]:
     """The function list of a system text, and what is left of the text without it and the published instruction.
 
     The list is the JSON array that follows the published marker, or, where the marker is missing, the first array of
-    named objects anywhere.
-
-    Raises:
-        BadRow: no such array.
+    named objects anywhere; BadRow where there is none.
     """
     marker = _MARKER.search(text)
     problem = "the system text holds no JSON list of functions"
@@ -84,7 +81,7 @@ def _custom_text(before: str, after: str) -> str:
 
 
 def _tool(item: Mapping[str, Any]) -> ToolSpec:
-    parameters = item.get("parameters") or {"type": "object", "properties": {}}
+    parameters = item.get("parameters") or {}
     if not isinstance(parameters, dict):
         raise BadRow("parameters not an object", f"tool {item['name']!r} has a {type(parameters).__name__} for them")
     schema = dict(normalise_schema(parameters))
@@ -92,8 +89,7 @@ def _tool(item: Mapping[str, Any]) -> ToolSpec:
     schema.setdefault("properties", {})
     if not isinstance(schema.get("required"), list):
         # Published rows carry `"required": null` beside `parameters`; a list there means the parameters' own.
-        beside = item.get("required")
-        schema["required"] = beside if isinstance(beside, list) else []
+        schema["required"] = item["required"] if isinstance(item.get("required"), list) else []
     return ToolSpec(name=item["name"], description=str(item.get("description") or ""), parameters=schema)
 
 
@@ -109,16 +105,15 @@ def _calls(text: str, number: int, tools: Mapping[str, ToolSpec], repair: bool) 
         return (), False
     parsed = get_syntax("python").parse(text)
     mended = parse_split(text) if repair and isinstance(parsed, ParseError) else None
-    if mended is not None:
-        parsed = mended
-    if isinstance(parsed, ParseError):
-        raise BadRow("call not parsable", f"turn {number}: {parsed}")
-    if not parsed:
+    calls = parsed if mended is None else mended
+    if isinstance(calls, ParseError):
+        raise BadRow("call not parsable", f"turn {number}: {calls}")
+    if not calls:
         raise BadRow("call not parsable", f"turn {number} opens like a call list and holds no call")
-    for call in parsed:
+    for call in calls:
         if call.name not in tools:
             raise BadRow("tool not in list", f"turn {number} calls {call.name!r}, none of the row's {len(tools)} tools")
-    return parsed, mended is not None
+    return calls, mended is not None
 
 
 def _turns(row: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -144,8 +139,7 @@ def _turns(row: Mapping[str, Any]) -> list[tuple[str, str]]:
 class ToolACE(FileSource):
     """The ToolACE set: dialogues of one or more call turns, over tools whose names may hold spaces, slashes and dots.
 
-    With `text_turns`, plain assistant replies become samples of kind text too; without, a row that has no call turn
-    gives no sample and is counted.
+    With `text_turns`, plain replies become samples too; without, a row that has no call turn is counted.
 
     Args:
         repair_split_arguments: Mend calls whose nested arguments a conversion split at commas (`ttpa.data.repair`);
@@ -169,18 +163,7 @@ class ToolACE(FileSource):
             if role == "assistant":
                 calls, mended = _calls(text, number, by_name, self.repair_split_arguments)
                 repaired |= mended
-            if role == "assistant" and (calls or self.text_turns):
-                samples.append(
-                    Sample(
-                        id=f"toolace-{key}-{number}",
-                        dialogue_id=f"toolace-{key}",
-                        source="toolace",
-                        band=self.bands.band(tools, calls),
-                        tools=tools,
-                        messages=tuple(messages),
-                        target=calls,
-                        target_text=None if calls else text,
-                    )
-                )
+                if calls or self.text_turns:
+                    samples.append(self.sample(f"toolace-{key}", tools, messages, calls, text, turn=f"-{number}"))
             messages.append(Message(role=role, content="" if calls else text, calls=calls))
-        return Converted(key=key, opening=turns[0][1], samples=tuple(samples), repaired=repaired)
+        return Converted(key, turns[0][1], tuple(samples), repaired)

@@ -18,7 +18,7 @@ from ttpa.calls.schema import normalise_type
 from ttpa.data.published import Converted, FileSource, content_key, unique_tools
 from ttpa.data.rows import DECODER, BadRow
 from ttpa.options import option
-from ttpa.records import Message, Sample, ToolCall, ToolSpec
+from ttpa.records import Message, ToolCall, ToolSpec
 
 _OPTIONAL = re.compile(r"\boptional\b", re.IGNORECASE)
 
@@ -44,18 +44,16 @@ def _name_of(item: Any, key: str) -> str:
 
 def parameters_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """JSON Schema of a tool's flat parameters; see the module header for what is required."""
-    properties: dict[str, Any] = {}
-    required: list[str] = []
+    schema: dict[str, Any] = {"type": "object", "properties": {}, "required": []}
     for name, spec in parameters.items():
         if not isinstance(spec, dict):
             raise BadRow("parameter not an object", f"parameter {name!r} is a {type(spec).__name__}")
         annotation = str(spec.get("type") or "")
-        schema = dict(normalise_type(annotation)) if annotation else {}
-        schema.update({key: spec[key] for key in ("description", "default") if key in spec})
-        properties[name] = schema
+        kept = {key: spec[key] for key in ("description", "default") if key in spec}
+        schema["properties"][name] = (normalise_type(annotation) if annotation else {}) | kept
         if "default" not in spec and not _OPTIONAL.search(annotation):
-            required.append(name)
-    return {"type": "object", "properties": properties, "required": required}
+            schema["required"].append(name)
+    return schema
 
 
 def _tool(item: Any) -> ToolSpec:
@@ -78,15 +76,16 @@ def _call(item: Any, tools: Mapping[str, ToolSpec]) -> ToolCall:
 
 @option
 class XLAM(FileSource):
-    """The xLAM set: one query, one answer of one or more calls.
+    """The xLAM set: one query, one answer of one or more calls. Arguments are as for `FileSource`.
 
     With `text_turns`, rows with an empty answer (the irrelevance variant of the set) become samples of kind text whose
     `target_text` is empty, because the set says only that no call is right; without, they are counted.
-    The published `id` is not used: it is null in part of the copies. Arguments are as for `FileSource`.
     """
 
     def convert(self, row: Mapping[str, Any]) -> Converted:
-        """See `FileSource.convert`. Rows that differ only in `id` or in the spacing of their JSON are duplicates."""
+        """See `FileSource.convert`. Rows that differ only in `id` (null in part of the copies) or in the spacing of
+        their JSON are duplicates.
+        """
         query = row.get("query")
         if not isinstance(query, str) or not query.strip():
             raise BadRow("missing key", "'query' must hold the question")
@@ -95,16 +94,5 @@ class XLAM(FileSource):
         by_name = {tool.name: tool for tool in tools}
         target = tuple(_call(item, by_name) for item in answers)
         key = content_key(query, answers, listed)
-        if not target and not self.text_turns:
-            return Converted(key=key, opening=query, samples=())
-        sample = Sample(
-            id=f"xlam-{key}",
-            dialogue_id=f"xlam-{key}",
-            source="xlam",
-            band=self.bands.band(tools, target),
-            tools=tools,
-            messages=(Message(role="user", content=query),),
-            target=target,
-            target_text=None if target else "",
-        )
-        return Converted(key=key, opening=query, samples=(sample,))
+        made = self.sample(f"xlam-{key}", tools, [Message(role="user", content=query)], target, "")
+        return Converted(key, query, (made,) if target or self.text_turns else ())
