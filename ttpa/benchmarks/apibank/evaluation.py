@@ -1,15 +1,14 @@
-"""`eval=apibank`: the option, its samples, and the numbers made from judged answers.
+"""`eval=apibank`: given what was said before, write the next recorded call; and the numbers made from judged answers.
 
-Every recorded call of a dialogue is one sample: given what was said before, write this call. Answers are decoded
-greedily with the training renderer. This package does not run APIs on API-Bank's database, score the replies in words
-(ROUGE-L), or plan a level 3 task freely: each of its calls is predicted from the true history.
+Nothing here runs APIs on API-Bank's database, scores the replies in words (ROUGE-L), or plans a level 3 task freely:
+each of its calls is predicted from the true history.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,7 +27,6 @@ from ttpa.run.evaluation import Evaluation
 
 Judged = Sequence[Mapping[str, Any]]
 """Rows of `ttpa.benchmarks.apibank.rules.judge`."""
-
 NOT_COMPUTED = ("OUTPUT_MISMATCH", "KEY_ERROR", "exceptions of the database", "replies (ROUGE-L)")
 """Parts of the official numbers that need the APIs, or are not about calls."""
 
@@ -52,7 +50,7 @@ class APIBank(Evaluation):
         self._files()
 
     def identity(self) -> Mapping[str, Any]:
-        paths = [path for files in self._files().values() for path in files.all]
+        paths = [path for files in self._files().values() for path in (*files.samples, *files.specs)]
         return {"path": [[path.name, file_digest(path)] for path in dict.fromkeys(paths)]}
 
     def samples(self, data: Path) -> list[Sample]:
@@ -74,13 +72,6 @@ class APIBank(Evaluation):
         return {level: level_files(folder, level, self.format) for level in self.levels}
 
 
-# --- numbers ---------------------------------------------------------------------------------------------------------
-
-
-def _shows(label: str, row: Mapping[str, Any]) -> bool:
-    return label in row["errors"]
-
-
 def _right(row: Mapping[str, Any]) -> bool:
     return row["right"] is True
 
@@ -95,21 +86,12 @@ def _accuracy(rows: Judged) -> dict[str, Any]:
 
 def _numbers(rows: Judged) -> dict[str, Any]:
     """Accuracy, its bounds and the decidable share."""
-    return {
-        "accuracy": _accuracy(rows),
-        "bounds": {
-            "low": share(rows, lambda row: row["equal"]),
-            "high": share(rows, lambda row: row["right"] is not False),
-        },
-        "decidable": share(rows, _decidable),
-    }
+    bounds = {"low": share(rows, lambda row: row["equal"]), "high": share(rows, lambda row: row["right"] is not False)}
+    return {"accuracy": _accuracy(rows), "bounds": bounds, "decidable": share(rows, _decidable)}
 
 
-def _grouped(rows: Judged, key: Callable[[Mapping[str, Any]], Any]) -> dict[Any, list[Mapping[str, Any]]]:
-    groups: dict[Any, list[Mapping[str, Any]]] = {}
-    for row in sorted(rows, key=key):
-        groups.setdefault(key(row), []).append(row)
-    return groups
+def _grouped(rows: Judged, key: Callable[[Mapping[str, Any]], Any]) -> dict[Any, Judged]:
+    return {name: list(some) for name, some in groupby(sorted(rows, key=key), key)}
 
 
 def whole_tasks(rows: Judged) -> dict[str, Any] | None:
@@ -126,12 +108,9 @@ def whole_tasks(rows: Judged) -> dict[str, Any] | None:
 def summarise(rows: Judged) -> dict[str, Any]:
     """Numbers of one evaluation; intervals resample dialogues. What was not run is None and never zero.
 
-    Returns:
-        `accuracy` over decidable samples, which the recorded call alone decides. `bounds` over all samples: `low` counts
-        first calls that equal the recorded one value by value, `high` all that are not known to be wrong; the official
-        number lies between. `levels`, `categories`, `apis`: the same by part. `level3_samples`: see `whole_tasks`.
-        `labels`: official label -> answers that show it first. `errors`: share of decidable answers, by label.
-        `not_computed`: what is in no number here. `bands`, `unseen_tool` and `split` are there for tables.
+    `accuracy` is over decidable samples, which the recorded call alone decides, and so are `errors`. `bounds` are over
+    all samples: `low` counts calls that equal the recorded one, `high` all that are not known to be wrong; the official
+    number lies between. `labels` counts answers by official error.
     """
     decidable = [row for row in rows if _decidable(row)]
     levels = _grouped(rows, lambda row: row["level"])
@@ -144,7 +123,7 @@ def summarise(rows: Judged) -> dict[str, Any]:
         "level3_samples": whole_tasks(rows),
         "undecided": dict(Counter(row["doubt"] for row in rows if row["doubt"])),
         "labels": {label: first[label] for label in OFFICIAL},
-        "errors": {label: share(decidable, partial(_shows, label)) for label in LABELS},
+        "errors": {label: share(decidable, lambda row, label=label: label in row["errors"]) for label in LABELS},
         "tool_not_listed": sum("tool_not_listed" in row["tags"] for row in rows),
         "not_computed": list(NOT_COMPUTED),
         "bands": {},

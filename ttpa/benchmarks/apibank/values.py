@@ -1,8 +1,4 @@
-"""Arguments of API-Bank: from published text ("2", "['John', 'Jane']") to typed values, and how two are compared.
-
-The documents have no field for required parameters. Here a parameter is required unless its description begins with
-"[Optional]" or says "Only needed for": seven parameters of Translate and ForgotPassword, as the recorded calls confirm.
-"""
+"""Arguments of API-Bank: from published text ("2", "['John', 'Jane']") to typed values, and how two are compared."""
 
 from __future__ import annotations
 
@@ -27,7 +23,9 @@ _FLOAT = re.compile(r"[+-]?[0-9]{1,18}(?:\.[0-9]{0,18})?")
 
 
 def parameters_schema(documented: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """JSON Schema of documented parameters. KeyError or AttributeError: they are not of the published form."""
+    """JSON Schema of documented parameters. They do not say what is required: all is, unless the description says
+    "[Optional]" or "Only needed for", as the recorded calls confirm.
+    """
     properties: dict[str, Any] = {}
     for name, spec in documented.items():
         kind, _, inner = spec["type"].partition("(")
@@ -37,22 +35,26 @@ def parameters_schema(documented: Mapping[str, Mapping[str, Any]]) -> dict[str, 
     return {"type": "object", "properties": properties, "required": required}
 
 
+def schema_of(value: Any) -> dict[str, str]:
+    """The schema of a recorded value, for calls of a tool that is not listed."""
+    return {"type": TYPES.get(type(value).__name__, "string")}
+
+
 def literal(text: str) -> list[Any] | dict[str, Any] | None:
     """The list or object that a text writes in JSON or Python; None where it writes neither."""
-    text = text.strip()
-    if text[:1] not in ("[", "{"):
+    if text.strip()[:1] not in ("[", "{"):
         return None
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        calls = get_syntax("python").parse(f"[f(a={text})]")
+        calls = get_syntax("python").parse(f"[f(a={text.strip()})]")
         if isinstance(calls, ParseError) or len(calls) != 1 or calls[0].arguments.keys() != {"a"}:
             return None
         value = calls[0].arguments["a"]
     return value if isinstance(value, list | dict) else None
 
 
-def typed(value: Any, schema: Any) -> Any:
+def typed(value: Any, schema: Mapping[str, Any]) -> Any:
     """The value that a text stands for in a parameter of this schema; whatever does not fit comes back unchanged.
 
     Example:
@@ -61,47 +63,31 @@ def typed(value: Any, schema: Any) -> Any:
     """
     if not isinstance(value, str):
         return value
-    kind, text = _kind(schema), value.strip()
+    kind, text = schema.get("type"), value.strip()
     if kind in ("integer", "number") and _INTEGER.fullmatch(text):
         return int(text)
     if kind == "number" and _FLOAT.fullmatch(text):
         return float(text)
     if kind == "boolean" and text in ("True", "False"):
         return text == "True"
-    if kind in ("array", "object"):
-        read = literal(text)
-        return read if isinstance(read, list if kind == "array" else dict) else value
-    return value
+    read = literal(text) if kind in ("array", "object") else None
+    return read if isinstance(read, list if kind == "array" else dict) else value
 
 
-def schema_of(value: Any) -> dict[str, str]:
-    """The schema of a recorded value, for calls of a tool that is not listed."""
-    if isinstance(value, bool):
-        return {"type": "boolean"}
-    names = ((int, "integer"), (float, "number"), (list, "array"), (dict, "object"))
-    return {"type": next((name for kind, name in names if isinstance(value, kind)), "string")}
-
-
-def fits(value: Any, schema: Any) -> bool:
+def fits(value: Any, schema: Mapping[str, Any]) -> bool:
     """Whether a parameter of this type takes the value: digits for numbers, a list for lists, anything for text."""
-    kind, value = _kind(schema), typed(value, schema)
+    kind, value = schema.get("type"), typed(value, schema)
     if kind in ("integer", "number"):
         whole = isinstance(value, int) or (isinstance(value, float) and (kind == "number" or value.is_integer()))
         return whole and not isinstance(value, bool)
-    if kind in ("array", "object"):
-        return isinstance(value, list | tuple if kind == "array" else Mapping)
-    return True
+    return kind not in ("array", "object") or isinstance(value, list | tuple if kind == "array" else Mapping)
 
 
-def moment(value: Any, schema: Any) -> datetime | None:
-    """The moment a text gives in the date format that its parameter's description names; None where it gives none. A
-    format of month and day also takes a year, which is dropped.
-
-    Example:
-        >>> moment("2023-3-5", {"description": "The date. Format: %Y-%m-%d"})
-        datetime.datetime(2023, 3, 5, 0, 0)
+def moment(value: Any, schema: Mapping[str, Any]) -> datetime | None:
+    """The moment that a text gives in the date format of its parameter's description; None where it gives none. A format
+    of month and day also takes a year, which is dropped.
     """
-    named = _FORMAT.search(str(schema.get("description", ""))) if isinstance(schema, Mapping) else None
+    named = _FORMAT.search(str(schema.get("description", "")))
     if named is None or not isinstance(value, str):
         return None
     text, pattern = value.strip(), named[0]
@@ -113,16 +99,12 @@ def moment(value: Any, schema: Any) -> datetime | None:
         return None
 
 
-def compared(key: str, value: Any, schema: Any) -> Any:
+def compared(key: str, value: Any, schema: Mapping[str, Any]) -> Any:
     """The form in which two values of a parameter are compared: text trimmed and lower-cased (except `CASE_KEPT`),
     dates in one format. A boolean is true only where it is written "True"; blanks in a formula and the order of health
     data do not matter.
-
-    Example:
-        >>> compared("location", " Room 1", {"type": "string"}), compared("token", "A1", {"type": "string"})
-        ('room 1', 'A1')
     """
-    kind = _kind(schema)
+    kind = schema.get("type")
     if kind == "boolean":
         return as_text(value) == "True"
     if kind in ("integer", "number", "array", "object") and fits(value, schema):
@@ -136,12 +118,6 @@ def compared(key: str, value: Any, schema: Any) -> Any:
     return text if key in CASE_KEPT else text.lower()
 
 
-def similarity(left: Any, right: Any) -> float:
-    """Jaccard index of the lower-cased words of two texts: shared words over all words, 1 where there are none."""
-    a, b = (set(as_text(text).lower().split()) for text in (left, right))
-    return len(a & b) / len(a | b) if a | b else 1.0
-
-
 def as_text(value: Any) -> str:
     """A value as it would stand in the text of a call."""
     if isinstance(value, str):
@@ -150,10 +126,6 @@ def as_text(value: Any) -> str:
         return str(value) if isinstance(value, bool | int | float) or value is None else dumps(value)
     except (ValueError, TypeError, RecursionError):  # a number of 5,000 digits, a list of 5,000 lists
         return f"a {type(value).__name__}"
-
-
-def _kind(schema: Any) -> Any:
-    return schema.get("type") if isinstance(schema, Mapping) else None
 
 
 def _folded(value: Any, levels: int) -> Any:
