@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,25 +16,27 @@ from ttpa.io import dumps, read_lines
 from ttpa.results.stats import paired_difference
 
 
+def output_path(out: str, inputs: Iterable[str]) -> Path:
+    """The file `out`; a ConfigError where it cannot be written, or is one of the `inputs`."""
+    path = Path(out).expanduser()
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError.at("out", out, "cannot be written", "Give a file in a folder that exists")
+    if any(name and path.resolve() == Path(name).expanduser().resolve() for name in inputs):
+        raise ConfigError.at("out", out, "is also read", "Write to another file")
+    return path
+
+
 @contextmanager
 def writer(out: str, inputs: Iterable[str]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A function that writes a row to the file `out` (gzipped where it ends in .gz; no file without `out`).
-
-    Raises:
-        ConfigError: `out` cannot be written, or is one of the `inputs`. What was written survives an error.
+    """A function that writes a row to `output_path` (gzipped where it ends in .gz; no file without `out`). What was
+    written survives an error.
     """
     if not out:
         yield lambda row: None
         return
-    path = Path(out)
-    if any(name not in ("", "-") and Path(name).exists() and path.exists() and path.samefile(name) for name in inputs):
-        raise ConfigError.at("out", out, "is also read", "Write to another file")
-    opener = gzip.open if path.name.endswith(".gz") else open
-    try:
-        file = cast("IO[str]", opener(path, "wt", encoding="utf-8", newline="\n"))
-    except OSError as error:
-        raise ConfigError.at("out", out, f"cannot be written ({error.strerror})", "Give a file") from None
-    with file:
+    path = output_path(out, inputs)
+    opener = gzip.open if path.suffix == ".gz" else open
+    with cast("IO[str]", opener(path, "wt", encoding="utf-8", newline="\n")) as file:
         yield lambda row: cast("None", file.write(dumps(row) + "\n"))
 
 
@@ -64,11 +67,7 @@ class Shares:
 
 
 def read_shares(path: str | Path) -> Shares:
-    """The verdicts of a file that `ttpa score` wrote with out=.
-
-    Raises:
-        DataError: the file cannot be read, or a row is none of ours; names file and line.
-    """
+    """The verdicts of a file that `ttpa score` wrote with out=; a DataError names the line of a row of another form."""
     shares = Shares()
     for line in read_lines(path):
         case_id, valid = line.row.get("id"), line.row.get("valid", line.row.get("exact"))
@@ -84,9 +83,7 @@ def compared(ours: Shares, theirs: Shares) -> str:
     both = a.keys() & b.keys()
     if not both:
         return "no question is in both files: nothing to compare"
-    mean, low, high = paired_difference(
-        {one: a[one] for one in both}, {one: b[one] for one in both}, {one: ours.clusters[one] for one in both}
-    )
+    mean, low, high = paired_difference({one: a[one] for one in both}, {one: b[one] for one in both}, ours.clusters)
     if math.isnan(low):
         return f"outputs - against: {mean:+.4f} ({len(both):,} question, too few for an interval)"
     verdict = "better" if low > 0 else "worse" if high < 0 else "no clear difference"

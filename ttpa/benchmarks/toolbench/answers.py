@@ -1,15 +1,14 @@
 """Finished ToolBench and StableToolBench answers, as ToolEval's converter writes them. Nothing here runs a tool.
 
-A folder holds, per subset, a file `SUBSET.json` of many queries, or a folder `SUBSET/` of such files. Subsets may also
-be named as in the official repositories (`G1_instruction` is I1-Inst). A file is an object `{query_id: record}`, or one
-record, whose id is then the name of its file up to the first `_`. A record is
+A folder holds, per subset, a file `SUBSET.json` or a folder `SUBSET/` of files; subsets may be named as in the official
+repositories (`G1_instruction` is I1-Inst). A file is an object `{query_id: record}`, or one record, whose id is then the
+name of its file up to the first `_`. A record is
 
     {"query": text, "available_tools": [...], "answer": {"method", "final_answer", "answer_details"}}
 
-`available_tools` are objects with `name`, `description` and JSON Schema `parameters`, bare or below "function".
-`answer_details` is a list of nodes `{"role", "message", "next": [nodes]}`; a node of the role "tool" is a call, its
-message `{"name", "arguments", "response"}`, as an object or as its text. As in ToolEval, only the first node and the
-first one below each count.
+`available_tools` have `name`, `description` and JSON Schema `parameters`, bare or below "function". `answer_details` is
+a list of nodes `{"role", "message", "next": [nodes]}`; a node of the role "tool" is a call, its message `{"name",
+"arguments", "response"}`, also as text. As in ToolEval, only the first node and the first one below each count.
 """
 
 from __future__ import annotations
@@ -35,9 +34,7 @@ SUBSETS = {
     "I3-Inst": "G3_instruction",
 }
 """Subset -> the name of its files in the official repositories."""
-
 FINISH = "Finish"
-GIVEN_UP = "give_up_and_restart"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,17 +53,17 @@ class ToolBenchAnswer:
     @property
     def hopeless(self) -> bool:
         """Whether ToolEval calls it unsolved without asking anybody: not finished, empty, or given up."""
-        return not self.finished or not self.final_answer or GIVEN_UP in self.final_answer
+        return not self.finished or not self.final_answer or "give_up_and_restart" in self.final_answer
 
 
 def read_answers(folder: Path, subset: str) -> dict[str, ToolBenchAnswer]:
-    """The answers to a subset by query id, sorted by it; empty where there are no files.
-
-    Raises:
-        DataError: a file or record of another form, or a query twice; names file and query.
+    """The answers to a subset by query id, sorted by it; empty where there are no files. A DataError names file and query
+    of what cannot be read.
     """
     answers: dict[str, ToolBenchAnswer] = {}
-    for path in _answer_files(folder, subset):
+    names = (subset, SUBSETS[subset])
+    paths = [path for name in names for path in (folder / f"{name}.json", *sorted((folder / name).glob("*.json")))]
+    for path in filter(Path.is_file, paths):
         content = _load(path)
         if not isinstance(content, Mapping):
             raise DataError(f"{path}: a {type(content).__name__} where an object of answers belongs.")
@@ -79,42 +76,24 @@ def read_answers(folder: Path, subset: str) -> dict[str, ToolBenchAnswer]:
             except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as problem:
                 raise DataError(
                     f"{path}: query {query_id} is no ToolBench answer ({type(problem).__name__} {problem}). Needed are "
-                    "query, available_tools and answer with final_answer and answer_details; convert the answers as "
-                    "ToolEval does."
+                    "query, available_tools and answer with final_answer and answer_details; convert as ToolEval does."
                 ) from None
     return dict(sorted(answers.items()))
-
-
-def _answer_files(folder: Path, subset: str) -> Iterator[Path]:
-    for name in (subset, SUBSETS[subset]):
-        yield from (path for path in [folder / f"{name}.json"] if path.is_file())
-        yield from sorted(path for path in (folder / name).glob("*.json") if path.is_file())
 
 
 def read_ids(path: Path) -> dict[str, frozenset[str]]:
     """Subset -> ids of the queries that count, from a folder with `SUBSET.json` or one file `{subset: ids}`. Ids are a
     list, or the keys of an object as in StableToolBench.
-
-    Raises:
-        ConfigError: there is no such file or folder, or no subset in it.
-        DataError: ids of another form.
     """
-    if path.is_dir():
-        content = {file.stem: _load(file) for file in sorted(path.glob("*.json"))}
-    else:
-        content = _load(path) if path.is_file() else {}
+    content = {file.stem: _load(file) for file in sorted(path.glob("*.json"))} if path.is_dir() else _load(path)
     found = {}
-    for subset, official in SUBSETS.items():
-        ids = content.get(subset, content.get(official)) if isinstance(content, Mapping) else None
-        if ids is not None:
-            if not isinstance(ids, Mapping | list):
-                raise DataError(
-                    f"solvable: ids are a {type(ids).__name__}. Give a list, or an object with ids as keys."
-                )
-            found[subset] = frozenset(map(str, ids))
+    for names in SUBSETS.items():
+        ids = next((content[name] for name in names if name in content), None)
+        if isinstance(ids, Mapping | list):
+            found[names[0]] = frozenset(map(str, ids))
     if not found:
-        problem = "holds the ids of no subset"
-        raise ConfigError.at("solvable", path, problem, "Give a folder with G1_instruction.json, ..., or leave it out")
+        problem, remedy = "holds no list of ids of a subset", "Give a folder with G1_instruction.json, or leave it out"
+        raise ConfigError.at("solvable", path, problem, remedy)
     return found
 
 
@@ -179,12 +158,10 @@ def _text(value: Any) -> str:
 
 def _tool(item: Any) -> ToolSpec | None:
     """The tool of an entry; None where it has no schema that calls can be held against."""
-    spec = item.get("function", item) if isinstance(item, Mapping) else {}
-    name, parameters = (spec.get(key) for key in ("name", "parameters")) if isinstance(spec, Mapping) else (None, None)
-    if not isinstance(name, str) or not isinstance(parameters, Mapping):
-        return None
-    properties, required = parameters.get("properties", {}), parameters.get("required") or []
-    listed = isinstance(required, list) and all(isinstance(one, str) for one in required)
-    if not isinstance(properties, Mapping) or not listed:
-        return None
-    return ToolSpec(name=name, description=str(spec.get("description") or ""), parameters=parameters)
+    match item.get("function", item) if isinstance(item, Mapping) else None:
+        case {"name": str(name), "parameters": Mapping() as parameters, **more}:
+            properties, required = parameters.get("properties", {}), parameters.get("required") or []
+            names = isinstance(required, list) and all(isinstance(one, str) for one in required)
+            if isinstance(properties, Mapping) and names:
+                return ToolSpec(name=name, description=str(more.get("description") or ""), parameters=parameters)
+    return None

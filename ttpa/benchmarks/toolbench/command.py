@@ -7,7 +7,6 @@ StableToolBench (Guo et al. 2024, arXiv 2403.07714), not comparable to the last 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from ttpa.benchmarks.scored import Shares, compared, print_table, read_shares, share_text
+from ttpa.benchmarks.scored import Shares, compared, output_path, print_table, read_shares, share_text
 from ttpa.benchmarks.toolbench.answers import SUBSETS, ToolBenchAnswer, read_answers, read_ids
 from ttpa.benchmarks.toolbench.judge import Judge, JudgeKeys
-from ttpa.benchmarks.toolbench.scoring import COMPARING, MEASURES, score_answer, summarise
+from ttpa.benchmarks.toolbench.scoring import COMPARING, MEASURES, Panel, score_answer, summarise
 from ttpa.calls.six_errors import SIX
 from ttpa.errors import ConfigError
 from ttpa.io import write_jsonl
@@ -60,26 +59,19 @@ class ToolBenchKeys(JudgeKeys):
     subsets: CommaList = tuple(SUBSETS)
     limit: Count | None = None
     workers: Count = 4
-    out: Path | None = None
-    against: Path | None = None
+    out: str = ""
+    against: str = ""
 
     def __post_init__(self) -> None:
         for key, known in (("subsets", tuple(SUBSETS)), ("measures", MEASURES)):
             words = getattr(self, key)
             if not set(words) <= set(known) or len(set(words)) < len(words):
-                raise ConfigError.at(
-                    key, ",".join(words), f"must be some of {', '.join(known)}", "List them, each once"
-                )
+                problem = f"must be some of {', '.join(known)}"
+                raise ConfigError.at(key, ",".join(words), problem, "List them, each once")
         if COMPARING & set(self.measures) and not self.reference:
             raise ConfigError("win_rate and sowr compare with something. Give reference=, a folder of other answers.")
-        if self.out is None:
-            return
-        out = self.out.expanduser()
-        if out.is_dir() or not os.access(out.parent, os.W_OK):
-            raise ConfigError.at("out", out, "cannot be written", "Give a file in a folder that exists")
-        for other in (self.cache, self.against):
-            if other is not None and out.resolve() == Path(other).expanduser().resolve():
-                raise ConfigError.at("out", out, "is also read", "Write to another file")
+        if self.out:
+            output_path(self.out, (self.cache, self.against))
 
 
 def main(keys: ToolBenchKeys) -> None:
@@ -87,8 +79,8 @@ def main(keys: ToolBenchKeys) -> None:
     theirs = read_shares(keys.against) if keys.against else None
     judge = Judge(keys)
     rows, summary = score_folder(keys, judge)
-    if keys.out is not None:
-        write_jsonl(keys.out.expanduser(), rows)
+    if keys.out:
+        write_jsonl(Path(keys.out).expanduser(), rows)
     show(summary, keys.measures)
     if theirs is not None:
         ours = Shares()
@@ -99,44 +91,38 @@ def main(keys: ToolBenchKeys) -> None:
 
 
 def score_folder(keys: ToolBenchKeys, judge: Judge) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows, subset by subset and sorted by query id, and their summary (`scoring.summarise`) with `missing` (subset ->
+    """Rows, subset by subset and sorted by query id, and their summary (`scoring.summarise`) with `missing` (number of
     queries on the list of `solvable` without an answer), `unreferenced`, `votes` and `judge`.
     """
     wanted = read_ids(Path(keys.solvable).expanduser()) if keys.solvable else None
     answers = _read(keys.outputs, "outputs", keys.subsets)
     references = _read(keys.reference, "reference", keys.subsets) if keys.reference else {}
-    missing: dict[str, int] | None = None
+    missing: int | None = None
     if wanted is not None:
-        missing = {name: len(wanted.get(name, frozenset()) - answers[name].keys()) for name in keys.subsets}
-        answers = {
-            name: {key: one for key, one in some.items() if key in wanted.get(name, ())}
-            for name, some in answers.items()
-        }
+        listed = {name: wanted.get(name, frozenset()) for name in keys.subsets}
+        missing = sum(len(ids - answers[name].keys()) for name, ids in listed.items())
+        answers = {name: {key: answers[name][key] for key in answers[name] if key in listed[name]} for name in listed}
     todo = [one for some in answers.values() for one in list(some.values())[: keys.limit]]
-    pairs = [(one, references.get(one.subset, {}).get(one.query_id)) for one in todo]
+    others = [references.get(one.subset, {}).get(one.query_id) for one in todo]
     with ThreadPoolExecutor(max_workers=keys.workers) as pool:
-        futures = [
-            pool.submit(score_answer, *pair, judge, keys.votes, keys.measures, wanted is not None) for pair in pairs
-        ]
+        panels = [Panel(judge, keys.votes, wanted is not None) for _ in todo]
+        futures = [pool.submit(score_answer, *given, keys.measures) for given in zip(todo, others, panels, strict=True)]
         try:
             rows = [future.result() for future in futures]
         except BaseException:
             judge.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    without = sum(reference is None for _, reference in pairs) if references else None
+    without = others.count(None) if references else None
     extra = {"missing": missing, "unreferenced": without, "votes": keys.votes, "judge": keys.model}
     return rows, {**summarise(rows), **extra}
 
 
 def _read(path: str, key: str, subsets: Sequence[str]) -> dict[str, dict[str, ToolBenchAnswer]]:
-    folder = Path(path).expanduser()
-    remedy = "Give the folder with SUBSET.json, or SUBSET/ with a file a query"
-    if not folder.is_dir():
-        raise ConfigError.at(key, path, "no such folder", remedy)
-    answers = {subset: read_answers(folder, subset) for subset in subsets}
+    answers = {subset: read_answers(Path(path).expanduser(), subset) for subset in subsets}
     if not any(answers.values()):
-        raise ConfigError.at(key, path, f"no answers to {', '.join(subsets)}", remedy)
+        remedy = "Give the folder with SUBSET.json, or SUBSET/ with a file a query"
+        raise ConfigError.at(key, path, f"no answers to {', '.join(subsets)} there", remedy)
     return answers
 
 
@@ -155,7 +141,6 @@ def show(summary: Mapping[str, Any], measures: Sequence[str]) -> None:
     print_table("Share of queries, 95 % interval", ("", "queries", *shown), rows)
     errors = [(label.replace("_", " "), share_text(summary["errors"][label])) for label in SIX]
     print_table("Answers with a call that shows the error", ("error", "share"), errors)
-    missing = summary["missing"]
     notes: dict[str, Any] = {
         "votes": summary["votes"],
         "judge": summary["judge"],
@@ -163,7 +148,7 @@ def show(summary: Mapping[str, Any], measures: Sequence[str]) -> None:
         "queries with as many passes as fails": summary["ties"],
         **{f"{name}, ties": (summary[name]["all"] or {}).get("ties") for name in shown if name in COMPARING},
         "verdicts that could not be read": summary["malformed"],
-        "queries without an answer, in no number": None if missing is None else sum(missing.values()),
+        "queries without an answer, in no number": summary["missing"],
         "answers without a reference": summary["unreferenced"],
     }
     print("\n".join(f"{key}: {value}" for key, value in notes.items() if value is not None))

@@ -13,9 +13,8 @@ import json
 import os
 import re
 import threading
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -46,28 +45,20 @@ class JudgeKeys:
 
 
 def read_verdict(text: str, question: Question) -> str | None:
-    """The choice in the judge's words; None where there is none to be read.
+    """The choice in the judge's words, in any case; None where there is none to be read.
 
-    The words hold, anywhere, a JSON object with the field; the last one counts, since a model may quote what it judges
-    before it decides. A text that is nothing but a choice is read too. Case does not matter.
-
-    Example:
-        >>> question = Question(prompt="?", field="status", choices=("solved", "unsolved"))
-        >>> read_verdict('Well: {"status": "Solved"}', question)
-        'solved'
+    A text may be nothing but a choice, or hold JSON objects with the field anywhere. The last one counts, since a model
+    may quote what it judges before it decides.
     """
     if (bare := text.strip().strip(".").lower()) in question.choices:
         return bare
-    at, decoder = len(text), json.JSONDecoder()
-    for _ in range(BRACES_TRIED):
-        at = text.rfind("{", 0, at)
-        if at < 0:
-            return None
+    starts = [match.start() for match in re.finditer("{", text)][-BRACES_TRIED:]
+    for at in reversed(starts):
         try:
-            value, _ = decoder.raw_decode(text, at)
+            value, _ = json.JSONDecoder().raw_decode(text, at)
         except (ValueError, RecursionError):
             continue
-        said = value.get(question.field) if isinstance(value, Mapping) else None
+        said = value.get(question.field)
         if isinstance(said, str) and said.strip().lower() in question.choices:
             return said.strip().lower()
     return None
@@ -81,7 +72,11 @@ class Judge:
     """
 
     def __init__(self, keys: JudgeKeys) -> None:
-        self.keys = keys
+        try:
+            import openai
+        except ImportError as error:
+            raise ConfigError(f"Judges need the package openai ({error}): pip install 'ttpa[judge]'.") from None
+        self.keys, self._openai = keys, openai
         self.requests = 0
         """Requests sent by this object, retries included."""
         self._shard = Shard(Path(keys.cache).expanduser(), key="key")
@@ -91,37 +86,23 @@ class Judge:
             problem, remedy = f"holds what is no verdict ({error})", "Give a file of its own, or one that is not there"
             raise ConfigError.at("cache", keys.cache, problem, remedy) from None
         self._lock, self._stopped = threading.Lock(), threading.Event()
-        self._api_key = self._read_key()
-        self._client = self._connect()
-
-    def _read_key(self) -> str:
-        name = self.keys.api_key_env
-        key = os.environ.get(name, "").strip() if name else "none"  # openai always sends one
-        if not key:
-            raise ConfigError.at(
-                "api_key_env", name, "there is no such environment variable", "Set it, or leave it out"
-            )
-        return key
-
-    def _connect(self) -> Any:
-        try:
-            import openai
-        except ImportError as error:
-            raise ConfigError(f"Judges need the package openai ({error}): pip install 'ttpa[judge]'.") from None
-
-        def count(_: object) -> None:
-            with self._lock:
-                self.requests += 1
-
+        name = keys.api_key_env
+        self._api_key = os.environ.get(name, "").strip() if name else "none"  # openai always sends one
+        if not self._api_key:
+            raise ConfigError.at("api_key_env", name, "there is no such environment variable", "Set or omit it")
         # A redirect is an error: following it would send the key and the answers to another host.
-        transport = openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"request": [count]})
-        return openai.OpenAI(
-            base_url=self.keys.base_url,
+        transport = openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"request": [self._count]})
+        self._client = openai.OpenAI(
+            base_url=keys.base_url,
             api_key=self._api_key,
-            timeout=self.keys.timeout_s,
-            max_retries=self.keys.retries,
+            timeout=keys.timeout_s,
+            max_retries=keys.retries,
             http_client=transport,
         )
+
+    def _count(self, _: object) -> None:
+        with self._lock:
+            self.requests += 1
 
     def stop(self) -> None:
         """Asks nothing more; requests on their way are still remembered."""
@@ -131,8 +112,7 @@ class Judge:
         """What a verdict is remembered under: who was asked and how, what was asked, and how it was read."""
         one = self.keys
         parts = [one.base_url.rstrip("/") + "/chat/completions", one.model, one.temperature, one.max_tokens, vote]
-        parts += [question.prompt, question.field, list(question.choices)]
-        return hashlib.sha256(dumps(parts).encode()).hexdigest()
+        return hashlib.sha256(dumps([*parts, *question]).encode()).hexdigest()
 
     def ask(self, question: Question, vote: int) -> str | None:
         """The verdict of one vote: a choice of the question, or None where no reply could be read.
@@ -143,25 +123,21 @@ class Judge:
         """
         key = self.key(question, vote)
         with self._lock:
-            if key in self._known:
-                choice = self._known[key]
-                if choice is not None and choice not in question.choices:
-                    problem = f"holds {choice!r:.60} where one of {', '.join(question.choices)} belongs"
-                    raise ConfigError.at("cache", self._shard.path, problem, f"Remove the line of key {key}")
-                return choice
-        choice, asked = None, 0
+            known, choice = key in self._known, self._known.get(key)
+        if known:
+            if choice is not None and choice not in question.choices:
+                problem = f"holds {choice!r:.60} where one of {', '.join(question.choices)} belongs"
+                raise ConfigError.at("cache", self._shard.path, problem, f"Remove the line of key {key}")
+            return choice
+        asked = 0
         while choice is None and asked <= self.keys.reasks:
             choice, asked = read_verdict(self._reply(question.prompt, vote), question), asked + 1
         row = {"key": key, "model": self.keys.model, "vote": vote, "field": question.field}
-        with self._lock:
-            if key not in self._known:
-                self._shard.append([{**row, "choice": choice, "asked": asked}])
-                self._known[key] = choice
-            return self._known[key]
+        with self._lock:  # of two threads that ask the same, the first one's verdict stays
+            self._shard.append([{**row, "choice": choice, "asked": asked}])
+            return self._known.setdefault(key, choice)
 
     def _reply(self, prompt: str, vote: int) -> str:
-        import openai
-
         if self._stopped.is_set():
             raise DataError("the judge was stopped. Verdicts so far are kept; run the same command to go on.")
         try:
@@ -173,9 +149,9 @@ class Judge:
                 seed=vote,  # endpoints that take seeds give each vote its own
             )
             text = completion.choices[0].message.content
-        except openai.APIStatusError as error:
+        except self._openai.APIStatusError as error:
             raise self._failed(f"HTTP {error.status_code}: {error.response.text[:2000]}") from None
-        except openai.OpenAIError as error:
+        except self._openai.OpenAIError as error:
             raise self._failed(f"{error} {type(error.__cause__).__name__}") from None
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise self._failed(f"no chat completion came back: {type(error).__name__}") from None

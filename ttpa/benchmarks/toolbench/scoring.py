@@ -4,18 +4,16 @@ Status of an answer, per vote: unsolved without asking where it does not end wit
 otherwise the judge says solved, unsure or unsolved.
 
 Pass rate (ToolEval, GitHub `OpenBMB/ToolBench`), per vote: an answer without a Finish call fails; a solved one passes;
-an unsolved one fails if the query is solvable and passes if it is not; where the status or the solvability is unsure, a
-coin decides: a hash of query id and vote, so that it falls alike in every run. A query passes if its passes are at
-least its fails. The official code counts an even vote as a pass in the headline number (`pass_rate`) but writes a
-random label for it in its CSV (`pass_rate_csv`, with our coin).
+an unsolved one fails if the query is solvable and passes if it is not; otherwise a coin decides: a hash of query id and
+vote, so that it falls alike in every run. The official code counts an even vote as a pass in the headline number
+(`pass_rate`) but writes a random label for it in its CSV (`pass_rate_csv`, with our coin).
 
 SoPR (StableToolBench, arXiv 2403.07714): solved 1, unsure 0.5, unsolved 0; mean over queries, then over votes.
 
-Preference over a reference answer, per vote: the better status wins; between equal ones the judge compares. More wins
-than losses are a win, as many are a tie, and a tie is no win. SoWR (StableToolBench) is this. Win rate (ToolEval) asks
-first whether one answer has passed (its CSV label) and the other has not: then that decides. Which answer is shown
-first changes with a hash of query id and vote. Queries that lack one of the two answers are in neither number; the
-official code gives them to the other side.
+Preference over a reference answer, per vote: the better status wins; between equal ones the judge compares, in an order
+that a hash of query id and vote decides. More wins than losses are a win, as many are a tie, and a tie is no win. SoWR
+(StableToolBench) is this. Win rate (ToolEval) asks first whether one answer has passed (its CSV label) and the other has
+not. Queries that lack one of the two answers are in neither number; the official code gives them to the other side.
 
 Six errors: there is no gold call, so a call is held against the schema of its tool; `parameter_value` shows only where
 a schema lists the allowed values, and `call_count` cannot be told.
@@ -25,12 +23,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from ttpa.benchmarks.toolbench.answers import SUBSETS, ToolBenchAnswer
 from ttpa.benchmarks.toolbench.judge import Judge
-from ttpa.benchmarks.toolbench.prompts import Question, better_question, solvable_question, status_question
+from ttpa.benchmarks.toolbench.prompts import question
 from ttpa.calls.schema import check_call
 from ttpa.calls.six_errors import LABELS, SIX, read_call
 from ttpa.results.stats import share
@@ -53,103 +50,69 @@ def coin(what: str, query_id: str, vote: int) -> bool:
     return hashlib.sha256(f"{what}:{query_id}:{vote}".encode("utf-8", "surrogatepass")).digest()[0] < 128
 
 
-def outcome(results: Sequence[str]) -> str:
-    """Win, lose or tie of several votes: ties among them count for nobody.
-
-    Example:
-        >>> outcome(["win", "tie", "tie"]), outcome(["win", "lose", "tie"])
-        ('win', 'tie')
-    """
-    wins, losses = results.count("win"), results.count("lose")
-    return "win" if wins > losses else "lose" if losses > wins else "tie"
-
-
 def step_errors(answer: ToolBenchAnswer) -> list[str]:
     """Labels that some call of the answer shows, in the order of the six."""
     shown = set()
     for step, _ in answer.steps:
         call = read_call(step)
-        problems = [] if call is None else check_call(call, answer.tools)
-        shown |= {"format"} if call is None else {_SIX_OF[problem.kind] for problem in problems}
+        shown |= {_SIX_OF[problem.kind] for problem in check_call(call, answer.tools)} if call else {"format"}
     return [label for label in SIX if label in shown]
 
 
-class Votes(NamedTuple):
-    """The votes on one answer: its statuses; whether it passed by ToolEval's rule; and its label in ToolEval's CSV."""
-
-    statuses: list[str]
-    passed: list[bool]
-    label: bool
-
-    @property
-    def headline(self) -> bool:
-        """Whether the query has passed in ToolEval's headline."""
-        return 2 * sum(self.passed) >= len(self.passed)
-
-
 class Panel:
-    """Asks a judge for several votes on an answer; counts replies that could not be read. `known_solvable`: the query is
-    on a list of solvable ones, so that nobody is asked about that.
+    """A judge that votes; `known_solvable` says that nobody need be asked about that. Counts replies that could not be
+    read in `malformed`.
     """
 
     def __init__(self, judge: Judge, votes: int, known_solvable: bool) -> None:
         self.judge, self.votes, self.known_solvable, self.malformed = judge, votes, known_solvable, 0
 
-    def votes_on(self, answer: ToolBenchAnswer, side: str, *, passing: bool) -> Votes:
-        """The votes on an answer; `side` names its coins, `passing` says whether the pass rate is wanted."""
-        statuses = ["unsolved"] * self.votes
-        if not answer.hopeless:
-            statuses = [self._ask(status_question(answer), vote, "unsure") for vote in range(self.votes)]
-        passed = [self._passed(answer, *vote, side) for vote in enumerate(statuses)] if passing else []
-        even = passing and 2 * sum(passed) == self.votes
-        return Votes(
-            statuses, passed, coin(f"label {side}", answer.query_id, 0) if even else 2 * sum(passed) > self.votes
-        )
+    def statuses(self, answer: ToolBenchAnswer) -> list[str]:
+        """The status of an answer in each vote."""
+        if answer.hopeless:
+            return ["unsolved"] * self.votes
+        return [self._ask(vote, "unsure", "status", answer) for vote in range(self.votes)]
+
+    def passes(self, answer: ToolBenchAnswer, statuses: Sequence[str], side: str) -> tuple[int, bool]:
+        """The number of votes in which an answer passes by ToolEval's rule, and its label in ToolEval's CSV; `side` names
+        the coins.
+        """
+        count = sum(self._passed(answer, *vote, side) for vote in enumerate(statuses))
+        return count, coin(f"label {side}", answer.query_id, 0) if 2 * count == self.votes else 2 * count > self.votes
 
     def _passed(self, answer: ToolBenchAnswer, vote: int, status: str, side: str) -> bool:
         if not answer.finished or status == "solved":
             return answer.finished
-        task = "solvable"
-        if not self.known_solvable:
-            task = self._ask(solvable_question(answer), vote, "unsure")
-        if task == "unsolvable":
-            return True
-        if task == "solvable" and status == "unsolved":
-            return False
+        task = "solvable" if self.known_solvable else self._ask(vote, "unsure", "task", answer)
+        if task == "unsolvable" or (task == "solvable" and status == "unsolved"):
+            return task == "unsolvable"
         return coin(f"pass {side}", answer.query_id, vote)
 
-    def preference(self, answer: ToolBenchAnswer, mine: Votes, reference: ToolBenchAnswer, theirs: Votes) -> str:
-        """Win, lose or tie against a reference answer, over all votes."""
-        results = []
-        for vote, (left, right) in enumerate(zip(mine.statuses, theirs.statuses, strict=True)):
-            if left != right:
-                results.append("win" if POINTS[left] > POINTS[right] else "lose")
+    def preference(self, mine: ToolBenchAnswer, reference: ToolBenchAnswer, left: list[str], right: list[str]) -> str:
+        """Win, lose or tie against a reference answer, from the statuses of both and what the judge prefers."""
+        balance = 0
+        for vote, (ours, theirs) in enumerate(zip(left, right, strict=True)):
+            if ours != theirs:
+                balance += 1 if POINTS[ours] > POINTS[theirs] else -1
                 continue
-            swapped = coin("order", answer.query_id, vote)
-            first, second = (reference, answer) if swapped else (answer, reference)
-            better = self._ask(better_question(first, second), vote, "tie")
-            results.append(better if better == "tie" else "win" if (better == "a") != swapped else "lose")
-        return outcome(results)
+            swapped = coin("order", mine.query_id, vote)
+            better = self._ask(vote, "tie", "better", *((reference, mine) if swapped else (mine, reference)))
+            balance += 0 if better == "tie" else 1 if (better == "a") != swapped else -1
+        return "win" if balance > 0 else "lose" if balance < 0 else "tie"
 
-    def _ask(self, question: Question, vote: int, otherwise: str) -> str:
-        choice = self.judge.ask(question, vote)
+    def _ask(self, vote: int, otherwise: str, field: str, *answers: ToolBenchAnswer) -> str:
+        choice = self.judge.ask(question(field, *answers), vote)
         self.malformed += choice is None
         return choice or otherwise
 
 
 def score_answer(
-    answer: ToolBenchAnswer,
-    reference: ToolBenchAnswer | None,
-    judge: Judge,
-    votes: int,
-    measures: Sequence[str],
-    known_solvable: bool,
+    answer: ToolBenchAnswer, reference: ToolBenchAnswer | None, panel: Panel, measures: Sequence[str]
 ) -> dict[str, Any]:
-    """One row: statuses of all votes and, for each measure that was wanted, what follows; None for the others, about
-    which nothing is asked. Without a reference answer, `win_rate` and `sowr` are None.
+    """One row: statuses of all votes and what follows for each measure that was wanted. None, and nothing asked, for the
+    others, and for `win_rate` and `sowr` without a reference answer.
     """
     wanted = set(measures) - (set() if reference is not None else COMPARING)
-    panel, passing = Panel(judge, votes, known_solvable), bool({"pass_rate", "win_rate"} & wanted)
     row: dict[str, Any] = {
         "id": f"{answer.subset}/{answer.query_id}",
         "cluster": answer.query_id,
@@ -170,26 +133,24 @@ def score_answer(
     }
     if not wanted:
         return row
-    mine = panel.votes_on(answer, "", passing=passing)
-    row["statuses"], row["exact"] = mine.statuses, mine.statuses.count("solved") * 2 > votes
-    if passing:
-        row["passes"], row["exact"] = sum(mine.passed), mine.headline
+    row["statuses"] = statuses = panel.statuses(answer)
+    row["exact"], label = statuses.count("solved") * 2 > len(statuses), False
+    if {"pass_rate", "win_rate"} & wanted:
+        row["passes"], label = panel.passes(answer, statuses, "")
+        row["exact"] = 2 * row["passes"] >= len(statuses)
     if "pass_rate" in wanted:
-        row |= {"pass_rate": mine.headline, "pass_rate_csv": mine.label}
+        row |= {"pass_rate": row["exact"], "pass_rate_csv": label}
     if "sopr" in wanted:
-        row["sopr"] = sum(POINTS[status] for status in mine.statuses) / votes
+        row["sopr"] = sum(POINTS[status] for status in statuses) / len(statuses)
     if reference is not None and COMPARING & wanted:
-        theirs = panel.votes_on(reference, "reference", passing="win_rate" in wanted)
-        decided = "win_rate" in wanted and mine.label != theirs.label
+        theirs = panel.statuses(reference)
+        decided = "win_rate" in wanted and panel.passes(reference, theirs, "reference")[1] != label
         if "sowr" in wanted or not decided:
-            row |= dict.fromkeys(COMPARING & wanted, panel.preference(answer, mine, reference, theirs))
+            row |= dict.fromkeys(COMPARING & wanted, panel.preference(answer, reference, statuses, theirs))
         if decided:
-            row["win_rate"] = "win" if mine.label else "lose"
+            row["win_rate"] = "win" if label else "lose"
     row["malformed"] = panel.malformed
     return row
-
-
-# --- the summary -----------------------------------------------------------------------------------------------------
 
 
 def _measure(rows: Sequence[Mapping[str, Any]], measure: str) -> dict[str, Any] | None:
@@ -210,28 +171,22 @@ def _by_subset(rows: Sequence[Mapping[str, Any]], measure: str) -> dict[str, Any
     return {"subsets": entries, "average": average, "all": _measure(rows, measure)}
 
 
-def _shows(label: str, row: Mapping[str, Any]) -> bool:
-    return label in row["errors"]
-
-
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Numbers of one scoring; what was not run is None and never zero.
 
-    Returns:
-        `accuracy`: the pass rate over all queries. For each of `MEASURES` and for `pass_rate_csv`: `subsets`, `average`
-        and `all`, each share as `{value, low, high, n}`. `ties`: queries with as many passes as fails. `malformed`:
-        votes without a readable verdict, counted as unsure or tie. `no_finish_call`: answers that do not end with
-        Finish. `errors`: label -> share of the answers whose calls have schemas. The rest is there for tables.
+    `accuracy` is the pass rate over all queries. `ties`: queries with as many passes as fails. `malformed`: votes without
+    a readable verdict, counted as unsure or tie. `errors`: label -> share of the answers whose calls have schemas.
     """
     judged = [row for row in rows if row["schemas"]]
     voted = [row for row in rows if row["passes"] is not None]
+    errors = {label: share(judged, lambda row, label=label: label in row["errors"]) for label in SIX}
     return {
         "accuracy": _measure(rows, "pass_rate") or {"value": None, "low": None, "high": None, "n": 0},
         **{measure: _by_subset(rows, measure) for measure in (*MEASURES, "pass_rate_csv")},
         "ties": sum(2 * row["passes"] == len(row["statuses"]) for row in voted) if voted else None,
         "malformed": sum(row["malformed"] for row in rows),
         "no_finish_call": sum(row["finish"] != "stop" for row in rows),
-        "errors": {label: None if label == "call_count" else share(judged, partial(_shows, label)) for label in LABELS},
+        "errors": {label: errors.get(label) for label in LABELS},
         "bands": {},
         "unseen_tool": None,
         "split": "ToolBench",
