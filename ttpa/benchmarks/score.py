@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic.dataclasses import dataclass
 
@@ -85,12 +85,19 @@ class ScorerKeys(FileKeys):
     overrides: tuple[str, ...] = ()
 
 
-def main(words: Sequence[str]) -> int:
-    """Runs the command; returns its exit status.
+class ScoredRow(NamedTuple):
+    """One verdict; the fields, in this order, are the keys of a row of `out`."""
 
-    Raises:
-        ConfigError: arguments that cannot work.
-    """
+    id: str
+    valid: bool
+    error_type: str | None
+    six_error: str
+    score: float
+    explanation: str
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs the command; returns its exit status. A ConfigError says which arguments cannot work."""
     keys = dict(word.partition("=")[::2] for word in words)
     if ("benchmark" in keys) == ("scorer" in keys):
         raise ConfigError("Give one of benchmark= and scorer=. `ttpa score --help` shows both forms.")
@@ -111,75 +118,74 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-# --- rows in, rows out -----------------------------------------------------------------------------------------------
-
-
-def _stream(keys: FileKeys, judge: Callable[[JsonLine], dict[str, Any]], show: Callable[[], None]) -> None:
-    """Judges every row of outputs, writes the verdicts, shows the table, and compares. `judge` gives the row with a
-    key `cluster` that is not written.
+def _stream(
+    keys: FileKeys, judge: Callable[[JsonLine], tuple[ScoredRow, str]], show: Callable[[Shares, Counter[str]], None]
+) -> None:
+    """Judges every row of outputs, writes the verdicts, shows the table and the first errors, and compares. `judge` gives
+    a row and its cluster.
     """
-    ours, theirs = Shares(), read_shares(keys.against) if keys.against else None
-    inputs = (keys.outputs, keys.against, getattr(keys, "samples", ""))
-    try:
-        with writer(keys.out, inputs) as write:
-            for line in _counted(read_lines(keys.outputs, answer_row)):
-                row = judge(line)
-                ours.add(row["id"], row["valid"], row.pop("cluster"))
-                write(row)
-    finally:
-        show()
-    if theirs is not None:
-        print(compared(ours, theirs))
-
-
-def _counted(lines: Iterable[JsonLine]) -> Iterator[JsonLine]:
-    """The lines, with a count on a terminal."""
-    if not sys.stderr.isatty():
-        yield from lines
-        return
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
+    ours, theirs, errors = Shares(), read_shares(keys.against) if keys.against else None, Counter[str]()
     columns = (TextColumn("{task.completed:,} rows"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield from progress.track(lines)
-
-
-def _print_errors(errors: Counter[str], answers: int) -> None:
-    rows = [(label.replace("_", " "), f"{errors[label]:,}", f"{errors[label] / answers:.4f}") for label in LABELS]
-    print_table("First errors", ("error", "answers", "share"), rows)
-
-
-# --- BFCL ------------------------------------------------------------------------------------------------------------
+    counter = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    try:
+        inputs = (keys.outputs, keys.against, getattr(keys, "samples", ""))
+        with writer(keys.out, inputs) as write, counter:
+            for line in counter.track(read_lines(keys.outputs, answer_row)):
+                row, cluster = judge(line)
+                ours.add(row.id, row.valid, cluster)
+                errors[row.six_error] += 1
+                write(row._asdict())
+    finally:
+        answers = errors.total()
+        if answers:
+            show(ours, errors)
+            rows = [(name.replace("_", " "), f"{errors[name]:,}", f"{errors[name] / answers:.4f}") for name in LABELS]
+            print_table("First errors", ("error", "answers", "share"), rows)
+        else:
+            print("no answers were scored")
+    if theirs is not None:
+        print(compared(ours, theirs))
 
 
 def _bfcl(keys: BFCLKeys) -> None:
     cases: dict[str, Case | MultiTurnCase] = {**read_cases(keys.data)}
     summary = Summary()
 
-    def judge(line: JsonLine) -> dict[str, Any]:
+    def judge(line: JsonLine) -> tuple[ScoredRow, str]:
         answer = read_answer(line)
         if answer.case_id not in cases:
             cases.update(_multi_turn(keys.data, line, answer.case_id))
         case = cases[answer.case_id]
         calling, underscores = answer.function_calling, answer.dots_as_underscores
-        verdict = case.judge(
+        found = case.judge(
             answer.result,
             function_calling=keys.mode and keys.mode == "fc" if calling is None else calling,
             dots_as_underscores=keys.dots_as_underscores if underscores is None else underscores,
         )
-        summary.add(case.case_id, case.category, verdict)
-        return {
-            "id": case.case_id,
-            "cluster": "",
-            "valid": verdict.valid,
-            "error_type": verdict.error_type,
-            "six_error": verdict.six_error,
-            "score": float(verdict.valid),
-            "explanation": verdict.explanation,
-        }
+        summary.add(case.case_id, case.category, found)
+        score, why = float(found.valid), found.explanation
+        return ScoredRow(case.case_id, found.valid, found.error_type, found.six_error, score, why), ""
 
-    _stream(keys, judge, lambda: _print_bfcl(summary))
+    def show(*_: object) -> None:
+        rows = [
+            (one.category, share_text({"value": one.value, "low": one.low, "high": one.high}), f"{one.answers:,}",
+             f"{one.cases:,} of {one.published or one.cases:,}")
+            for one in summary.accuracies()
+        ]  # fmt: skip
+        print_table("Accuracy, 95 % interval over questions", ("category", "accuracy", "answers", "questions"), rows)
+        for version in ("v4", "v3"):
+            totals = [
+                ("  " * total.depth + total.name.replace("_", " "),
+                 "-" if total.value is None else f"{total.value:.4f}", f"{total.covered:.1%}",
+                 "" if total.counts else "not in the overall score")
+                for total in summary.aggregates(version)
+            ]  # fmt: skip
+            print_table(f"BFCL {version}; a dash where a part was not run", ("total", "score", "covered", ""), totals)
+
+    _stream(keys, judge, show)
 
 
 def _multi_turn(folder: str, line: JsonLine, case_id: str) -> Mapping[str, MultiTurnCase]:
@@ -198,70 +204,31 @@ def _multi_turn(folder: str, line: JsonLine, case_id: str) -> Mapping[str, Multi
     return cases
 
 
-def _print_bfcl(summary: Summary) -> None:
-    if not summary.answers:
-        print("no answers were scored")
-        return
-    rows = [
-        (one.category, share_text({"value": one.value, "low": one.low, "high": one.high}), f"{one.answers:,}",
-         f"{one.cases:,} of {one.published or one.cases:,}")
-        for one in summary.accuracies()
-    ]  # fmt: skip
-    print_table("Accuracy, 95 % interval over questions", ("category", "accuracy", "answers", "questions"), rows)
-    for version in ("v4", "v3"):
-        totals = [
-            ("  " * total.depth + total.name.replace("_", " "),
-             "-" if total.value is None else f"{total.value:.4f}", f"{total.covered:.1%}",
-             "" if total.counts else "not in the overall score")
-            for total in summary.aggregates(version)
-        ]  # fmt: skip
-        print_table(f"BFCL {version}; a dash where a part was not run", ("total", "score", "covered", ""), totals)
-    _print_errors(summary.errors, summary.answers)
-
-
-# --- scorers ---------------------------------------------------------------------------------------------------------
-
-
 def _scorer(keys: ScorerKeys) -> None:
     syntax, scorer, samples = get_syntax(keys.syntax or "python"), _make_scorer(keys), _read_samples(keys.samples)
-    errors: Counter[str] = Counter()
-    counts: dict[str, list[int]] = {}
-    total = 0.0
+    values: list[float] = [0.0]
 
-    def judge(line: JsonLine) -> dict[str, Any]:
-        nonlocal total
+    def judge(line: JsonLine) -> tuple[ScoredRow, str]:
         candidate = _candidate(line, syntax)
         sample = samples.get(candidate.sample_id)
         if sample is None:
             raise DataError(f"{line}: unknown id {candidate.sample_id}. samples= must hold the sample.")
         score = scorer(sample, candidate)
         label = "" if score.exact else primary_error(six_errors(sample, candidate.calls))
-        errors[label] += 1
-        count = counts.setdefault(sample.cluster, [0, 0])
-        count[0] += 1
-        count[1] += score.exact
-        total += score.value
-        return {
-            "id": sample.id,
-            "cluster": sample.cluster,
-            "valid": score.exact,
-            "error_type": None,
-            "six_error": label,
-            "score": score.value,
-            "explanation": score.explanation,
-        }
+        values[0] += score.value
+        return ScoredRow(sample.id, score.exact, None, label, score.value, score.explanation), sample.cluster
 
-    def show() -> None:
-        answers = sum(count[0] for count in counts.values())
-        if not answers:
-            print("no answers were scored")
-            return
-        exact = share_text(dict(zip(("value", "low", "high"), interval(list(counts.values())), strict=True)))
-        rows = [("exact", exact, f"{answers:,}"), (f"mean {keys.scorer}", f"{total / answers:.4f}", f"{answers:,}")]
+    def show(ours: Shares, errors: Counter[str]) -> None:
+        exact = dict(zip(("value", "low", "high"), interval(ours.by_cluster()), strict=True))
+        answers = errors.total()
+        rows = [("exact", share_text(exact), f"{answers:,}")]
+        rows.append((f"mean {keys.scorer}", f"{values[0] / answers:.4f}", f"{answers:,}"))
         print_table("Scores, 95 % interval over dialogues", ("", "value", "answers"), rows)
-        _print_errors(errors, answers)
 
     _stream(keys, judge, show)
+
+
+_NO_ROW = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
 
 
 def _read_samples(path: str) -> dict[str, Sample]:
@@ -275,7 +242,7 @@ def _read_samples(path: str) -> dict[str, Sample]:
             objects = [*(tool.parameters for tool in sample.tools), *(call.arguments for call in sample.target)]
             if not all(isinstance(one, str) for one in names) or not all(isinstance(one, Mapping) for one in objects):
                 raise TypeError("ids and names must be text, parameters and arguments objects")
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except _NO_ROW as error:
             raise DataError(f"{line}: no sample ({type(error).__name__}: {error}). Take samples.jsonl.") from None
         if sample.id in samples:
             raise DataError(f"{line}: {sample.id} is there twice. Keep one sample of an id.")
@@ -290,10 +257,9 @@ def _make_scorer(keys: ScorerKeys) -> Callable[[Sample, Candidate], Any]:
     from ttpa.run.config import instantiate
     from ttpa.run.overrides import COMPLAINTS, explained
 
-    for word in keys.overrides:
-        if not word.startswith("scorer."):
-            known = [key for key in ScorerKeys.__dataclass_fields__ if key != "overrides"]
-            raise ConfigError(f"{word}: ttpa score has no such option with scorer=. {nearest(word, known)}")
+    if wrong := [word for word in keys.overrides if not word.startswith("scorer.")]:
+        known = [key for key in ScorerKeys.__dataclass_fields__ if key != "overrides"]
+        raise ConfigError(f"{wrong[0]}: ttpa score has no such option with scorer=. {nearest(wrong[0], known)}")
     words = [f"scorer={keys.scorer}", *keys.overrides]
     if keys.syntax and not any(word.startswith("scorer.syntax=") for word in words):
         words.append(f"model.syntax={keys.syntax}")  # scorers that read the text take it from there
@@ -317,29 +283,28 @@ def _candidate(line: JsonLine, syntax: Syntax) -> Candidate:
         calls = row["calls"]
         try:
             made = Candidate.from_json({**_UNSAID, **row, "calls": dumps(calls) if isinstance(calls, list) else calls})
-            if not all(
-                isinstance(x, str) for x in (made.sample_id, made.text, *(one.name for one in made.calls or ()))
-            ):
+            names = (made.sample_id, made.text, *(one.name for one in made.calls or ()))
+            if not all(isinstance(one, str) for one in names):
                 raise TypeError("sample_id, text and the names of calls must be text")
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except _NO_ROW as error:
             raise DataError(f"{line}: no candidate ({type(error).__name__}: {error}).") from None
         return made
     answer = read_answer(line)
-    if isinstance(answer.result, list):
-        pairs = [next(iter(item.items())) for item in answer.result if isinstance(item, dict) and len(item) == 1]
-        if len(pairs) < len(answer.result):
-            reason = "not a list of {name: json}"
-            return Candidate(sample_id=answer.case_id, index=0, text=dumps(answer.result), error=reason)
-        # Arguments stay JSON text: scorers read them, and say what is wrong where they cannot.
-        calls = tuple(ToolCall(name=str(name), arguments=value) for name, value in pairs)
-        readable = [one for call in calls if (one := read_call(call)) is not None]
-        text = syntax.print(readable) if readable and len(readable) == len(calls) else dumps(answer.result)
-        return Candidate(sample_id=answer.case_id, index=0, text=text, calls=calls)
-    if answer.result is None:
-        return Candidate(sample_id=answer.case_id, index=0, text="", error="not readable")
-    if not isinstance(answer.result, str):
+    result, text, error = answer.result, answer.result, None
+    calls = None
+    if isinstance(result, list):
+        pairs = [next(iter(item.items())) for item in result if isinstance(item, dict) and len(item) == 1]
+        text, error = dumps(result), "not a list of {name: json}"
+        if len(pairs) == len(result):
+            # Arguments stay JSON text: scorers read them, and say what is wrong where they cannot.
+            calls, error = tuple(ToolCall(name=str(name), arguments=value) for name, value in pairs), None
+            readable = [one for call in calls if (one := read_call(call)) is not None]
+            text = syntax.print(readable) if readable and len(readable) == len(calls) else text
+    elif isinstance(result, str):
+        parsed = syntax.parse(result)
+        calls, error = (None, str(parsed)) if isinstance(parsed, ParseError) else (parsed, None)
+    elif result is None:
+        text, error = "", "not readable"
+    else:
         raise DataError(f"{line}: result is neither a text nor a list.")
-    parsed = syntax.parse(answer.result)
-    if isinstance(parsed, ParseError):
-        return Candidate(sample_id=answer.case_id, index=0, text=answer.result, error=str(parsed))
-    return Candidate(sample_id=answer.case_id, index=0, text=answer.result, calls=parsed)
+    return Candidate(sample_id=answer.case_id, index=0, text=text, calls=calls, error=error)

@@ -41,15 +41,7 @@ def writer(out: str, inputs: Iterable[str]) -> Iterator[Callable[[Mapping[str, A
 
 
 class Shares:
-    """Share of right answers by id, in memory that grows with the questions and not with the answers.
-
-    Example:
-        >>> shares = Shares()
-        >>> shares.add("a", True), shares.add("a", False)
-        (None, None)
-        >>> shares.mean()
-        {'a': 0.5}
-    """
+    """Share of right answers by id, in memory that grows with the questions and not with the answers."""
 
     def __init__(self) -> None:
         self.counts: dict[str, list[int]] = {}
@@ -64,6 +56,14 @@ class Shares:
 
     def mean(self) -> dict[str, float]:
         return {case_id: right / answers for case_id, (answers, right) in self.counts.items()}
+
+    def by_cluster(self) -> list[list[int]]:
+        """[answers, right ones] of each cluster."""
+        sums: dict[str, list[int]] = {}
+        for case_id, (answers, right) in self.counts.items():
+            before = sums.get(self.clusters[case_id], [0, 0])
+            sums[self.clusters[case_id]] = [before[0] + answers, before[1] + right]
+        return list(sums.values())
 
 
 def read_shares(path: str | Path) -> Shares:
