@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -18,7 +19,6 @@ from ttpa.benchmarks.bfcl.cases import Case, answer_row, read_answer, read_cases
 from ttpa.benchmarks.bfcl.categories import category_of_id
 from ttpa.benchmarks.bfcl.totals import Summary, interval
 from ttpa.benchmarks.scored import Shares, compared, print_table, read_shares, share_text, writer
-from ttpa.benchmarks.toolbench.command import HELP as TOOLBENCH_HELP
 from ttpa.calls.six_errors import LABELS, primary_error, read_call, six_errors
 from ttpa.calls.syntaxes import ParseError, Syntax, get_syntax
 from ttpa.errors import ConfigError, DataError, nearest
@@ -29,31 +29,7 @@ from ttpa.records import Candidate, Sample, ToolCall
 if TYPE_CHECKING:
     from ttpa.benchmarks.bfcl.multi_turn import MultiTurnCase
 
-HELP = f"""\
-ttpa score: verdicts on answers, one row a case, and a table.
-
-  ttpa score benchmark=bfcl data=DIR outputs=FILE [out=FILE] [against=FILE] [mode=prompt|fc] [dots_as_underscores=true]
-  ttpa score scorer=NAME samples=FILE outputs=FILE [out=FILE] [against=FILE] [syntax=NAME] [scorer.KEY=VALUE ...]
-  ttpa score benchmark=toolbench outputs=FOLDER base_url=URL model=NAME [KEY=VALUE ...]
-
-Exit status: 0; 1 for a file that cannot be scored to its end; 2 for arguments that cannot work.
-
-benchmark=bfcl: the Berkeley Function Calling Leaderboard without its agentic part, official verdicts; multi-turn rows
-need the extra bfcl, whose backends run the calls. scorer: an option of conf/scorer/, such as esm or ast.
-  data         folder with BFCL_v4_<category>.json (or BFCL_v3_) and possible_answer/, as published
-  samples      JSON lines of samples (samples of a data stage in the store)
-  outputs      JSON lines with id and result (BFCL result files: a text, or a list of {{name: json}}; multi-turn: a list
-               of turns of such steps), or candidates of this project (sample_id and text); - is standard input; may be
-               gzipped
-  out          one row a case: id, valid, error_type, six_error, score, explanation; .gz is gzipped
-  against      rows written by out= for another policy: the paired difference over the questions that both answered
-  mode         what a text in BFCL's outputs is: calls of a prompted model, or words of a function-calling one; rows may
-               say it themselves (mode)
-  dots_as_underscores  names were sent to the model with _ for every dot; rows may say it themselves
-  syntax       of calls in texts, where rows hold no parsed calls: python (default), json, hermes, llama3_json
-
-benchmark=toolbench: finished answers to ToolBench, judged by a language model:
-{TOOLBENCH_HELP}"""
+HELP = (resources.files("ttpa.benchmarks") / "score_help.txt").read_text("utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,38 +70,31 @@ class DashboardKeys:
     out: Path | None = None
 
 
-def _packages() -> tuple[Any, Any]:
+def packages() -> tuple[Any, Any]:
+    """The modules of reports and of workspaces."""
     try:
         import wandb_workspaces.reports.v2 as reports
         import wandb_workspaces.workspaces as workspaces
     except ImportError as error:
-        raise ConfigError(
-            f"ttpa dashboard needs the package wandb-workspaces ({error}): pip install 'ttpa[dashboard]'."
-        ) from None
+        problem = f"ttpa dashboard needs the package wandb-workspaces ({error})"
+        raise ConfigError(f"{problem}: pip install 'ttpa[dashboard]'.") from None
     return reports, workspaces
 
 
 def panels(wr: Any) -> dict[str, list[Any]]:
-    """Section -> its panels; the same in the workspace and in the report. `wr` is wandb_workspaces.reports.v2."""
+    """Section -> its panels; the same in the workspace and in the report."""
 
     def bars(title: str, metric: str, group: str, **more: Any) -> Any:
-        by = wr.Config(option_key(group))
         mean = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
-        return wr.BarPlot(title=title, metrics=[metric], groupby=by, **mean, **more)
+        return wr.BarPlot(title=title, metrics=[metric], groupby=wr.Config(option_key(group)), **mean, **more)
 
     errors = {label: f"Share of answers with {label.replace('_', ' ')}" for label in LABELS}
+    accuracy = "exact-call accuracy"
     return {
-        "Accuracy by option": [
-            bars(f"Accuracy by {group}", ACCURACY, group, title_x="exact-call accuracy") for group in GROUPS
-        ],
+        "Accuracy by option": [bars(f"Accuracy by {one}", ACCURACY, one, title_x=accuracy) for one in GROUPS],
         "Six errors": [bars(title, f"errors/{label}/value", "objective") for label, title in errors.items()],
-        "Training curves": [
-            wr.LinePlot(title=title, x="Step", y=[metric], title_x="step") for metric, title in CURVES.items()
-        ],
-        "Runs": [
-            wr.RunComparer(diff_only="split"),
-            *(wr.WeavePanelSummaryTable(table_name=name) for name in TABLES),
-        ],
+        "Training curves": [wr.LinePlot(title=CURVES[key], x="Step", y=[key], title_x="step") for key in CURVES],
+        "Runs": [wr.RunComparer(diff_only="split"), *(wr.WeavePanelSummaryTable(table_name=name) for name in TABLES)],
     }
 
 
@@ -130,10 +123,10 @@ def report(wr: Any, keys: DashboardKeys, *, online: bool) -> Any:
     for section, some in panels(wr).items():
         stages = STAGES.get(section, ["evaluate"])
         filters = f"Metric('Group') == '{keys.target}'" + (f" and Metric('JobType') in {stages}" if stages else "")
-        columns = 2 if section == "Accuracy by option" else 3
+        width = 12 if section == "Accuracy by option" else 8  # the grid is 24 wide
         for number, panel in enumerate(some):
-            x, y, width = number % columns, number // columns, 24 // columns  # the grid is 24 wide
-            panel.layout = wr.Layout(x=x * width, y=y * 8, w=width, h=8)
+            y, x = divmod(number * width, 24)
+            panel.layout = wr.Layout(x=x, y=y * 8, w=width, h=8)
         runset = wr.Runset(name=f"{keys.target}: {', '.join(stages) or 'all stages'}", filters=filters, **source)
         blocks += [wr.H2(section), wr.P(TEXTS[section]), wr.PanelGrid(runsets=[runset], panels=some)]
     return wr.Report(
@@ -154,16 +147,13 @@ def main(words: Sequence[str]) -> int:
         TtpaError: the server refuses.
     """
     keys = arguments(words, DashboardKeys, "dashboard")
-    wr, ws = _packages()
+    wr, ws = packages()
     if has_key() and not keys.out:
         print("\n".join(_save(wr, ws, keys)))
         return 0
-    pages = {"workspace": workspace(wr, ws, keys), "report": report(wr, keys, online=False)}
-    stored = {
-        page: json.loads(one._to_model().model_dump_json(by_alias=True, exclude_none=True))
-        for page, one in pages.items()
-    }
-    whole = {"name": keys.target, "entity": keys.entity, "project": keys.project, **stored}
+    whole: dict[str, Any] = {"name": keys.target, "entity": keys.entity, "project": keys.project}
+    for name, page in {"workspace": workspace(wr, ws, keys), "report": report(wr, keys, online=False)}.items():
+        whole[name] = json.loads(page._to_model().model_dump_json(by_alias=True, exclude_none=True))
     path = keys.out or Path(f"{keys.target}-dashboard.json")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +166,6 @@ def main(words: Sequence[str]) -> int:
 
 def _save(wr: Any, ws: Any, keys: DashboardKeys) -> list[str]:
     """Saves both on the server; their addresses."""
-
     import wandb_workspaces.reports.v2.interface as interface
 
     try:
@@ -184,7 +173,6 @@ def _save(wr: Any, ws: Any, keys: DashboardKeys) -> list[str]:
             keys = replace(keys, entity=interface._get_api().default_entity)
         return [workspace(wr, ws, keys).save().url, report(wr, keys, online=True).save().url]
     except Exception as error:
-        raise TtpaError(
-            f"W&B refused the pages of project {keys.entity}/{keys.project}: {error}. Check entity=, project= and the "
-            "key, or write them to disk with out=FILE."
-        ) from None
+        project = f"{keys.entity}/{keys.project}"
+        remedy = "Check entity=, project= and the key, or write them to disk with out=FILE"
+        raise TtpaError(f"W&B refused the pages of project {project}: {error}. {remedy}.") from None

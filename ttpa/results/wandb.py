@@ -8,13 +8,11 @@ they were made from. Without a key the run is written to a folder that `wandb sy
 
 from __future__ import annotations
 
-import netrc
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -25,22 +23,15 @@ from ttpa.run.tracking import StageFacts, log, option_key
 
 ARTIFACTS = {"warmup": ("policy", "policy"), "align": ("policy", "policy"), "explore": ("pairs.jsonl", "pairs")}
 """Stage -> what of its folder is an artifact, and of which type."""
-SERVER = "https://api.wandb.ai"
+PAIR_COLUMNS = ("sample", "margin", "branch", "chosen", "rejected", "chosen score", "rejected score")
 
 
 def has_key() -> bool:
     """Whether this user can upload to W&B: a key or token file in the environment, or a login in netrc."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or SERVER).netloc
-    named = os.environ.get("NETRC")
-    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
-        try:
-            if netrc.netrc(path).hosts.get(host):
-                return True
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
+    from requests.utils import get_netrc_auth
+
+    named = os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
+    return bool(named or get_netrc_auth(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"))
 
 
 def mode_of(offline: bool | None) -> str | None:
@@ -62,11 +53,7 @@ class Wandb:
     max_artifact_mb: NonNegative
 
     def follow(self, facts: StageFacts) -> WandbRun:
-        """Opens the run of a stage, in the first process only.
-
-        Raises:
-            ConfigError: wandb refuses, or `save_dir` cannot be made.
-        """
+        """Opens the run of a stage, in the first process only. A ConfigError says why there is none."""
         import wandb
         from pytorch_lightning.loggers import WandbLogger
         from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -85,7 +72,7 @@ class Wandb:
             name=facts.name,
             group=facts.run,
             job_type=facts.stage,
-            tags=facts.tags,
+            tags=[f"{group}={name}" for group, name in facts.choices.items()],
             config={**facts.config, **{option_key(group): name for group, name in facts.choices.items()}},
             mode=mode_of(self.offline),  # Lightning's own `offline` sets WANDB_MODE for every later job of this process
             settings={"silent": True, "console": "off", "symlink": False},  # the screen belongs to the view
@@ -116,9 +103,11 @@ class WandbRun:
         self.run.summary.update({"stage": self.facts.id, **dict(flat(metrics))})
         for key, columns, rows in tables(self.facts.stage, folder, metrics, self.options.table_rows):
             self.lightning.log_table(key, columns=list(columns), data=rows)
-        for path in self.facts.inputs.values():
-            if (used := self._artifact(path)) is not None:
-                self._use(used)
+        for used in filter(None, map(self._artifact, self.facts.inputs.values())):
+            if self.run.offline:  # `use_artifact` refuses, as it could not wait for the server; it begins with this
+                self.run._log_artifact(used, is_user_created=True, use_after_commit=True)
+            else:
+                self.run.use_artifact(used)
         if (made := self._artifact(folder)) is not None:
             self.run.log_artifact(made)
 
@@ -146,22 +135,9 @@ class WandbRun:
             made.add_file(str(file), name=file.name if path.is_file() else file.relative_to(path).as_posix())
         return made
 
-    def _use(self, artifact: Any) -> None:
-        """Says that the run was made from it. The server knows equal contents again, wherever they come from."""
-        if not self.run.offline:
-            self.run.use_artifact(artifact)
-            return
-        # The public method refuses offline, where it could not wait for the server. This is what it does before that.
-        self.run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
-
 
 def flat(values: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
-    """Numbers and texts of nested metrics under one name each.
-
-    Example:
-        >>> dict(flat({"accuracy": {"value": 0.5, "n": 4}, "unseen_tool": None}))
-        {'accuracy/value': 0.5, 'accuracy/n': 4}
-    """
+    """Numbers and texts of nested metrics under one name each: {"accuracy": {"n": 4}} gives "accuracy/n"."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{start}{key}/")
@@ -174,8 +150,12 @@ def tables(
 ) -> Iterator[tuple[str, Sequence[str], list[list[Any]]]]:
     """(name, columns, rows) of a finished stage's tables, at most `limit` rows each."""
     if stage == "explore":
-        pairs = islice(read_jsonl(folder / "pairs.jsonl"), limit)
-        yield "tables/pairs", PAIR_COLUMNS, [_pair(pair) for pair in pairs]
+        rows = []
+        for pair in islice(read_jsonl(folder / "pairs.jsonl"), limit):
+            texts = [pair[side]["text"] for side in ("chosen", "rejected")]
+            scores = [pair[f"{side}_score"]["value"] for side in ("chosen", "rejected")]
+            rows.append([pair["sample_id"], pair["margin"], pair["branch"], *texts, *scores])
+        yield "tables/pairs", PAIR_COLUMNS, rows
     if stage == "evaluate":
         shares = {label: one for label, one in metrics.get("errors", {}).items() if isinstance(one, Mapping)}
         rows = [[label, *(one.get(key) for key in ("value", "low", "high", "n"))] for label, one in shares.items()]
@@ -185,12 +165,3 @@ def tables(
             answers = [answers[k * len(answers) // limit] for k in range(limit)]
         some = [[row["id"], bool(row["exact"]), " ".join(row["errors"]), row["finish"], row["text"]] for row in answers]
         yield "tables/answers", ("sample", "exact", "errors", "finish", "text"), some
-
-
-PAIR_COLUMNS = ("sample", "margin", "branch", "chosen", "rejected", "chosen score", "rejected score")
-
-
-def _pair(pair: Mapping[str, Any]) -> list[Any]:
-    texts = [pair[side]["text"] for side in ("chosen", "rejected")]
-    scores = [pair[f"{side}_score"]["value"] for side in ("chosen", "rejected")]
-    return [pair["sample_id"], pair["margin"], pair["branch"], *texts, *scores]

@@ -23,32 +23,10 @@ from ttpa.errors import ConfigError
 from ttpa.io import write_jsonl
 from ttpa.options import CommaList, Count
 
-HELP = """\
-  outputs      folder with SUBSET.json (G1_instruction.json, ..., or I1-Inst.json), as ToolEval's converter writes them
-  base_url     OpenAI-style endpoint of the judge, up to and without /chat/completions (http://localhost:8000/v1)
-  model        its model
-  api_key_env  environment variable that holds its key, where it needs one
-  temperature  of the judge (0.2); votes of a model without chance would be one vote
-  max_tokens   longest reply of the judge (512)
-  measures     of pass_rate, sopr, win_rate, sowr, separated by commas (pass_rate,sopr)
-  votes        how often each question is asked (3, as StableToolBench; ToolEval's documents use 4)
-  solvable     ids of the queries that count (StableToolBench's solvable_queries/test_query_ids); all without it
-  reference    folder with the answers that win_rate and sowr compare with
-  subsets      some of the six, separated by commas (all that are there)
-  limit        the first so many queries of each subset
-  workers      questions asked at a time (4); changes no number
-  timeout_s    seconds after which a request has failed (60)
-  retries      how often a failed request is sent again (4), with growing pauses
-  reasks       how often a reply that cannot be read is asked again (2); then it counts as unsure
-  cache        file of verdicts (toolbench_verdicts.jsonl); the same command again asks only what is missing
-  out          one row a query, JSON lines
-  against      rows written by out= for another policy: the paired difference of passes
-"""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ToolBenchKeys(JudgeKeys):
-    """The keys of the command; `HELP` says what each means."""
+    """The keys of the command; `ttpa score --help` says what each means."""
 
     benchmark: Literal["toolbench"]
     outputs: str
