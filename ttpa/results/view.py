@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import IO, Any
 
 from rich.console import Console
@@ -26,6 +26,8 @@ log = logging.getLogger("ttpa")
 
 EVERY_S = 10.0
 """Seconds between progress lines where the screen cannot be redrawn."""
+Policies = Mapping[str, tuple[StageResult, StageResult]]
+"""Name -> the stage that made the policy, and its evaluation."""
 COLOURS = {"waiting": "none", "running": "yellow", "done": "green", "cached": "cyan"}
 
 
@@ -36,27 +38,15 @@ def clock(seconds: float) -> str:
 
 @dataclass(slots=True)
 class StageLine:
-    """What the screen shows of one stage. `first_done` and `paced` say how much was done when this process began."""
+    """What the screen shows of one stage. `paced` is the time of the first news and what was done by then: the time left
+    is told from the pace of this process.
+    """
 
-    label: str
     state: str = "waiting"
-    began: float = field(default_factory=time.monotonic)
-    done: int = 0
-    total: int = 0
-    tokens_per_s: float = 0.0
-    note: str = ""
+    began: float = 0.0
     seconds: float = 0.0
-    first_done: int | None = None
-    paced: float = 0.0
-
-    def status(self) -> str:
-        """Count, speed, estimated time left (from the pace of this process), and the note."""
-        fresh, left = self.done - (self.first_done or 0), ""
-        if fresh > 0 and self.total:
-            left = f"{clock((time.monotonic() - self.paced) / fresh * (self.total - self.done))} left"
-        count = f"{self.done}/{self.total}" if self.total else ""
-        speed = f"{self.tokens_per_s:,.0f} tokens/s" if self.tokens_per_s else ""
-        return ", ".join(part for part in (count, speed, left, self.note) if part)
+    note: str = ""
+    paced: tuple[float, int] | None = None
 
 
 class ScreenView:
@@ -81,32 +71,31 @@ class ScreenView:
         if self.live:
             self.live.stop()
 
-    # --- what the pipeline tells ---------------------------------------------------------------------------------
-
     def expect(self, labels: Sequence[str]) -> None:
-        self.lines = {label: StageLine(label) for label in labels}
+        self.lines = {label: StageLine() for label in labels}
 
     def begin(self, label: str) -> None:
-        line = self.lines.setdefault(label, StageLine(label))
-        line.state, line.began = "running", time.monotonic()
+        self.lines[label] = StageLine("running", began=time.monotonic())
         self._say(f"{label}: started")
 
     def progress(self, label: str, done: int, total: int, tokens_per_s: float, note: str) -> None:
-        line = self.lines[label]
-        if line.first_done is None:
-            line.first_done, line.paced = done, time.monotonic()
-        line.done, line.total, line.tokens_per_s, line.note = done, total, tokens_per_s, note
-        if time.monotonic() - self.printed > EVERY_S:
-            self.printed = time.monotonic()
-            self._say(f"{label}: {line.status()}")
+        line, now = self.lines[label], time.monotonic()
+        line.paced = line.paced or (now, done)
+        since, before = line.paced
+        count = f"{done}/{total}" if total else ""
+        speed = f"{tokens_per_s:,.0f} tokens/s" if tokens_per_s else ""
+        left = f"{clock((now - since) / (done - before) * (total - done))} left" if total and done > before else ""
+        line.note = ", ".join(part for part in (count, speed, left, note) if part)
+        if now - self.printed > EVERY_S:
+            self.printed = now
+            self._say(f"{label}: {line.note}")
 
     def end(self, label: str, result: StageResult) -> None:
-        line = self.lines.setdefault(label, StageLine(label))
-        if line.state in ("done", "cached"):
+        if label in self.lines and self.lines[label].state in ("done", "cached"):
             return  # a control came by a stage that the run itself has shown
-        line.state = "cached" if result.cached else "done"
-        line.seconds = result.seconds
-        line.note = f"{result.name}-{result.fingerprint}{glance(result)}"
+        note = f"{result.name}-{result.fingerprint}{glance(result)}"
+        line = StageLine("cached" if result.cached else "done", seconds=result.seconds, note=note)
+        self.lines[label] = line
         self._say(f"{label}: {line.state}, {clock(line.seconds)}, {line.note}")
 
     def note(self, message: str) -> None:
@@ -121,22 +110,26 @@ class ScreenView:
         table = Table(title=f"ttpa {self.title}", title_justify="left", box=None, pad_edge=False)
         for name in ("stage", "state", "time", ""):
             table.add_column(name, justify="right" if name == "time" else "left")
-        for line in self.lines.values():
-            running = line.state == "running"
-            spent = clock(time.monotonic() - line.began if running else line.seconds) if line.state != "waiting" else ""
+        for label, line in self.lines.items():
+            spent = clock(time.monotonic() - line.began if line.state == "running" else line.seconds)
             state = f"[{COLOURS[line.state]}]{line.state}[/]"
-            table.add_row(line.label, state, spent, line.status() if running else line.note)
+            table.add_row(label, state, "" if line.state == "waiting" else spent, line.note)
         return table
-
-    # --- the end -------------------------------------------------------------------------------------------------
 
     def summary(self, outcome: Outcome, run_folder: str) -> None:
         """The tables of a run."""
         if outcome.branches and "evaluation" in outcome.branches[0].stages:
-            for title, table in (accuracy_table(outcome), category_table(outcome), error_table(outcome)):
-                if table.rows:
+            found = policies(outcome)
+            for title, columns, rows in tables(outcome, found):
+                table = Table(box=None, pad_edge=False)
+                for at, name in enumerate(columns):
+                    left = at == 0 or name == "all"
+                    table.add_column(name, justify="left" if left else "right", no_wrap=at > 0)
+                for row in rows:
+                    table.add_row(*row)
+                if rows:
                     self.console.print("", title, table, sep="\n", markup=False)
-            for text in differences(outcome):
+            for text in differences(outcome.branches[0].objective, found):
                 self.console.print(text, markup=False)
         built = "nothing built: all from the store"
         if outcome.built:
@@ -163,8 +156,8 @@ def glance(result: StageResult) -> str:
     return f", {metrics['too_long']} samples too long, left out" if metrics.get("too_long") else ""
 
 
-def policies(outcome: Outcome) -> dict[str, tuple[StageResult, StageResult]]:
-    """Name -> (the stage that made the policy, its evaluation); the warm-up first, if it was evaluated."""
+def policies(outcome: Outcome) -> Policies:
+    """The warm-up first, if it was evaluated."""
     rows = {"warm-up": (outcome.shared["warmup"], outcome.shared["baseline"])} if "baseline" in outcome.shared else {}
     for cell in outcome.branches:
         last = [stage for role, stage in cell.stages.items() if role.startswith("align")][-1]
@@ -180,67 +173,49 @@ def share_text(entry: Mapping[str, Any] | None, *, interval: bool = False) -> st
     return f"{entry['value']:.3f}{spread}"
 
 
-def _table(columns: Sequence[str], left: int = 1) -> Table:
-    """A table without rows; its first `left` columns are aligned to the left."""
-    table = Table(box=None, pad_edge=False)
-    for at, name in enumerate(columns):
-        table.add_column(name, justify="left" if at < left else "right", no_wrap=at > 0)
-    return table
+def tables(outcome: Outcome, found: Policies) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Title, columns and rows of accuracy by band with costs, of accuracy by category, and of the errors."""
+    stages, each = outcome.branches[0].stages, {name: evaluation.metrics for name, (_, evaluation) in found.items()}
+    first = next(iter(each.values()))
 
-
-def accuracy_table(outcome: Outcome) -> tuple[str, Table]:
-    """Title and table of exact-call accuracy by band and of what each policy cost."""
-    first = outcome.branches[0].stages["evaluation"].metrics
-    title = f"Exact-call accuracy, {first['split']} split ({first['accuracy']['n']} samples), 95 % interval"
+    rows = []
     unseen = ["unseen tool"] if first["unseen_tool"] else []
-    table = _table(["policy", "all", *first["bands"], *unseen, "seconds", "tokens"], left=2)
-    for name, (stage, evaluation) in policies(outcome).items():
+    columns = ["policy", "all", *first["bands"], *unseen, "seconds", "tokens"]
+    for name, (stage, evaluation) in found.items():
         metrics, tokens = evaluation.metrics, stage.metrics.get("tokens")
         shares = [metrics["bands"].get(band) for band in first["bands"]] + [metrics["unseen_tool"] for _ in unseen]
         costs = (f"{stage.seconds:.0f}", f"{tokens:,}" if tokens else "-")
-        table.add_row(name, share_text(metrics["accuracy"], interval=True), *map(share_text, shares), *costs)
-    for role, stage in outcome.branches[0].stages.items():
-        if role.startswith("explore"):
-            blank = [""] * (len(table.columns) - 3)
-            table.add_row("(exploration)", *blank, f"{stage.seconds:.0f}", f"{stage.metrics['tokens']:,}")
-    return title, table
+        rows.append([name, share_text(metrics["accuracy"], interval=True), *map(share_text, shares), *costs])
+    for stage in (stage for role, stage in stages.items() if role.startswith("explore")):
+        blank = [""] * (len(columns) - 3)
+        rows.append(["(exploration)", *blank, f"{stage.seconds:.0f}", f"{stage.metrics['tokens']:,}"])
+    split = f"{first['split']} split ({first['accuracy']['n']} samples)"
+    yield f"Exact-call accuracy, {split}, 95 % interval", columns, rows
 
-
-def category_table(outcome: Outcome) -> tuple[str, Table]:
-    """Title and table of accuracy by category of a benchmark, and its totals; no rows for data without categories.
-
-    A total that was not run is a dash.
-    """
-    names, found = list(policies(outcome)), [evaluation.metrics for _, evaluation in policies(outcome).values()]
-    table, first = _table(["category", *names]), found[0]
+    rows = []
     for category in first.get("categories", ()):
-        table.add_row(category, *(share_text(one["categories"][category], interval=True) for one in found))
+        rows.append([category, *(share_text(one["categories"][category], interval=True) for one in each.values())])
     if "bounds" in first:  # of a benchmark that cannot tell about every answer
-        table.add_row("share that can be judged", *(share_text(one["decidable"]) for one in found))
+        rows.append(["share that can be judged", *(share_text(one["decidable"]) for one in each.values())])
         for bound, about in (("low", "the rest wrong"), ("high", "the rest right")):
-            table.add_row(f"all answers, {about}", *(share_text(one["bounds"][bound]) for one in found))
+            rows.append([f"all answers, {about}", *(share_text(one["bounds"][bound]) for one in each.values())])
     for version, totals in first.get("totals", {}).items():
         for name, total in totals.items():
             covered = "" if total["covered"] == 1 else f", {total['covered']:.0%} covered"
             title = f"{version}{'  ' * total['depth']} {name.replace('_', ' ')}{covered}"
-            table.add_row(title, *(share_text(one["totals"][version][name]) for one in found))
-    return "Accuracy by category, 95 % interval", table
+            rows.append([title, *(share_text(one["totals"][version][name]) for one in each.values())])
+    yield "Accuracy by category, 95 % interval", ["category", *found], rows
+
+    rows = [[name, *(share_text(metrics["errors"][label]) for label in LABELS)] for name, metrics in each.items()]
+    yield "Share of answers with each error", ["policy", *(label.replace("_", " ") for label in LABELS)], rows
 
 
-def error_table(outcome: Outcome) -> tuple[str, Table]:
-    """Title and table of the share of answers that show each of the six errors, and calls too many or too few."""
-    table = _table(["policy", *(label.replace("_", " ") for label in LABELS)])
-    for name, (_, evaluation) in policies(outcome).items():
-        table.add_row(name, *(share_text(evaluation.metrics["errors"][label]) for label in LABELS))
-    return "Share of answers with each error", table
-
-
-def differences(outcome: Outcome) -> list[str]:
+def differences(main: str, found: Policies) -> Iterator[str]:
     """Paired differences of the run's objective against the warm-up and against the controls, in words."""
-    exact = {name: exact_by_id(evaluation.path) for name, (_, evaluation) in policies(outcome).items()}
-    main, lines = outcome.branches[0].objective, [""]
+    exact = {name: exact_by_id(evaluation.path) for name, (_, evaluation) in found.items()}
+    if len(exact) > 1:
+        yield ""
     for other in (name for name in exact if name != main):
         mean, low, high = paired_difference(exact[main][0], exact[other][0], exact[main][1])
         verdict = "better" if low > 0 else "worse" if high < 0 else "no clear difference"
-        lines.append(f"{main} - {other}: {mean:+.3f} [{low:+.3f}, {high:+.3f}], {verdict}")
-    return lines if len(lines) > 1 else []
+        yield f"{main} - {other}: {mean:+.3f} [{low:+.3f}, {high:+.3f}], {verdict}"

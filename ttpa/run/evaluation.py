@@ -33,7 +33,6 @@ class Evaluation(Protocol):
     """A benchmark. Who derives from it inherits the methods that have a body here."""
 
     max_new_tokens: int
-    """Longest answer, in tokens."""
 
     def check(self) -> None:
         """Raises ConfigError or DataError, before any work, where a file or a package is missing."""

@@ -132,9 +132,8 @@ class _Graph:
         return StageFacts(
             id=id_,
             stage=name,
-            label=label,
+            name=f"{label}, {cfg.name}, seed {cfg.seed}",
             run=cfg.name,
-            seed=cfg.seed,
             choices={group: str(cfg.choices[group]) for group in (*chosen, "experiment") if group in cfg.choices},
             config={**config.identity(cfg, *chosen), "seed": cfg.seed, "rounds": cfg.rounds, "name": cfg.name},
             inputs={role: result.path for role, result in inputs.items()},

@@ -31,22 +31,11 @@ class StageFacts:
 
     id: str  # name of the stage's folder, `<stage>-<fingerprint>`: the same stage is the same run, also after a kill
     stage: str  # one of the stages' names
-    label: str  # what the screen calls it
+    name: str  # for people
     run: str  # `name=`, which groups the stages of a sweep
-    seed: int
     choices: Mapping[str, str]  # group -> option, of the groups that decided this stage, and the experiment
     config: Mapping[str, Any]  # resolved values of these groups, and scalars
     inputs: Mapping[str, Path]  # role -> folder of the finished stage
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return f"{self.label}, {self.run}, seed {self.seed}"
-
-    @property
-    def tags(self) -> list[str]:
-        """`group=option`, to filter by."""
-        return [f"{group}={option}" for group, option in self.choices.items()]
 
 
 class Tracker(Protocol):
@@ -85,11 +74,7 @@ class Tracking:
         return Tracking, (self.make, self.follow)
 
     def begin(self, facts: StageFacts, workdir: Path) -> None:
-        """A stage is being built.
-
-        Raises:
-            ConfigError: the tracker cannot be opened.
-        """
+        """A stage is being built."""
         self._stage = (workdir, facts)
         if self.follow is not None and facts.stage in TRACKED:
             self._tracker = self.follow(facts)
