@@ -7,7 +7,6 @@ import itertools
 import json
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -98,8 +97,8 @@ def test_a_verdict_is_asked_once_and_survives_a_restart(server: Server, tmp_path
     first = judge(server, tmp_path)
     assert [first.ask(QUESTION, vote) for vote in (0, 1, 0)] == ["solved", "solved", "solved"]
     assert first.requests == len(server.asked) == 2 and [body["seed"] for body in server.asked] == [0, 1]
-    assert server.asked[0]["messages"] == [{"role": "user", "content": "?"}]
-    assert (server.asked[0]["model"], server.asked[0]["temperature"], server.asked[0]["max_tokens"]) == ("m", 0.2, 512)
+    settings = {"model": "m", "temperature": 0.2, "max_tokens": 512}
+    assert server.asked[0] == {"messages": [{"role": "user", "content": "?"}], **settings, "seed": 0}
     second = judge(server, tmp_path)
     assert second.ask(QUESTION, 1) == "solved" and second.requests == 0 and len(server.asked) == 2
 
@@ -107,18 +106,13 @@ def test_a_verdict_is_asked_once_and_survives_a_restart(server: Server, tmp_path
 def test_all_that_decides_a_verdict_is_in_its_key(server: Server, tmp_path: Path) -> None:
     changes = ({}, {"temperature": 0.5}, {"max_tokens": 9}, {"model": "other"}, {"base_url": server.url + "/x"})
     judges = [judge(server, tmp_path, **more) for more in changes]
-    others = [
-        Question(prompt="!", field="status", choices=QUESTION.choices),
-        Question(prompt="?", field="task", choices=QUESTION.choices),
-        Question(prompt="?", field="status", choices=("solved",)),
-    ]
+    others = [QUESTION._replace(**more) for more in ({"prompt": "!"}, {"field": "task"}, {"choices": ("solved",)})]
     keys = [one.key(QUESTION, 0) for one in judges] + [judges[0].key(one, 0) for one in others]
     assert len({*keys, judges[0].key(QUESTION, 1)}) == 9
-    # What only says how patiently is asked is not.
     assert judge(server, tmp_path, retries=9, timeout_s=1.0).key(QUESTION, 0) == keys[0]
 
 
-@pytest.mark.parametrize("failure", [(503, b"", {}), (429, b"slow", {}), None])
+@pytest.mark.parametrize("failure", [(503, b"", {}), None])
 def test_a_request_that_fails_is_sent_again_and_then_stops_the_run(
     failure: Any, server: Server, tmp_path: Path
 ) -> None:
@@ -134,7 +128,7 @@ def test_a_request_that_fails_is_sent_again_and_then_stops_the_run(
 
 @pytest.mark.parametrize(
     "reply",
-    [b"<html>sign in</html>", b"{}", b"[1]", b'{"choices": []}', b'{"choices": [{"message": null}]}', b"[" * 100_000],
+    [b"<html>sign in</html>", b"[1]", b'{"choices": []}', b'{"choices": [{"message": null}]}', b"[" * 100_000],
 )
 def test_a_reply_that_is_no_chat_completion_stops_the_run(reply: bytes, server: Server, tmp_path: Path) -> None:
     server.said = lambda body: (200, reply, {})
@@ -143,53 +137,39 @@ def test_a_reply_that_is_no_chat_completion_stops_the_run(reply: bytes, server: 
     assert not (tmp_path / "v.jsonl").exists()
 
 
-def test_a_redirect_is_refused_and_the_key_stays(
+def test_a_redirect_is_refused_and_no_message_shows_the_key_or_a_password(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sk-secret\n")
-    one = judge(server, tmp_path, api_key_env="JUDGE_KEY", retries=1)
+    keyed = {"api_key_env": "JUDGE_KEY"}
     with serving() as thief:
         server.said = lambda body: (302, b"", {"Location": f"{thief.url}/stolen"})
         with pytest.raises(DataError, match="HTTP 302"):
-            one.ask(QUESTION, 0)
+            judge(server, tmp_path, **keyed).ask(QUESTION, 0)
         assert server.keys == ["Bearer sk-secret"] and not thief.asked
-    assert not (tmp_path / "v.jsonl").exists()
-
-
-def test_no_message_shows_the_key_or_a_password(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("JUDGE_KEY", "sk-secret")
     server.said = lambda body: (401, b'{"error": "bad key\\n sk-secret"}', {})
     address = server.url.replace("//", "//user:pass-word@")
     for base_url, said in ((server.url, "HTTP 401: .*bad key.*\\*\\*\\*"), (address, r"base_url=http://\*\*\*@127")):
         with pytest.raises(DataError, match=said) as raised:
-            judge(server, tmp_path, base_url=base_url, api_key_env="JUDGE_KEY").ask(QUESTION, 0)
+            judge(server, tmp_path, base_url=base_url, **keyed).ask(QUESTION, 0)
         assert "sk-secret" not in str(raised.value) and "pass-word" not in str(raised.value)
-    monkeypatch.setenv("JUDGE_KEY", "a\nb")  # cannot be sent
-    with pytest.raises(DataError) as raised:
-        judge(server, tmp_path, api_key_env="JUDGE_KEY").ask(QUESTION, 0)
-    assert "a\\nb" not in str(raised.value) and "a b" not in str(raised.value)
+    assert not (tmp_path / "v.jsonl").exists()
     monkeypatch.delenv("JUDGE_KEY")
     with pytest.raises(ConfigError, match=r"api_key_env=JUDGE_KEY: there is no such environment variable"):
-        judge(server, tmp_path, api_key_env="JUDGE_KEY")
+        judge(server, tmp_path, **keyed)
 
 
 def test_silence_and_nobody_there_are_failures(server: Server, tmp_path: Path) -> None:
     release = threading.Event()
     server.said = lambda body: release.wait(10) and "solved"
-    began = time.monotonic()
     with pytest.raises(DataError, match=r"timed out"):
         judge(server, tmp_path, timeout_s=0.2).ask(QUESTION, 0)
-    assert time.monotonic() - began < 5
     release.set()
     with pytest.raises(DataError, match="Connection error"):
         judge(server, tmp_path, base_url="http://127.0.0.1:9/v1").ask(QUESTION, 0)
 
 
-@pytest.mark.parametrize(
-    "garbage", ["I think so.", "", None, 5, '{"status": "great"}', '{"status": 1}', "{" * 50_000, "\ud800"]
-)
+@pytest.mark.parametrize("garbage", ["I think so.", None, "{" * 50_000])
 def test_words_without_a_verdict_are_asked_again_and_then_kept_as_malformed(
     garbage: Any, server: Server, tmp_path: Path
 ) -> None:
@@ -213,7 +193,7 @@ def test_words_without_a_verdict_are_asked_again_and_then_kept_as_malformed(
         ('{"status": "solved"} {"other": {"a": 1}}', "solved"),
         ("solved or unsolved", None),
         ('{"verdict": "solved"}', None),
-        ('{"status": ["solved"]}', None),
+        ('{"status": ["solved"]} {"status": "great"} \ud800', None),
     ],
 )
 def test_verdicts_in_words(text: str, choice: str | None) -> None:
@@ -228,7 +208,7 @@ def test_a_torn_or_foreign_cache(server: Server, tmp_path: Path) -> None:
     one = judge(server, tmp_path)
     assert [one.ask(QUESTION, vote) for vote in (0, 1)] == ["solved"] * 2 and len(server.asked) == 2
     assert [json.loads(line)["vote"] for line in cache.read_text().splitlines()] == [0, 1]
-    for foreign in ('{"key": "a", "text": "another file"}\n', "[]\n", "notes\n"):
+    for foreign in ('{"key": "a", "text": "another file"}\n', "notes\n"):
         cache.write_text(foreign)
         with pytest.raises(ConfigError, match="cache=.*no verdict"):
             judge(server, tmp_path)
@@ -236,9 +216,6 @@ def test_a_torn_or_foreign_cache(server: Server, tmp_path: Path) -> None:
     cache.write_text(json.dumps({"key": one.key(QUESTION, 0), "choice": "banana"}) + "\n")
     with pytest.raises(ConfigError, match=r"cache=.*v.jsonl: holds 'banana' where one of solved, .* Remove the line"):
         judge(server, tmp_path).ask(QUESTION, 0)
-
-
-# --- the command -----------------------------------------------------------------------------------------------------
 
 
 def words_of(body: dict[str, Any]) -> str:
@@ -280,7 +257,6 @@ def test_a_folder_is_scored_and_a_second_run_asks_nothing(
     for said in ("I1-Inst", "0.4000 [", "win_rate, ties: 2", "answers without a reference: 2", f"{count} requests",
                  "answers without a Finish call: 1", "judge: m"):  # fmt: skip
         assert said in shown
-    assert "I2-Cat" not in shown
     assert main([*words, "workers=1"]) == 0 and len(server.asked) == count and rows_of(tmp_path) == rows
     assert capsys.readouterr().out == shown.replace(f"{count} requests", "0 requests")
 
@@ -326,17 +302,14 @@ def test_an_endpoint_that_fails_on_the_way_loses_nothing_that_was_asked(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"outputs": ""}, r"needs outputs"),
-        ({"outputs": "nowhere"}, r"outputs=nowhere: no such folder"),
-        ({"outputs": str(SOLVABLE.parent)}, r"outputs=.*no answers to I1-Inst"),
-        ({"base_url": "localhost"}, r"base_url='localhost': .*https\?://"),
-        ({"votes": "0"}, r"votes='0': .*greater than or equal to 1"),
-        ({"votes": "x"}, r"votes='x': .*integer"),
-        ({"temperature": "nan"}, r"temperature='nan': .*finite"),
+        ({"outputs": "nowhere"}, r"outputs=nowhere: no answers to I1-Inst"),
+        ({"base_url": "localhost"}, r"base_url='localhost'"),
+        ({"votes": "0"}, r"votes='0'"),
+        ({"temperature": "nan"}, r"temperature='nan'"),
         ({"measures": "bleu"}, r"measures=bleu: .*pass_rate, sopr"),
         ({"measures": "sowr"}, r"Give reference="),
-        ({"subsets": "I4"}, r"subsets=I4: .*I1-Inst"),
-        ({"solvabel": "red"}, r"solvabel=red: .*Did you mean solvable\?"),
+        ({"subsets": "I1-Inst,I1-Inst"}, r"subsets=I1-Inst,I1-Inst"),
+        ({"solvabel": "red"}, r"Did you mean solvable\?"),
         ({"out": "/"}, r"out=/: cannot be written"),
         ({"out": "v.jsonl", "cache": "v.jsonl"}, r"out=.*is also read"),
     ],
