@@ -1,4 +1,4 @@
-"""The folder of a small table."""
+"""The folder of a small table, and one without a W&B key."""
 
 from __future__ import annotations
 
@@ -17,3 +17,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     made.mkdir(parents=True)
     write_table(made, TABLE)
     return made
+
+
+def without_key(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Makes an empty folder the current one, with an environment without anybody's W&B key."""
+    for key in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "WANDB_BASE_URL"):
+        patch.delenv(key, raising=False)
+    for name in ("DATA", "CACHE", "CONFIG"):
+        patch.setenv(f"WANDB_{name}_DIR", str(folder / name.lower()))
+    patch.setenv("NETRC", str(folder / "no-netrc"))
+    patch.setenv("OMP_NUM_THREADS", "1")
+    patch.chdir(folder)

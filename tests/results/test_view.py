@@ -21,9 +21,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def shares(value: float | None) -> dict[str, Any]:
-    low, high = (None, None) if value is None else (value - 0.1, value + 0.1)
-    return {"value": value, "low": low, "high": high, "n": 4}
+def shares(value: float) -> dict[str, Any]:
+    return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 4}
 
 
 def stage(folder: Path, name: str, right: int = 0, **metrics: Any) -> StageResult:
@@ -36,32 +35,33 @@ def stage(folder: Path, name: str, right: int = 0, **metrics: Any) -> StageResul
 
 
 def evaluated(folder: Path, right: int) -> StageResult:
-    errors = {label: shares(0.25) for label in LABELS}
-    more = {"bands": {"easy": shares(0.5)}, "unseen_tool": None, "split": "test", "errors": errors, "too_long": 0}
-    totals = {"v4": {"non_live": {"value": None, "covered": 0.5, "depth": 1}}}
-    return stage(
-        folder, "evaluate", right, accuracy=shares(right / 4), categories={"a": shares(0.5)}, totals=totals, **more
-    )
+    metrics = {
+        "accuracy": shares(right / 4), "errors": {label: shares(0.25) for label in LABELS},
+        "bands": {"easy": shares(0.5)}, "unseen_tool": None, "split": "test", "too_long": 0,
+        "categories": {"a": shares(0.5)}, "bounds": {"low": shares(0.3), "high": shares(0.7)}, "decidable": shares(0.6),
+        "totals": {"v4": {"non_live": {"value": None, "covered": 0.5, "depth": 1}}},
+    }  # fmt: skip
+    return stage(folder, "evaluate", right, **metrics)
 
 
 def test_the_tables_of_a_run(tmp_path: Path) -> None:
     """The warm-up answers none right and the policy all: better by one, in words."""
     warmup, align = stage(tmp_path, "warmup", tokens=1234), stage(tmp_path, "align", tokens=None)
     explore = stage(tmp_path, "explore", tokens=99, samples=8, pairs=3)
-    cell = Branch(
-        "dpo", {"explore1": explore, "align1": align, "evaluation": evaluated(tmp_path, 4)}, OmegaConf.create()
-    )
+    stages = {"explore1": explore, "align1": align, "evaluation": evaluated(tmp_path, 4)}
     shown = io.StringIO()
     with ScreenView(shown, "x") as view:
         view.end("explore", explore)
         shared = {"warmup": warmup, "baseline": evaluated(tmp_path, 0)}
-        view.summary(Outcome(shared, (cell,), ("warmup", "align")), "runs/x")
+        branch = Branch("dpo", stages, OmegaConf.create())
+        view.summary(Outcome(shared, (branch,), ("warmup", "align")), "runs/x")
     text = shown.getvalue()
     words = [line.split() for line in text.splitlines()]
     assert "explore: done, 1:15, explore-f0, 3 pairs from 8 samples" in text
     assert ["warm-up", "0.000", "[-0.100,", "0.100]", "0.500", "75", "1,234"] in words
     assert ["dpo", "1.000", "[0.900,", "1.100]", "0.500", "75", "-"] in words
     assert ["(exploration)", "75", "99"] in words
+    assert ["all", "answers,", "the", "rest", "right", "0.700", "0.700"] in words
     assert ["v4", "non", "live,", "50%", "covered", "-", "-"] in words
     assert ["dpo", *["0.250"] * len(LABELS)] in words
     assert "dpo - warm-up: +1.000 [+1.000, +1.000], better" in text
@@ -76,10 +76,10 @@ def test_a_terminal_shows_states_and_time_left(monkeypatch: pytest.MonkeyPatch, 
     view.expect(["warm-up", "explore"])
     view.begin("warm-up")
     view.progress("warm-up", 3, 10, 0.0, "")
-    assert view.lines["warm-up"].status() == "3/10"
+    assert view.lines["warm-up"].note == "3/10"
     now[0] += 10
     view.progress("warm-up", 5, 10, 1234.5, "loss 1")
-    assert view.lines["warm-up"].status() == "5/10, 1,234 tokens/s, 0:25 left, loss 1"
     view.console.print(view._stages())
     shown = view.console.file.getvalue()  # type: ignore[attr-defined]
     assert "running" in shown and "0:10" in shown and "waiting" in shown
+    assert "5/10, 1,234 tokens/s, 0:25 left, loss 1" in " ".join(shown.split())
