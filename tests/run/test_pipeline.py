@@ -102,21 +102,15 @@ def test_a_product_shares_warmup_and_exploration_and_a_second_run_builds_nothing
     assert not list((tmp_path / "store").glob("*.lock"))
 
 
-def test_the_warm_up_is_evaluated_by_a_single_run_and_by_a_sweep_on_request(tmp_path: Path) -> None:
-    sweep = ("-m", "objective=dpo,simpo")
-    shown = ttpa(tmp_path, *sweep)
-    assert Counter(built(tmp_path))["evaluate"] == 2 and "warm-up  " not in shown and "dpo" in shown
-    assert all(row["baseline"] == {} and "baseline" not in row["stages"] for row in rows(tmp_path).values())
-    shown = ttpa(tmp_path, "objective=dpo")
-    assert Counter(built(tmp_path))["evaluate"] == 3 and "dpo - warm-up: " in shown
-    assert {row["choices"]["objective"] for row in rows(tmp_path).values() if row["baseline"]} == {"dpo"}
-    # What the store has by then is shown by a sweep too, and nothing is lost from the record that held it.
-    assert "simpo - warm-up: " in ttpa(tmp_path, *sweep)
-    assert all(row["baseline"]["accuracy"] and row["stages"]["baseline"] for row in rows(tmp_path).values())
-    ttpa(tmp_path, "-m", "seed=1,2", "baseline=true")
-    assert Counter(built(tmp_path))["evaluate"] == 3 + 4
-    ttpa(tmp_path, "seed=3", "baseline=false")
-    assert Counter(built(tmp_path))["evaluate"] == 7 + 1
+def test_the_warm_up_is_evaluated_on_request_and_shown_where_it_is_in_the_store(folder: Path) -> None:
+    assert "warm-up  " not in run_here("objective=dpo", "baseline=false")
+    assert all(row["baseline"] == {} and "baseline" not in row["stages"] for row in rows(folder).values())
+    assert "dpo - warm-up: " in run_here("objective=dpo")
+    assert Counter(built(folder))["evaluate"] == 2
+    # A sweep asks for none, but shows what the store has, and loses nothing from the row that held it.
+    assert "simpo - warm-up: " in run_here("objective=simpo", "baseline=false")
+    assert Counter(built(folder))["evaluate"] == 3
+    assert all(row["baseline"]["accuracy"] and row["stages"]["baseline"] for row in rows(folder).values())
 
 
 def test_until_stops_early_and_the_waves_are_reused(folder: Path) -> None:
@@ -149,13 +143,7 @@ def test_controls_run_over_the_same_pairs_and_prompts(folder: Path) -> None:
 def test_execution_groups_do_not_rebuild_anything(folder: Path) -> None:
     run_here()
     count = len(built(folder))
-    ttpa(
-        folder,
-        "engine.rows=7",
-        "trainer.micro_tokens=64",
-        "logger=csv",
-        "trainer.checkpoint_every_steps=1",
-    )
+    run_here("engine.rows=7", "trainer.micro_tokens=64", "logger=csv", "trainer.checkpoint_every_steps=1")
     assert len(built(folder)) == count
 
 
@@ -167,7 +155,7 @@ def test_curriculum_rounds_and_an_early_start_without_warmup(folder: Path) -> No
 
 LONG = (
     "recipe.warmup.steps=120", "recipe.align.steps=60", "data.warmup_samples=3000",
-    "data.explore_samples=48", "data.test_per_band=24", "engine.rows=6", "objective=dpo",
+    "data.explore_samples=40", "data.test_per_band=16", "engine.rows=6", "objective=dpo", "baseline=false",
     "trainer.checkpoint_every_steps=5",
 )  # fmt: skip
 
@@ -241,8 +229,7 @@ def test_an_edited_file_is_other_data_and_a_moved_one_is_not(folder: Path) -> No
     assert built(folder) == ["data", "warmup"] * 2
 
 
-@pytest.mark.parametrize("source", ["toolace", "xlam"])
-@pytest.mark.parametrize("sampler", ["group", "tps"])
+@pytest.mark.parametrize(("source", "sampler"), [("toolace", "group"), ("xlam", "tps")])
 def test_real_rows_go_through_the_whole_graph(folder: Path, source: str, sampler: str) -> None:
     """Read or rejected with a reason, rendered, trained on, sampled, scored, paired, aligned and evaluated."""
     name = {"toolace": "toolace_dialogues", "xlam": "xlam"}[source]
@@ -262,7 +249,6 @@ def test_real_rows_go_through_the_whole_graph(folder: Path, source: str, sampler
 def test_every_tool_name_is_in_the_token_ids_of_every_stage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What each stage feeds its model is written down at the model's door and searched for the tools of its samples."""
     from ttpa.prompts import Renderer
-    from ttpa.run.stages import aligning, decoding, exploring, training
 
     seen: list[tuple[str, str, bool]] = []
     stage = ""
@@ -276,24 +262,21 @@ def test_every_tool_name_is_in_the_token_ids_of_every_stage(folder: Path, monkey
         return prompts
 
     monkeypatch.setattr(Renderer, "prompts", watched)
-    for module, names in ((training, ("build_warmup",)), (aligning, ("build_align",)),
-                          (decoding, ("build_select", "build_evaluate")), (exploring, ("build_explore",))):  # fmt: skip
-        for name in names:
-            build = getattr(module, name)
+    stages = ("build_warmup", "build_select", "build_explore", "build_align", "build_evaluate")
+    for name in stages:
+        build = getattr(pipeline, name)
 
-            def named(*args: Any, build: Any = build, name: str = name) -> Any:
-                nonlocal stage
-                stage = name
-                return build(*args)
+        def named(*args: Any, build: Any = build, name: str = name) -> Any:
+            nonlocal stage
+            stage = name
+            return build(*args)
 
-            monkeypatch.setattr(pipeline.stages, name, named)
+        monkeypatch.setattr(pipeline, name, named)
     path = Path(__file__).resolve().parents[1] / "data" / "toolace_dialogues.jsonl.gz"
     flat = [word for word in SMALL if not word.startswith("data.")]
     run_here("data=toolace", f"data.path={path}", "data.test_fraction=0.2", "select=perplexity", "objective=simpo",
              base=flat)  # fmt: skip
-    assert {name for name, _, _ in seen} == {
-        "build_warmup", "build_select", "build_explore", "build_align", "build_evaluate",
-    }  # fmt: skip
+    assert {name for name, _, _ in seen} == set(stages)
     assert [tool for _, tool, found in seen if not found] == []
 
 
