@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 from ttpa.results.cells import TableCell, cells_of, open_hydra
 from ttpa.results.spec import load
 from ttpa.run import config
-from ttpa.run.stages import VERSIONS
+from ttpa.run.parts import VERSIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

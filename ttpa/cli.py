@@ -13,12 +13,14 @@ import sys
 from collections.abc import Sequence
 
 import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from ttpa.errors import ConfigError, TtpaError, nearest
 from ttpa.results.job import job
 from ttpa.run import cluster
-from ttpa.run.overrides import COMPLAINTS, explained, overrides_of
 
 COMMANDS = {
     "sweep": "ttpa.results.sweep",
@@ -42,12 +44,17 @@ def graph(words: Sequence[str]) -> int:
         ConfigError: an override that cannot be composed; names the nearest right one.
     """
     sys.argv[1:] = words or ["experiment=demo"]
-    overrides_of(words)  # refuses an unknown flag, before argparse does in ten lines
+    flags = list(get_args_parser()._option_string_actions)
+    for word in words:  # before argparse refuses an unknown flag in ten lines
+        if word.startswith("-") and not any(flag.startswith(word.partition("=")[0]) for flag in flags):
+            raise ConfigError(f"no flag {word}. {nearest(word, flags)}")
     cluster.check_plugins(words, launches=not {"-m", "--multirun"}.isdisjoint(words))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come back here instead of being printed by Hydra
     try:
         _run()
-    except COMPLAINTS as error:
+    except (HydraException, OmegaConfBaseException) as error:
+        from ttpa.run.overrides import explained
+
         raise explained(error, words) from None
     return 0
 

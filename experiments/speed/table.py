@@ -19,7 +19,7 @@ from pathlib import Path
 from ttpa.results.cells import Records, TableCell, cells_of, open_hydra
 from ttpa.results.spec import load
 from ttpa.run import config
-from ttpa.run.stages import VERSIONS
+from ttpa.run.parts import VERSIONS
 
 TABLE = """\
 title: "Sampler x scorer x objective x selection"

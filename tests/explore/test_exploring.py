@@ -28,10 +28,9 @@ from ttpa.policy.tree import TokenRow
 from ttpa.prompts import compact_segments
 from ttpa.records import Candidate, Message, Pair, Sample, Score
 from ttpa.run import config
-from ttpa.run.parts import build_parts
+from ttpa.run.parts import Parts, build_parts
 from ttpa.run.stages import exploring
 from ttpa.run.stages.exploring import build_explore
-from ttpa.run.stages.parts import Parts
 
 ROOM = 18
 """Enough for all targets but the longest."""

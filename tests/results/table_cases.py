@@ -13,7 +13,7 @@ import yaml
 from ttpa.results.cells import TableCell, cells_of, open_hydra, select_seeds
 from ttpa.results.spec import load
 from ttpa.run import config
-from ttpa.run.stages import VERSIONS
+from ttpa.run.parts import VERSIONS
 
 TABLE: dict[str, Any] = {
     "title": "SimPO & friends: 100 % of #1_a",

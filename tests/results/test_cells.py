@@ -13,7 +13,7 @@ from ttpa.errors import ConfigError
 from ttpa.results.cells import Records, TableCell
 from ttpa.results.records import Record, number_at
 from ttpa.results.stats import Estimate
-from ttpa.run.stages import VERSIONS
+from ttpa.run.parts import VERSIONS
 
 
 def record_of(cells: list[TableCell], at: int) -> Record | None:

@@ -18,8 +18,7 @@ from ttpa.errors import ConfigError
 from ttpa.results import status
 from ttpa.results.cells import TableCell, cells_of, compose_run, open_hydra
 from ttpa.results.spec import load
-from ttpa.run.locks import StageLock
-from ttpa.run.store import StageResult
+from ttpa.run.store import StageLock, StageResult
 
 SAMPLERS = {
     "group": [],

@@ -23,7 +23,7 @@ from ttpa.results.render import markdown
 from ttpa.results.status import error_file, plan
 from ttpa.results.table import from_folder
 from ttpa.run import config
-from ttpa.run.stages import VERSIONS
+from ttpa.run.parts import VERSIONS
 
 FOLDER = "experiments/product"
 ROWS: list[dict[str, Any]] = [

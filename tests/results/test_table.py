@@ -18,7 +18,7 @@ from ttpa.errors import ConfigError
 from ttpa.results import render
 from ttpa.results.records import files_in, read_records
 from ttpa.results.table import Table, from_folder, from_records
-from ttpa.run.stages import VERSIONS
+from ttpa.run.parts import VERSIONS
 
 FOLDER = "experiments/demo"
 

@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_module
 from safetensors.torch import load_file
 
 from ttpa.errors import ConfigError, TtpaError
-from ttpa.run import cluster, ranks
+from ttpa.run import cluster
 from ttpa.run.waves import WaveLost
 from ttpa.train import train as train_module
 
@@ -273,8 +273,8 @@ def test_several_processes_build_the_same_stages_as_one(tmp_path: Path) -> None:
 
 
 def test_the_first_process_that_fails_takes_the_others_with_it(tmp_path: Path) -> None:
-    leader = ranks.Leader(tmp_path / "store", news=tmp_path / "news")
-    follower = ranks.Follower(tmp_path / "store", news=tmp_path / "news")
+    leader = cluster.Leader(tmp_path / "store", news=tmp_path / "news")
+    follower = cluster.Follower(tmp_path / "store", news=tmp_path / "news")
     seen: list[str] = []
 
     def build(workdir: Path) -> dict[str, Any]:
@@ -307,7 +307,7 @@ def test_the_first_process_that_fails_takes_the_others_with_it(tmp_path: Path) -
     ],
 )
 def test_the_place_of_a_process_is_read_off_what_started_it(env: dict[str, str], expected: tuple[int, int]) -> None:
-    found = ranks.place(env)
+    found = cluster.place(env)
     assert (found.rank, found.size) == expected
 
 

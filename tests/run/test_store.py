@@ -22,8 +22,7 @@ import pytest
 import yaml
 
 from ttpa.errors import DataError, StageLocked
-from ttpa.run.locks import StageLock, look
-from ttpa.run.store import StageResult, Store, fingerprint
+from ttpa.run.store import StageLock, StageResult, Store, fingerprint, look
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ttpa.errors import TtpaError
-from ttpa.run import cluster, config, ranks
+from ttpa.run import cluster, config
 
 log = logging.getLogger("ttpa")
 
@@ -54,7 +54,7 @@ def job(cfg: DictConfig) -> None:
             sweep=not single,
             launcher=hydra_cfg.launcher._target_,
             devices=cfg.trainer.devices,
-            processes=ranks.place().size,
+            processes=cluster.place().size,
         )
         if not single and "gpus" in cfg.cluster:
             cluster.take_gpu(cfg.cluster.gpus)
@@ -68,7 +68,7 @@ def job(cfg: DictConfig) -> None:
 
         # The screen belongs to the first process.
         with open(os.devnull, "w") as nowhere:
-            screen = sys.stdout if ranks.place().rank == 0 else nowhere
+            screen = sys.stdout if cluster.place().rank == 0 else nowhere
             if not hydra_cfg.launcher._target_.endswith(".BasicLauncher"):
                 screen = cast(TextIO, cluster.Lines(screen))
             with ScreenView(screen, str(cfg.name)) as view:

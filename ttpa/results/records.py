@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ttpa.results.stats import Estimate
 from ttpa.run import config
+from ttpa.run.parts import VERSIONS
 from ttpa.run.pipeline import ROW_VERSION
-from ttpa.run.stages import VERSIONS
 
 WARMUP_GROUPS = ("data", "model", "warmup", "eval")
 """The groups that decide, with the seed, the evaluation of the warm-up policy."""

@@ -22,8 +22,7 @@ from ttpa.results.cells import Records, TableCell, cells_of, open_hydra, select_
 from ttpa.results.records import WARMUP_ROLES, Record
 from ttpa.results.spec import load
 from ttpa.run import pipeline
-from ttpa.run.locks import look
-from ttpa.run.store import StageResult
+from ttpa.run.store import StageResult, look
 
 STATES = ("done", "running", "failed", "missing")
 HELP = """\

@@ -28,7 +28,7 @@ from ttpa.results.differences import Difference, differences_of
 from ttpa.results.records import WARMUP_GROUPS, Record, number_at
 from ttpa.results.spec import Column, Preset, Published, RowEntry, RowSpec, TableSpec, load
 from ttpa.results.stats import Estimate, over_seeds
-from ttpa.run.stages import VERSIONS
+from ttpa.run.parts import VERSIONS
 
 SHARES = ("accuracy", "apis", "bands", "categories", "errors", "levels", "totals", "unseen_tool")
 """Where metrics hold shares, which lie between 0 and 1 by construction."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from hydra import compose
 from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra._internal.utils import create_config_search_path
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -44,7 +44,7 @@ def explained(error: Exception, words: Sequence[str]) -> ConfigError:
         words: The command line behind `ttpa`.
     """
     with _loader(words) as loader:
-        for problem in _problems(overrides_of(words), loader):
+        for problem in _problems(_overrides(words), loader):
             return problem
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     lines = [line.strip() for line in f"{error}\n{cause if cause is not error else ''}".splitlines() if line.strip()]
@@ -69,16 +69,8 @@ def _loader(words: Sequence[str]) -> Iterator[ConfigLoader]:
             GlobalHydra.instance().clear()
 
 
-def overrides_of(words: Sequence[str]) -> list[str]:
-    """The words without flags and their values.
-
-    Raises:
-        ConfigError: a flag that Hydra does not have.
-    """
-    flags = list(get_args_parser()._option_string_actions)
-    for word in words:
-        if word.startswith("-") and not any(flag.startswith(word.partition("=")[0]) for flag in flags):
-            raise ConfigError(f"no flag {word}. {nearest(word, flags)}")
+def _overrides(words: Sequence[str]) -> list[str]:
+    """The words without flags and their values."""
     valued = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--info", "-i")
     pairs = zip(["", *words], words, strict=False)
     return [word for before, word in pairs if not word.startswith("-") and before not in (*valued, "--package", "-p")]

@@ -17,12 +17,11 @@ from omegaconf import DictConfig
 
 from ttpa.io import write_jsonl
 from ttpa.run import config
-from ttpa.run.parts import build_parts, check_compatible
-from ttpa.run.ranks import joined, place
+from ttpa.run.cluster import joined, place
+from ttpa.run.parts import VERSIONS, Parts, Progress, build_data, build_parts, check_compatible
 from ttpa.run.stages.aligning import build_align
 from ttpa.run.stages.decoding import build_evaluate, build_select
 from ttpa.run.stages.exploring import build_explore
-from ttpa.run.stages.parts import VERSIONS, Parts, Progress, build_data
 from ttpa.run.stages.training import build_warmup
 from ttpa.run.store import Planner, StageResult, Store, fingerprint
 from ttpa.run.tracking import StageFacts

@@ -4,6 +4,9 @@
 `done.json` is finished and never written again. A stage is built in `<name>-<fingerprint>.part/`, which survives kills, and
 is renamed when whole. What this module does not do: decide which keys are identity (the caller passes only those),
 order stages, delete old results, or know what is inside a stage. It imports nothing heavy.
+
+A file lock (flock) admits one builder of a stage. The kernel, or the file server, frees it when its holder dies, so no lock
+is ever judged stale. The lock file names its holder, and a thread refreshes its time, for people and `ttpa status`.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ import hashlib
 import json
 import os
 import re
+import socket
 import sys
+import threading
 import time
 import traceback
 import uuid
@@ -23,10 +28,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import yaml  # type: ignore[import-untyped,unused-ignore]
+from filelock import FileLock, Timeout
 
 from ttpa.errors import StageLocked
 from ttpa.io import write_text
-from ttpa.run.locks import StageLock
 from ttpa.run.provenance import Attempts, code_state, made_with, pretty, read_json, utc_now
 
 Build = Callable[[Path], Mapping[str, Any]]
@@ -88,6 +93,80 @@ class StageResult:
 def is_finished(folder: Path) -> bool:
     """Whether a stage's folder is whole."""
     return (folder / "done.json").exists()
+
+
+class StageLock:
+    """The lock of one stage.
+
+    Args:
+        path: The lock file; it is removed on release.
+        heartbeat_s: Seconds between two refreshes of its time.
+    """
+
+    def __init__(self, path: Path, heartbeat_s: float) -> None:
+        self.path, self.heartbeat_s = path, heartbeat_s
+        self._lock = FileLock(path)
+        self._token = uuid.uuid4().hex
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def acquire(self) -> dict[str, Any] | None:
+        """One attempt: None when the lock is ours now, else who holds it."""
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            return holder_of(self.path)
+        mine = {"pid": os.getpid(), "host": socket.gethostname(), "started": utc_now(), "token": self._token}
+        self.path.write_text(json.dumps(mine), encoding="utf-8")
+        return None
+
+    def beat(self, also: Callable[[], None]) -> None:
+        """Starts the thread that refreshes the file's time and calls `also` every `heartbeat_s`."""
+
+        def run() -> None:
+            while not self._stop.wait(self.heartbeat_s):
+                with contextlib.suppress(OSError):  # a hiccup of the file system must not end the heartbeat
+                    os.utime(self.path)
+                    also()
+
+        self._thread = threading.Thread(target=run, name=f"heartbeat {self.path.name}", daemon=True)
+        self._thread.start()
+
+    def held(self) -> bool:
+        """Whether the file is still the one made here, and nobody deleted it to let another builder in."""
+        return holder_of(self.path).get("token") == self._token
+
+    def release(self) -> None:
+        """Stops the heartbeat and frees the lock; nothing when it was never ours."""
+        if not self._lock.is_locked:
+            return
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        # While it is held: whoever waits with the file open notices that it is gone and makes a new one.
+        if self.held():
+            self.path.unlink()
+        self._lock.release()
+
+
+def holder_of(path: Path) -> dict[str, Any]:
+    """What the lock file says of its holder; empty where it says nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return said if isinstance(said, dict) else {}
+    return {}
+
+
+def look(path: Path) -> tuple[dict[str, Any], float] | None:
+    """Holder of a lock and seconds since its last heartbeat; None where nobody holds it. For those who only watch."""
+    try:
+        age_s = max(0.0, time.time() - path.stat().st_mtime)
+        with FileLock(path, timeout=0):
+            return None  # free: a killed process left the file
+    except FileNotFoundError:
+        return None
+    except (Timeout, OSError):
+        return holder_of(path), age_s
 
 
 class Store:

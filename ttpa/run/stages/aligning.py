@@ -13,8 +13,8 @@ from ttpa.data.source import read_split
 from ttpa.errors import DataError
 from ttpa.io import read_jsonl, write_jsonl
 from ttpa.records import Pair
+from ttpa.run.parts import Parts, Progress, fitting, selected_samples, set_threads
 from ttpa.run.stages.online import align_online
-from ttpa.run.stages.parts import Parts, Progress, fitting, selected_samples, set_threads
 from ttpa.run.stages.training import fit, fit_sft
 from ttpa.train.losses import PreferenceLoss
 

@@ -14,7 +14,7 @@ from ttpa.data.source import read_split
 from ttpa.io import dumps, write_jsonl
 from ttpa.policy.engine import Sampling
 from ttpa.records import Candidate, Sample
-from ttpa.run.stages.parts import Parts, Progress, fitting, set_threads
+from ttpa.run.parts import Parts, Progress, fitting, set_threads
 from ttpa.run.waves import Rows, Shard, Work, run_waves
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from ttpa.explore.sampler import Drawn, Task
 from ttpa.explore.scorers.score import unit_score
 from ttpa.io import write_jsonl
 from ttpa.records import Candidate, Pair, Score
+from ttpa.run.parts import Parts, Progress, fitting, selected_samples, set_threads
 from ttpa.run.stages.decoding import Prompted, decode_in_waves
-from ttpa.run.stages.parts import Parts, Progress, fitting, selected_samples, set_threads
 from ttpa.run.waves import Shard, Work
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from ttpa.errors import ConfigError
 from ttpa.explore.sampler import Task
 from ttpa.explore.scorers.score import score_answer
 from ttpa.records import Sample
-from ttpa.run.stages.parts import Parts, Progress, fitting, selected_samples, set_threads
+from ttpa.run.parts import Parts, Progress, fitting, selected_samples, set_threads
 from ttpa.run.stages.training import fit
 from ttpa.train.policy_gradient import GRPO
 from ttpa.train.settings import AlignRecipe

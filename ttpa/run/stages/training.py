@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ttpa.data.source import read_split
 from ttpa.policy.models import HFModel, TinyModel
 from ttpa.records import Sample
-from ttpa.run.stages.parts import Parts, Progress, fitting, set_threads
+from ttpa.run.parts import Parts, Progress, fitting, set_threads
 from ttpa.train.settings import NoWarmup, Optimisation
 
 if TYPE_CHECKING:
