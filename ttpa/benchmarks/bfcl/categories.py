@@ -15,32 +15,21 @@ SINGLE_TURN: frozenset[Rule] = frozenset({"one", "multiple", "parallel", "irrele
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """One category, under its version 4 name.
-
-    Args:
-        rule: How answers are scored: exactly one call; one call, whose function is among several; several calls in any
-            order; no call wanted; some call wanted; conversations; or a rule that is not scored here.
-        rows: Published rows in version 4, 0 where it was retired.
-        old_rows: The same for version 3 (before 2025-07).
-        language: Of the values in calls.
-        old_name: Its name in version 3.
-    """
+    """One category, under its version 4 name."""
 
     name: str
     rule: Rule
-    rows: int
-    old_rows: int
+    rows: int  # published in version 4, 0 where it was retired
+    old_rows: int  # published in version 3 (before 2025-07)
     language: Language = "python"
-    old_name: str = ""
+    old_name: str = ""  # in version 3, where it differs
 
     @property
     def live(self) -> bool:
-        """Whether its questions came from users."""
         return self.name.startswith("live_")
 
     @property
     def has_answers(self) -> bool:
-        """Whether there is a file of accepted answers."""
         return self.rule not in ("irrelevance", "relevance")
 
 

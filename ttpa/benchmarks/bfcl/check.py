@@ -36,12 +36,9 @@ _SIX = {  # of the part behind the colon, else of the part before it; the rest a
 class Verdict(NamedTuple):
     """The judgement of one answer."""
 
-    error_type: str | None
-    """Official name of the first error; None when the answer is valid."""
+    error_type: str | None  # official name of the first error; None when the answer is valid
     explanation: str
-    """One sentence for a person."""
-    six_error: str = ""
-    """The error as one of `six_errors.LABELS`; "" when the answer is valid."""
+    six_error: str = ""  # one of `six_errors.LABELS`; "" when the answer is valid
 
     @property
     def valid(self) -> bool:
@@ -49,28 +46,14 @@ class Verdict(NamedTuple):
 
 
 def refused(error_type: str, explanation: str) -> Verdict:
-    """The verdict of an official error type.
-
-    Example:
-        >>> refused("value_error:string", "other text").six_error
-        'parameter_value'
-    """
+    """The verdict of an official error type."""
     family, _, kind = error_type.partition(":")
     return Verdict(error_type, explanation, _SIX.get(kind) or _SIX.get(family, "parameter_value"))
 
 
 def standard(value: Any) -> Any:
-    """A string as it is compared; any other value as it is.
-
-    Example:
-        >>> standard("New York, NY") == standard("new_york ny"), standard("10:00") == standard("1000")
-        (True, False)
-    """
+    """A string as it is compared; any other value as it is."""
     return value.translate(_IGNORED).lower() if type(value) is str else value
-
-
-def _standards(values: Any) -> list[Any]:
-    return [standard(value) for value in values]
 
 
 def check_call(
@@ -83,12 +66,8 @@ def check_call(
 ) -> Verdict | None:
     """What is wrong with a call; None when it is accepted.
 
-    Args:
-        call: Name and arguments.
-        function: Document of the expected function: `name` and `parameters` with `properties` and `required`.
-        answer: Parameter -> accepted values; "" among them means that it may be left out.
-        language: Whose type names the document uses.
-        dots_as_underscores: The model had to write `_` for every dot of a name.
+    The `answer` gives the accepted values of each parameter; "" among them means that it may be left out. With
+    `dots_as_underscores` the model had to write `_` for every dot of a name.
     """
     name, given = call
     wanted = function["name"].replace(".", "_") if dots_as_underscores else function["name"]
@@ -149,14 +128,15 @@ def _value_error(value: Any, document: Mapping[str, Any], accepted: Sequence[Any
     if answered not in (None, wanted):  # a variable
         return None if value in accepted else "value_error:others"
     if wanted is str:
-        return None if standard(value) in _standards(accepted) else "value_error:string"
+        return None if standard(value) in map(standard, accepted) else "value_error:string"
     if wanted is dict:
         return _dict_error(value, accepted)
     lists = [one for one in accepted if isinstance(one, list | str)]
     if wanted is list and wanted_inner is dict:
         return _dicts_error(value, lists)
     if wanted is list:
-        return None if _standards(value) in map(_standards, lists) else "value_error:list/tuple"
+        fits = any([*map(standard, value)] == [*map(standard, one)] for one in lists)
+        return None if fits else "value_error:list/tuple"
     return None if value in accepted else "value_error:others"
 
 
@@ -172,12 +152,8 @@ def _dict_error(value: Any, answers: Sequence[Any]) -> str | None:
         error = "value_error:dict_value"
         if not isinstance(value, dict) or not isinstance(answer, dict):
             continue
-        for key, entry in value.items():
-            if key not in answer or standard(entry) not in _standards(_values(answer[key])):
-                error = "value_error:dict_value" if key in answer else "value_error:dict_key"
-                break
-        else:
-            error = None
+        wrong = [key for key in value if standard(value[key]) not in map(standard, _values(answer.get(key, [])))]
+        error = ("value_error:dict_value" if wrong[0] in answer else "value_error:dict_key") if wrong else None
         if any(key not in value and "" not in _values(accepted) for key, accepted in answer.items()):
             error = "value_error:dict_key"
         if error is None:
@@ -189,10 +165,8 @@ def _dicts_error(value: Any, answers: Sequence[Any]) -> str | None:
     """Error of a list of dicts: as many, in the same order, each as a dict."""
     error: str | None = "list_dict_checker:unclear"
     for answer in answers:
-        error = "value_error:list_dict_count"
-        if len(value) == len(answer):
-            errors = (_dict_error(one, [wanted]) for one, wanted in zip(value, answer, strict=True))
-            error = next((found for found in errors if found), None)
+        errors = [_dict_error(one, [wanted]) for one, wanted in zip(value, answer, strict=False)]
+        error = next(filter(None, errors), None) if len(value) == len(answer) else "value_error:list_dict_count"
         if error is None:
             return None
     return error

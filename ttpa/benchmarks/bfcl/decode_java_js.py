@@ -1,15 +1,15 @@
 r"""Java and JavaScript answers: the call in a text, by tree-sitter, and its arguments as Python values.
 
-`[Class.method(a="x", n=5)]` is one call in the question's language; each assignment becomes name -> source text, with the
-quotes around a string cut. The checker then converts the texts by the type the function document gives: a text that does
-not have the form of its type stays a text. The forms are narrow and have quirks, which are kept: elements are cut at
-every comma, strings in a Java array keep their quotes, an object ends at its first brace.
+`[Class.method(a="x", n=5)]` is one call; each assignment becomes name -> source text, with the quotes around a string cut.
+The checker then converts the texts by the type the function document gives; one that does not have its form stays a text.
+The official quirks are kept: elements are cut at every comma, an object ends at its first brace.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -30,11 +30,7 @@ PINNED = {"tree-sitter": "0.21.3", "tree-sitter-java": "0.21.0", "tree-sitter-ja
 
 @cache
 def parser(language: Language) -> Any:
-    """The parser of a language.
-
-    Raises:
-        ConfigError: a package is missing or of another release; says what to install.
-    """
+    """The parser of a language; a ConfigError says what to install where a package is missing or of another release."""
     for name, wanted in PINNED.items():
         try:
             found = version(name)
@@ -57,10 +53,6 @@ def read_java_js(result: Any, language: Language) -> list[Call]:
     Raises:
         Undecodable: the text is not of the language, holds no call, or gives a parameter twice.
         ConfigError: see `parser`.
-
-    Example:
-        >>> read_java_js("[a.f(x=5, y=[1, 'b'], z='c')]", "javascript")
-        [('a.f', {'x': '5', 'y': "[1, 'b']", 'z': 'c'})]
     """
     source = as_list(result)[1:-1]
     if len(source) > MAX_SOURCE:
@@ -94,15 +86,13 @@ def _arguments(given: Any, text: Callable[[Any], str], value: Callable[[Any], st
 def _js_call(root: Any) -> Call | None:
     """The first call that is a statement of its own."""
 
-    def text(node: Any) -> str:
-        source: bytes = node.text
-        return source.decode()
+    def text(node: Any) -> Any:
+        return node.text.decode()
 
-    for statement in root.children:
-        for node in statement.children if statement.type == "expression_statement" else ():
-            if node.type == "call_expression":
-                name, given = node.children[:2]
-                return text(name), _arguments(given, text, lambda one: _unquoted(text(one)), "identifier", "true")
+    statements = [one for one in root.children if one.type == "expression_statement"]
+    for node in (node for one in statements for node in one.children if node.type == "call_expression"):
+        name, given = node.children[:2]
+        return text(name), _arguments(given, text, lambda one: _unquoted(text(one)), "identifier", "true")
     return None
 
 
@@ -143,6 +133,8 @@ def _java_call(source: str, node: Any) -> Call | None:
 Converter = Callable[[str, str | None], Any]
 """Text and type of elements -> value."""
 
+_BOOLEANS = {"true": True, "false": False}
+
 
 def convert(text: str, kind: str, inner: str | None, language: Language) -> Any:
     """The value of a text by `kind`, one of `KINDS[language]`; any other kind, or a wrong form, leaves the text.
@@ -152,11 +144,9 @@ def convert(text: str, kind: str, inner: str | None, language: Language) -> Any:
     Example:
         >>> convert("new int[]{1, 2}", "Array", "integer", "java"), convert("5L", "long", None, "java")
         ([1, 2], 5)
-        >>> convert("{a: [1, 'b'], c: true}", "dict", None, "javascript")
-        {'a': [1, 'b'], 'c': True}
     """
-    known = kind in KINDS[language] and len(text) <= MAX_VALUE
-    return KINDS[language][kind][1](text, inner) if known else text
+    _, converter = KINDS[language].get(kind, (str, None))
+    return converter(text, inner) if converter and len(text) <= MAX_VALUE else text
 
 
 def _number(form: str, make: type[int] | type[float]) -> Converter:
@@ -171,12 +161,8 @@ def _number(form: str, make: type[int] | type[float]) -> Converter:
     return number
 
 
-def _text(text: str, inner: str | None) -> str:
-    return text
-
-
 def _boolean(text: str, inner: str | None) -> Any:
-    return {"true": True, "false": False}.get(text, text)
+    return _BOOLEANS.get(text, text)
 
 
 def _unquoted(text: str, inner: str | None = None, quotes: str = "\"'") -> str:
@@ -187,30 +173,27 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
 
 
+def _guess(text: str, quotes: str = "\"'", *numbers: Converter) -> Any:
+    """A value whose type is not known: truth value, quoted text, number, or the text as it is."""
+    if text in _BOOLEANS:
+        return _BOOLEANS[text]
+    if (inside := _unquoted(text, None, quotes)) is not text:
+        return inside
+    for number in numbers:
+        if (value := number(text, None)) is not text:
+            return value
+    for make in (int, float):
+        with suppress(ValueError):
+            return make(text)
+    return text
+
+
 _WHOLE, _REAL = r"-?\d+", r"-?\d+(\.\d+)?([eE][+-]?\d+)?"
 _LONG, _JAVA_FLOAT = _number(f"{_WHOLE}[lL]", int), _number(f"{_REAL}[fF]", float)
 
 
-def _guess(text: str, language: Language = "javascript") -> Any:
-    """A value whose type is not known: truth value, quoted text, number, or the text as it is."""
-    java = language == "java"
-    if text in ("true", "false"):
-        return text == "true"
-    if (inside := _unquoted(text, None, '"' if java else "\"'")) is not text:
-        return inside
-    for make in (_LONG, _JAVA_FLOAT) if java else ():
-        if (value := make(text, None)) is not text:
-            return value
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text
-
-
 def _java_element(text: str, inner: str | None) -> Any:
-    return convert(text, inner, None, "java") if inner else _guess(text, "java")
+    return convert(text, inner, None, "java") if inner else _guess(text, '"', _LONG, _JAVA_FLOAT)
 
 
 _AS_LIST = re.compile(r"new\s+ArrayList<\w*>\(Arrays\.asList\(([^\n]+?)\)\)")
@@ -242,7 +225,7 @@ def _java_array(text: str, inner: str | None) -> Any:
 def _java_map(text: str, inner: str | None) -> Any:
     if found := _WITH_PUT.search(text):
         puts = [put for part in found[1].split('put("')[1:] if (put := _PUT.match(part))]
-        return {put[1]: _guess(put[2].strip(), "java") for put in puts}
+        return {put[1]: _java_element(put[2].strip(), None) for put in puts}
     return {} if _NEW_MAP.search(text) else text
 
 
@@ -288,16 +271,16 @@ def _js_object(text: str, inner: str | None) -> Any:
     return pairs if found else text
 
 
-KINDS: Mapping[Language, Mapping[str, tuple[type, Converter]]] = {
+KINDS: Mapping[Language, Mapping[str, tuple[type, Converter | None]]] = {
     "java": {
         **dict.fromkeys(("byte", "short", "integer"), (int, _number(_WHOLE, int))), "long": (int, _LONG),
         "float": (float, _JAVA_FLOAT), "double": (float, _number(_REAL, float)), "boolean": (bool, _boolean),
-        **dict.fromkeys(("char", "String", "any"), (str, _text)), "Array": (list, _java_array),
-        "ArrayList": (list, _java_list), **dict.fromkeys(("Queue", "Stack"), (list, _text)), "Set": (set, _text),
-        "HashMap": (dict, _java_map), "Hashtable": (dict, _text),
+        **dict.fromkeys(("char", "String", "any"), (str, None)), "Array": (list, _java_array),
+        "ArrayList": (list, _java_list), **dict.fromkeys(("Queue", "Stack"), (list, None)), "Set": (set, None),
+        "HashMap": (dict, _java_map), "Hashtable": (dict, None),
     },
     "javascript": {
-        "String": (str, _unquoted), "any": (str, _text), "integer": (int, _number(_WHOLE, int)),
+        "String": (str, _unquoted), "any": (str, None), "integer": (int, _number(_WHOLE, int)),
         "Bigint": (int, _number(f"{_WHOLE}n", int)), "float": (float, _number(rf"{_WHOLE}(\.\d+)?", float)),
         "Boolean": (bool, _boolean), "array": (list, _js_list), "dict": (dict, _js_object),
     },

@@ -18,7 +18,7 @@ from typing import Any
 MAX_CHARS = 200_000
 """Longer answers are not decoded: Python's parser would need too much time and memory."""
 MAX_SIZE = 100_000
-"""Bits of a whole number, and characters of a repetition, that arithmetic may reach."""
+"""Bits of a number, and characters of a repetition, that arithmetic may reach."""
 
 Call = tuple[str, dict[Any, Any]]
 """Name and arguments. Keys are text, but `None` for `**` in Python and for unnamed arguments in Java and JavaScript."""
@@ -37,11 +37,7 @@ WRONG_FORMAT = "decoder_wrong_output_format"
 
 
 def as_list(result: Any) -> str:
-    """The text of an answer in brackets: backticks, line ends and spaces around it are cut, missing brackets added.
-
-    Raises:
-        Undecodable: it is no text, is too long, or holds half a surrogate pair.
-    """
+    """The text of an answer in brackets: backticks, line ends and spaces around it are cut, missing brackets added."""
     if not isinstance(result, str):
         raise Undecodable("neither a text nor a list")
     text = result.strip("`\n ")
@@ -57,10 +53,7 @@ def as_list(result: Any) -> str:
 
 
 def read_python(result: Any) -> list[Call]:
-    """Reads a list of calls in Python.
-
-    Raises:
-        Undecodable: it is no such list.
+    """Reads a list of calls in Python; raises Undecodable where it is none.
 
     Example:
         >>> read_python("f(a=-1, b=[true, 2 * 3]), g('dropped')")
@@ -81,11 +74,7 @@ def read_python(result: Any) -> list[Call]:
 
 
 def read_interface(result: Any) -> list[Call]:
-    """Reads a list of `{name: "<arguments as JSON>"}`; an empty text or object counts as an empty list.
-
-    Raises:
-        Undecodable: it is no such list.
-    """
+    """Reads a list of `{name: "<arguments as JSON>"}`, as which an empty text or object counts, or raises Undecodable."""
     if not isinstance(result, list) and (result or not isinstance(result, str | dict)):
         raise Undecodable("a reply in words" if isinstance(result, str) else "not a list of calls")
     try:

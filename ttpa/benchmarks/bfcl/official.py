@@ -1,8 +1,7 @@
 """The official package, `bfcl-eval`: whether it is there, and the messages of its default prompting mode.
 
-The extra is optional, so it is imported inside functions only: its constants, its preparation of function documents and,
-in a process of its own (`backends`), its multi-turn backends and checks. None of these reaches its table of models,
-which would load the client of every provider. Wording is taken from the installed package, never kept here.
+The extra is optional, so it is imported inside functions only, and never its table of models, which would load the
+client of every provider. Wording is taken from the installed package, never kept here.
 """
 
 from __future__ import annotations
@@ -61,11 +60,7 @@ def texts() -> Any:
 def official_messages(
     turn: Sequence[Mapping[str, Any]], functions: Sequence[Mapping[str, Any]], category: Category
 ) -> list[dict[str, Any]]:
-    """A question's first turn as a prompted model gets it: its own system message follows the package's.
-
-    Functions are documents as in the data files. They are shown with a note on the language in each description;
-    parameters of Java and JavaScript are shown as texts, with their types in the descriptions.
-    """
+    """A question's first turn as a prompted model gets it: its own system message follows the package's."""
     words = texts()
     # Some modules of the package make folders where they are told that results go.
     with TemporaryDirectory() as scratch, patch.dict(os.environ, {"BFCL_PROJECT_ROOT": scratch}):

@@ -1,7 +1,6 @@
 """The numbers of a run: accuracy of each category, and BFCL's totals by the weights of its versions.
 
-The leaderboard counts a category that was not run as 0. Here a total that lacks a category is None, and every total
-says which share of its weight was run.
+Unlike on the leaderboard, where it counts as 0, a category that was not run makes a total None.
 
     v4       10 % non-live + 10 % live + 10 % irrelevance + 30 % multi-turn + 40 % agentic
     v3       a third each: non-live (irrelevance inside), live (irrelevance and relevance inside), multi-turn
@@ -30,22 +29,17 @@ class Term(NamedTuple):
 
     name: str
     parts: tuple[Term | str, ...]
-    weights: tuple[float, ...] | None = None
-    """One for each part; None: all parts count the same, and those of `live` by their published rows."""
+    weights: tuple[float, ...] | None = None  # None: all parts count the same, and those of `live` by published rows
 
 
 class Aggregate(NamedTuple):
     """One total of a run."""
 
     name: str
-    depth: int
-    """0 for the overall score, 1 for its terms, and so on."""
-    value: float | None
-    """In [0, 1]; None when something it is made of was not run."""
-    covered: float
-    """Share of its weight that was run, in [0, 1]."""
-    counts: bool
-    """Whether it enters the overall score; the others are shown only."""
+    depth: int  # 0 for the overall score, 1 for its terms, and so on
+    value: float | None  # in [0, 1]; None when something it is made of was not run
+    covered: float  # share of its weight that was run, in [0, 1]
+    counts: bool  # whether it enters the overall score; the others are shown only
 
 
 _CALLS = (Term("simple", ("simple_python", "simple_java", "simple_javascript")),
@@ -74,8 +68,7 @@ def aggregates(
 
     Args:
         scores: Category (by either name) -> accuracy in [0, 1]; a category that was not run is left out.
-        cases: Category -> number of different questions that were scored; without it every given category counts as
-            run in full. It changes `covered` only, never a value.
+        cases: Category -> number of different questions that were scored, for `covered`; without it, all of them.
         version: A key of `VERSIONS`.
 
     Raises:
@@ -128,25 +121,20 @@ class Accuracy(NamedTuple):
     value: float
     low: float | None
     high: float | None
-    answers: int
-    """Rows that were scored."""
-    cases: int
-    """Different questions among them."""
+    answers: int  # rows that were scored
+    cases: int  # different questions among them
     published: int
-    """Questions in the category."""
 
 
 @dataclass(slots=True)
 class Summary:
     """Collects verdicts, in memory that grows with the questions and not with the answers."""
 
-    counts: dict[str, dict[str, list[int]]] = field(default_factory=dict)
-    """Category -> id -> [answers, valid ones]."""
+    counts: dict[str, dict[str, list[int]]] = field(default_factory=dict)  # category -> id -> [answers, valid ones]
     errors: Counter[str] = field(default_factory=Counter)
     answers: int = 0
 
     def add(self, case_id: str, category: Category, verdict: Verdict) -> None:
-        """Takes the verdict of one answer."""
         self.answers += 1
         count = self.counts.setdefault(category.name, {}).setdefault(case_id, [0, 0])
         count[0] += 1
