@@ -13,18 +13,9 @@ import pytest
 from ttpa.benchmarks.bfcl import cases, decode_java_js
 from ttpa.benchmarks.bfcl.cases import Case
 from ttpa.benchmarks.bfcl.categories import CATEGORIES
-from ttpa.benchmarks.bfcl.decode_java_js import convert
+from ttpa.benchmarks.bfcl.decode_java_js import KINDS, convert
 from ttpa.benchmarks.bfcl.decode_python import MAX_CHARS, MAX_SIZE, Undecodable, read_python
 from ttpa.errors import ConfigError
-
-
-def convert_java(text, kind, inner=None):
-    return convert(text, kind, inner, "java")
-
-
-def convert_js(text, kind, inner=None):
-    return convert(text, kind, inner, "javascript")
-
 
 FAILED, WRONG_FORM = "ast_decoder:decoder_failed", "ast_decoder:decoder_wrong_output_format"
 
@@ -92,31 +83,21 @@ def test_undecodable_python() -> None:
 @pytest.mark.parametrize(
     ("result", "expected"),
     [
-        ([{"f": '{"a": 1}'}], [("f", {"a": 1})]),
         ([{"f": "{}"}, {"g": '{"b": [true, null]}'}], [("f", {}), ("g", {"b": [True, None]})]),
-        ([], []),
-        ("", []),
-        ({}, []),
-        ("f(a=1)", FAILED),
-        ([{}], FAILED),
-        ([{"f": {"a": 1}}], FAILED),
-        ([{"f": "a=1"}], FAILED),
-        (["f"], FAILED),
-        (None, FAILED),
-        (7, FAILED),
-        ({"f": "{}"}, FAILED),
+        *((empty, []) for empty in ([], "", {})),
+        *((bad, FAILED) for bad in ("f(a=1)", [{}], [{"f": {"a": 1}}], [{"f": "a=1"}], ["f"], None, 7, {"f": "{}"},
+                                    [{"f": "[" * 100_000}])),
         ([{"f": "[1]"}], WRONG_FORM),
         ([{"f": "7"}], WRONG_FORM),
-        ([{"f": "[" * 100_000}], FAILED),
     ],
-)
+)  # fmt: skip
 def test_function_calling(result: Any, expected: Any) -> None:
     assert decode(result, function_calling=True) == expected
 
 
 def test_form_is_told_by_type_unless_said() -> None:
-    assert decode("f(a=1)") == [("f", {"a": 1})]
-    assert decode("f(a=1)", function_calling=True) == decode([{"f": "{}"}], function_calling=False) == FAILED
+    assert decode("f(a=1)") == decode([{"f": '{"a": 1}'}]) == [("f", {"a": 1})]
+    assert decode([{"f": "{}"}], function_calling=False) == FAILED
 
 
 @pytest.mark.parametrize(
@@ -169,123 +150,88 @@ def test_java_and_javascript(language: Any, text: str, call: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "kind", "inner", "value"),
+    ("language", "text", "kind", "inner", "value"),
     [
-        ("5", "integer", None, 5),
-        ("5L", "long", None, 5),
-        ("5.5f", "float", None, 5.5),
-        ("-1e3", "double", None, -1000.0),
-        ("true", "boolean", None, True),
-        ("True", "boolean", None, "True"),
-        ("'c'", "char", None, "'c'"),
-        ("new int[]{1, 2,3 }", "Array", "integer", [1, 2, 3]),
-        ('new String[]{"a", "b"}', "Array", "String", ['"a"', '"b"']),
-        ("new long[]{1L, 2}", "Array", "long", [1, "2"]),
-        ("new ArrayList<Integer>(Arrays.asList(1, 2))", "ArrayList", "integer", [1, 2]),
-        ('new ArrayList<>(Arrays.asList("a", "b"))', "ArrayList", "String", ["a", "b"]),
-        ("new ArrayList<>(Arrays.asList(1L, 2.5f, true, \"x\", y))", "ArrayList", None, [1, 2.5, True, "x", "y"]),
-        ("new ArrayList<Integer>() {{ add(1); add(2); }}", "ArrayList", "integer", [1, 2]),
-        ('new HashMap<String, Object>() {{ put("a", 1); put("b", "x"); }}', "HashMap", None, {"a": 1, "b": "x"}),
-        ('new HashMap<String, List<String>>() { { put("a", true); } }', "HashMap", None, {"a": True}),
-        ("new HashMap<>()", "HashMap", None, {}),
-        ('{"a": 1}', "HashMap", None, '{"a": 1}'),
-        ("9" * 5000, "integer", None, "9" * 5000),
+        ("java", "5", "integer", None, 5),
+        ("java", "5L", "long", None, 5),
+        ("java", "5", "long", None, "5"),
+        ("java", "5.5f", "float", None, 5.5),
+        ("java", "-1e3", "double", None, -1000.0),
+        ("java", "true", "boolean", None, True),
+        ("java", "True", "boolean", None, "True"),
+        ("java", "'c'", "char", None, "'c'"),
+        ("java", "new int[]{1, 2,3 }", "Array", "integer", [1, 2, 3]),
+        ("java", 'new String[]{"a", "b"}', "Array", "String", ['"a"', '"b"']),
+        ("java", "new long[]{1L, 2}", "Array", "long", [1, "2"]),
+        ("java", 'new ArrayList<>(Arrays.asList("a", "b"))', "ArrayList", "String", ["a", "b"]),
+        ("java", "new ArrayList<>(Arrays.asList(1L, 2.5f, true, \"x\", y))", "ArrayList", None,
+         [1, 2.5, True, "x", "y"]),
+        ("java", "new ArrayList<Integer>() {{ add(1); add(2); }}", "ArrayList", "integer", [1, 2]),
+        ("java", 'new HashMap<String, Object>() { { put("a", 1); put("b", "x"); } }', "HashMap", None,
+         {"a": 1, "b": "x"}),
+        ("java", "new HashMap<>()", "HashMap", None, {}),
+        ("java", '{"a": 1}', "HashMap", None, '{"a": 1}'),
+        ("java", "9" * 5000, "integer", None, "9" * 5000),
+        ("javascript", '"x"', "String", None, "x"),
+        ("javascript", "5n", "Bigint", None, 5),
+        ("javascript", "['a', \"b\"]", "array", "String", ["a", "b"]),
+        ("javascript", "[1, 'a', true, x]", "array", None, [1, "a", True, "x"]),
+        ("javascript", "new Array(1, 2)", "array", "integer", [1, 2]),
+        ("javascript", " [ [ 1, 2 ],\n [3 ] ]", "array", "array", [[1, 2], [3]]),
+        ("javascript", "new Array([1], [2])", "array", "array", [[1], [2]]),
+        ("javascript", "[[1, 2], 3]", "array", None, ["[1", 2]),
+        ("javascript", "[{'a': 1}]", "array", "dict", [{"a": 1}]),
+        ("javascript", "{a: 1, 'b': 'x, y', \"c\": [1, 2]}", "dict", None, {"a": 1, "b": "x, y", "c": [1, 2]}),
+        ("javascript", "{a: {b: 1}}", "dict", None, {"a": "{b: 1"}),
     ],
 )  # fmt: skip
-def test_java_values(text: str, kind: str, inner: str | None, value: Any) -> None:
-    assert repr(convert_java(text, kind, inner)) == repr(value)
+def test_values(language: Any, text: str, kind: str, inner: str | None, value: Any) -> None:
+    assert repr(convert(text, kind, inner, language)) == repr(value)
 
 
-@pytest.mark.parametrize(
-    ("text", "kind", "inner", "value"),
-    [
-        ('"x"', "String", None, "x"),
-        ("5", "integer", None, 5),
-        ("[1, 2]", "array", "integer", [1, 2]),
-        ("['a', \"b\"]", "array", "String", ["a", "b"]),
-        ("[1, 'a', true, x]", "array", None, [1, "a", True, "x"]),
-        ("new Array(1, 2)", "array", "integer", [1, 2]),
-        ("[[1, 2], [3]]", "array", "array", [[1, 2], [3]]),
-        (" [ [ 1, 2 ],\n [3 ] ]", "array", "array", [[1, 2], [3]]),
-        ("new Array([1], [2])", "array", "array", [[1], [2]]),
-        ("[[1, 2], 3]", "array", None, ["[1", 2]),
-        ("[{'a': 1}]", "array", "dict", [{"a": 1}]),
-        ("{a: 1, 'b': 'x, y', \"c\": [1, 2]}", "dict", None, {"a": 1, "b": "x, y", "c": [1, 2]}),
-        ("{a: {b: 1}}", "dict", None, {"a": "{b: 1"}),
-    ],
-)  # fmt: skip
-def test_javascript_values(text: str, kind: str, inner: str | None, value: Any) -> None:
-    assert repr(convert_js(text, kind, inner)) == repr(value)
-
+# --- texts made to break a reader ------------------------------------------------------------------------------------
 
 HOSTILE_VALUES = (
-    "[" * 20_000,
-    "[[1]," * 4_000,
-    "{a:" * 6_000,
-    "new ArrayList<>(" * 1_200,
-    "add(" * 5_000,
-    "new HashMap<" * 1_600,
-    "new HashMap<>()" * 1_300,
-    'new HashMap<>() {{ put("' + 'put("' * 3_000 + "}}",
-    "new ArrayList<>() {{" + "add(" * 4_000 + "}}",
-    "new a[]{" * 2_000,
-    ",:" * 9_000,
-    "[[\n" * 6_000,
-)
+    "[" * 20_000, "[[1]," * 4_000, "{a:" * 6_000, "new ArrayList<>(" * 1_200, "add(" * 5_000, "new HashMap<" * 1_600,
+    "new HashMap<>()" * 1_300, 'new HashMap<>() {{ put("' + 'put("' * 3_000 + "}}", "new a[]{" * 2_000, ",:" * 9_000,
+    "new ArrayList<>() {{" + "add(" * 4_000 + "}}", "[[\n" * 6_000, "[[" + "] " * 4_900, "[[" + "],[" * 3_300,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("text", HOSTILE_VALUES, ids=range(len(HOSTILE_VALUES)))
 def test_hostile_values_take_no_time(text: str) -> None:
     started = time.perf_counter()
-    for kind in ("ArrayList", "Array", "HashMap"):
-        convert_java(text, kind)
-    for kind in ("array", "dict"):
-        convert_js(text, kind)
-        convert_js("{" + text + "}", kind)
+    for language, kinds in KINDS.items():
+        for kind in kinds:
+            convert(text[:10_000], kind, None, language)
+            convert("{" + text[:9_998] + "}", kind, None, language)
     assert time.perf_counter() - started < 5
 
 
-HOSTILE = {
-    "parentheses": "(" * 1_000_000,
-    "lists": "[" * 150_000,
-    "nested calls": "f(a=" * 40_000,
-    "closed lists": "f(a=" + "[" * 5_000 + "]" * 5_000 + ")",
-    "minus signs": "f(a=" + "-" * 100_000 + "1)",
-    "sum": "f(a=" + "1+" * 50_000 + "1)",
-    "attributes": "f" + ".a" * 60_000 + "(b=1)",
-    "megabyte of words": "word " * 250_000,
-    "megabyte of commas": "f(" + "a=1," * 250_000 + ")",
-    "open quotes": "f(a=" + "'" * 99_999,
-    "backslashes": "f(a='" + "\\" * 99_999 + "')",
-    "power of a power": "f(a=9**9**9**9)",
-    "shift": "f(a=1 << 10**9)",
-    "long string": "f(a='x' * 10**9)",
-    "padded format": "f(a='%999999999d' % 1)",
-    "long number": "f(a=" + "9" * 100_000 + ")",
-    "null character": "f(a='\0')",
-    "surrogate": "f(a='\ud800')",
-    "import": "__import__('os').system(command='echo evaluated')",
-    "import in arithmetic": "f(a=__import__('os').getpid() + 1)",
-    "exit in a comprehension": "f(a=[exit() for _ in '1'])",
-    "lambda": "f(a=(lambda: exit())())",
-    "subscript with a call": "f(a=x[exit()])",
-    "nested f-strings": "f(a=" + "f'{" * 100 + "}'" * 100 + ")",
-    "brackets of a Java array": "Foo.f(a=new int[]" + "{" * 10_000 + "}" * 10_000 + ")",
-    "open comment": "Foo.f(a=1) /*" + "*" * 100_000,
-    "ternaries": "Foo.f(a=" + "b ? " * 20_000 + ")",
-    "arrows": "f(a=" + "x => " * 20_000 + "1)",
-    "casts": "Foo.f(a=" + "(int) " * 20_000 + "1)",
-    "member chain": "Foo.f(a=" + "b.c()." * 2_000 + "d)",
-}  # fmt: skip
+HOSTILE = (
+    # nesting, chains, length
+    "(" * 1_000_000, "[" * 150_000, "f(a=" * 40_000, "f(a=" + "[" * 5_000 + "]" * 5_000 + ")", "word " * 250_000,
+    "f(a=" + "-" * 100_000 + "1)", "f(a=" + "1+" * 50_000 + "1)", "f" + ".a" * 60_000 + "(b=1)",
+    "f(" + "a=1," * 250_000 + ")", "f(a=" + "'" * 99_999, "f(a='" + "\\" * 99_999 + "')",
+    "f(a=" + "f'{" * 100 + "}'" * 100 + ")", "Foo.f(a=new int[]" + "{" * 10_000 + "}" * 10_000 + ")",
+    "Foo.f(a=1) /*" + "*" * 100_000, "Foo.f(a=" + "b ? " * 20_000 + ")", "f(a=" + "x => " * 20_000 + "1)",
+    "Foo.f(a=" + "(int) " * 20_000 + "1)", "Foo.f(a=" + "b.c()." * 2_000 + "d)",
+    # large values, odd characters
+    "f(a=9**9**9**9)", "f(a=1 << 10**9)", "f(a='x' * 10**9)", "f(a=[[0] * 9] * 10**9)", "f(a='%999999999d' % 1)",
+    "f(a=" + "9" * 100_000 + ")", "f(a='\0')", "f(a='\ud800')",
+    # code
+    "__import__('os').system(command='echo evaluated')", "f(a=__import__('os').getpid() + 1)",
+    "f(a=[exit() for _ in '1'])", "f(a=(lambda: exit())())", "f(a=x[exit()])",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("language", ["python", "java", "javascript"])
-def test_hostile_texts(language: Any, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_hostile_texts(language: Any, capfd: pytest.CaptureFixture[str]) -> None:
     """Nothing raises, hangs or is evaluated."""
-    started = time.perf_counter()
-    assert decode(HOSTILE[name], language=language)
-    assert time.perf_counter() - started < 5
+    for text in HOSTILE:
+        started = time.perf_counter()
+        assert decode(text, language=language), text[:50]
+        assert time.perf_counter() - started < 5, text[:50]
     assert "evaluated" not in "".join(capfd.readouterr())
 
 
@@ -311,7 +257,6 @@ def test_without_the_grammars(monkeypatch: pytest.MonkeyPatch, found: str | None
     decode_java_js.parser.cache_clear()
     functions, answers = [{"name": "f", "parameters": {"properties": {}}}], [{"f": {}}]
     java, python = (Case("x_0", CATEGORIES[name], functions, answers) for name in ("simple_java", "simple_python"))
-    with pytest.raises(ConfigError, match=r"bfcl-java-js\. pip install tree-sitter==0\.21\.3 ") as told:
+    with pytest.raises(ConfigError, match=r"bfcl-java-js\. pip install tree-sitter==0\.21\.3 [^\n]*$"):
         java.judge("f()")
-    assert "\n" not in str(told.value)
     assert python.judge("f()").valid and java.judge([{"f": "{}"}]).valid
