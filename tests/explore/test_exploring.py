@@ -29,8 +29,8 @@ from ttpa.prompts import compact_segments
 from ttpa.records import Candidate, Message, Pair, Sample, Score
 from ttpa.run import config
 from ttpa.run.parts import Parts, build_parts
-from ttpa.run.stages import exploring
-from ttpa.run.stages.exploring import build_explore
+from ttpa.run.stages import decoding
+from ttpa.run.stages.decoding import build_explore
 
 ROOM = 18
 """Enough for all targets but the longest."""
@@ -185,7 +185,7 @@ def test_a_stage_that_was_stopped_goes_on_where_it_was_and_ends_with_the_same_by
     assert again.pairs == whole.pairs and again.metrics == whole.metrics
     assert untimed(again.rows()) == untimed(whole.rows())
     assert (tmp_path / "candidates.jsonl").read_text().startswith("".join(kept[:-1]))
-    monkeypatch.setattr(exploring, "_Explorer", refuse)  # nothing is left to do: nothing is loaded
+    monkeypatch.setattr(decoding, "_Explorer", refuse)  # nothing is left to do: nothing is loaded
     assert explore(world, tmp_path, parts_of(*CASES[case], "engine.rows=8")).pairs == whole.pairs
 
 

@@ -36,27 +36,6 @@ class MCTS:
 
     A tree is finished after `rounds` rounds; or when all its leaves are ends of answers; or when it is settled: one of
     its answers is exact, and for `settle` rounds with such an answer the root's best child was the same.
-
-    Args:
-        max_new_tokens: Longest answer, in tokens.
-        width: Continuations drawn at a leaf; at least 2.
-        depth: Levels of nodes; on the last a span reaches to the end of the answer.
-        rounds: How often leaves are taken from a tree.
-        fragments: Parts of an answer in a span.
-        c: Weight of exploration.
-        temperature: Divides the logits.
-        repetition_penalty: See `ttpa.policy.engine.Sampling`; below 1 it encourages repetition.
-        selection: Formula; see `ttpa.explore.search_tree`.
-        values: "mean" or "sum" of the values of simulations, for puct and for pairs.
-        value: "target": the answer's score; "self": the policy's own grade, by one letter.
-        distinct: Whether continuations that begin with the same span become one child with several simulations.
-        cut: "call": at the ends of names, values and calls; "fragments": behind ". ", ", ", "=" and "(".
-        fast_reward: Whether a new child's sum of values begins with the shaped reward of its span.
-        leaves: Leaves of a tree simulated at once. A leaf in flight counts as visited, of value 0.
-        settle: Rounds without change after which a tree with an exact answer is finished; None: never.
-        min_gap: Least difference of values between the two children of a pair.
-        min_chosen: Least value of the better child; the pair rule checks the answer itself.
-        overlap_limit: Largest share of words that the two spans may have in common; None: any.
     """
 
     grows_trees: ClassVar[bool] = True

@@ -29,28 +29,15 @@ _GOLD_SCORE = Score(value=1.0, exact=True, explanation="the target")
 
 @option
 class PairRule:
-    """Which candidates become pairs.
-
-    Args:
-        gold_below: The target is the chosen answer when no candidate scores this much; 0 never uses the target.
-        require_exact_chosen: A candidate may be chosen only if its score says `exact`; without one, the target if the
-            gate above allows it, else there is no pair. The release chooses an imperfect best.
-        min_margin: Drops pairs whose margin (score of the chosen minus score of the rejected answer) is smaller.
-        rejected: "all"; "nearest", the best of the rejected ones (the first of equals); or "random", one of them drawn
-            by `seed` and the sample's id.
-        max_pairs_per_sample: Keeps at most this many, in candidate order.
-        between: "answers": any two candidates of a sample; "siblings": the pairs a tree search found at its nodes
-            (`gold_below` and `rejected` then have no say).
-        seed: Used by "random" only.
-    """
+    """Which candidates become pairs."""
 
     gold_below: Fraction
     require_exact_chosen: bool
     min_margin: Fraction
     rejected: Literal["all", "nearest", "random"]
     max_pairs_per_sample: Count | None
-    between: Literal["answers", "siblings"] = "answers"
-    seed: int = 0
+    between: Literal["answers", "siblings"]
+    seed: int
 
 
 def make_pairs(sample: Sample, scored: Sequence[Scored], gold: Candidate, rule: PairRule) -> list[Pair]:

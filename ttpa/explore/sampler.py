@@ -130,14 +130,7 @@ class Sampler(Protocol):
 
 @option
 class GroupSampler:
-    """n independent samples by temperature and nucleus (1904.09751).
-
-    Args:
-        n: Answers a sample.
-        max_new_tokens: Longest answer, in tokens.
-        temperature: Divides the logits.
-        top_p: Draws from the smallest set of most probable tokens whose mass reaches top_p.
-    """
+    """n independent samples by temperature and nucleus (1904.09751)."""
 
     grows_trees: ClassVar[bool] = False
 

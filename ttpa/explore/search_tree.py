@@ -158,10 +158,6 @@ def text_cuts(pieces: Sequence[str]) -> Iterator[int]:
 
     Yields:
         Ascending counts of tokens, each once: the fewest tokens that hold a separator to its end.
-
-    Example:
-        >>> list(text_cuts(["[f(", "a=", "1,", " b", "=2)", "]"]))
-        [1, 2, 4, 5]
     """
     ends, last = list(accumulate(map(len, pieces))), 0
     for match in SEPARATORS.finditer("".join(pieces)):
@@ -172,12 +168,7 @@ def text_cuts(pieces: Sequence[str]) -> Iterator[int]:
 
 
 def overlap(left: str, right: str) -> float:
-    """Words that two texts share, as a part of the words of the poorer one; 0 where either has none.
-
-    Example:
-        >>> overlap("unit= 3, city=", "city= unit= a b")
-        0.5
-    """
+    """Words that two texts share, as a part of the words of the poorer one; 0 where either has none."""
     a, b = set(left.split()), set(right.split())
     return len(a & b) / min(len(a), len(b)) if a and b else 0.0
 

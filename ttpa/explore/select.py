@@ -35,13 +35,7 @@ class SelectAll:
 
 @option
 class SelectPerplexity:
-    """The samples of highest perplexity.
-
-    Args:
-        keep_fraction: Share of the samples that is kept, in (0, 1], rounded up.
-        per_kind: Rank the samples that want a call and those that want text apart, and keep that share of either.
-        limit: Keep at most this many, the most surprising ones.
-    """
+    """The samples of highest perplexity."""
 
     needs_policy: ClassVar[bool] = True
 

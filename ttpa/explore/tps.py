@@ -17,17 +17,7 @@ from ttpa.policy.engine import Engine, Sampling, TokenRule
 
 @option
 class TPS:
-    """Token-level preference sampling.
-
-    Args:
-        n: Answers a sample.
-        max_new_tokens: Longest answer, in tokens.
-        k: Size of the top set.
-        delta: Largest difference to the best token's probability, in [0, 1].
-        draw: "uniform" among the candidates, or "renormalised" by their probabilities.
-        span: "call": the rule acts inside calls, and the most probable token is taken outside; or "everywhere".
-        mode: "token": the rule; "ancestral": n samples at temperature 1.
-    """
+    """Token-level preference sampling."""
 
     grows_trees: ClassVar[bool] = False
 

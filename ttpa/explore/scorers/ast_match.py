@@ -19,21 +19,7 @@ NOT_EXACT_CAP = 0.99
 
 @option
 class ASTMatch:
-    """1 if the calls equal the target's in any order, else 0, or a share of it.
-
-    Args:
-        partial: A call that is not exact is worth 0.3 for the name and 0.7 times the share of equal arguments (equal
-            arguments / parameters that either call gives). Averaged over max(#target calls, #calls) under the best
-            one-to-one matching, at most 0.99. Two calls without arguments share nothing when their names differ.
-
-    Example:
-        >>> gold = ToolCall(name="f", arguments={"a": 1, "b": 2})
-        >>> sample = Sample(id="s", tools=(), messages=(), target=(gold,), source="toy")
-        >>> call = ToolCall(name="f", arguments={"a": 1, "b": 3})
-        >>> candidate = Candidate(sample_id="s", index=0, text="", calls=(call,))
-        >>> round(ASTMatch(partial=True)(sample, candidate).value, 9)  # 0.3 + 0.7 / 2
-        0.65
-    """
+    """1 if the calls equal the target's in any order, else 0, or a share of it."""
 
     partial: bool
 

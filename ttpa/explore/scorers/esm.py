@@ -46,26 +46,7 @@ _RELEASED_TYPES: Mapping[str, type | tuple[type, ...]] = {
 
 @option
 class ESM:
-    """The scorer; see the module header for the equation.
-
-    Args:
-        weights: Weight of each of the five parts; the score is divided by their sum.
-        as_released: Parity with the released function, slips included: first call only, required parameters against the
-            target, Python's `isinstance` and `==` for types and values. Where the release raises (unknown tool, a
-            declared type outside the seven of JSON) the tool scores 0 and the type does not count.
-
-    Example:
-        >>> from ttpa.records import ToolSpec
-        >>> schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
-        >>> tool = ToolSpec(name="f", parameters=schema)
-        >>> gold = ToolCall(name="f", arguments={"a": "Rome"})
-        >>> sample = Sample(id="s", tools=(tool,), messages=(), target=(gold,), source="toy")
-        >>> call = ToolCall(name="f", arguments={"a": "Rom"})
-        >>> esm = ESM(weights={"name": 3, "required": 3, "key": 1, "type": 2, "value": 2}, as_released=False)
-        >>> score = esm(sample, Candidate(sample_id="s", index=0, text="", calls=(call,)))
-        >>> round(score.value, 4), score.explanation  # (3 + 3 + 1 + 2 + 2 * 1/2) / 11
-        (0.9091, "value of 'a' is 'Rom', expected 'Rome'")
-    """
+    """The scorer; see the module header for the equation."""
 
     weights: dict[str, NonNegative]
     as_released: bool

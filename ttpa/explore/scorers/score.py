@@ -70,12 +70,6 @@ def score_answer(scorer: Scorer, sample: Sample, candidate: Candidate, *, step: 
     Raises:
         DataError: a value that is no finite number or lies outside the scorer's bounds. A scorer is code and not model
             output, so it must be mended.
-
-    Example:
-        >>> from ttpa.explore.scorers.ast_match import ASTMatch
-        >>> sample = Sample(id="s", tools=(), messages=(), target=(), source="toy")
-        >>> score_answer(ASTMatch(partial=False), sample, Candidate(sample_id="s", index=0, text="", calls=())).value
-        1.0
     """
     score = apply(scorer, sample, candidate, step)
     low, high = bounds_of(scorer)

@@ -58,11 +58,6 @@ def bare_calls(candidate: Candidate, syntax: str) -> tuple[ToolCall, ...] | None
     Returns:
         The calls; () for an answer without a call, whatever its text; None when the text is malformed or there is more
         in it than calls and white space.
-
-    Example:
-        >>> bare_calls(Candidate(sample_id="s", index=0, text='[{"name": "f", "arguments": {}}]'), "json")
-        (ToolCall(name='f', arguments={}),)
-        >>> bare_calls(Candidate(sample_id="s", index=0, text='Sure: [{"name": "f", "arguments": {}}]'), "json")
     """
     if syntax != ANY:
         return _read_whole(candidate.text, syntax)
@@ -92,23 +87,7 @@ def _read_whole(text: str, name: str) -> tuple[ToolCall, ...] | None:
 
 @option
 class SLMJson:
-    """The scorer; see the module header for the equation.
-
-    Args:
-        w_json: Worth of an answer that is calls and nothing else.
-        w_name: Worth of the right names.
-        w_args: Worth of the right arguments. The three add up to at most 1.
-        scale_extra: Whether names and arguments are scaled down when there are more calls than expected.
-        syntax: How calls are written: json as in the paper, another of `ttpa.calls.syntaxes.SYNTAXES`, or any.
-
-    Example:
-        >>> gold = ToolCall(name="f", arguments={"a": 1, "b": 2})
-        >>> sample = Sample(id="s", tools=(), messages=(), target=(gold,), source="toy")
-        >>> text = '[{"name": "f", "arguments": {"a": 1, "b": 3}}]'
-        >>> scorer = SLMJson(w_json=0.125, w_name=0.375, w_args=0.5, scale_extra=True, syntax="json")
-        >>> scorer(sample, Candidate(sample_id="s", index=0, text=text)).value  # 0.125 + 0.375 + 0.5 / 2
-        0.75
-    """
+    """The scorer; see the module header for the equation."""
 
     w_json: Fraction
     w_name: Fraction

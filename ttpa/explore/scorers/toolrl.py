@@ -52,35 +52,7 @@ _CALL_TAGS, _REPLY_TAGS = ("<tool_call>", "</tool_call>"), ("<response>", "</res
 
 @option
 class ToolRL:
-    """The reward; see the module header for the equation.
-
-    Args:
-        format: "rlla": `<think>..</think>`, a line break, and what the target has: a block `<tool_call>` of JSON lines
-            {"name", "parameters"}, `<response>..</response>`, or both. "plain": calls in a syntax of the project and
-            nothing else if the target has calls, any text without a call if it has none.
-        syntax: "plain" only: how the calls are written, one of `ttpa.calls.syntaxes.SYNTAXES`, or any.
-        matching: "greedy": each target call in turn takes the best call left, as released; "optimal": the one-to-one
-            matching with the largest sum.
-        similarity: How calls that differ are compared.
-        correct_max: Correctness lies between minus this and this.
-        schedule: "max1step30max3": correctness a third of its size before step 30, format half from there on;
-            "linear": over 150 steps the right format falls from 2 to 1 and correctness grows from 2 to `correct_max`. A
-            wrong format then costs 2, falling to 1 over 75 steps, and no longer nothing; so in the release.
-        length: "fixed": a further part of the reward, words of thought / 512, rounded to hundredths, at most 1;
-            "scheduled": over a number of words that grows from 384 to 640 in 105 steps. Needs format=rlla.
-        value_equality: "released": Python's `==`; "strict": `values_equal`, by which True is not 1.
-
-    Example:
-        >>> gold = ToolCall(name="f", arguments={"a": 1, "b": 2})
-        >>> sample = Sample(id="s", tools=(), messages=(), target=(gold,), source="toy")
-        >>> line = '{"name": "f", "parameters": {"a": 1, "b": 3}}'
-        >>> text = f"<think>Easy.</think>\\n<tool_call>\\n{line}\\n</tool_call>"
-        >>> released = ToolRL(format="rlla", syntax="any", matching="greedy", similarity="finegrained", correct_max=3,
-        ...                   schedule="none", length="none", value_equality="released")
-        >>> score = released(sample, Candidate(sample_id="s", index=0, text=text))
-        >>> score.value, score.detail["format"], score.detail["correct"]  # 1 + 6 * (1 + 1 + 1) / 4 - 3
-        (2.5, 1.0, 1.5)
-    """
+    """The reward; see the module header for the equation."""
 
     format: Literal["rlla", "plain"]
     syntax: str

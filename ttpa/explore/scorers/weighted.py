@@ -20,24 +20,7 @@ from ttpa.records import Candidate, Sample, Score
 
 @option
 class Weighted:
-    """The sum; see the module header.
-
-    Args:
-        parts: Name (without a slash) -> scorer or reward.
-        weights: Name -> weight of that part; negative for what is to be avoided.
-        normalise: "sum_then_normalise", or "normalise_then_sum" (GDPO). `value` is the plain sum either way.
-
-    Example:
-        >>> from ttpa.records import ToolCall
-        >>> from ttpa.explore.scorers.ast_match import ASTMatch
-        >>> parts = {"exact": ASTMatch(partial=False), "part": ASTMatch(partial=True)}
-        >>> scorer = Weighted(parts=parts, weights={"exact": 1.0, "part": 0.5}, normalise="sum_then_normalise")
-        >>> sample = Sample(id="s", tools=(), messages=(), target=(ToolCall(name="f", arguments={"a": 1}),), source="t")
-        >>> call = ToolCall(name="f", arguments={"a": 2})
-        >>> score = scorer(sample, Candidate(sample_id="s", index=0, text="", calls=(call,)))
-        >>> scorer.bounds, score.value, score.detail["part"], score.detail["part/name"]
-        ((0.0, 1.5), 0.15, 0.3, 1.0)
-    """
+    """The sum; see the module header."""
 
     parts: dict[str, Scorer]
     weights: dict[str, Finite]
