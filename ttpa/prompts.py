@@ -1,9 +1,7 @@
 """Samples to token ids, token ids to text and candidates. The only user of chat templates.
 
 Training, sampling and evaluation share one `Renderer` and so see the same ids: a prompt, and an answer that ends with
-the end-of-turn token. Two templates: `chat` is the model's own, given the tools through `tools=` where it takes them
-and as JSON in the system message where it does not; `compact` is ours for the small model, one signature a line.
-Prompts are never cut, since a cut prompt loses tools: the caller leaves out samples that are too long.
+the end-of-turn token. Prompts are never cut, since a cut prompt loses tools: the caller leaves out too long samples.
 """
 
 from __future__ import annotations
@@ -41,9 +39,7 @@ def signature(tool: ToolSpec) -> str:
 
 
 def _said(message: Message, syntax: Syntax) -> str:
-    """The text of a turn. Calls are printed in the syntax the model is taught to write, whatever form a template
-    would give to `tool_calls`, so that what it reads and what it writes agree.
-    """
+    """The text of a turn, its calls in the syntax the model is taught to write, whatever the template would give."""
     return syntax.print(message.calls) if message.calls else message.content
 
 
@@ -103,11 +99,9 @@ class Renderer:
 
     Args:
         tokenizer: A transformers tokenizer. For `compact` it must hold `COMPACT_TOKENS`.
-        template: "chat" or "compact".
+        template: "chat" is the model's own, given the tools through `tools=` where it takes them, else as JSON in the
+            system message; "compact" is ours for the small model, one signature a line.
         syntax: How calls are written.
-
-    Raises:
-        ConfigError: an unknown template, or "chat" with a tokenizer that has no chat template.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -144,8 +138,7 @@ class Renderer:
     def prompts(self, samples: Sequence[Sample]) -> list[list[int]]:
         """Prompt ids of each sample, up to and including what opens the answer.
 
-        Raises:
-            DataError: a tool's name is not in the rendered prompt (a template that drops tools); names the sample.
+        DataError: the template refuses the dialogue or drops a tool; names the sample.
         """
         if self.template == "compact":
             return self._compact(samples)
@@ -215,22 +208,21 @@ class Renderer:
 
     def gold(self, samples: Sequence[Sample]) -> list[Candidate]:
         """The targets as candidates (index -1)."""
-        texts, answers = self.answer_texts(samples), self.answers(samples)
+        made = zip(samples, self.answer_texts(samples), self.answers(samples), strict=True)
         return [
             Candidate(sample_id=sample.id, index=-1, text=text, token_ids=tuple(ids), calls=sample.target)
-            for sample, text, ids in zip(samples, texts, answers, strict=True)
+            for sample, text, ids in made
         ]
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Sampled tokens as text, without what ends the turn."""
-        stop = set(self.stop_ids)
-        kept = [token for token in token_ids if token not in stop]
+        kept = [token for token in token_ids if token not in self.stop_ids]
         return str(self.tokenizer.decode(kept, skip_special_tokens=False))
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """What each token adds to the text; what ends the turn adds nothing."""
-        stream, stop = TextStream(self.tokenizer), set(self.stop_ids)
-        return ["" if token in stop else stream.push(token) for token in token_ids]
+        stream = TextStream(self.tokenizer)
+        return ["" if token in self.stop_ids else stream.push(token) for token in token_ids]
 
     def read(self, text: str) -> tuple[tuple[ToolCall, ...] | None, str | None]:
         """(calls, None), or (None, reason) when the text does not parse."""
@@ -241,9 +233,8 @@ class Renderer:
         """A sampled answer as a record. `fields` are passed on: logps, finish, branches."""
         text = self.text(token_ids)
         calls, error = self.read(text)
-        return Candidate(
-            sample_id=sample.id, index=index, text=text, token_ids=tuple(token_ids), calls=calls, error=error, **fields
-        )
+        fields |= {"sample_id": sample.id, "index": index, "text": text, "token_ids": tuple(token_ids)}
+        return Candidate(calls=calls, error=error, **fields)
 
     def judge_prompt(self, sample: Sample, answer: str) -> list[int]:
         """Prompt ids that ask the model to grade an answer with one letter, A (best) to D; see `letters`."""

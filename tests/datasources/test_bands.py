@@ -8,22 +8,12 @@ from tests.sources import bands
 from ttpa.errors import ConfigError
 from ttpa.records import ToolCall, ToolSpec, tools_to_text
 
-TABLE = [
-    # tools, length, calls, band
-    (0, 2, 0, "easy"),
-    (1, 999, 1, "easy"),
-    (1, 1000, 1, "medium"),  # easy is strictly below 1000
-    (1, 1001, 1, "medium"),
-    (2, 10, 1, "medium"),  # each condition of easy is needed
-    (1, 10, 2, "medium"),
-    (3, 1999, 3, "medium"),
-    (3, 2000, 3, "medium"),  # in no band of the paper: medium has < 2000, hard > 2000
-    (1, 2000, 1, "medium"),
-    (1, 2001, 1, "hard"),  # each condition of hard is enough
-    (4, 10, 1, "hard"),
-    (1, 10, 4, "hard"),
-    (4, 2001, 4, "hard"),
-]
+TABLE = [  # tools, length, calls, band
+    (0, 2, 0, "easy"), (1, 999, 1, "easy"), (1, 1000, 1, "medium"),  # easy is strictly below 1000
+    (2, 10, 1, "medium"), (1, 10, 2, "medium"),  # each condition of easy is needed
+    (3, 1999, 3, "medium"), (3, 2000, 3, "medium"),  # 2000 is in no band of the paper
+    (1, 2001, 1, "hard"), (4, 10, 1, "hard"), (1, 10, 4, "hard"),  # each condition of hard is enough
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("tools", "length", "calls", "band"), TABLE)
@@ -35,12 +25,6 @@ def test_the_papers_table_by_the_stored_tool_list(tools: int, length: int, calls
         specs[0] = ToolSpec(name="f", description="\u6f22" * room)
         assert room == 0 or len(tools_to_text(specs)) == length
     assert bands().band(specs, [ToolCall(name="f")] * calls) == band
-
-
-def test_thresholds_are_used() -> None:
-    strict = bands(easy_tools=0, easy_length=10, easy_calls=0, hard_tools=2, hard_length=500, hard_calls=2)
-    assert strict.band([ToolSpec(name="f")], [ToolCall(name="f")]) == "medium"
-    assert strict.band([ToolSpec(name="f"), ToolSpec(name="g")], []) == "hard"
 
 
 @pytest.mark.parametrize("wrong", [{"hard_tools": 1}, {"hard_length": 999}, {"hard_calls": 1}])

@@ -14,7 +14,7 @@ from tests.sources import noise, reversed_source
 from ttpa.data.reversed.noise import WEIGHTS, annotate, spoil_call
 from ttpa.data.reversed.world import KIND_OF, make_world
 from ttpa.errors import ConfigError
-from ttpa.records import Message, Sample, ToolCall
+from ttpa.records import Sample, ToolCall
 
 WORLD = make_world(world_seed=0, train_tools=64, unseen_tools=6)
 
@@ -31,33 +31,19 @@ def spoil(family: str, key: str, arguments: dict[str, Any], probability: float =
     return made
 
 
-# ---- what is touched ------------------------------------------------------------------------------------------------
-
-
-def test_only_targets_and_tags_of_the_warmup_split_are_touched() -> None:
+def test_only_targets_and_tags_of_the_warmup_split_are_touched_and_counted(tmp_path: Path) -> None:
     for split in ("explore", "validation", "test"):
         assert list(ALL_BAD.samples(split)) == list(CLEAN.samples(split))
-    for before, after in zip(CLEAN.samples("warmup"), ALL_BAD.samples("warmup"), strict=True):
-        assert replace(after, target=before.target, tags=before.tags) == before
-        assert [call.name for call in after.target] == [call.name for call in before.target]
-
-
-def test_exactly_the_changed_demonstrations_are_tagged_and_counted(tmp_path: Path) -> None:
     source = reversed_source()
     pairs = list(zip(CLEAN.samples("warmup"), source.samples("warmup"), strict=True))
+    assert all(replace(after, target=before.target, tags=before.tags) == before for before, after in pairs)
     changed = [after for before, after in pairs if before.target != after.target]
     assert changed and changed == [after for _, after in pairs if "misannotated" in after.tags]
     metrics = source.build(tmp_path)
     assert metrics["misannotated_share"] == round(len(changed) / 300, 4)
     bands = Counter(sample.band for sample in changed)
     assert {band: metrics["defects"][f"changed_{band}"] for band in bands} == bands
-
-
-@pytest.mark.parametrize("none", [{"share": 0.0}, {"probability": 0.0}])
-def test_a_share_or_probability_of_zero_changes_nothing(none: dict[str, float], tmp_path: Path) -> None:
-    source = reversed_source(noise=noise(**none))
-    assert list(source.samples("warmup")) == list(CLEAN.samples("warmup"))
-    assert source.build(tmp_path)["misannotated_share"] == 0
+    assert list(reversed_source(noise=noise(probability=0.0)).samples("warmup")) == list(CLEAN.samples("warmup"))
 
 
 def test_probability_one_shows_every_bad_site_where_its_family_applies() -> None:
@@ -81,23 +67,13 @@ def test_probability_one_shows_every_bad_site_where_its_family_applies() -> None
     assert set(met) == set(WEIGHTS)
 
 
-def test_defects_depend_on_seed_and_sample_alone() -> None:
-    sample = Sample(id="a", tools=(), messages=(Message(role="user", content="?"),), source="toy", band="easy",
-                    target=tuple(ToolCall(name="f", arguments={"date": "2031-02-03"}) for _ in range(30)))  # fmt: skip
-    bad = {("f", "date"): "date_order"}
-    made = {seed: annotate(sample, bad, 0.5, seed, Counter()) for seed in (0, 1)}
-    assert made[0] == annotate(sample, bad, 0.5, 0, Counter())
-    assert len({made[0].target[i].arguments["date"] for i in range(30)}) == 2
-    assert made[0] != made[1]
-    assert annotate(replace(sample, id="b"), bad, 0.5, 0, Counter()).target != made[0].target
-
-
-def test_bad_sites_are_the_worlds_and_not_the_seeds() -> None:
-    assert noise().sites(WORLD, 0) == noise(probability=0.1).sites(WORLD, 0)
-    assert noise().sites(WORLD, 0) != noise().sites(WORLD, 1)
-
-
-# ---- proportions ----------------------------------------------------------------------------------------------------
+def test_defects_depend_on_seed_and_sample_and_bad_sites_on_the_world_alone() -> None:
+    call = ToolCall(name="f", arguments={"date": "2031-02-03"})
+    sample = Sample(id="a", tools=(), messages=(), source="toy", target=(call,) * 30)
+    one, again, two = (annotate(sample, {("f", "date"): "date_order"}, 0.5, seed, Counter()) for seed in (0, 0, 1))
+    assert one == again != two and len({call.arguments["date"] for call in one.target}) == 2
+    assert annotate(replace(sample, id="b"), {("f", "date"): "date_order"}, 0.5, 0, Counter()).target != one.target
+    assert noise().sites(WORLD, 0) == noise(probability=0.1).sites(WORLD, 0) != noise().sites(WORLD, 1)
 
 
 def test_three_in_ten_demonstrations_are_changed_mostly_in_values_then_names_then_dropped(tmp_path: Path) -> None:
@@ -127,7 +103,7 @@ def test_scope_kind_marks_a_kind_wherever_it_occurs() -> None:
         assert len({family for (_, key), family in bad.items() if key == kind}) == 1
 
 
-def test_a_site_has_a_family_that_can_show_there() -> None:
+def test_a_site_has_a_family_that_can_show_there_and_a_weight() -> None:
     required = {(tool.spec.name, name) for tool in WORLD.tools for name in tool.spec.required}
     for site, family in noise(share=1.0).sites(WORLD, 0).items():
         kind = KIND_OF[site[1]]
@@ -138,14 +114,8 @@ def test_a_site_has_a_family_that_can_show_there() -> None:
             "dropped": site not in required,
         }  # fmt: skip
         assert can[family], f"{site}: {family}"
-
-
-def test_weights_choose_the_families() -> None:
     only = noise(share=1.0, weights={"dropped": 1.0}).sites(WORLD, 0)
     assert set(only.values()) == {"dropped", "wrong_name"}  # a required parameter cannot be dropped
-
-
-# ---- the families ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -174,15 +144,10 @@ def test_families_by_example(family: str, key: str, arguments: dict[str, Any], e
     assert spoil(family, key, arguments, probability=0.0) == arguments
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"share": 1.5}, r"^share=1\.5: "),
-        ({"probability": float("nan")}, "^probability=nan: "),
-        ({"scope": "tool"}, "^scope='tool': .*'site' or 'kind'"),
-        ({"weights": {"typo": 1.0}}, r"^weights=\['typo'\]: .*wrong_name"),
-    ],
-)
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"probability": float("nan")}, "^probability=nan: "), ({"scope": "tool"}, "^scope='tool': .*'site' or 'kind'"),
+    ({"weights": {"typo": 1.0}}, r"^weights=\['typo'\]: .*wrong_name"),
+])  # fmt: skip
 def test_settings_that_cannot_work_are_refused_by_name(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         noise(**settings)

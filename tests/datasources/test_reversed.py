@@ -20,7 +20,7 @@ from tests.sources import reversed_source as source
 from ttpa.calls.schema import check_call
 from ttpa.data.reversed import source as module
 from ttpa.data.reversed.source import SPLITS
-from ttpa.data.reversed.world import KIND_OF, band_at, draw_sample, execute
+from ttpa.data.reversed.world import KIND_OF, draw_sample, execute
 from ttpa.data.source import Work, read_split
 from ttpa.errors import ConfigError, DataError
 from ttpa.records import Sample
@@ -39,34 +39,14 @@ def splits() -> dict[str, list[Sample]]:
     return {split: list(made.samples(split)) for split in SPLITS}
 
 
-@pytest.fixture(scope="module")
-def everything(splits: dict[str, list[Sample]]) -> list[Sample]:
-    return [sample for samples in splits.values() for sample in samples]
-
-
 def question(sample: Sample) -> str:
     (message,) = sample.messages
     assert message.role == "user"
     return message.content
 
 
-def held_values(samples: list[Sample]) -> set[tuple[str, str]]:
-    """(parameter kind, value as text) of every argument whose values are split."""
-    arguments = [item for sample in samples for call in sample.target for item in call.arguments.items()]
-    return {(kind, str(value)) for kind, value in arguments if KIND_OF[kind].splittable}
-
-
-def words(samples: list[Sample]) -> set[str]:
-    """What questions say of kinds that are split, found without the targets."""
-    said = r'\b[A-Z][a-z]+\b|"[^"]+"|\b[A-Z]{2}\d\d\b|\b20\d\d-\d\d-\d\d\b|worth \d+|under [\d.]+|ids \d+(?: and \d+)*'
-    return {found for sample in samples for found in re.findall(said, question(sample))}
-
-
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-# ---- the same settings, the same bytes ------------------------------------------------------------------------------
 
 
 def test_the_bytes_are_those_of_the_data_stage_version(tmp_path: Path) -> None:
@@ -86,20 +66,9 @@ def test_another_seed_draws_other_training_questions_and_another_world_other_hel
         same = list(source(seed=0).samples(split)) == list(source(seed=1).samples(split))
         assert same == (split in ("validation", "test"))
     assert list(source().samples("test")) != list(source(world_seed=1).samples("test"))
+    few, many = source(warmup_samples=20), source(warmup_samples=60)  # no sample depends on another
+    assert list(few.samples("warmup")) == list(many.samples("warmup"))[:20]
 
-
-@pytest.mark.parametrize("split", ["warmup", "explore"])
-def test_a_sample_depends_on_seed_split_and_number_and_on_no_other_sample(split: str) -> None:
-    few, many = source(**{f"{split}_samples": 20}), source(**{f"{split}_samples": 60})
-    assert list(few.samples(split)) == list(many.samples(split))[:20]
-    world = few.world()
-    forward = [draw_sample(world, seed="s", split="train", number=n, band="easy") for n in range(5)]
-    backward = [draw_sample(world, seed="s", split="train", number=n, band="easy") for n in reversed(range(5))]
-    assert forward == backward[::-1]
-    assert len({question(sample) for sample in forward}) == 5
-
-
-# ---- waves ----------------------------------------------------------------------------------------------------------
 
 WORKER = """
 import pickle, sys
@@ -177,37 +146,22 @@ def test_a_sample_that_cannot_be_drawn_stops_the_build_and_is_drawn_by_the_next(
     assert (staged(tmp_path / "out", LocalExecutor()), files(tmp_path / "out")) == plain
 
 
-# ---- what a sample holds --------------------------------------------------------------------------------------------
-
-
-def test_sizes_are_those_asked_for(splits: dict[str, list[Sample]]) -> None:
+def test_sizes_bands_and_tools_are_those_asked_for(splits: dict[str, list[Sample]]) -> None:
     assert {split: len(samples) for split, samples in splits.items()} == {
         "warmup": 2500, "explore": 200, "validation": 120, "test": 220}  # fmt: skip
     assert Counter(sample.band for sample in splits["validation"]) == {"easy": 40, "medium": 40, "hard": 40}
     assert sum("unseen_tool" in sample.tags for sample in splits["test"]) == 40
-    every = [sample for samples in splits.values() for sample in samples]
-    assert len({sample.id for sample in every}) == len(every)
-
-
-def test_bands_are_numbers_of_calls(everything: list[Sample]) -> None:
-    assert {(sample.band, len(sample.target)) for sample in everything} == {("easy", 1), ("medium", 2), ("hard", 3)}
-
-
-def test_bands_are_drawn_with_the_shares_asked_for(splits: dict[str, list[Sample]]) -> None:
     counts = Counter(sample.band for sample in splits["warmup"])
     for band, share in {"easy": 0.65, "medium": 0.21, "hard": 0.14}.items():
         assert counts[band] / 2500 == pytest.approx(share, abs=0.03)
-    assert {band_at("s", number, {"easy": 0.0, "medium": 1.0, "hard": 0.0}) for number in range(100)} == {"medium"}
-
-
-def test_two_to_four_tools_are_offered_and_the_target_uses_different_ones(everything: list[Sample]) -> None:
-    for sample in everything:
-        names = [tool.name for tool in sample.tools]
-        assert 2 <= len(names) <= 4
-        assert len(set(names)) == len(names)
-        used = [call.name for call in sample.target]
-        assert len(set(used)) == len(used)
-        assert set(used) <= set(names)
+    every, tools = [sample for samples in splits.values() for sample in samples], source().world().by_name()
+    assert len({sample.id for sample in every}) == len(every)
+    for sample in every:
+        names, used = [tool.name for tool in sample.tools], [call.name for call in sample.target]
+        assert 2 <= len(set(names)) == len(names) <= 4
+        assert len(set(used)) == len(used) == {"easy": 1, "medium": 2, "hard": 3}[sample.band]
+        for call in sample.target:
+            assert not check_call(call, sample.tools) and execute(call, tools)["status"] == "ok"
 
 
 def test_used_tools_stand_anywhere_among_the_offered(splits: dict[str, list[Sample]]) -> None:
@@ -216,16 +170,8 @@ def test_used_tools_stand_anywhere_among_the_offered(splits: dict[str, list[Samp
     assert all(0.15 < places[place] / len(easy) < 0.35 for place in range(4))
 
 
-def test_every_target_runs_in_the_world_and_fits_the_offered_tools(everything: list[Sample]) -> None:
-    tools = source().world().by_name()
-    for sample in everything:
-        for call in sample.target:
-            assert not check_call(call, sample.tools)
-            assert execute(call, tools)["status"] == "ok"
-
-
-def test_every_argument_is_said_in_the_question_and_nothing_else_is(everything: list[Sample]) -> None:
-    for sample in everything:
+def test_every_argument_is_said_in_the_question_and_nothing_else_is(splits: dict[str, list[Sample]]) -> None:
+    for sample in (sample for samples in splits.values() for sample in samples):
         parts = question(sample).split(", then ")
         assert len(parts) == len(sample.target)
         for part, call in zip(parts, sample.target, strict=True):
@@ -244,54 +190,31 @@ def test_every_argument_is_said_in_the_question_and_nothing_else_is(everything: 
             assert not rest.strip(), f"{part!r} says more than its call"
 
 
-# ---- what keeps the splits apart ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("held_out", ["validation", "test"])
-def test_held_out_values_never_occur_in_training_targets(splits: dict[str, list[Sample]], held_out: str) -> None:
-    values = held_values(splits[held_out])
-    assert len({kind for kind, _ in values}) == sum(kind.splittable for kind in KIND_OF.values())
-    assert not values & held_values([*splits["warmup"], *splits["explore"]])
-    other = "test" if held_out == "validation" else "validation"
-    assert not values & held_values(splits[other])
-
-
-def test_unseen_tools_occur_in_unseen_test_questions_alone(splits: dict[str, list[Sample]]) -> None:
+def test_values_and_tools_of_held_out_questions_never_occur_in_training(splits: dict[str, list[Sample]]) -> None:
+    held = {
+        split: {(key, str(value)) for sample in samples for call in sample.target
+                for key, value in call.arguments.items() if KIND_OF[key].splittable}
+        for split, samples in splits.items()
+    }  # fmt: skip
+    training = held["warmup"] | held["explore"]
+    assert not training & held["validation"] and not training & held["test"] and not held["validation"] & held["test"]
+    assert len({kind for kind, _ in held["test"]}) == sum(kind.splittable for kind in KIND_OF.values())
     unseen = {tool.spec.name for tool in source().world().unseen}
     assert len(unseen) == 6
     for split, samples in splits.items():
         for sample in samples:
-            offered = {tool.name for tool in sample.tools}
-            if "unseen_tool" in sample.tags:
-                assert split == "test"
-                assert {call.name for call in sample.target} <= unseen
-                assert not (offered - {call.name for call in sample.target}) & unseen
-            else:
-                assert not offered & unseen
+            offered, used = {tool.name for tool in sample.tools}, {call.name for call in sample.target}
+            of_unseen = used if "unseen_tool" in sample.tags else set()
+            assert offered & unseen == of_unseen and (split == "test" or not of_unseen)
 
 
-# ---- what is refused ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "said"),
-    [
-        ("generator", "gpt", "^generator='gpt': "),
-        ("warmup_samples", 0, "^warmup_samples=0: "),
-        ("train_tools", 3, "^train_tools=3: "),
-        ("train_tools", 91, "^train_tools=91: more than 96 tools"),
-        ("unseen_tools", 0, r"^test_unseen=20: .*Set data\.unseen_tools"),
-        ("explore_mix", {"easy": 0.5, "medium": 0.5}, "^explore_mix=.*easy, medium and hard"),
-        ("warmup_mix", {"easy": 1.5, "medium": -0.5, "hard": 0.0}, "^warmup_mix=.*sum to 1"),
-        ("warmup_mix", {"easy": float("nan"), "medium": 0.5, "hard": 0.5}, "^warmup_mix=.*sum to 1"),
-    ],
-)
+@pytest.mark.parametrize(("key", "value", "said"), [
+    ("generator", "gpt", "^generator='gpt': "), ("warmup_samples", 0, "^warmup_samples=0: "),
+    ("train_tools", 91, "^train_tools=91: more than 96 tools"),
+    ("unseen_tools", 0, r"^test_unseen=20: .*Set data\.unseen_tools"),
+    ("explore_mix", {"easy": 0.5, "medium": 0.5}, "^explore_mix=.*easy, medium and hard"),
+    ("warmup_mix", {"easy": 1.5, "medium": -0.5, "hard": 0.0}, "^warmup_mix=.*sum to 1"),
+])  # fmt: skip
 def test_a_value_that_cannot_work_is_refused_by_name(key: str, value: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         source(**{key: value})
-
-
-def test_a_world_without_unseen_tools_has_no_unseen_questions() -> None:
-    samples = list(source(unseen_tools=0, test_unseen=0).samples("test"))
-    assert len(samples) == 90
-    assert not any(sample.tags for sample in samples)

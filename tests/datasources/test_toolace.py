@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ FUNCTIONS = [
         "parameters": {"type": "dict", "properties": {"n": {"type": "int"}}},
         "required": None,
     },
-    {"name": "tags/list", "description": "", "parameters": {"type": "dict", "properties": {}, "required": []}},
+    {"name": "tags/list", "parameters": {"type": "dict", "properties": {"x": {"type": "str"}}}, "required": ["x"]},
 ]
 ZIP, TAGS = ToolCall(name="Get Zip (US)", arguments={"n": 1}), ToolCall(name="tags/list")
 
@@ -47,8 +46,7 @@ def source(**more: Any) -> ToolACE:
 
 
 def published(name: str) -> list[dict[str, Any]]:
-    with gzip.open(REAL[name], "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    return list(read_jsonl(REAL[name]))
 
 
 def built(name: str, out: Path, **more: Any) -> tuple[dict[str, Any], list[Sample]]:
@@ -58,48 +56,35 @@ def built(name: str, out: Path, **more: Any) -> tuple[dict[str, Any], list[Sampl
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_every_call_turn_of_real_rows_is_a_sample(name: str, tmp_path: Path) -> None:
+def test_every_call_turn_of_real_rows_is_a_sample_with_its_history(name: str, tmp_path: Path) -> None:
     metrics, samples = built(name, tmp_path)
-    rows = published(name)
+    rows = {entry["conversations"][0]["value"]: entry["conversations"] for entry in published(name)}
     assert (metrics["rows_read"], metrics["rows_rejected"]) == (len(rows), 0)
     # Counted without the reader: in these rows a turn that opens with a bracket is a call, and no other is.
     call_turns = [
-        (entry["conversations"][0]["value"], number)
-        for entry in rows
-        for number, turn in enumerate(entry["conversations"])
+        (opening, number)
+        for opening, turns in rows.items()
+        for number, turn in enumerate(turns)
         if turn["from"] == "assistant" and turn["value"].startswith("[")
     ]
-    assert len(call_turns) > len(rows) / 2
     found = [(sample.messages[0].content, int(sample.id.rsplit("-", 1)[1])) for sample in samples]
-    assert sorted(found) == sorted(call_turns)
+    assert sorted(found) == sorted(call_turns) and len(call_turns) > len(rows) / 2
     assert metrics["kinds"] == {"call": len(call_turns), "text": 0}
-    without = sum(not any(turn["value"].startswith("[") for turn in entry["conversations"]
-                          if turn["from"] == "assistant") for entry in rows)  # fmt: skip
-    assert metrics["rows_without_call_turn"] == without
-    assert len({sample.id for sample in samples}) == len(samples)
-    assert all(sample.tool(call.name) for sample in samples for call in sample.target)
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_histories_of_real_rows(name: str, tmp_path: Path) -> None:
-    rows = {entry["conversations"][0]["value"]: entry["conversations"] for entry in published(name)}
-    for sample in built(name, tmp_path)[1]:
+    assert metrics["rows_without_call_turn"] == len(rows) - len({opening for opening, _ in call_turns})
+    for sample in samples:
         turns = rows[sample.messages[0].content][: len(sample.messages)]
         assert [message.role for message in sample.messages] == [turn["from"] for turn in turns]
         for message, turn in zip(sample.messages, turns, strict=True):
-            if message.calls:
-                # The published text starts with the first call's name, whatever the quoting.
-                assert message.content == ""
-                assert turn["value"].startswith(f"[{message.calls[0].name}(")
-            else:
-                assert message.content == turn["value"]
+            # The published text starts with the first call's name, whatever the quoting.
+            called = f"[{message.calls[0].name}(" if message.calls else ""
+            assert turn["value"].startswith(called) if called else message.content == turn["value"]
+        assert all(sample.tool(call.name) for call in sample.target)
 
 
 def test_text_turns(tmp_path: Path) -> None:
     metrics, samples = built("from_rlla", tmp_path, text_turns=True)
     replies = sum(turn["from"] == "assistant" for entry in published("from_rlla") for turn in entry["conversations"])
-    assert len(samples) == replies
-    assert metrics["rows_without_call_turn"] == 0
+    assert (len(samples), metrics["rows_without_call_turn"]) == (replies, 0)
     assert {sample.kind: sample.target_text is None for sample in samples} == {"call": True, "text": False}
 
 
@@ -122,16 +107,10 @@ def test_dialogue() -> None:
     assert (first.dialogue_id, first.tools) == (second.dialogue_id, second.tools)
     zip_tool, tags = first.tools
     assert zip_tool.parameters == {"type": "object", "properties": {"n": {"type": "integer"}}, "required": []}
-    assert tags.parameters == {"type": "object", "properties": {}, "required": []}
+    assert tags.required == ("x",)  # a list beside the parameters is their own
     replies = source(text_turns=True).convert(entry).samples
     assert [sample.target_text for sample in replies] == [None, "Done.", None]
     assert [sample.kind for sample in replies] == ["call", "text", "call"]
-
-
-def test_required_beside_parameters_is_the_parameters_own() -> None:
-    function = {"name": "f", "parameters": {"type": "dict", "properties": {"x": {"type": "str"}}}, "required": ["x"]}
-    (sample,) = source().convert(row("user: q", 'assistant: [f(x="1")]', functions=[function])).samples
-    assert sample.tools[0].required == ("x",)
 
 
 @pytest.mark.parametrize(
@@ -148,17 +127,10 @@ def test_system_text(text: str, custom: str) -> None:
     assert split_system(text) == (FUNCTIONS, custom)
 
 
-@pytest.mark.parametrize(
-    ("text", "call"),
-    [
-        ("[f(x=1)]", True),
-        (" [f x/y.z()]\n", True),
-        ("[a](http://x) is a link (see it)", False),
-        ("[1] says so", False),
-        ("I would call [f(x=1)]", False),
-        ("[f(x=[1](2))]", True),
-    ],
-)
+@pytest.mark.parametrize(("text", "call"), [
+    ("[f(x=1)]", True), (" [f x/y.z()]\n", True), ("[a](http://x) is a link (see it)", False), ("[1] says so", False),
+    ("I would call [f(x=1)]", False), ("[f(x=[1](2))]", True),
+])  # fmt: skip
 def test_looks_like_call(text: str, call: bool) -> None:
     assert looks_like_call(text) is call
 
@@ -186,8 +158,6 @@ def test_bad_rows_say_why(bad: dict[str, Any], reason: str) -> None:
         source().convert(bad)
 
 
-# --- arguments that a conversion split at commas ---------------------------------------------------------------------
-
 # What the conversion made of `f(<original>)`, and the original arguments.
 SPLIT = {
     r'a="[\"North\"", "South"], b=1': {"a": ["North", "South"], "b": 1},
@@ -209,24 +179,14 @@ NOT_SPLIT = {
     "no quoted value": "[f(a=[1, 2], 3)]",
     "the value is no container": r'[f(a="x", "y"])]',
     "the container is whole": r'[f(a="[1]", 2])]',
-    "single quotes, which no JSON writer makes": """[f(a='[1', 2])]""",
     "nothing closes it": r'[f(a="[1", 2)]',
     "another bracket closes it": r'[f(a="[1", 2})]',
-    "more than one space": r'[f(a="[1",  2])]',
     "no space": r'[f(a="[1",2])]',
     "the rest is no JSON": r'[f(a="[1", x])]',
-    "the rest is Python": r'[f(a="[1", None])]',
-    "a trailing comma": r'[f(a="[1", 2, ])]',
-    "not finite": r'[f(a="[1", NaN])]',
-    "the head is no JSON": r'[f(a="{\\", n\": \"Alice\"}")]',
     "cut inside a string": r'[f(a="{\"x\": \"one", two"})]',
     "a key twice": r'[f(a="{\"x\": 1", "x": 2})]',
-    "an argument twice": r'[f(a="[1", 2], a=3)]',
     "another fault behind it": r'[f(a="[1", 2], "y")]',
-    "another fault before it": r'[f("y", a="[1", 2])]',
-    "text behind it": r'[f(a="[1", 2] 3)]',
     "nested too deep": '[f(a="[1", ' + "[" * 99 + "]" * 100 + ")]",
-    "an escape that is none": r'[f(a="[\q", 2])]',
     "published, cut inside strings": (
         r'[f(payload="{\\", name\": \"Bob\", \"email\": \"b@example.com\"}", details="{\"algorithm\": \"AES\"", '
         r'"key": "dGhpc2lz="=\"", "iv": "c2Vj="}, timestamp=")]'
@@ -276,12 +236,9 @@ def test_repair_is_bounded() -> None:
 
 
 def test_repaired_rows_are_counted(tmp_path: Path) -> None:
-    functions = [{"name": "f"}]
-    rows = [row(f"user: {n}", "assistant: [f()]", functions=functions) for n in range(40)]
     split = row("user: q", r'assistant: [f(a="[1", 2])]', "user: more", r'assistant: [f(a="[3", 4])]',
-                functions=functions)  # fmt: skip
+                functions=[{"name": "f"}])  # fmt: skip
     path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in [*rows, split, split]))
-    metrics = toolace(path).build(tmp_path)
-    counts = [metrics[f"rows_{what}"] for what in ("read", "duplicate", "repaired", "rejected")]
-    assert counts == [42, 1, 1, 0]
+    path.write_text(2 * (json.dumps(split) + "\n"))
+    metrics = toolace(path, validation_fraction=0, test_fraction=0).build(tmp_path)
+    assert [metrics[f"rows_{what}"] for what in ("read", "duplicate", "repaired", "rejected")] == [2, 1, 1, 0]

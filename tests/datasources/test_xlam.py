@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -27,65 +26,40 @@ def source(**more: Any) -> XLAM:
     return xlam(REAL, **more)
 
 
-def real_rows() -> list[dict[str, Any]]:
-    with gzip.open(REAL, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def written(out: Path) -> list[Sample]:
-    files = [out / f"{name}.jsonl" for name in ("train", "validation", "test")]
-    return [Sample.from_json(entry) for file in files for entry in read_jsonl(file)]
-
-
 def test_real_rows_all_arrive(tmp_path: Path) -> None:
-    metrics = source().build(tmp_path)
-    rows = real_rows()
-    samples = written(tmp_path)
-    rejected = list(read_jsonl(tmp_path / "rejected.jsonl"))
-    assert metrics["rows_read"] == len(rows) == 60
-    assert len(samples) + len(rejected) == 60
+    metrics = xlam(REAL).build(tmp_path)
+    rows = list(read_jsonl(REAL))
+    files = [tmp_path / f"{name}.jsonl" for name in ("train", "validation", "test")]
+    samples = [Sample.from_json(entry) for file in files for entry in read_jsonl(file)]
     # One published row lists two different tools under one name.
-    assert [(entry["line"], entry["reason"]) for entry in rejected] == [
+    assert [(entry["line"], entry["reason"]) for entry in read_jsonl(tmp_path / "rejected.jsonl")] == [
         (59, "ambiguous tool name: two different tools are named 'search'")
     ]
-    assert len({sample.id for sample in samples}) == 59
+    assert metrics["rows_read"] == len(rows) == len({sample.id for sample in samples}) + 1 == 60
     by_query = {sample.messages[0].content: sample for sample in samples}
-    for line, original in enumerate(rows, 1):
-        if line == 59:
-            continue
+    for original in rows[:58] + rows[59:]:
         sample = by_query[original["query"]]
         assert [call.to_json() for call in sample.target] == json.loads(original["answers"])
-        tools = json.loads(original["tools"])
-        assert [tool.name for tool in sample.tools] == [tool["name"] for tool in tools]
-        for spec, tool in zip(sample.tools, tools, strict=True):
-            assert list(spec.properties) == list(tool["parameters"])
+        for spec, tool in zip(sample.tools, json.loads(original["tools"]), strict=True):
+            assert (spec.name, list(spec.properties)) == (tool["name"], list(tool["parameters"]))
             for name, parameter in tool["parameters"].items():
-                assert spec.properties[name]["description"] == parameter["description"]
-                assert ("default" in parameter) == ("default" in spec.properties[name])
-                assert spec.properties[name].get("default") == parameter.get("default")
+                kept = {key: spec.properties[name].get(key) for key in ("description", "default")}
+                assert kept == {key: parameter.get(key) for key in ("description", "default")}
                 assert (name in spec.required) == ("optional" not in parameter["type"] and "default" not in parameter)
     assert metrics["kinds"] == {"call": 59, "text": 0}
     assert sum(sum(bands.values()) for bands in metrics["bands"].values()) == 59
 
 
-def test_required_rule_and_kept_fields() -> None:
-    schema = parameters_schema(
-        {
-            "a": {"description": "A", "type": "str"},
-            "b": {"description": "B", "type": "int, optional"},
-            "c": {"description": "C", "type": "float", "default": 1.5},
-            "d": {"description": "D", "type": "Optional[str]"},
-            "e": {"description": "E", "type": "str", "default": ""},
-            "f": {"description": "optional in words only", "type": "List[int]"},
-            "g": {},
-        }
-    )
-    assert schema["required"] == ["a", "f", "g"]
-    assert schema["properties"]["a"] == {"type": "string", "description": "A"}
-    assert schema["properties"]["c"] == {"type": "number", "description": "C", "default": 1.5}
-    assert schema["properties"]["e"]["default"] == ""
-    assert schema["properties"]["f"]["type"] == "array"
-    assert schema["properties"]["f"]["items"] == {"type": "integer"}
+@pytest.mark.parametrize(("parameter", "schema", "required"), [
+    ({"description": "A", "type": "str"}, {"type": "string", "description": "A"}, True),
+    ({"type": "int, optional"}, {"type": "integer"}, False), ({"type": "str", "default": ""}, {"type": "string",
+     "default": ""}, False), ({"type": "Optional[str]"}, {"type": ["string", "null"]}, False), ({}, {}, True),
+    ({"description": "optional in words only", "type": "List[int]"},
+     {"type": "array", "items": {"type": "integer"}, "description": "optional in words only"}, True),
+])  # fmt: skip
+def test_required_rule_and_kept_fields(parameter: dict[str, Any], schema: dict[str, Any], required: bool) -> None:
+    assert parameters_schema({"x": parameter}) == {
+        "type": "object", "properties": {"x": schema}, "required": ["x"] * required}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -119,8 +93,7 @@ def test_empty_answer() -> None:
 
 def test_id_is_content_only() -> None:
     call = [{"name": "now", "arguments": {"zone": "UTC"}}]
-    first = source().convert(row(call))
-    spaced = {**row(call), "id": 7, "answers": json.dumps(call, indent=2)}
+    first, spaced = source().convert(row(call)), {**row(call), "id": 7, "answers": json.dumps(call, indent=2)}
     assert source().convert(spaced) == first
     assert source().convert({**row(call), "answers": call, "tools": TOOLS}) == first
     assert source().convert(row(call, query="And now?")).key != first.key

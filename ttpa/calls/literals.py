@@ -13,9 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-MAX_DEPTH = 64
-"""Values nested deeper are malformed; schemas are not read deeper."""
-
+MAX_DEPTH = 64  # values nested deeper are malformed; schemas are not read deeper
 # Two patterns each: for JSON (False) and for Python (True).
 _SPACE = {False: re.compile(r"[ \t\n\r]*"), True: re.compile(r"\s*")}
 _NUMBER = {
@@ -29,11 +27,12 @@ _STRING = {  # opening quotes -> the rest of the string, closing quotes included
     fence: re.compile(rf"((?:[^{fence[0]}\\]|\\.|{fence[0]}(?!{fence[1:]}))*+){fence}", re.DOTALL)
     for fence in ("'''", '"""', "'", '"')
 }
+_HEX = "[0-9a-fA-F]"
 _PAIR = r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})"
 _ESCAPE = {
-    False: re.compile(rf"{_PAIR}|\\u([0-9a-fA-F]{{4}})|((?!))|\\(.)", re.DOTALL),
+    False: re.compile(rf"{_PAIR}|\\u({_HEX}{{4}})|((?!))|\\(.)", re.DOTALL),
     True: re.compile(
-        rf"{_PAIR}|\\[uxU]((?<=u)[0-9a-fA-F]{{4}}|(?<=x)[0-9a-fA-F]{{2}}|(?<=U)[0-9a-fA-F]{{8}})|\\([0-7]{{1,3}})|\\(.)",
+        rf"{_PAIR}|\\[uxU]((?<=u){_HEX}{{4}}|(?<=x){_HEX}{{2}}|(?<=U){_HEX}{{8}})|\\([0-7]{{1,3}})|\\(.)",
         re.DOTALL,
     ),
 }
@@ -55,11 +54,10 @@ class Key(NamedTuple):
 
 @dataclass(slots=True)
 class Scanner:
-    """A cursor (`pos`) over `text`.
+    """A cursor (`pos`) over `text`, which is strict JSON, except that strings may hold raw control characters.
 
-    `python=False` reads strict JSON, except that strings may hold raw control characters. `python=True` also reads
-    strings in single, double or triple quotes with Python's escapes and the prefixes r and u, Python's numbers, tuples
-    (as lists), trailing commas, True, False, None, and bare (dotted) identifiers as text.
+    `python=True` also reads strings in single or triple quotes, with Python's escapes and the prefixes r and u, its
+    numbers, tuples (as lists), trailing commas, True, False, None, and bare (dotted) identifiers as text.
     """
 
     text: str
@@ -67,7 +65,7 @@ class Scanner:
     python: bool = False
 
     def skip(self, pattern: re.Pattern[str]) -> bool:
-        """Moves over the pattern if it is next; says whether it was. So does `take` for a text."""
+        """Moves over the pattern (`take`: the text) if it is next; says whether it was."""
         hit = pattern.match(self.text, self.pos)
         self.pos = hit.end() if hit else self.pos
         return hit is not None
@@ -85,10 +83,10 @@ class Scanner:
         for token in tokens:
             if self.take(token):
                 return token
-        raise Malformed(f"expected {' or '.join(map(repr, tokens))}{self._found_end()}", self.pos)
+        raise self._missing(" or ".join(map(repr, tokens)))
 
-    def _found_end(self) -> str:
-        return ", found the end" if self.at_end() else ""
+    def _missing(self, wanted: str) -> Malformed:
+        return Malformed(f"expected {wanted}" + ", found the end" * self.at_end(), self.pos)
 
     def at_end(self) -> bool:
         return self.pos >= len(self.text)
@@ -100,10 +98,7 @@ class Scanner:
             raise Malformed(problem, self.pos)
 
     def items(self, brackets: str, last: re.Pattern[str] | None = None) -> Iterator[None]:
-        """Walks over what stands in brackets: stops before each item, which the caller reads.
-
-        `last` is what a closing bracket must look like where an item could stand.
-        """
+        """Stops before each item in the brackets, for the caller to read; `last`: how the closing bracket must look."""
         opening, close = tuple(brackets)
         self.expect(opening)
         self.space()
@@ -188,7 +183,7 @@ class Scanner:
             return _number(self.text[start : self.pos], start)
         hit = _WORD.match(self.text, start)
         if hit is None:
-            raise Malformed(f"expected a value{self._found_end()}", start)
+            raise self._missing("a value")
         word, words = hit[0], _PYTHON_WORDS if self.python else _WORDS
         if word not in words and (not self.python or word in ("NaN", "Infinity")):
             raise Malformed("not a JSON value", start)

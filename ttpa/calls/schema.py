@@ -33,10 +33,6 @@ def normalise_type(text: str, _depth: int = 0) -> dict[str, Any]:
 
     What follows a comma outside brackets is a remark (`str, optional`). Unknown types and `any` give `{}`, which allows
     anything. A tuple is an array, of fixed length when its element types are given; functions and dates are strings.
-
-    Example:
-        >>> normalise_type("List[Union[int, float]]")
-        {'type': 'array', 'items': {'type': ['integer', 'number']}}
     """
     if _depth > MAX_DEPTH:
         return {}
@@ -61,8 +57,8 @@ def normalise_type(text: str, _depth: int = 0) -> dict[str, Any]:
 
 
 def _union(members: list[dict[str, Any]]) -> dict[str, Any]:
-    if not all(members):
-        return {}  # one alternative allows anything
+    if not all(members):  # one alternative allows anything
+        return {}
     unique = [member for number, member in enumerate(members) if member not in members[:number]]
     if len(unique) == 1:
         return unique[0]
@@ -91,8 +87,8 @@ _MAP_KEYS = ("properties", "patternProperties", "$defs", "definitions")
 def normalise_schema(schema: Any, _depth: int = 0) -> dict[str, Any]:
     """A BFCL or ToolACE schema as JSON Schema: only types change, every other key and the key order stay.
 
-    Keywords that a type implies (`items` of `List[int]`) are added unless the schema has them. A type that says nothing
-    (`any`, unknown) is left out, and what is not an object gives `{}`. Idempotent. The argument is not changed.
+    Keywords that a type implies (`items` of `List[int]`) are added unless the schema has them; a type that says nothing
+    (`any`, unknown) is left out; what is not an object gives `{}`. Idempotent.
     """
     if not isinstance(schema, Mapping) or _depth > MAX_DEPTH:
         return {}
@@ -120,9 +116,9 @@ _PYTHON_TYPES |= {"object": Mapping, "array": list | tuple, "null": type(None)}
 def type_ok(value: Any, schema: Any, _depth: int = 0) -> bool:
     """Whether a JSON value has the type a schema asks for, inside lists and objects too.
 
-    Strict: a bool is neither integer nor number, an int is a number, a float is never an integer (5.0 is not 5), null
-    only where the schema says so (type null, or `nullable`). No type, or an unknown one, allows anything. One match in
-    `oneOf` is enough. Missing members, enums and lengths are not questions of type.
+    A bool is no number, an int is a number, a float is never an integer (5.0 is not 5), null only where the schema says
+    so (type null, or `nullable`). No type, or an unknown one, allows anything; one match in `oneOf` is enough. Missing
+    members, enums and lengths are not questions of type.
     """
     if not isinstance(schema, Mapping) or _depth > MAX_DEPTH or (value is None and schema.get("nullable") is True):
         return True
@@ -140,7 +136,6 @@ def type_ok(value: Any, schema: Any, _depth: int = 0) -> bool:
 
 
 def _is_of(value: Any, wanted: Any, depth: int) -> bool:
-    """Whether the value is of a type keyword's type."""
     if isinstance(wanted, list | tuple) and depth <= MAX_DEPTH:
         return not wanted or any(_is_of(value, option, depth + 1) for option in wanted)
     if not isinstance(wanted, str):
@@ -153,7 +148,7 @@ def _is_of(value: Any, wanted: Any, depth: int) -> bool:
 
 
 def _parts(value: Any, schema: Mapping[str, Any]) -> list[tuple[Any, Any]]:
-    """The parts of a list or object, each with the schema it must fit."""
+    """The parts of a list or object, each with its schema."""
     if isinstance(value, list | tuple):
         first, rest = schema.get("prefixItems"), schema.get("items")
         schemas = first[: len(value)] if isinstance(first, list) else []

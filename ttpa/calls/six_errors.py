@@ -15,10 +15,7 @@ Labels of a candidate, all that apply:
 Calls are matched one-to-one with the target calls, optimally, in this order of worth: equal names, equal arguments,
 shared parameter names, few surplus parameters. Arguments are judged by the schema of the tool the target calls; with
 another listed tool, by that tool's own schema, and only the shared parameters are compared with the target. What the
-target itself does is never an error, so a target that breaks its own schema has no label.
-
-Every candidate that is not exact has at least one label; an exact one has none. Validation of a call with no target in
-sight is `ttpa.calls.schema.check_call`.
+target itself does is never an error. Every candidate that is not exact has at least one label; an exact one has none.
 """
 
 from __future__ import annotations
@@ -40,10 +37,7 @@ _SHORT.maxstring = _SHORT.maxother = 60
 
 
 def six_errors(sample: Sample, calls: Sequence[ToolCall] | None) -> tuple[str, ...]:
-    """Labels of the parsed calls of a candidate (None: the text did not parse), in the order of `LABELS`.
-
-    Empty when the calls are exact.
-    """
+    """Labels of the parsed calls of a candidate (None: the text did not parse), in the order of `LABELS`."""
     return tuple(dict.fromkeys(label for label, _ in find_errors(sample, calls)))
 
 

@@ -34,11 +34,7 @@ class ParseError:
 
 
 class Span(NamedTuple):
-    """The characters `start` to `end` (excluded) of a text are this part of a call.
-
-    "name" and "key" leave quotes out; "value" is the whole literal, quotes included; "call" is the call from its first
-    to its last character, without list brackets, separators or tags.
-    """
+    """A part of a call: a name or key without quotes, a whole value, or the call without brackets, separators, tags."""
 
     kind: SpanKind
     start: int
@@ -53,7 +49,6 @@ class Reader(Scanner):
     spans: list[Span] = field(default_factory=list)
 
     def argument(self, arguments: dict[str, Any], key: Key) -> None:
-        """Reads the value of an argument whose key has been read."""
         if key.text in arguments:
             raise Malformed("duplicate key", key.start)
         self.spans.append(Span("key", key.start, key.end))
@@ -66,12 +61,9 @@ class Reader(Scanner):
 class Syntax:
     """A way to write tool calls as text; `get_syntax` finds it by name.
 
-    Attributes:
-        print: Writes calls as text that `parse` reads back. No calls give `[]` where a list stands around the calls,
-            else the empty text.
-        read: Reads a text; raises `Malformed` at the first fault.
-        markers: What opens calls, and what closes them; a closing bracket closes where the brackets match.
-        prose: Whether calls may stand within other text.
+    `print` writes calls as text that `parse` reads back; no calls give `[]` where a list stands around them, else the
+    empty text. `read` raises `Malformed` at the first fault. `markers` open calls and close them, a closing bracket
+    where the brackets match; with `prose`, calls may stand within other text.
     """
 
     name: str
@@ -89,10 +81,8 @@ class Syntax:
         return reader, None
 
     def parse(self, text: str) -> tuple[ToolCall, ...] | ParseError:
-        """The calls of an assistant turn; never raises.
-
-        `()` when the text is an empty call list or holds no call at all, a `ParseError` when a call is begun and
-        malformed; the functions that read a syntax say how that is recognised.
+        """The calls of an assistant turn: none when it holds an empty list or no call, a `ParseError` when a call is
+        begun and malformed (`_read_hermes` and so on say how that is recognised).
         """
         reader, error = self._reading(text)
         return error or tuple(reader.calls)
@@ -101,8 +91,6 @@ class Syntax:
         """The parts of the calls, sorted by start, longer ones first. Malformed text is marked up to the fault."""
         return tuple(sorted(self._reading(text)[0].spans, key=lambda span: (span.start, -span.end)))
 
-
-# --- calls as JSON objects: every name round trips -------------------------------------------------------------------
 
 _OBJECT = re.compile(r"""\{\s*["'](?:name|arguments|parameters)["']\s*:""")
 _TAG = re.compile(r"<(/?)tool_call>")
@@ -161,8 +149,7 @@ def _print_objects(
 def _read_hermes(scan: Reader) -> None:
     """`<tool_call>`, a JSON object, `</tool_call>`; any number of blocks, any text around them.
 
-    A text without either tag holds no call. A block that is not closed, holds anything but one call object, or a
-    closing tag without a block, is malformed. Tags inside argument strings are text.
+    A text without either tag holds no call; a block that is not closed, or a closing tag without one, is malformed.
     """
     while hit := _TAG.search(scan.text, scan.pos):
         if hit[1]:
@@ -173,10 +160,10 @@ def _read_hermes(scan: Reader) -> None:
 
 
 def _read_json(scan: Reader) -> None:
-    """A JSON list of call objects, and nothing around it; a single object is read as a list of one.
+    """A JSON list of call objects, or one object, and nothing around it.
 
-    A text holds no call if it neither begins with `[` or `{` nor holds `{"name":`, `{"arguments":` or `{"parameters":`
-    anywhere: calls after an introduction or in a code fence are malformed, not plain text.
+    A text that neither begins like that nor holds `{"name":`, `{"arguments":` or `{"parameters":` anywhere holds no
+    call: calls after an introduction or in a code fence are malformed, not plain text.
     """
     scan.space()
     if scan.text.startswith("{", scan.pos):
@@ -192,8 +179,7 @@ def _read_json(scan: Reader) -> None:
 def _read_llama3(scan: Reader) -> None:
     """`{"name": ..., "parameters": {...}}`, several separated by `;` or a line break; `<|python_tag|>` may come first.
 
-    A text holds no call if it neither begins with `{` or `<|python_tag|>` nor holds the beginning of a call object as
-    in `_read_json`. `[]` holds none either.
+    What is no call is as for `_read_json`; `[]` is none either.
     """
     scan.space()
     if not scan.take("<|python_tag|>") and not scan.text.startswith("{", scan.pos):
@@ -204,8 +190,6 @@ def _read_llama3(scan: Reader) -> None:
             raise Malformed("expected ';' or a line break", scan.pos)
         _read_object(scan)
 
-
-# --- calls as Python -------------------------------------------------------------------------------------------------
 
 _KEY = re.compile(r"""[^()\[\]{}=,"']*=(?!=)""")
 _ARGUMENTS = rf"\((?:\s*\)|{_KEY.pattern})"
@@ -233,17 +217,13 @@ def _print_python(calls: Sequence[ToolCall], compact: bool = False) -> str:
 def _read_python(scan: Reader) -> None:
     """`[Tool Name(a="x", b=1), pkg.other()]`, as in ToolACE and BFCL; `python_compact` prints no spaces behind commas.
 
-    `ast` cannot read it: tool names hold spaces, slashes and parentheses (`1 Hour / Minutely Forecast (Nowcast)`).
-    Well formed is one bracketed list and nothing around it. A list after an introduction or in a code fence, and a call
-    that lacks its brackets, are malformed; other text holds no call.
+    `ast` cannot read it: tool names hold spaces, slashes and parentheses. Well formed is one bracketed list and nothing
+    around it. A list after an introduction or in a code fence, and a call without its brackets, are malformed.
 
-    Names end at the first `(` that opens an argument list, that is, before `)`, `key=` or `**{`. These do not round
-    trip: an empty name; white space at an end, or a line break; a comma at the beginning; `()`, `(key=` or `(**{`
-    inside, or a `(` and later a `)` that is followed by `,` or `]` (read as a positional argument).
-
-    Values are Python and JSON literals mixed (see `Scanner`). A bare identifier is text, as in the official BFCL
-    decoder; arithmetic, which that decoder computes, is malformed, like nested calls and positional arguments. Keys
-    that cannot stand before `=` are written, and read, as `**{"odd (key)": 1}`.
+    Names end at the first `(` before `)`, `key=` or `**{`. These do not round trip: an empty name; white space at an
+    end, or a line break; a comma at the beginning; `()`, `(key=` or `(**{` inside, or a `(` and later a `)` before `,`
+    or `]`. Values are Python and JSON literals mixed (see `Scanner`); a bare identifier is text, as in BFCL's decoder,
+    and arithmetic, nested calls and positional arguments are malformed. Odd keys are written as `**{"odd (key)": 1}`.
     """
     scan.space()
     if scan.text.startswith("[", scan.pos):
@@ -294,28 +274,22 @@ def _find_opening(text: str, start: int) -> int:
 
 
 def _key_at(text: str, pos: int) -> re.Match[str] | None:
-    """The `key=` at `pos`, if there is one."""
     hit = _KEY.match(text, pos)
     return hit if hit and _is_plain(hit[0][:-1].strip()) else None
 
 
 def _is_plain(key: str) -> bool:
     """Whether a key can stand before `=` and be read back."""
-    unchanged = bool(key) and key == key.strip() and not key.startswith("*") and "\n" not in key
-    return unchanged and _KEY.fullmatch(key + "=") is not None
+    return key == key.strip() != "" and key[0] != "*" and "\n" not in key and _KEY.fullmatch(key + "=") is not None
 
-
-# --- by name; calls that are being written ---------------------------------------------------------------------------
 
 _hermes = partial(_print_objects, item="<tool_call>\n%s\n</tool_call>", comma="\n")
-_json = partial(_print_objects, around="[%s]")
 _llama3 = partial(_print_objects, comma="; ", key="parameters")
-_python_compact = partial(_print_python, compact=True)
 _ALL = (
     Syntax("hermes", _hermes, _read_hermes, {"<tool_call>": "</tool_call>"}, prose=True),
-    Syntax("json", _json, _read_json, {"[": "]", "{": "}"}),
+    Syntax("json", partial(_print_objects, around="[%s]"), _read_json, {"[": "]", "{": "}"}),
     Syntax("python", _print_python, _read_python, {"[": "]"}),
-    Syntax("python_compact", _python_compact, _read_python, {"[": "]"}),
+    Syntax("python_compact", partial(_print_python, compact=True), _read_python, {"[": "]"}),
     Syntax("llama3_json", _llama3, _read_llama3, {"{": "}", "<|python_tag|>": "}"}),
 )
 SYNTAXES: Mapping[str, Syntax] = MappingProxyType({syntax.name: syntax for syntax in _ALL})
@@ -346,20 +320,17 @@ def token_cuts(
 class OpenCall:
     """Whether a call is open in a text that grows: from an opening marker of the syntax to its closing marker.
 
-    It does not parse, so a malformed call stays open until its brackets match. Brackets and tags in strings do not
-    count; a quote behind a letter or digit, as in `Strong's`, opens no string. An answer that begins with anything but
-    an opening marker opens no call later, unless the syntax allows prose.
+    It does not parse: brackets and tags in strings do not count, and a quote behind a letter (`Strong's`) opens no
+    string. Without prose, an answer that begins with anything but an opening marker opens no call later.
     """
 
     def __init__(self, syntax: Syntax) -> None:
-        self.inside = False
-        self._syntax = syntax
+        self.inside, self._syntax = False, syntax
         self._over = False  # whether no call can be opened any more
         self._tail = ""  # the last characters, as far as they may be part of a marker
         self._closing, self._depth, self._quote = "", 0, ""
 
     def push(self, text: str) -> None:
-        """Takes the next characters."""
         for char in text:
             if self.inside:
                 self._within(char)

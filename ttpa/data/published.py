@@ -41,16 +41,12 @@ class Converted(NamedTuple):
 
 
 def content_key(*parts: Any) -> str:
-    """Sixteen hexadecimal digits naming a content; equal for equal content wherever the row stands."""
+    """Sixteen hexadecimal digits, equal for equal content wherever the row stands."""
     return hashlib.sha256(dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def unique_tools(tools: Iterable[ToolSpec]) -> tuple[ToolSpec, ...]:
-    """The tools in order, equal repetitions dropped.
-
-    Raises:
-        BadRow: two different tools share a name, so that a call of that name means neither.
-    """
+    """The tools in order, equal repetitions dropped; BadRow where two different tools share a name."""
     seen: dict[str, ToolSpec] = {}
     for tool in tools:
         if seen.setdefault(tool.name, tool) != tool:
@@ -61,9 +57,8 @@ def unique_tools(tools: Iterable[ToolSpec]) -> tuple[ToolSpec, ...]:
 def split_of_opening(opening: str, split_seed: int, validation_fraction: float, test_fraction: float) -> str:
     """The split (train, validation or test) of a dialogue, from its first user message alone.
 
-    A hash, not a shuffle: a row keeps its split when rows are added, removed or reordered. Dialogues that open alike
-    (case and spacing aside) share a split, since published sets repeat questions over different tool lists and
-    near-copies on both sides would make held-out numbers too good.
+    A hash, not a shuffle: a row keeps its split when others are added or removed. Dialogues that open alike (case and
+    spacing aside) share one, since near-copies on both sides would make held-out numbers too good.
     """
     cluster = hashlib.sha256(" ".join(opening.split()).casefold().encode("utf-8", "surrogatepass")).hexdigest()
     unit = int.from_bytes(hashlib.sha256(f"{split_seed}:{cluster}".encode()).digest()[:8]) / 2**64
@@ -114,24 +109,19 @@ class FileSource(ABC):
         """Turns a row into samples; BadRow where it breaks the published layout or its calls do not fit its tools."""
 
     def sample(
-        self,
-        id: str,
-        tools: tuple[ToolSpec, ...],
-        messages: Sequence[Message],
-        target: tuple[ToolCall, ...],
-        text: str,
-        turn: str = "",
+        self, id: str, tools: tuple[ToolSpec, ...], said: Sequence[Message], calls: tuple[ToolCall, ...], text: str
     ) -> Sample:
-        """A sample of the dialogue `id`; `text` is the right reply where no call is."""
+        """The sample `source-key` or `source-key-turn`; `text` is the right reply where no call is."""
+        source, key = id.split("-")[:2]
         return Sample(
-            id=f"{id}{turn}",
-            dialogue_id=id,
-            source=id.partition("-")[0],
-            band=self.bands.band(tools, target),
+            id=id,
+            dialogue_id=f"{source}-{key}",
+            source=source,
+            band=self.bands.band(tools, calls),
             tools=tools,
-            messages=tuple(messages),
-            target=target,
-            target_text=None if target else text,
+            messages=tuple(said),
+            target=calls,
+            target_text=None if calls else text,
         )
 
     def check(self) -> None:
@@ -158,13 +148,10 @@ class FileSource(ABC):
         return {"path": [[file.name, file_digest(file)] for file in files]}
 
     def build(self, out: Path, compute: ComputeWaves = compute_here) -> dict[str, Any]:
-        """See `DataSource.build`; reads in this process, without waves. `rejected.jsonl` (file, line, reason, row) is
-        written first, and the splits are not where the set is refused.
+        """See `DataSource.build`; reads in this process, without waves, and writes `rejected.jsonl` first.
 
-        Returns:
-            rows_read, rows_duplicate (equal content, dropped), rows_without_call_turn (good, but gave no sample),
-            rows_repaired (of those kept), rows_rejected with `rejected` by reason, `samples` by split (warmup and
-            explore are the same train rows), `bands` by file, `kinds` over all, and `content_sha256` over the samples.
+        Returns counts: rows_read, rows_duplicate (of equal content, dropped), rows_without_call_turn (good, but gave no
+        sample), rows_repaired, rows_rejected with `rejected` by reason, `samples` by split, `bands` by file, `kinds`.
 
         Raises:
             ConfigError: as `check`.

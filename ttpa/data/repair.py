@@ -1,15 +1,13 @@
 r"""Calls whose nested arguments a conversion of the published text split at commas.
 
-The damage: an argument that is a JSON container was cut at its first comma, what stood before the cut was quoted as if
-it were text, and the rest was left as it was.
+An argument that is a JSON container was cut at its first comma, and what stood before the cut was quoted like text:
 
     published  [plan(details={"id": "P1", "drugs": ["A", "B"]}, season="Winter")]
     damaged    [plan(details="{\"id\": \"P1\"", "drugs": ["A", "B"]}, season="Winter")]
 
-The parser stopped on the rest, one ", " behind a quoted value whose text begins a container and does not end it. That
-text and the rest, up to the bracket that ends the container, must read as one JSON value, which replaces both; then the
-whole turn is parsed again. Nothing is guessed: no bracket, quote or comma is added, and any other fault leaves the turn
-unreadable. The last argument of a call cannot be mended (`[f(x="[\"a\"")]`): there the conversion lost the rest.
+The quoted text and the rest, up to the bracket that ends the container, must read as one JSON value, which replaces
+both. Nothing is guessed: no bracket, quote or comma is added. The last argument of a call cannot be mended
+(`[f(x="[\"a\"")]`): there the conversion lost the rest.
 """
 
 from __future__ import annotations

@@ -32,10 +32,7 @@ class BadRow(Exception):
 
 
 class RawRow(NamedTuple):
-    """One row as read: where it stood, and its content or the problem with it.
-
-    `line` counts from 1: the line of the file, the place in a JSON list, or the row of a table.
-    """
+    """One row: where it stood (line, place in a list or row of a table, from 1), and its content or its problem."""
 
     file: str
     line: int
@@ -67,10 +64,7 @@ DECODER = _StrictDecoder(parse_constant=_no_constant)
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether `path` is "organisation/name" of a hub data set and not a path of this machine.
-
-    What exists on disk is a path, and so is a missing name below an existing folder or with a data file's suffix.
-    """
+    """Whether `path` is "organisation/name" of a hub data set: no such path exists, nor its folder, nor is it a file name."""
     local = Path(path).expanduser()
     return bool(_HUB_ID.fullmatch(path)) and not (local.exists() or local.parent.is_dir() or path.endswith(SUFFIXES))
 
@@ -149,10 +143,7 @@ def _hub_rows(hub_id: str) -> Iterator[RawRow]:
 
 
 def read_rows(path: str) -> Iterator[RawRow]:
-    """Rows of a file, of all data files directly in a folder (sorted), or of a hub data set "organisation/name".
-
-    A row that cannot be read is given with its problem. A hub data set that cannot be loaded raises DataError.
-    """
+    """Rows of a file, of all data files directly in a folder (sorted), or of a hub data set (DataError: not loadable)."""
     if is_hub_id(path):
         yield from _hub_rows(path)
         return

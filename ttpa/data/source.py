@@ -1,8 +1,4 @@
-"""What a `data=` option is, and the splits that it writes for the stages that follow.
-
-The sources themselves: `ttpa.data.toolace` and `ttpa.data.xlam` over published files, `ttpa.data.reversed.source` over
-the embedded world.
-"""
+"""What a `data=` option is, and the splits that it writes for the stages that follow."""
 
 from __future__ import annotations
 

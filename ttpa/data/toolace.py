@@ -1,11 +1,9 @@
 """`data=toolace`: ToolACE (arXiv 2409.00920, Team-ACE/ToolACE, Apache-2.0) and sets of its layout.
 
-Layout as published: `system` (instruction, the functions as a JSON list, the output format) and `conversations`, a list
-of `{"from": "user" | "assistant" | "tool", "value"}`. A call turn is the text `[Market Trends API(type="X", n=1)]`.
-
-Every call turn becomes a sample whose messages are the turns before it. Instruction, function list and output format
-are taken out of the system text, since prompts render tools and calls themselves; whatever else stood there stays.
-Tool names are kept as published, spaces included. Calls that do not parse may be mended (`ttpa.data.repair`).
+A row is `system` (instruction, functions as a JSON list, output format) and `conversations`, a list of `{"from": "user"
+| "assistant" | "tool", "value"}`; a call turn is the text `[Market Trends API(type="X", n=1)]`. Every call turn becomes
+a sample whose messages are the turns before it. The published instruction, functions and output format are taken out of
+the system text, since prompts render tools themselves; whatever else stood there stays.
 """
 
 from __future__ import annotations
@@ -29,22 +27,20 @@ _LIST_START = re.compile(r"\[\s*[{\]]")
 _LINK = re.compile(r"\[[^\[\]]*\]\(")
 
 # The published instruction, sentence by sentence: a row that lacks some of them or adds others is cleaned all the same.
-_BOILERPLATE = tuple(
+_BOILERPLATE = [
     re.compile(r"\s+".join(map(re.escape, sentence.split())), re.IGNORECASE)
-    for sentence in (
-        "You are an expert in composing functions.",
-        "You are given a question and a set of possible functions.",
-        "Based on the question, you will need to make one or more function/tool calls to achieve the purpose.",
-        "If none of the function can be used, point it out.",
-        "If none of the functions can be used, point it out.",
-        "If the given question lacks the parameters required by the function, also point it out.",
-        "You should only return the function call in tools call sections.",
-        "Here is a list of functions in JSON format that you can invoke:",
-        "Should you decide to return the function call(s).",
-        "Put it in the format of [func1(params_name=params_value, params_name2=params_value2...), func2(params)]",
-        "NO other text MUST be included.",
-    )
-)
+    for sentence in """You are an expert in composing functions.
+You are given a question and a set of possible functions.
+Based on the question, you will need to make one or more function/tool calls to achieve the purpose.
+If none of the function can be used, point it out.
+If none of the functions can be used, point it out.
+If the given question lacks the parameters required by the function, also point it out.
+You should only return the function call in tools call sections.
+Here is a list of functions in JSON format that you can invoke:
+Should you decide to return the function call(s).
+Put it in the format of [func1(params_name=params_value, params_name2=params_value2...), func2(params)]
+NO other text MUST be included.""".splitlines()
+]
 
 
 def split_system(text: str) -> tuple[list[Any], str]:
@@ -61,15 +57,12 @@ def split_system(text: str) -> tuple[list[Any], str]:
             listed, end = DECODER.raw_decode(text, start.start())
         except ValueError as error:
             listed, problem = None, f"the list of functions is not JSON ({error})"
-        if listed is not None and (listed or marker) and all(map(_is_named, listed)):
+        names = [item.get("name") if isinstance(item, dict) else None for item in listed or ()]
+        if listed is not None and (listed or marker) and all(name and isinstance(name, str) for name in names):
             return listed, _custom_text(text[: start.start()], text[end:])
         if marker:  # a later array would be a part of this broken one, not the list of functions
             break
     raise BadRow("no tool list", problem)
-
-
-def _is_named(item: Any) -> bool:
-    return isinstance(item, dict) and isinstance(item.get("name"), str) and bool(item["name"])
 
 
 def _custom_text(before: str, after: str) -> str:
@@ -84,7 +77,7 @@ def _tool(item: Mapping[str, Any]) -> ToolSpec:
     parameters = item.get("parameters") or {}
     if not isinstance(parameters, dict):
         raise BadRow("parameters not an object", f"tool {item['name']!r} has a {type(parameters).__name__} for them")
-    schema = dict(normalise_schema(parameters))
+    schema = normalise_schema(parameters)
     schema.setdefault("type", "object")
     schema.setdefault("properties", {})
     if not isinstance(schema.get("required"), list):
@@ -106,10 +99,9 @@ def _calls(text: str, number: int, tools: Mapping[str, ToolSpec], repair: bool) 
     parsed = get_syntax("python").parse(text)
     mended = parse_split(text) if repair and isinstance(parsed, ParseError) else None
     calls = parsed if mended is None else mended
-    if isinstance(calls, ParseError):
-        raise BadRow("call not parsable", f"turn {number}: {calls}")
-    if not calls:
-        raise BadRow("call not parsable", f"turn {number} opens like a call list and holds no call")
+    if isinstance(calls, ParseError) or not calls:
+        fault = f": {calls}" if calls else " opens like a call list and holds no call"
+        raise BadRow("call not parsable", f"turn {number}{fault}")
     for call in calls:
         if call.name not in tools:
             raise BadRow("tool not in list", f"turn {number} calls {call.name!r}, none of the row's {len(tools)} tools")
@@ -139,8 +131,6 @@ def _turns(row: Mapping[str, Any]) -> list[tuple[str, str]]:
 class ToolACE(FileSource):
     """The ToolACE set: dialogues of one or more call turns, over tools whose names may hold spaces, slashes and dots.
 
-    With `text_turns`, plain replies become samples too; without, a row that has no call turn is counted.
-
     Args:
         repair_split_arguments: Mend calls whose nested arguments a conversion split at commas (`ttpa.data.repair`);
             such rows are counted as rows_repaired. Without, they are rejected. The rest is as for `FileSource`.
@@ -164,6 +154,6 @@ class ToolACE(FileSource):
                 calls, mended = _calls(text, number, by_name, self.repair_split_arguments)
                 repaired |= mended
                 if calls or self.text_turns:
-                    samples.append(self.sample(f"toolace-{key}", tools, messages, calls, text, turn=f"-{number}"))
+                    samples.append(self.sample(f"toolace-{key}-{number}", tools, messages, calls, text))
             messages.append(Message(role=role, content="" if calls else text, calls=calls))
         return Converted(key, turns[0][1], tuple(samples), repaired)

@@ -1,11 +1,9 @@
 """`data=xlam`: xLAM function calling (APIGen; Salesforce/xlam-function-calling-60k, CC-BY-4.0) and sets of its layout.
 
-Layout as published: `id`, `query`, `answers`, `tools`, the last two as JSON strings. A tool's parameters are flat,
-`{name: {"description", "type", "default"?}}`, types are Python annotations as text, and nothing says what is required.
-
-Which parameters are required: those whose type does not say "optional" and that have no default. The set is not
-consistent here: in 730 published rows, parameters typed without "optional" but with a default are given in 97 % of the
-calls, and 5 calls omit a parameter that is required by this rule. Arguments are not checked against schemas.
+A row is `id`, `query`, `answers`, `tools`, the last two as JSON strings. A tool's parameters are flat, `{name:
+{"description", "type", "default"?}}`, types are Python annotations as text. Nothing says what is required: here what
+has no default and whose type does not say "optional". In 730 published rows, parameters typed without "optional" but
+with a default are given in 97 % of the calls, and 5 calls omit a parameter that is required by this rule.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ _OPTIONAL = re.compile(r"\boptional\b", re.IGNORECASE)
 
 
 def _rows_of(row: Mapping[str, Any], key: str) -> list[Any]:
-    """The list in a field; published as a JSON string, some copies of the set hold the list itself."""
+    """The list in a field: a JSON string, in some copies of the set the list itself."""
     value = row.get(key)
     if isinstance(value, str):
         try:
@@ -78,14 +76,11 @@ def _call(item: Any, tools: Mapping[str, ToolSpec]) -> ToolCall:
 class XLAM(FileSource):
     """The xLAM set: one query, one answer of one or more calls. Arguments are as for `FileSource`.
 
-    With `text_turns`, rows with an empty answer (the irrelevance variant of the set) become samples of kind text whose
-    `target_text` is empty, because the set says only that no call is right; without, they are counted.
+    With `text_turns`, rows with an empty answer become samples whose `target_text` is empty: no call is right.
     """
 
     def convert(self, row: Mapping[str, Any]) -> Converted:
-        """See `FileSource.convert`. Rows that differ only in `id` (null in part of the copies) or in the spacing of
-        their JSON are duplicates.
-        """
+        """Rows that differ only in `id` (null in part of the copies) or the spacing of their JSON are duplicates."""
         query = row.get("query")
         if not isinstance(query, str) or not query.strip():
             raise BadRow("missing key", "'query' must hold the question")

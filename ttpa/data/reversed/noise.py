@@ -1,10 +1,9 @@
 """Annotation defects of the warm-up corpus: a constructed, documented part of the embedded world.
 
-Synthetic tool-call corpora are wrong in systematic ways; iTool (2501.09766) reports 51 % parameter-value and 26 %
-parameter-name errors among a model's mistakes. Here a share of the (tool, parameter) sites is badly annotated: each bad
-site has one defect family and shows it with a probability above one half whenever it applies, so that greedy decoding
-learns the wrong mode there. Without defects (`data.noise.share=0`) exploration has nothing to repair: measured, see
-experiments/LOG.md. Only warm-up demonstrations are touched; all other targets stay right.
+Synthetic tool-call corpora are wrong in systematic ways (iTool, 2501.09766: 51 % of the errors in parameter values, 26 %
+in parameter names). Here a share of the (tool, parameter) sites is badly annotated: each bad site has one defect family
+and mostly shows it whenever it applies, so that greedy decoding learns the wrong mode there. Without defects
+exploration has nothing to repair (experiments/LOG.md). Only warm-up demonstrations are touched.
 """
 
 from __future__ import annotations
@@ -24,10 +23,8 @@ from ttpa.records import Sample, ToolCall
 
 WEIGHTS = {"wrong_name": 0.10, "truncated": 0.5, "neighbour_value": 0.3, "number_as_text": 0.3, "default_value": 0.15,
            "date_order": 0.2, "dropped": 0.08}  # fmt: skip
-"""Defect family -> relative weight when a bad site draws one of those that apply to it.
-
-In the world of `world_seed` 0 the defects that show are 53 % values, 36 % names and 11 % dropped parameters; other
-worlds differ (values .43 to .81), because 33 bad sites are few.
+"""Defect family -> weight when a bad site draws one. In world 0, 53 % of the defects that show are values, 36 % names
+and 11 % dropped parameters; other worlds differ (values .43 to .81), because 33 bad sites are few.
 """
 
 

@@ -1,12 +1,9 @@
 """`data=reversed`: questions written from calls of the embedded world, the default data.
 
-Writes four splits: `warmup` (demonstrations with the annotation defects of `ttpa.data.reversed.noise`), `explore`
-(fresh questions with right targets), `validation` and `test` (unseen text values; `test` also unseen tools). Tools,
-defect sites, validation and test questions depend on `world_seed` alone, so that runs of different seeds are judged on
-the same questions; warm-up and exploration questions are drawn anew for each `seed`.
-
-Samples are computed in waves and gathered in `drawn.jsonl`, from which a killed build goes on; the splits are written
-from it at the end, in their own order, and it is removed.
+Writes four splits: `warmup` (demonstrations with the defects of `ttpa.data.reversed.noise`), `explore` (fresh questions
+with right targets), `validation` and `test` (unseen text values; `test` also unseen tools). Tools, defect sites and
+held-out questions depend on `world_seed` alone, so that runs of different seeds are judged on the same questions.
+Samples are computed in waves and gathered in `drawn.jsonl`, from which a killed build goes on.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 """The embedded world and its simulator: executable tools, and questions written from calls of them (TTPA, 2505.20016).
 
-Eight verbs times twelve nouns give 96 possible tools `verb_noun`; a world draws some of them for training and keeps
-others unseen. A parameter is of one of fifteen kinds, each with a JSON type and a way to draw and to say a value. Text
-values are pseudo-words, split by a hash of their text, so a test question holds words that no training question held.
+Eight verbs times twelve nouns give 96 possible tools `verb_noun`; a world draws some for training and keeps others
+unseen. A parameter is of one of fifteen kinds. Text values are pseudo-words, split by a hash of their text, so a test
+question holds words that no training question held.
 
-In the paper ("Reversed Dataset Construction") a language model plays the roles; here each is a few lines of code, in
-the same order: a scenario (the tools on offer), the calls, which are executed, and last the question, which these calls
-can therefore always answer. Tool names never stand in the question: `book_room` is asked for as "book room". There is
-no ontology (any verb meets any noun), no state (calls do not interact) and no written final answer.
+In the paper a language model plays the roles; here each is a few lines of code, in the same order: a scenario (the
+tools on offer), the calls, which are executed, and last the question, which these calls can therefore always answer.
+`book_room` is asked for as "book room". There is no state, no ontology (any verb meets any noun), no written answer.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from ttpa.calls.schema import check_call
 from ttpa.records import Message, Sample, ToolCall, ToolSpec
@@ -124,16 +123,14 @@ KINDS = (
 KIND_OF = {kind.name: kind for kind in KINDS}
 
 
-@dataclass(frozen=True, slots=True)
-class Tool:
+class Tool(NamedTuple):
     """A tool of the world: its schema and the kinds of its parameters, in schema order."""
 
     spec: ToolSpec
     kinds: tuple[Kind, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class World:
+class World(NamedTuple):
     """The tools of one world. `unseen` tools appear in test prompts only."""
 
     tools: tuple[Tool, ...]
@@ -160,7 +157,7 @@ def make_tool(verb: str, noun: str, world_seed: int) -> Tool:
 
 
 def make_world(*, world_seed: int, train_tools: int, unseen_tools: int) -> World:
-    """Draws the tools of a world. The same arguments give the same world on any machine."""
+    """Draws the tools of a world."""
     names = [(verb, noun) for verb in VERBS for noun in NOUNS]
     Random(f"{world_seed}:tools").shuffle(names)
     tools = [make_tool(verb, noun, world_seed) for verb, noun in names[: train_tools + unseen_tools]]
