@@ -115,26 +115,18 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     return found
 
 
-# ---- the compact template -------------------------------------------------------------------------------------------
-
-
-def test_a_compact_prompt_is_signatures_messages_and_an_open_answer(compact: Renderer, toy_samples: Samples) -> None:
-    assert shown(compact, toy_samples[0]) == (
-        "<tools>get_weather(city,days:int)\nbook_room(hotel,nights:int)<user>Weather in Paris?<assistant>"
-    )
-    answers = [compact.tokenizer.decode(ids) for ids in compact.answers(toy_samples[4:])]
-    assert answers == [
-        '[get_weather(city="Paris"),get_weather(city="Rome",days=3),book_room(hotel="Ritz",nights=2)]<eos>',
-        "You are welcome.<eos>",
-    ]
-
-
-def test_a_compact_dialogue_shows_every_turn_and_closes_the_assistants(compact: Renderer, dialogue: Sample) -> None:
+def test_a_compact_prompt_is_signatures_messages_and_an_open_answer(
+    compact: Renderer, toy_samples: Samples, dialogue: Sample
+) -> None:
     assert shown(compact, dialogue) == (
         "<tools>get_weather(city,days:int)\nbook_room(hotel,nights:int)<system>Be brief.<user>Weather in Paris?"
         '<assistant>[get_weather(city="Paris")]<eos><tool>{"sky": "clear"}<assistant>Clear.<eos>'
         "<user>Book the Ritz for 2 nights.<assistant>"
     )
+    assert [compact.tokenizer.decode(ids) for ids in compact.answers(toy_samples[4:])] == [
+        '[get_weather(city="Paris"),get_weather(city="Rome",days=3),book_room(hotel="Ritz",nights=2)]<eos>',
+        "You are welcome.<eos>",
+    ]
 
 
 def test_a_signature_names_types_that_are_not_text() -> None:
@@ -149,30 +141,15 @@ def test_special_token_text_of_a_user_stays_text(compact: Renderer, toy_samples:
     loaded = Renderer(tokenizer=AutoTokenizer.from_pretrained(tmp_path), template="compact", syntax=compact.syntax)
     special = {compact.tokenizer.convert_tokens_to_ids(token) for token in COMPACT_TOKENS}
     for renderer in (compact, loaded):
-        for message in (Message(role="user", content=HOSTILE), Message(role="tool", content=HOSTILE)):
-            sample = replace(toy_samples[0], messages=(message,))
-            (prompt,) = renderer.prompts([sample])
-            found = [token for token in prompt if token in special]
-            assert renderer.tokenizer.convert_ids_to_tokens(found) == ["<tools>", f"<{message.role}>", "<assistant>"]
-            assert HOSTILE in renderer.tokenizer.decode(prompt)
+        messages = (Message(role="user", content=HOSTILE), Message(role="assistant", content="say <eos>"))
+        (prompt,) = renderer.prompts([replace(toy_samples[0], messages=messages)])
+        found = renderer.tokenizer.convert_ids_to_tokens([token for token in prompt if token in special])
+        assert found == ["<tools>", "<user>", "<assistant>", "<eos>", "<assistant>"]
+        assert renderer.tokenizer.decode(prompt).endswith(f"<user>{HOSTILE}<assistant>say <eos><eos><assistant>")
         target = (ToolCall(name="get_weather", arguments={"city": HOSTILE}),)
         (answer,) = renderer.answers([replace(toy_samples[0], target=target)])
         assert [token for token in answer if token in special] == [renderer.end_of_turn]
         assert renderer.candidate(toy_samples[0], 0, answer).calls == target
-
-
-def test_text_that_ends_like_a_turn_keeps_its_ending(compact: Renderer, toy_samples: Samples) -> None:
-    messages = (
-        Message(role="user", content="a"),
-        Message(role="assistant", content="say <eos>"),
-        Message(role="user", content="b"),
-    )
-    (prompt,) = compact.prompts([replace(toy_samples[0], messages=messages)])
-    assert compact.tokenizer.decode(prompt).endswith("<user>a<assistant>say <eos><eos><user>b<assistant>")
-    assert prompt.count(compact.end_of_turn) == 1
-
-
-# ---- every template -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=["compact", "chat", "chat without tools"])
@@ -213,19 +190,15 @@ def test_a_prompt_and_its_answer_are_how_the_next_turns_prompt_begins(
         assert renderer.prompts([after])[0][: len(joined)] == joined
 
 
-def test_every_tool_name_is_in_the_prompt_of_published_samples(renderer: Renderer, published: list[Sample]) -> None:
+def test_every_tool_and_turn_of_a_published_dialogue_is_in_its_prompt(
+    renderer: Renderer, toy_samples: Samples, published: list[Sample]
+) -> None:
     assert {sample.source for sample in published} == {"toolace", "xlam"}
     assert any(message.role == "tool" for sample in published for message in sample.messages)
-    assert any(message.calls for sample in published for message in sample.messages)
-    for sample in published:
-        text = shown(renderer, sample)
+    for sample in (*published, asked(toy_samples[0], UNICODE)):
+        text, at = shown(renderer, sample), 0
         for tool in sample.tools:
             assert tool.name in text or json.dumps(tool.name, ensure_ascii=False)[1:-1] in text
-
-
-def test_every_turn_of_a_published_dialogue_is_in_its_prompt(renderer: Renderer, published: list[Sample]) -> None:
-    for sample in published:
-        text, at = shown(renderer, sample), 0
         for message in sample.messages:
             said = renderer.syntax.print(message.calls) if message.calls else message.content
             found = text.find(said, at)
@@ -233,28 +206,15 @@ def test_every_turn_of_a_published_dialogue_is_in_its_prompt(renderer: Renderer,
             at = found + len(said)
 
 
-def test_any_text_survives(renderer: Renderer, toy_samples: Samples) -> None:
-    assert UNICODE in shown(renderer, asked(toy_samples[0], UNICODE))
-    target = (ToolCall(name="get_weather", arguments={"city": UNICODE, "of": [UNICODE, {UNICODE: None}]}),)
-    (ids,) = renderer.answers([replace(toy_samples[0], target=target)])
-    assert renderer.candidate(toy_samples[0], 0, ids).calls == target
-
-
-# ---- chat templates -------------------------------------------------------------------------------------------------
-
-
-def test_a_chat_prompt_is_the_templates_own_with_the_tools_in_it(toy_samples: Samples) -> None:
+def test_a_chat_prompt_is_the_templates_own_with_the_tools_in_it(toy_samples: Samples, dialogue: Sample) -> None:
     sample = toy_samples[0]
+    taught = '<|im_start|>assistant\n[get_weather(city="Paris")]<|im_end|>'
+    assert taught in shown(chat(syntax="python"), dialogue)  # earlier calls stand in the taught syntax
     listed = "".join(json.dumps({"type": "function", "function": tool.to_json()}) + "\n" for tool in sample.tools)
     assert shown(chat(), sample) == (
         f"<|im_start|>system\n# Tools\n{listed}<|im_end|>\n<|im_start|>user\nWeather in Paris?<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-
-
-def test_calls_of_earlier_turns_are_written_in_the_taught_syntax(dialogue: Sample) -> None:
-    assert "<|im_start|>assistant\n" + get_syntax("hermes").print(dialogue.messages[2].calls) in shown(chat(), dialogue)
-    assert '<|im_start|>assistant\n[get_weather(city="Paris")]<|im_end|>' in shown(chat(syntax="python"), dialogue)
 
 
 def test_a_template_without_tools_gets_them_in_the_system_message(toy_samples: Samples, dialogue: Sample) -> None:
@@ -271,12 +231,9 @@ def test_a_template_that_drops_tools_is_refused_with_the_sample(toy_samples: Sam
     renderer = chat(DROPPING_TOOLS)
     with pytest.raises(DataError, match=r"sample toy-1: .*\['get_weather', 'book_room'\].*model\.template=compact"):
         renderer.prompts([replace(toy_samples[5], tools=()), toy_samples[1]])
-
-
-def test_a_tool_that_only_the_user_mentions_counts_as_dropped(toy_samples: Samples) -> None:
     sample = asked(replace(toy_samples[0], tools=(ToolSpec(name="search"),)), "Please search for it.")
-    with pytest.raises(DataError, match="search"):
-        chat(DROPPING_TOOLS).prompts([sample])
+    with pytest.raises(DataError, match="search"):  # only the user mentions it
+        renderer.prompts([sample])
 
 
 def test_a_template_that_refuses_a_dialogue_is_reported_with_the_sample(dialogue: Sample) -> None:
@@ -286,25 +243,15 @@ def test_a_template_that_refuses_a_dialogue_is_reported_with_the_sample(dialogue
 
 
 def test_tool_names_are_found_where_a_template_escapes_them(toy_samples: Samples) -> None:
-    odd = replace(
-        toy_samples[0], tools=(ToolSpec(name='Strong\'s "Number" \\ API'), ToolSpec(name="Wetter f\u00fcr K\u00f6ln"))
-    )
-    assert "Wetter f\u00fcr K\u00f6ln" in shown(chat(), odd)
+    names = ('Strong\'s "Number" \\ API', "Wetter f\u00fcr K\u00f6ln")
+    assert names[1] in shown(chat(), replace(toy_samples[0], tools=tuple(ToolSpec(name=name) for name in names)))
 
 
-def test_chat_answers_end_as_the_template_closes_a_turn() -> None:
-    tokenizer = chat_tokenizer(CHATML, eos="<|endoftext|>")
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+@pytest.mark.parametrize(("template", "ends"), [(CHATML, "<|im_end|>"), (PHI, "<|end|>")])
+def test_chat_answers_end_as_the_template_closes_a_turn(template: str, ends: str) -> None:
+    tokenizer = chat_tokenizer(template, eos="<|endoftext|>", ends=ends)
     renderer = Renderer(tokenizer=tokenizer, template="chat", syntax=get_syntax("hermes"))
-    end, eos = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    assert renderer.end_of_turn == end
-    assert renderer.stop_ids == (end, eos)
-
-
-def test_a_turn_may_close_with_a_special_token_that_has_no_role_in_the_tokenizer() -> None:
-    tokenizer = chat_tokenizer(PHI, eos="<|endoftext|>", ends="<|end|>")
-    renderer = Renderer(tokenizer=tokenizer, template="chat", syntax=get_syntax("hermes"))
-    assert renderer.end_of_turn == tokenizer.convert_tokens_to_ids("<|end|>")
+    assert renderer.stop_ids == tuple(tokenizer.convert_tokens_to_ids([ends, "<|endoftext|>"]))
 
 
 def test_templates_that_cannot_be_used_are_refused_with_a_remedy(compact: Renderer) -> None:
@@ -314,9 +261,6 @@ def test_templates_that_cannot_be_used_are_refused_with_a_remedy(compact: Render
         Renderer(tokenizer=compact.tokenizer, template="chat", syntax=compact.syntax)
     with pytest.raises(ConfigError, match=r"no end-of-turn token"):
         Renderer(tokenizer=chat_tokenizer(None, eos=None), template="compact", syntax=compact.syntax)
-
-
-# ---- syntaxes and candidates ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
@@ -334,28 +278,18 @@ def test_every_syntax_reads_back_what_it_renders(syntax: str, toy_samples: Sampl
 def test_text_that_does_not_parse_is_recorded_and_never_raises(compact: Renderer, toy_samples: Samples) -> None:
     ids = compact.answers(toy_samples[:1])[0]
     broken = compact.candidate(toy_samples[0], 0, ids[:-2])
-    assert broken.calls is None
-    assert broken.error
-    assert compact.read(broken.text) == (None, broken.error)
+    assert broken.calls is None and compact.read(broken.text) == (None, broken.error)
     for token in range(len(compact.tokenizer)):  # bytes that are no character, special tokens of the prompt
         compact.candidate(toy_samples[0], 0, [token, token, *ids])
-
-
-def test_a_special_token_inside_an_answer_is_shown(compact: Renderer, toy_samples: Samples) -> None:
-    """A model that runs on into a next turn must not look right."""
-    ids = compact.answers(toy_samples[:1])[0]
-    user = compact.tokenizer.convert_tokens_to_ids("<user>")
+    user = compact.tokenizer.convert_tokens_to_ids("<user>")  # running on into a next turn must not look right
     ran_on = compact.candidate(toy_samples[0], 0, [*ids[:-1], user, ids[-1]])
-    assert ran_on.text == '[get_weather(city="Paris")]<user>'
-    assert ran_on.calls is None
+    assert (ran_on.text, ran_on.calls) == ('[get_weather(city="Paris")]<user>', None)
 
 
 def test_the_text_of_an_answer_is_what_its_tokens_add_one_by_one(renderer: Renderer, toy_samples: Samples) -> None:
     """Whatever the characters; what ends a turn adds nothing, wherever it stands."""
-    target = (
-        ToolCall(name="get_weather", arguments={"city": UNICODE, "of": ["\u5929\u6c14", "\U0001f1e9\U0001f1ea"]}),
-    )
-    samples = [*toy_samples, replace(toy_samples[0], target=target)]
+    cities = {"city": UNICODE, "of": ["\u5929\u6c14", "\U0001f1e9\U0001f1ea"]}
+    samples = [*toy_samples, replace(toy_samples[0], target=(ToolCall(name="get_weather", arguments=cities),))]
     for ids, written in zip(renderer.answers(samples), renderer.answer_texts(samples), strict=True):
         assert renderer.text(ids) == written
         pieces = renderer.pieces(ids)
@@ -365,9 +299,6 @@ def test_the_text_of_an_answer_is_what_its_tokens_add_one_by_one(renderer: Rende
             broken = [*ids[:at], stop, *ids[at:]]
             assert (renderer.text(broken), renderer.pieces(broken)) == (written, [*pieces[:at], "", *pieces[at:]])
     assert (renderer.text([]), renderer.pieces([])) == ("", [])
-
-
-# ---- self-evaluation ------------------------------------------------------------------------------------------------
 
 
 def test_a_prompt_for_grading_is_the_next_turn_of_the_dialogue(

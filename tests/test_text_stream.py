@@ -11,59 +11,46 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ttpa.calls.syntaxes import SYNTAXES, OpenCall, get_syntax
-from ttpa.policy.policy import train_tokenizer
 from ttpa.prompts import CallWatch, TextStream
+from ttpa.records import ToolCall
 
-TEXTS = [
-    "[get_weather(city='München', days=3)]",
-    "天气怎么样北京",
-    "emoji 😀😃👩‍👩‍👧 flags 🇩🇪",
-    "naïve café",
-    "\n\t x",
-]
 LOST = "\ufffd"
 
 
-@cache
-def trained() -> Any:
-    """The small model's: merges within words, so characters of several bytes are mostly split."""
-    return train_tokenizer(TEXTS * 3, 340)
+# Byte -> the letter that byte-level tokenizers write for it (GPT-2's table).
+PLAIN = [*range(33, 127), *range(161, 173), *range(174, 256)]
+LETTERS = {byte: chr(byte) for byte in PLAIN} | {
+    byte: chr(256 + number) for number, byte in enumerate(byte for byte in range(256) if byte not in PLAIN)
+}
+
+
+def shown(data: bytes) -> str:
+    return "".join(LETTERS[byte] for byte in data)
 
 
 @cache
 def misaligned() -> Any:
-    """Bytes, and tokens of two and three bytes that end in the middle of one character and begin another."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    """Bytes, and tokens of two to four bytes that end in the middle of one character and begin another."""
+    from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    shown = _letters()
-    vocab = {letter: number for number, letter in enumerate(letters)}
-    for text in ("天气怎么样", "😀😃😄", "ééé", "€1€"):
-        data = text.encode()
+    vocab = {letter: number for number, letter in enumerate(sorted(LETTERS.values()))}
+    for data in (text.encode() for text in ("天气怎么样", "😀😃😄", "ééé", "€1€")):
         for size in (2, 3, 4):
             for at in range(len(data) - size + 1):
-                vocab.setdefault("".join(shown[byte] for byte in data[at : at + size]), len(vocab))
+                vocab.setdefault(shown(data[at : at + size]), len(vocab))
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-def _letters() -> dict[int, str]:
-    """Byte -> the letter that byte-level tokenizers write for it (GPT-2's table)."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {byte: chr(byte) for byte in plain} | {byte: chr(256 + number) for number, byte in enumerate(others)}
-
-
-def cut(text: str, rng: random.Random, longest: int = 4) -> list[int]:
+def cut(text: str, rng: random.Random) -> list[int]:
     """The text's bytes as tokens of `misaligned`, cut at random."""
-    vocab, shown, data, ids, at = misaligned().get_vocab(), _letters(), text.encode(), [], 0
-    while at < len(data):
-        sizes = [s for s in range(1, longest + 1) if "".join(shown[b] for b in data[at : at + s]) in vocab]
-        size = min(rng.choice(sizes), len(data) - at)
-        ids.append(vocab["".join(shown[b] for b in data[at : at + size])])
-        at += size
+    vocab, data, ids = misaligned().get_vocab(), text.encode(), []
+    while data:
+        size = rng.choice([size for size in (1, 2, 3, 4) if shown(data[:size]) in vocab])
+        ids.append(vocab[shown(data[:size])])
+        data = data[size:]
     return ids
 
 
@@ -74,17 +61,8 @@ def pushed(tokenizer: Any, ids: list[int]) -> list[str]:
 
 def test_a_character_comes_with_its_last_byte() -> None:
     """a, then the four bytes of an emoji one by one, then the two of a letter, then b."""
-    ids = [misaligned().convert_tokens_to_ids(_letters()[byte]) for byte in "a😀éb".encode()]
+    ids = [misaligned().convert_tokens_to_ids(LETTERS[byte]) for byte in "a😀éb".encode()]
     assert pushed(misaligned(), ids) == ["a", "", "", "", "😀", "", "é", "b"]
-
-
-@given(text=st.text(st.sampled_from("ab[]'=,天气怎么样😀😃é€ \n"), max_size=25) | st.text(max_size=10))
-@settings(max_examples=80, deadline=None)
-def test_the_pieces_of_a_text_are_the_text(text: str) -> None:
-    ids = trained()(text, add_special_tokens=False)["input_ids"]
-    pieces = pushed(trained(), ids)
-    assert "".join(pieces) == trained().decode(ids) == text or text.endswith(LOST)
-    assert all(LOST not in piece for piece in pieces) or LOST in text
 
 
 @given(text=st.text(st.sampled_from("ab'天气怎么样😀😃😄é€1"), max_size=25), seed=st.integers(0, 99))
@@ -101,20 +79,12 @@ def test_tokens_may_end_within_characters_again_and_again(text: str, seed: int) 
 @settings(max_examples=100, deadline=None)
 def test_what_is_no_character_does_not_swallow_the_next_one(data: list[int | str]) -> None:
     """Any bytes: what has been given out is what all of it decodes to, up to what may still become a character."""
-    single = {byte: misaligned().convert_tokens_to_ids(letter) for byte, letter in _letters().items()}
+    single = {byte: misaligned().convert_tokens_to_ids(letter) for byte, letter in LETTERS.items()}
     whole = b"".join(part.encode() if isinstance(part, str) else bytes([part]) for part in data)
     ids = [single[byte] for byte in whole]
     found = "".join(pushed(misaligned(), ids))
     assert misaligned().decode(ids).startswith(found)
     assert "".join(pushed(misaligned(), [*ids, single[ord("z")]])) == whole.decode(errors="replace") + "z"
-
-
-def test_special_tokens_are_text_too() -> None:
-    ids = [
-        *trained()("a", add_special_tokens=False)["input_ids"],
-        *trained().convert_tokens_to_ids(["<user>", "<eos>"]),
-    ]
-    assert pushed(trained(), ids) == ["a", "<user>", "<eos>"]
 
 
 def test_spaces_that_a_tokenizer_takes_off_the_beginning_are_not_lost_within() -> None:
@@ -142,15 +112,13 @@ def test_a_long_text_is_decoded_in_short_windows() -> None:
 @pytest.mark.parametrize("syntax", SYNTAXES)
 def test_a_watch_says_whether_a_call_is_open(syntax: str) -> None:
     """As `OpenCall` says of the text so far, after every token of a call with characters of several bytes."""
-    from ttpa.records import ToolCall
-
     written = get_syntax(syntax)
-    call = ToolCall(name="get_weather", arguments={"city": "München 天气 😀", "days": 3})
-    ids = trained()(written.print((call, call)) + " and so on", add_special_tokens=False)["input_ids"]
-    watch, seen = CallWatch(trained(), written), []
+    call = ToolCall(name="get_weather", arguments={"city": "é 天气 😀", "days": 3})
+    ids = cut(written.print((call, call)) + " and so on", random.Random(0))
+    watch, seen = CallWatch(misaligned(), written), []
     for at, token in enumerate(ids):
         stream = OpenCall(written)
-        stream.push(trained().decode(ids[:at]).rstrip(LOST))
+        stream.push(misaligned().decode(ids[:at]).rstrip(LOST))
         assert watch.inside == stream.inside
         seen.append(watch.inside)
         watch.push(token)
