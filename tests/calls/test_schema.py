@@ -6,8 +6,6 @@ import copy
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ttpa.calls.schema import calls_equal, check_call, enum_ok, normalise_schema, normalise_type, type_ok, values_equal
 from ttpa.records import ToolCall, ToolSpec
@@ -15,14 +13,12 @@ from ttpa.records import ToolCall, ToolSpec
 STR, INT, NUM, BOOL, OBJ, ARR = ({"type": t} for t in ("string", "integer", "number", "boolean", "object", "array"))
 
 TYPES: list[tuple[str, dict[str, Any]]] = [
-    ("str", STR), ("string", STR), (" String ", STR), ("int", INT), ("INTEGER", INT), ("long", INT), ("float", NUM),
-    ("number", NUM), ("double", NUM), ("bool", BOOL), ("Boolean", BOOL), ("dict", OBJ), ("Dict", OBJ), ("object", OBJ),
-    ("HashMap", OBJ), ("list", ARR), ("List", ARR), ("array", ARR), ("ArrayList", ARR), ("tuple", ARR),
+    (" String ", STR), ("INTEGER", INT), ("long", INT), ("double", NUM), ("Boolean", BOOL), ("Dict", OBJ),
+    ("HashMap", OBJ), ("ArrayList", ARR), ("tuple", ARR),
     ("typing.List", ARR),
     ("set", {"type": "array", "uniqueItems": True}), ("None", {"type": "null"}),
-    ("date", STR), ("datetime", STR), ("datetime.date", STR), ("Callable", STR), ("Callable[[float], float]", STR),
-    ("any", {}), ("Any", {}), ("", {}), ("Matrix", {}), ("list of things", {}),
-    ("str, optional", STR), ("int,optional", INT), ("str, optional, default 'London'", STR),
+    ("datetime.date", STR), ("Callable[[float], float]", STR), ("Any", {}), ("", {}), ("Matrix", {}),
+    ("list of things", {}), ("str, optional, default 'London'", STR),
     ("List[int]", {"type": "array", "items": INT}), ("list( str )", {"type": "array", "items": STR}),
     ("List[int], optional", {"type": "array", "items": INT}), ("List[any]", ARR),
     ("List[List[float]]", {"type": "array", "items": {"type": "array", "items": NUM}}),
@@ -45,18 +41,11 @@ def test_type_texts(text: str, expected: dict[str, Any] | None) -> None:
     assert found["type"] == "array" if expected is None else found == expected
 
 
-def test_deep_types_stop_at_a_depth() -> None:
-    found, depth = normalise_type("List[" * 150 + "int" + "]" * 150), 0
-    while found:
-        found, depth = found.get("items", {}), depth + 1
-    assert 60 <= depth <= 70
-
-
 BFCL = {
     "type": "dict",
     "properties": {
         "type": {"type": "float", "description": "a parameter called type", "default": 1.0},
-        "point": {"type": "tuple", "items": {"type": "float"}, "description": "p"},
+        "point": {"type": "tuple", "items": {"type": "float"}},
         "free": {"description": "d", "type": "any"},
         "both": {"type": ["string", "int"], "enum": ["a", 1]},
         "inner": {"type": "dict", "properties": {"items": {"type": "array", "items": {"type": "String"}}}},
@@ -66,11 +55,11 @@ BFCL = {
 NORMAL: dict[str, Any] = {
     "type": "object",
     "properties": {
-        "type": {"type": "number", "description": "a parameter called type", "default": 1.0},
-        "point": {"type": "array", "items": {"type": "number"}, "description": "p"},
+        "type": NUM | {"description": "a parameter called type", "default": 1.0},
+        "point": {"type": "array", "items": NUM},
         "free": {"description": "d"},
         "both": {"type": ["string", "integer"], "enum": ["a", 1]},
-        "inner": {"type": "object", "properties": {"items": {"type": "array", "items": {"type": "string"}}}},
+        "inner": {"type": "object", "properties": {"items": {"type": "array", "items": STR}}},
     },
     "required": ["type"],
 }
@@ -85,24 +74,6 @@ def test_schema_keeps_all_but_types() -> None:
     assert normalise_schema({"anyOf": [{"type": "dict"}, {"type": "float"}]}) == {"anyOf": [OBJ, NUM]}
     assert normalise_schema(None) == normalise_schema("x") == {}
     assert normalise_schema(found) == found
-
-
-TYPE_TEXTS = st.sampled_from([text for text, _ in TYPES if len(text) < 100])
-LEAF_SCHEMAS = st.fixed_dictionaries({"type": TYPE_TEXTS | st.lists(TYPE_TEXTS, max_size=3)})
-
-
-def nest(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    members = st.dictionaries(st.text(max_size=3), inner, max_size=2)
-    return st.fixed_dictionaries(
-        {"type": TYPE_TEXTS}, optional={"items": inner, "properties": members, "anyOf": st.lists(inner)}
-    )
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.recursive(LEAF_SCHEMAS, nest, max_leaves=5))
-def test_normalising_twice_changes_nothing(schema: dict[str, Any]) -> None:
-    once = normalise_schema(schema)
-    assert normalise_schema(once) == once
 
 
 FITS: list[tuple[Any, Any, bool]] = [
@@ -201,6 +172,10 @@ def test_deep_values_and_schemas_do_not_raise() -> None:
     assert values_equal(deep, other) and not values_equal(deep, [other])
     assert type_ok(deep, items) and enum_ok(deep, items) and not type_ok(deep, STR)
     assert normalise_schema(items)["type"] == "array"
+    found, depth = normalise_type("List[" * 150 + "int" + "]" * 150), 0
+    while found:
+        found, depth = found.get("items", {}), depth + 1
+    assert 60 <= depth <= 70
     tool = ToolSpec(name="f", parameters={"type": "object", "properties": {"a": INT}})
     (problem,) = check_call(call("f", a=deep), [tool])
     assert problem.kind == "wrong_type" and len(problem.explanation) < 300

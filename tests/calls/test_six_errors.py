@@ -9,17 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttpa.calls.six_errors import (
-    LABELS,
-    SIX,
-    best_matching,
-    explain,
-    find_errors,
-    is_exact,
-    match_calls,
-    primary_error,
-    six_errors,
-)
+from ttpa.calls import six_errors as module
+from ttpa.calls.six_errors import LABELS, SIX, best_matching, explain, is_exact, match_calls, primary_error, six_errors
 from ttpa.records import Candidate, Sample, ToolCall, ToolSpec
 
 
@@ -40,25 +31,18 @@ def sample(*target: ToolCall) -> Sample:
     return Sample(id="s", tools=TOOLS, messages=(), target=target, source="test")
 
 
-@pytest.mark.parametrize(
-    ("made", "labels"),
-    [
-        (GOLD, ()),
-        (call("f", city="Rome", days=3.0), ()),
-        (call("f", city="Rom", days=3), ("parameter_value",)),
-        (call("f", city="Rome", days="3"), ("parameter_type",)),
-        (call("f", city="Rome", days=True), ("parameter_type",)),
-        (call("f", city="Rome", days=3, zip=1), ("parameter_name",)),
-        (call("f", days=3), ("missing_required",)),
-        (call("f", town="Rome", days=3), ("missing_required", "parameter_name")),
-        (call("f", city="Rome"), ("parameter_value",)),  # an optional one left to its default
-        (call("f", city="Rome", days=3, unit="C"), ("parameter_value",)),  # an optional one the target leaves out
-        (call("F", city="Rome", days=3), ("tool_name",)),  # no such tool: judged as a misspelt f
-        (call("F", days=4), ("tool_name", "missing_required", "parameter_value")),
-        (call("g", key="x"), ("tool_name",)),  # another tool, rightly called
-        (call("g", city="Rome"), ("tool_name", "missing_required", "parameter_name")),
-    ],
-)
+@pytest.mark.parametrize(("made", "labels"), [
+    (GOLD, ()), (call("f", city="Rome", days=3.0), ()), (call("f", city="Rom", days=3), ("parameter_value",)),
+    (call("f", city="Rome", days="3"), ("parameter_type",)), (call("f", city="Rome", days=True), ("parameter_type",)),
+    (call("f", city="Rome", days=3, zip=1), ("parameter_name",)), (call("f", days=3), ("missing_required",)),
+    (call("f", town="Rome", days=3), ("missing_required", "parameter_name")),
+    (call("f", city="Rome"), ("parameter_value",)),  # an optional one left to its default
+    (call("f", city="Rome", days=3, unit="C"), ("parameter_value",)),  # an optional one the target leaves out
+    (call("F", city="Rome", days=3), ("tool_name",)),  # no such tool: judged as a misspelt f
+    (call("F", days=4), ("tool_name", "missing_required", "parameter_value")),
+    (call("g", key="x"), ("tool_name",)),  # another tool, rightly called
+    (call("g", city="Rome"), ("tool_name", "missing_required", "parameter_name")),
+])  # fmt: skip
 def test_hand_worked(made: ToolCall, labels: tuple[str, ...]) -> None:
     assert six_errors(sample(GOLD), [made]) == labels
 
@@ -72,7 +56,7 @@ def test_format() -> None:
 
 
 def test_call_count_is_a_seventh_bucket() -> None:
-    assert "call_count" not in SIX and list(LABELS) == [*SIX, "call_count"]
+    assert list(LABELS) == [*SIX, "call_count"]
     assert six_errors(sample(GOLD), []) == ("call_count",)
     assert six_errors(sample(GOLD), [GOLD, GOLD]) == ("call_count",)
     assert six_errors(sample(call("f")), [call("f", zip=1), call("f")]) == ("call_count",)
@@ -124,8 +108,8 @@ def test_sentences() -> None:
     assert explain(sample(GOLD), broken) == "the reply does not parse as tool calls: unclosed bracket at character 4"
 
 
-def any_calls(nan: bool) -> st.SearchStrategy[ToolCall]:
-    numbers = st.integers(0, 3) | st.floats(allow_nan=nan)
+def any_calls() -> st.SearchStrategy[ToolCall]:
+    numbers = st.integers(0, 3) | st.floats()
     values = st.one_of(st.sampled_from(["Rome", "Rom"]), numbers, st.booleans(), st.none(), st.just([1]))
     return st.builds(
         lambda name, arguments: ToolCall(name=name, arguments=arguments),
@@ -134,22 +118,13 @@ def any_calls(nan: bool) -> st.SearchStrategy[ToolCall]:
     )
 
 
-@given(gold=st.lists(any_calls(True), max_size=3), made=st.none() | st.lists(any_calls(True), max_size=3))
-@settings(max_examples=500, deadline=None)
+@given(gold=st.lists(any_calls(), max_size=3), made=st.none() | st.lists(any_calls(), max_size=3))
+@settings(max_examples=300, deadline=None)
 def test_exact_has_no_label_and_everything_else_has_one(gold: list[ToolCall], made: list[ToolCall] | None) -> None:
     labels = six_errors(sample(*gold), made)
     assert bool(labels) != is_exact(sample(*gold), made)
     assert set(labels) <= set(LABELS) and list(labels) == sorted(labels, key=LABELS.index)
-    assert [label for label, _ in find_errors(sample(*gold), made)][:1] == list(labels[:1])
-
-
-@given(gold=st.lists(any_calls(False), min_size=1, max_size=3), data=st.data())
-@settings(max_examples=200, deadline=None)
-def test_one_slip_has_a_label_whatever_the_order(gold: list[ToolCall], data: st.DataObject) -> None:
-    slip = [*gold[:-1], ToolCall(name=gold[-1].name, arguments={**gold[-1].arguments, "another": 1})]
-    made = data.draw(st.permutations(slip))
-    assert six_errors(sample(*gold), made)
-    assert six_errors(sample(*gold), made) == six_errors(sample(*gold), slip)
+    assert [label for label, _ in module.find_errors(sample(*gold), made)][:1] == list(labels[:1])
 
 
 @given(data=st.data(), rows=st.integers(0, 4), columns=st.integers(0, 5))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import re
 import time
 from typing import Any
@@ -11,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttpa.calls import literals, syntaxes
-from ttpa.calls.syntaxes import SYNTAXES, OpenCall, ParseError, Syntax, get_syntax, token_cuts
+from ttpa.calls.syntaxes import SYNTAXES, OpenCall, ParseError, get_syntax, token_cuts
 from ttpa.errors import ConfigError
 from ttpa.records import ToolCall
 
@@ -40,27 +38,18 @@ GOOD: list[tuple[str, str, tuple[ToolCall, ...]]] = [
      '<tool_call>{"arguments":{"a":1},"name":"f"}</tool_call><tool_call>{"name":"g","arguments":{}}</tool_call>', FG),
     ("hermes", '<tool_call>{"name":"f","arguments":{"a":"</tool_call>"}}</tool_call>',
      calls(("f", {"a": "</tool_call>"}))),
-    ("hermes", 'No tool fits. {"name": "f"}', ()),
-    ("hermes", "", ()),
+    ("hermes", 'No tool fits. {"name": "f"}', ()), ("hermes", "", ()),
     ("json", '[{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}]', FG),
     ("json", ' {"name": "f", "parameters": {"a": 1}} ', F1),
     ("json", '[{"name": "f", "arguments": "{\\"a\\": 1}"}]', F1),
     ("json", '[{"id": [1, {"x": null}], "name": "f", "arguments": {"a": 1}}]', F1),
     ("json", r'[{"name":"f","arguments":{"a":"\ud83d\ude00\/\u00e9"}}]', calls(("f", {"a": "\U0001f600/\u00e9"}))),
     ("json", '[{"name":"f","arguments":{"a":-1.5e2}}]', calls(("f", {"a": -150.0}))),
-    ("json", "[ ]", ()),
     ("json", 'The file says "name": 3.', ()),
     ("llama3_json", '{"name": "f", "parameters": {"a": 1}}; {"name": "g", "parameters": {}}', FG),
     ("llama3_json", '<|python_tag|>{"name": "f", "parameters": {"a": 1}}\n{"name": "g", "arguments": {}}', FG),
-    ("llama3_json", "[]", ()),
-    ("llama3_json", "It is 5; that is all.", ()),
-    ("python", "[f(a=1), g()]", FG),
-    ("python", "[f(a=1),g(),]", FG),
-    ("python", " [\n  f( a = 1 ) ,\n  g( )\n] \n", FG),
-    ("python", "[f(a=1,)]", F1),
-    ("python", "[]", ()),
-    ("python", "[ ]\n", ()),
-    ("python", "", ()),
+    ("llama3_json", "[]", ()), ("llama3_json", "It is 5; that is all.", ()), ("python", "[f(a=1), g()]", FG),
+    ("python", "[f(a=1),g(),]", FG), ("python", " [\n  f( a = 1 ) ,\n  g( )\n] \n", FG), ("python", "", ()),
     ("python", "See [Vegan](https://x.org/?q=1) (free) and f(x).", ()),
     ("python", '[Get Data (v2)(x=1)]', calls(("Get Data (v2)", {"x": 1}))),
     ("python", '[Get Data [v2](x=1)]', calls(("Get Data [v2]", {"x": 1}))),
@@ -88,71 +77,35 @@ PYTHON_VALUES: list[tuple[str, Any]] = [
 ]  # fmt: skip
 
 BAD: list[tuple[str, str, int | None]] = [
-    ("hermes", '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n', 49),
-    ("hermes", "<tool_call></tool_call>", 11),
+    ("hermes", '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n', 49), ("hermes", "<tool_call></tool_call>", 11),
     ("hermes", 'x</tool_call><tool_call>{"name":"f","arguments":{}}</tool_call>', 1),
     ("hermes", '<tool_call>{"name":"f","arguments":{}} {"name":"g","arguments":{}}</tool_call>', 39),
     ("hermes", '<tool_call>{"name":"f"}</tool_call>', 11),
     ("hermes", "<tool_call>{'name': 'f', 'arguments': {}}</tool_call>", 12),
-    ("json", '[{"name": "f", "arguments": {"a": 1}}', 37),
-    ("json", '[{"name": "f", "arguments": {"a": 1}}] ok', 39),
-    ("json", '[{"name": "f", "arguments": {"a": 1}},]', 38),
-    ("json", '[{"name": 3, "arguments": {}}]', 10),
-    ("json", '[{"arguments": {}}]', 1),
-    ("json", '[{"name": "f", "arguments": [1]}]', 28),
-    ("json", '[{"name": "f", "arguments": "x"}]', 28),
+    ("json", '[{"name": "f", "arguments": {"a": 1}}', 37), ("json", '[{"name": "f", "arguments": {"a": 1}}] ok', 39),
+    ("json", '[{"name": "f", "arguments": {"a": 1}},]', 38), ("json", '[{"arguments": {}}]', 1),
+    ("json", '[{"name": "f", "arguments": [1]}]', 28), ("json", '[{"name": "f", "arguments": "x"}]', 28),
     ("json", '[{"name": "f", "arguments": "{} {}"}]', 28),
     ("json", '[{"name": "f", "arguments": {"a": 1, "a": 2}}]', 37),
     ("json", '[{"name": "f", "arguments": {"a": {"b": 1, "b": 2}}}]', 43),
     ("json", '[{"name": "f", "arguments": {}, "parameters": {}}]', 33),
     ("json", '[{"name": "f", "arguments": {"a": NaN}}]', 34),
-    ("json", '[{"name": "f", "arguments": {"a": -Infinity}}]', 34),
     ("json", '[{"name": "f", "arguments": {"a": 1e999}}]', 34),
-    ("json", '[{"name": "f", "arguments": {"a": 01}}]', 35),
-    ("json", '[{"name": "f", "arguments": {"a": True}}]', 34),
+    ("json", '[{"name": "f", "arguments": {"a": 01}}]', 35), ("json", '[{"name": "f", "arguments": {"a": True}}]', 34),
     ("json", r'[{"name": "f", "arguments": {"a": "\q"}}]', 35),
-    ("json", '```json\n[{"name": "f", "arguments": {}}]\n```', 9),
-    ("json", "[1]", 1),
-    ("json", "{", 1),
+    ("json", '```json\n[{"name": "f", "arguments": {}}]\n```', 9), ("json", "[1]", 1),
     ("llama3_json", '{"name": "f", "parameters": {}} {"name": "g", "parameters": {}}', 32),
-    ("llama3_json", '{"name": "f", "parameters": {}};', 32),
-    ("llama3_json", '[{"name": "f", "parameters": {}}]', 1),
-    ("llama3_json", "<|python_tag|>print(1)", 14),
-    ("python", "[f(5)]", 4),
-    ("python", "[f(5), g(a=1)]", 4),
-    ("python", "[f(a=1, 5)]", 8),
-    ("python", "[f(a=1, **b=2)]", 8),
-    ("python", "[f(x, y)]", 7),
-    ("python", "[f(a=1)", 7),
-    ("python", "[f(a=1", 6),
-    ("python", '[f(a="x)]', 9),
-    ("python", "[f]", 3),
-    ("python", "[", 1),
-    ("python", "[(a=1)]", 1),
-    ("python", "[f(), , g()]", 6),
-    ("python", "[f()\n g()]", 6),
-    ("python", "[f(a=1) g(b=2)]", 8),
-    ("python", "[f(a=1)] ok", 9),
-    ("python", "[f(a=1, a=2)]", 8),
-    ("python", "[f(a=1, **{'a': 2})]", 12),
-    ("python", "f(a=1)", 0),
-    ("python", "```python\n[f(a=1)]\n```", None),
-    ("python", "Sure: [f(a=1)]", 6),
-    ("python", value("2*3"), 6),
-    ("python", value("g(b=1)"), 6),
-    ("python", value("NaN"), 5),
-    ("python", value("1e999"), 5),
-    ("python", value("007"), 5),
-    ("python", value("1 2"), 7),
-    ("python", value("New York"), 9),
-    ("python", value("2024-01-15"), 9),
-    ("python", value("{1, 2}"), 7),
-    ("python", value("{[1]: 2}"), 6),
-    ("python", value("b'x'"), 6),
-    ("python", value("f'{x}'"), 6),
-    ("python", value(r'"\xZZ"'), 6),
-    ("python", value(""), 5),
-]
+    ("llama3_json", '{"name": "f", "parameters": {}};', 32), ("llama3_json", '[{"name": "f", "parameters": {}}]', 1),
+    ("llama3_json", "<|python_tag|>print(1)", 14), ("python", "[f(5)]", 4), ("python", "[f(a=1, 5)]", 8),
+    ("python", "[f(a=1, **b=2)]", 8), ("python", "[f(x, y)]", 7), ("python", "[f(a=1)", 7), ("python", '[f(a="x)]', 9),
+    ("python", "[f]", 3), ("python", "[(a=1)]", 1), ("python", "[f(), , g()]", 6), ("python", "[f()\n g()]", 6),
+    ("python", "[f(a=1)] ok", 9), ("python", "[f(a=1, a=2)]", 8), ("python", "[f(a=1, **{'a': 2})]", 12),
+    ("python", "f(a=1)", 0), ("python", "```python\n[f(a=1)]\n```", None), ("python", value("2*3"), 6),
+    ("python", value("g(b=1)"), 6), ("python", value("NaN"), 5), ("python", value("1e999"), 5),
+    ("python", value("007"), 5), ("python", value("1 2"), 7), ("python", value("New York"), 9),
+    ("python", value("{1, 2}"), 7), ("python", value("{[1]: 2}"), 6), ("python", value("b'x'"), 6),
+    ("python", value(r'"\xZZ"'), 6), ("python", value(""), 5),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("syntax", "text", "expected"), GOOD)
@@ -237,31 +190,21 @@ def call_lists(names: st.SearchStrategy[str]) -> st.SearchStrategy[list[ToolCall
     return st.lists(call, max_size=3)
 
 
-def check_round_trip(syntax: Syntax, written: list[ToolCall]) -> None:
-    text = syntax.print(written)
-    read = syntax.parse(text)
-    assert repr(read) == repr(tuple(written))
-    spans = syntax.spans(text)
+@pytest.mark.parametrize("syntax", NAMES)
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_round_trip(syntax: str, data: st.DataObject) -> None:
+    names = TEXTS | ODD_NAMES
+    names = names.filter(python_name_is_kept) if syntax.startswith("python") else names
+    written = data.draw(call_lists(names))
+    text = get_syntax(syntax).print(written)
+    assert repr(get_syntax(syntax).parse(text)) == repr(tuple(written))
+    spans = get_syntax(syntax).spans(text)
     assert [(s.start, -s.end) for s in spans] == sorted((s.start, -s.end) for s in spans)
     whole = [span for span in spans if span.kind == "call"]
-    assert len(whole) == len(written)
     for call, around in zip(written, whole, strict=True):
         kinds = [s.kind for s in spans if around.start <= s.start and s.end <= around.end]
         assert kinds.count("name") == 1 and kinds.count("key") == kinds.count("value") == len(call.arguments)
-
-
-@pytest.mark.parametrize("syntax", ["hermes", "json", "llama3_json"])
-@settings(max_examples=100, deadline=None)
-@given(written=call_lists(TEXTS | ODD_NAMES))
-def test_round_trip_of_json_syntaxes_for_every_name(syntax: str, written: list[ToolCall]) -> None:
-    check_round_trip(get_syntax(syntax), written)
-
-
-@pytest.mark.parametrize("syntax", ["python", "python_compact"])
-@settings(max_examples=100, deadline=None)
-@given(written=call_lists((TEXTS | ODD_NAMES).filter(python_name_is_kept)))
-def test_round_trip_of_python_syntaxes(syntax: str, written: list[ToolCall]) -> None:
-    check_round_trip(get_syntax(syntax), written)
 
 
 FRAGMENTS = st.sampled_from(
@@ -345,15 +288,11 @@ def test_spans(syntax: str, text: str, expected: list[tuple[str, str]]) -> None:
     assert [(s.kind, text[s.start : s.end]) for s in get_syntax(syntax).spans(text)] == expected
 
 
-def test_syntaxes_are_found_by_name() -> None:
-    assert tuple(sorted(SYNTAXES)) == tuple(sorted(NAMES))
-    for name in NAMES:
-        assert isinstance(get_syntax(name), Syntax) and get_syntax(name).name == name
+def test_a_syntax_is_found_by_name() -> None:
+    assert [get_syntax(name).name for name in NAMES] == list(NAMES) and set(SYNTAXES) == set(NAMES)
     with pytest.raises(ConfigError, match=r"xml.*hermes, json, python, python_compact, llama3_json"):
         get_syntax("xml")
 
-
-# --- calls that are being written ------------------------------------------------------------------------------------
 
 PIECES = ["[", "f", "(a", "=1", ", b", "='x", "'), g", "", "(", ")", "]", ""]
 
@@ -423,7 +362,3 @@ def test_a_call_is_open_exactly_around_the_spans_of_printed_calls(name: str, wri
     assert not call.inside
     for span in syntax.spans(text):
         assert all(inside[span.start : span.end - 1])
-
-
-def test_examples_in_the_documentation() -> None:
-    assert doctest.testmod(syntaxes).failed == doctest.testmod(literals).failed == 0
