@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from ttpa.io import dumps, write_jsonl, write_text
-from ttpa.records import Candidate, Pair, Score
+from ttpa.io import write_jsonl, write_text
+from ttpa.records import Candidate, Message, Pair, Sample, Score, ToolCall, ToolSpec
 from ttpa.results.heldout import Heldout
 from ttpa.run import config
 
@@ -98,12 +98,13 @@ class Lab:
 
     def _data(self, folder: Path) -> None:
         write_text(folder / "splits.json", json.dumps({"explore": "explore.jsonl", "test": "test.jsonl"}))
-        tools = dumps([{"name": f"tool {self.text}"}, {"name": "second"}])
-        target = dumps([{"name": "f", "arguments": {"a": self.text}}])
+        tools = (ToolSpec(name=f"tool {self.text}"), ToolSpec(name="second"))
+        target = (ToolCall(name="f", arguments={"a": self.text}),)
         for split, letter, number in (("explore", "s", 6), ("test", "q", self.samples + 1)):
-            said = [[{"role": "user", "content": f"please {letter}{k} {self.text}"}] for k in range(number)]
-            rows = [{"id": f"{letter}{k}", "tools": tools, "messages": one, "target": target, "target_text": None}
-                    for k, one in enumerate(said)]  # fmt: skip
+            names = [f"{letter}{k}" for k in range(number)]
+            said = [(Message(role="user", content=f"please {name} {self.text}"),) for name in names]
+            rows = [Sample(id=name, source="lab", tools=tools, messages=one, target=target)
+                    for name, one in zip(names, said, strict=True)]  # fmt: skip
             write_jsonl(folder / f"{split}.jsonl", rows)
 
     def _explore(self, folder: Path) -> None:

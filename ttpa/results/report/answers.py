@@ -1,5 +1,5 @@
 """Answers of evaluations for the browser of the page: what was asked, what was right, what each policy said and which
-errors it made. They are embedded once as compact JSON; the page's script filters and draws them.
+errors it made. They are embedded once as JSON; the page's script filters and draws them.
 
 They come from `rows.jsonl` of evaluation stages and from the samples of data stages. A file that is gone leaves a hole,
 and a sentence says so.
@@ -7,14 +7,17 @@ and a sentence says so.
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ttpa.calls.six_errors import LABELS
-from ttpa.results.report.page import Text, View, plural, short
-from ttpa.results.report.study import Study, as_mapping, json_lines, read_json
+from ttpa.io import dumps
+from ttpa.records import Sample
+from ttpa.results.report.page import Block, plural, short, some, text
+from ttpa.results.report.study import DAMAGED, Study, as_mapping, lines_of, objects, read_json
 
 UNSEEN = "unseen tools"
 """The band of samples whose tools were not in the training data; the six-error table leaves them out."""
@@ -22,140 +25,89 @@ MESSAGES = 4
 """Messages of a question that are shown, from its end."""
 
 
-class _Table:
-    """Distinct values with their numbers, so that a text that occurs often is embedded once."""
-
-    def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}
-
-    def __call__(self, value: str) -> int:
-        return self.numbers.setdefault(value, len(self.numbers))
-
-
-def browser(study: Study, limit: int) -> list[Any]:
+def browser(study: Study, limit: int) -> list[Block]:
     """The browser and what must be said of it; nothing for `limit` 0.
 
-    Args:
-        study: The policies.
-        limit: Samples shown. Where there are more, they are drawn at random with a fixed seed; a sample comes with the
-            answers of all policies and seeds.
+    Where there are more than `limit` samples, they are drawn at random with a fixed seed; a sample comes with the
+    answers of all policies and seeds.
     """
-    if not limit:
-        return []
-    texts, tools, errors, bands = _Table(), _Table(), _Table(), _Table()
     judged: dict[tuple[str, str, str], list[tuple[int, int, Mapping[str, Any]]]] = {}
     gone = []
-    for label in LABELS:
-        errors(label)
-    for number, arm in enumerate(study.arms):
+    for number, arm in enumerate(study.arms if limit else ()):
         for seed, record in arm.records.items():
-            stage = study.stages[record.evaluation(arm.warmup)]
-            split = str(arm.metrics(seed).get("split") or "test")
-            found = list(json_lines(stage.path / "rows.jsonl"))
-            gone += [] if found else [f"{arm.label}, seed {seed}"]
-            for answer in found:
-                judged.setdefault((record.stages.get("data", ""), split, str(answer.get("id"))), []).append(
-                    (number, seed, answer)
-                )
-    blocks: list[Any] = []
+            rows = list(objects(lines_of(study.stages[record.evaluation(arm.warmup)].path / "rows.jsonl")))
+            gone += [] if rows else [f"{arm.label}, seed {seed}"]
+            for row in rows:
+                key = (record.stages.get("data", ""), str(arm.metrics(seed).get("split") or "test"), str(row.get("id")))
+                judged.setdefault(key, []).append((number, seed, row))
+    blocks = []
     if judged:
-        keys = list(judged)
-        if len(keys) > limit:
-            kept = set(random.Random("answers").sample(keys, limit))
-            keys = [key for key in keys if key in kept]
-        questions = _questions(study, keys)
-        samples, answers = [], []
-        for key in keys:
-            first = judged[key][0][2]
-            band = UNSEEN if "unseen_tool" in (first.get("tags") or ()) else str(first.get("band") or "")
-            samples.append([key[2], bands(band), *_question(questions.get(key), texts, tools)])
-            for number, seed, answer in judged[key]:
-                shown = [errors(str(one)) for one in answer.get("errors") or ()]
-                said, finish = texts(short(str(answer.get("text", "")))), texts(str(answer.get("finish", "")))
-                answers.append([len(samples) - 1, number, seed, int(bool(answer.get("exact"))), shown, said, finish])
-        if len(keys) < len(judged):
-            said = f"{len(keys):,} of {plural(len(judged), 'sample')}, drawn at random with a fixed seed"
-            blocks.append(Text(f"The browser holds {said} (answers={limit}), so its counts are those of a part."))
-        if not questions:
-            blocks.append(Text("The questions are not in the data stage of these runs: only the answers are shown."))
-        data = {
-            "policies": [arm.label for arm in study.arms],
-            "errors": list(errors.numbers),
-            "bands": list(bands.numbers),
-            "unseen": UNSEEN,
-            "samples": samples,
-            "answers": answers,
-            "tools": list(tools.numbers),
-            "texts": list(texts.numbers),
-        }
-        blocks.append(View(kind="browser", data=data))
+        kept = set(judged) if len(judged) <= limit else set(random.Random("answers").sample(list(judged), limit))
+        data, asked = _embedded(study, {key: rows for key, rows in judged.items() if key in kept})
+        if len(kept) < len(judged):
+            said = f"{len(kept):,} of {plural(len(judged), 'sample')}, drawn at random with a fixed seed"
+            blocks.append(text(f"The browser holds {said} (answers={limit}), so its counts are those of a part."))
+        if not asked:
+            blocks.append(text("The questions are not in the data stage of these runs: only the answers are shown."))
+        blocks.append({"kind": "browser", "data": data})
     if gone:
-        names = "; ".join(gone[:6]) + ("; ..." if len(gone) > 6 else "")
-        said = f"The answers of {plural(len(gone), 'evaluation')} are not in the store (cleaned up?): {names}."
-        blocks.append(Text(said, True))
+        said = f"The answers of {plural(len(gone), 'evaluation')} are not in the store (cleaned up?): {some(gone)}."
+        blocks.append(text(said, warning=True))
     return blocks
 
 
-def _questions(study: Study, keys: list[tuple[str, str, str]]) -> dict[tuple[str, str, str], Mapping[str, Any]]:
-    """The samples behind some keys (data stage, split, sample id), where they are in the store."""
-    wanted, found = set(keys), dict[tuple[str, str, str], Mapping[str, Any]]()
-    for data, split in dict.fromkeys(key[:2] for key in keys):
+def _embedded(study: Study, judged: Mapping[tuple[str, str, str], Any]) -> tuple[Block, bool]:
+    """What the page's script reads, and whether any question is known. Texts are numbers of `texts`, so that one that
+    occurs often is embedded once.
+    """
+    texts: dict[str, int] = {}
+    questions: dict[tuple[str, str, str], Sample] = {}
+    for data, split in dict.fromkeys(key[:2] for key in judged):
         if data in study.stages:
-            for sample in split_rows(study.stages[data].path, split):
-                key = (data, split, str(sample.get("id")))
-                if key in wanted:
-                    found[key] = sample
+            ids = {key[2] for key in judged if key[:2] == (data, split)}
+            found = samples_of(study.stages[data].path, split, ids)
+            questions |= {(data, split, name): sample for name, sample in found.items()}
+
+    def at(said: str) -> int:
+        return texts.setdefault(short(said), len(texts))
+
+    samples, answers = [], []
+    for key, rows in judged.items():
+        first, asked = rows[0][2], question(questions.get(key))
+        band = UNSEEN if "unseen_tool" in (first.get("tags") or ()) else str(first.get("band") or "")
+        words = [[role, at(said)] for role, said in asked["messages"]]
+        tools = [at(dumps(tool)) for tool in asked["tools"]]
+        samples.append([key[2], band, words, tools, at(asked["target"]) if key in questions else None])
+        for policy, seed, row in rows:
+            errors, finish = list(map(str, row.get("errors") or ())), str(row.get("finish", ""))
+            said = at(str(row.get("text", "")))
+            answers.append([len(samples) - 1, policy, seed, bool(row.get("exact")), errors, said, finish])
+    shown = {"policies": [arm.label for arm in study.arms], "errors": LABELS, "unseen": UNSEEN}
+    return {**shown, "samples": samples, "answers": answers, "texts": list(texts)}, bool(questions)
+
+
+def samples_of(data: Path, split: str, ids: Collection[str]) -> dict[str, Sample]:
+    """The samples with these ids in a split of a data stage's folder, as far as they can be read."""
+    named = str(as_mapping(read_json(data / "splits.json")).get(split, f"{split}.jsonl"))
+    found = {}
+    for row in objects(lines_of(data / named.rpartition("/")[2])):
+        if str(row.get("id")) in ids:
+            with suppress(*DAMAGED):
+                found[str(row["id"])] = Sample.from_json(row)
     return found
 
 
-def split_rows(data: Any, split: str) -> Any:
-    """The samples of a split of a data stage's folder, none where it is gone."""
-    files = as_mapping(read_json(data / "splits.json"))
-    return json_lines(data / str(files.get(split, f"{split}.jsonl")).rpartition("/")[2])
-
-
-def _question(sample: Mapping[str, Any] | None, texts: _Table, tools: _Table) -> list[Any]:
-    """The numbers of a sample's messages (role and text), of its tools and of its target."""
+def question(sample: Sample | None) -> dict[str, Any]:
+    """What a sample asks: its last messages as (role, text), its tools, and its target as `name(key=value)` lines."""
     if sample is None:
-        return [[], [], -1]
-    said = [[role, texts(words)] for role, words in messages(sample)[-MESSAGES:]]
-    offered = [tools(short(json.dumps(tool, ensure_ascii=False))) for tool in tools_of(sample)]
-    return [said, offered, texts(target(sample))]
-
-
-def messages(sample: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """The messages of a sample as (role, text); of a long one its end, which the answer follows."""
-    found = (sample or {}).get("messages")
-    shown = []
-    for message in filter(None, map(as_mapping, found if isinstance(found, list) else [])):
-        said = str(message.get("content") or "") or json.dumps(message.get("calls", ""), ensure_ascii=False)
-        shown.append((str(message.get("role")), said if len(said) <= 2000 else "\u2026" + said[-2000:]))
-    return shown
-
-
-def tools_of(sample: Mapping[str, Any] | None) -> list[Any]:
-    """The tools of a sample, none where they cannot be read."""
-    try:
-        found = json.loads((sample or {})["tools"])
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return []
-    return found if isinstance(found, list) else []
-
-
-def tool_names(sample: Mapping[str, Any] | None) -> list[str]:
-    """The names of a sample's tools."""
-    return [str(as_mapping(tool).get("name")) for tool in tools_of(sample)]
-
-
-def target(sample: Mapping[str, Any] | None) -> str:
-    """What a right answer says: calls as `name(key=value)`, a line each, or a text."""
-    raw = str((sample or {}).get("target_text") or (sample or {}).get("target") or "")
-    try:
-        calls = [(str(call["name"]), dict(call["arguments"])) for call in json.loads(raw)]
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return short(raw)
-    lines = [
-        f"{name}({', '.join(f'{key}={json.dumps(value, ensure_ascii=False)}' for key, value in arguments.items())})"
-        for name, arguments in calls
-    ]
-    return short("\n".join(lines) or "(no call)")
+        return {"messages": [], "tools": [], "target": ""}
+    said = [(one.role, one.content or dumps([call.to_json() for call in one.calls])) for one in sample.messages]
+    calls = [f"{c.name}({', '.join(f'{k}={dumps(v)}' for k, v in c.arguments.items())})" for c in sample.target]
+    return {
+        # The answer follows the end of a long message.
+        "messages": [
+            (role, words if len(words) <= 2000 else "\u2026" + words[-2000:]) for role, words in said[-MESSAGES:]
+        ],
+        "tools": [tool.to_json() for tool in sample.tools],
+        "target": short(sample.target_text or "\n".join(calls) or "(no call)"),
+    }

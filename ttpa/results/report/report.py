@@ -9,15 +9,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic.dataclasses import dataclass
 
 from ttpa.errors import ConfigError, TtpaError
+from ttpa.io import write_text
 from ttpa.options import CommaList, Index, arguments
 from ttpa.results import render, table
 from ttpa.results.report import answers, numbers, page, pairs, stages
-from ttpa.results.report.page import Folded, Page, Section, Text, plural
-from ttpa.results.report.study import Arm, Study, find_files, records_of, study_of
+from ttpa.results.report.study import Study, records_of, study_of
 
 HELP = """\
 ttpa report: one self-contained HTML page, opened without a network.
@@ -73,10 +74,6 @@ def parse(words: Sequence[str]) -> Form:
 
     Raises:
         ConfigError: no target, an unknown or repeated key, a value that cannot work.
-
-    Example:
-        >>> str(parse(["results/demo-0123456789ab.jsonl", "samples=3"]).page)
-        'demo-0123456789ab.html'
     """
     form = arguments(words, Form, "report")
     if not form.of_table and (form.overrides or form.preset):
@@ -85,10 +82,9 @@ def parse(words: Sequence[str]) -> Form:
     if form.axes and (len(form.axes) != 2 or len({*form.axes, ""}) != 3):
         axes = ",".join(form.axes)
         raise ConfigError.at("axes", axes, "must be two names that differ", "For example axes=sampler,objective")
-    out = form.page
-    if out.is_dir() or not out.parent.is_dir():
-        why = "is a folder" if out.is_dir() else f"cannot be written, {out.parent} is no folder"
-        raise ConfigError.at("out", out, why, "Give a file in a folder that exists")
+    if form.page.is_dir() or not form.page.parent.is_dir():
+        why = "is a folder" if form.page.is_dir() else f"cannot be written, {form.page.parent} is no folder"
+        raise ConfigError.at("out", form.page, why, "Give a file in a folder that exists")
     return form
 
 
@@ -102,21 +98,21 @@ def main(words: Sequence[str]) -> int:
         print(HELP, end="")
         return 0
     form = parse(words)
-    try:
-        shown = page_of(form)
-        html = page.render(shown)
-    except ModuleNotFoundError as error:
-        if error.name not in ("matplotlib", "jinja2", "markupsafe"):
-            raise
-        raise TtpaError(f"{error.name} is not installed. pip install 'ttpa[report]'.") from None
-    for warning in dict.fromkeys(shown.warnings):
+    shown, warnings = page_of(form)
+    for warning in warnings:
         print(f"ttpa report: warning: {' '.join(warning.split())}", file=sys.stderr)
-    print(f"{form.page} ({page.write(html, form.page) / 1e6:.2f} MB)")
+    try:
+        write_text(form.page, page.render(**shown))
+    except ModuleNotFoundError as error:
+        raise TtpaError(f"{error.name} is not installed. pip install 'ttpa[report]'.") from None
+    except OSError as error:
+        raise ConfigError.at("out", form.page, f"cannot be written ({error.strerror})", "Give a file") from None
+    print(f"{form.page} ({form.page.stat().st_size / 1e6:.2f} MB)")
     return 0
 
 
-def page_of(form: Form) -> Page:
-    """The page that a command asks for.
+def page_of(form: Form) -> tuple[dict[str, Any], list[str]]:
+    """The values of page.html, and warnings.
 
     Raises:
         ConfigError, DataError: nothing of that name, a table that cannot work, no result rows.
@@ -126,75 +122,50 @@ def page_of(form: Form) -> Page:
         folder = target.parent if target.suffix == ".yaml" else target
         made = table.from_folder(folder, form.preset or None, form.overrides, results=form.results, store=form.store)
         full, empty = sum(len(row.records) for row in made.rows), sum(len(row.missing) for row in made.rows)
-        title = made.spec.title
-        subtitle = (
-            f"Table {made.spec.name}, preset {made.preset.name}: {full} of {plural(full + empty, 'cell')} have a "
-        )
-        subtitle += f"result. Claim: {made.spec.claim}"
+        title, subtitle = made.spec.title, f"Table {made.spec.name}, preset {made.preset.name}: {full} of "
+        subtitle += f"{page.plural(full + empty, 'cell')} have a result. Claim: {made.spec.claim}"
     else:
-        records, warnings = records_of(find_files(form.target, form.results or Path("results")))
+        records, warnings = records_of(form.target, form.results or Path("results"))
         made = table.from_records(records, form.store or Path("store"))
         title = f"{records[0].name} {records[0].run}" if target.is_file() else form.target
-        subtitle = f"{plural(len(records), 'result row')} of {', '.join(dict.fromkeys(one.name for one in records))}."
-    arms = [Arm(key=r.spec.key, label=r.spec.label, records=r.records, warmup=r.spec.warmup_only) for r in made.rows]
-    study = study_of(arms, made.store)
-    warnings += made.warnings
+        names = ", ".join(dict.fromkeys(one.name for one in records))
+        subtitle = f"{page.plural(len(records), 'result row')} of {names}."
+    study = study_of(made.rows, made.store)
+    warnings = list(dict.fromkeys([*warnings, *made.warnings]))
     sources = [f"Source {at}: {footnote}" for footnote, at in render.sources(made).items()]
-    return Page(
-        title=title,
-        subtitle=subtitle,
-        head=_head(study),
-        warnings=warnings,
-        sections=[
-            Section(
-                "accuracy",
-                "Accuracy",
-                [
-                    *(Text(one, True) for one in warnings),
-                    *numbers.accuracy(made, study),
-                    *numbers.differences(made, study),
-                    Folded("How to read these numbers", [Text(note) for note in (*made.notes, *sources)]),
-                ],
-            ),
-            *(sections(study, form, made) if study.arms else []),
-        ],
-    )
+    notes = page.folded("How to read these numbers", [page.text(note) for note in (*made.notes, *sources)])
+    said = [page.text(one, warning=True) for one in warnings]
+    shown = [*said, *numbers.accuracy(made, study), *numbers.differences(made, study), notes]
+    sections = {
+        "errors": numbers.errors(study),
+        "answers": answers.browser(study, form.answers),
+        "heat": numbers.heat_map(made, study, form.axes),
+        "decay": numbers.gain_decay(study),
+        "curves": stages.curves(study),
+        "pairs": pairs.explorations(study, form.samples, pairs.pairs_of),
+        "trees": pairs.explorations(study, form.samples, pairs.trees_of),
+        "drawn": pairs.groups_of(study, form.samples),
+        "stages": stages.stage_table(study),
+        "settings": stages.configurations(study),
+        "provenance": stages.provenance(study),
+    } if study.arms else {}  # fmt: skip
+    head = _head(study) if study.arms else {}
+    return {"title": title, "subtitle": subtitle, "head": head, "sections": {"accuracy": shown, **sections}}, warnings
 
 
-def sections(study: Study, form: Form, made: table.Table) -> list[Section]:
-    """The sections below the numbers, empty where there is nothing."""
-    return [
-        Section("errors", "Six errors", numbers.errors(study)),
-        Section("answers", "Answers", answers.browser(study, form.answers)),
-        Section("heat", "Ablation", numbers.heat_map(made, study, form.axes)),
-        Section("decay", "Gain against data", numbers.gain_decay(study)),
-        Section("curves", "Training curves", stages.curves(study)),
-        Section("pairs", "Preference pairs", pairs.explorations(study, form.samples, pairs.pairs_of)),
-        Section("trees", "Search trees and token paths", pairs.explorations(study, form.samples, pairs.trees_of)),
-        Section("drawn", "Answers drawn while training", pairs.groups_of(study, form.samples)),
-        Section("stages", "Stages", stages.stage_table(study)),
-        Section("settings", "Configurations side by side", stages.configurations(study)),
-        Section("provenance", "Provenance", stages.provenance(study)),
-    ]
-
-
-def _head(study: Study) -> list[tuple[str, str]]:
+def _head(study: Study) -> dict[str, str]:
     """What stands below the title."""
-    firsts = [arm.first for arm in study.aligned or study.arms]
-    groups = dict.fromkeys(group for first in firsts for group in first.choices)
-    same = [f"{group}={firsts[0].choices[group]}" for group in groups if group not in study.varying]
-    differ = [f"{g}={'|'.join(dict.fromkeys(str(f.choices.get(g)) for f in firsts))}" for g in study.varying]
+    firsts = [arm.first.choices for arm in study.aligned or study.arms]
+    groups = dict.fromkeys(group for first in firsts for group in first)
     made = [stage.provenance for stage in study.stages.values() if stage.provenance]
-    times = sorted(str(one[key]) for one in made for key in ("started", "ended") if one.get(key))
-    machines = dict.fromkeys(
-        f"{one.get('gpu') or 'no GPU'}, {one.get('cpu')}, {one.get('cpu_count')} CPUs" for one in made
-    )
+    times = sorted(str(one[key])[:16].replace("T", " ") for one in made for key in ("started", "ended") if one.get(key))
+    machines = [f"{one.get('gpu') or 'no GPU'}, {one.get('cpu')}, {one.get('cpu_count')} CPUs" for one in made]
     gone = "not known: the stages are not in the store"
-    head = [
-        ("options that differ", ", ".join(differ)),
-        ("options of all", ", ".join(same)),
-        ("seeds", ", ".join(map(str, study.seeds))),
-        ("built", f"{times[0][:16]} to {times[-1][:16]} UTC".replace("T", " ") if times else gone),
-        ("hardware", "; ".join(machines) or gone),
-    ]
-    return [(name, said) for name, said in head if said and study.arms]
+    head = {
+        "options that differ": [f"{g}={'|'.join(dict.fromkeys(str(f.get(g)) for f in firsts))}" for g in study.varying],
+        "options of all": [f"{group}={firsts[0][group]}" for group in groups if group not in study.varying],
+        "seeds": sorted({str(record.seed) for record in study.records}, key=int),
+        "built": [f"{times[0]} to {times[-1]} UTC" if times else gone],
+        "hardware": dict.fromkeys(machines) or [gone],
+    }
+    return {name: ", ".join(said) for name, said in head.items() if said}
