@@ -26,7 +26,7 @@ FENCES = {
     "pytorch_lightning": ("train", "run", "results"),
     "transformers": ("policy", "prompts"),
     "peft": ("policy", "prompts"),
-    "matplotlib": ("results.report",),
+    "matplotlib": (),
     "jinja2": ("results.report", "prompts"),
     "ray": ("run",),
     "vllm": ("policy",),

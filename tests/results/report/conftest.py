@@ -14,6 +14,7 @@ import pytest
 from ttpa.io import write_jsonl, write_text
 from ttpa.records import Candidate, Message, Pair, Sample, Score, ToolCall, ToolSpec
 from ttpa.results.heldout import Heldout
+from ttpa.results.report.report import main
 from ttpa.run import config
 
 NASTY = (
@@ -24,11 +25,15 @@ NASTY = (
 class Lab:
     """Writes result rows and stages below a folder. `text` stands wherever a user or a model may write."""
 
-    def __init__(self, root: Path, text: str = "plain") -> None:
-        self.root, self.text, self.samples = root, text, 4
+    def __init__(self, root: Path) -> None:
+        self.root, self.text, self.samples, self.made = root, "plain", 4, 0
         self.results, self.store = root / "results", root / "store"
+        self.results.mkdir()
         self.stages: dict[str, str] = {}
-        self.made = 0
+
+    def folder(self, what: str) -> Path:
+        """The folder of the stage that was made for `what`, such as data/0."""
+        return next(self.store / name for key, name in self.stages.items() if key.startswith(what))
 
     def stage(self, kind: str, what: str, inputs: Mapping[str, str] | None = None, pid: int = 1) -> str:
         """The folder's name; the same `what` is the same stage."""
@@ -39,9 +44,8 @@ class Lab:
         folder = self.store / name
         folder.mkdir(parents=True)
         second = f"2026-01-02T03:04:{self.made % 60:02d}+00:00"
-        made_with = {"commit": None, "dirty": None, "packages": {"ttpa": "0"}, "python": "3", "platform": self.text,
-                     "host": "h", "cpu": self.text, "cpu_count": 1, "gpu": None}  # fmt: skip
-        found = {"started": second, "ended": second, "inputs": dict(inputs or {}), **made_with}
+        found = {"started": second, "ended": second, "inputs": dict(inputs or {}), "packages": {"ttpa": "0"},
+                 "platform": self.text, "host": "h", "cpu": self.text, "cpu_count": 1, "gpu": None}  # fmt: skip
         write_text(folder / "provenance.json", json.dumps(found))
         write_text(folder / "attempts.json", json.dumps([{"pid": pid, "host": "h", "seconds": 1.0}]))
         write_text(folder / "metrics.json", json.dumps({"samples": {"explore": 40}} if kind == "data" else {}))
@@ -70,17 +74,23 @@ class Lab:
             "objective": {"name": chosen["objective"]},
         }
         for key, value in (settings or {}).items():
-            group, _, name = key.partition(".")
-            whole.setdefault(group, {})[name] = value
+            whole[key.partition(".")[0]][key.partition(".")[2]] = value
         self.made += 1
         row = {"run": f"{self.made:012x}", "row_version": 1, "name": "made", "seed": seed, "rounds": 1,
                "choices": chosen, "config": whole, "stages": stages, "versions": {"data": 1},
                "baseline": self._answers(stages["baseline"], 1), "metrics": self._answers(stages["evaluation"], right),
-               "explored": {}, "cost": {role: {"seconds": 2.0, "tokens": 30} for role in stages}}  # fmt: skip
-        self.results.mkdir(exist_ok=True)
+               "cost": {role: {"seconds": 2.0, "tokens": 30} for role in stages}}  # fmt: skip
         file = self.results / f"made-{self.made:012x}.jsonl"
         write_jsonl(file, [row])
         return file
+
+    def sweep(self) -> None:
+        """Two samplers, two objectives, two seeds, two amounts of data."""
+        for seed in (0, 1):
+            for sampler in ("tps", "mcts"):
+                for number, objective in enumerate(("dpo", "rft")):
+                    self.row(seed, 2 + number, {"select.limit": 20}, sampler=sampler, objective=objective)
+            self.row(seed, 4, {"select.limit": None}, sampler="tps", objective="dpo")
 
     def _answers(self, stage: str, right: int) -> dict[str, Any]:
         """Answers of an evaluation, to seen tools and one to an unseen one; the last is wrong in two ways."""
@@ -101,34 +111,37 @@ class Lab:
         tools = (ToolSpec(name=f"tool {self.text}"), ToolSpec(name="second"))
         target = (ToolCall(name="f", arguments={"a": self.text}),)
         for split, letter, number in (("explore", "s", 6), ("test", "q", self.samples + 1)):
-            names = [f"{letter}{k}" for k in range(number)]
-            said = [(Message(role="user", content=f"please {name} {self.text}"),) for name in names]
-            rows = [Sample(id=name, source="lab", tools=tools, messages=one, target=target)
-                    for name, one in zip(names, said, strict=True)]  # fmt: skip
+            said = {f"{letter}{k}": f"please {letter}{k} {self.text}" for k in range(number)}
+            rows = [Sample(id=name, source="lab", tools=tools, target=target, messages=(Message(role="user", content=one),))
+                    for name, one in said.items()]  # fmt: skip
             write_jsonl(folder / f"{split}.jsonl", rows)
 
     def _explore(self, folder: Path) -> None:
-        rows = [self._explored(f"s{k}") for k in range(6)]
-        write_jsonl(folder / "candidates.jsonl", rows)
-        write_jsonl(folder / "pairs.jsonl", [pair for row in rows for pair in row["pairs"]])
-
-    def _explored(self, name: str) -> dict[str, Any]:
-        good = Candidate(
-            sample_id=name, index=0, text=f"[f(a={self.text})]", token_ids=(5, 6, 7), logps=(-0.1, -0.2, 0.0)
-        )
-        bad = Candidate(sample_id=name, index=1, text=f"[f(b={self.text})]", token_ids=(5, 8), logps=(-0.1, -1.5))
-        scores = (
-            Score(value=1.0, exact=True, detail={"name": 1.0, self.text: 1.0}, explanation=self.text),
-            Score(value=0.25, exact=False, detail={"name": 0.0}, explanation="wrong"),
-        )
-        parting = {"position": 1, "chosen": {"token": 6, "probability": 0.8187}}
-        pair = Pair(sample_id=name, chosen=good, rejected=bad, chosen_score=scores[0], rejected_score=scores[1],
-                    provenance={"parting": parting, "search": {"values": [0.9, 0.2]}})  # fmt: skip
         nodes = [(None, "", 4), (0, "[f(", 4), (1, f"a={self.text}", 3), (1, f"b={self.text}", 1)]
         tree = [{"id": k, "parent": up, "tokens": 1, "text": text, "prior": 0.5, "visits": visits, "value": 0.75,
                  "terminal": k > 1, "answers": [k % 2]} for k, (up, text, visits) in enumerate(nodes)]  # fmt: skip
-        return {"id": name, "candidates": [good.to_json(), bad.to_json()], "scores": [one.to_json() for one in scores],
-                "pairs": [pair.to_json()], "tree": tree, "counts": {"generated": 5}}  # fmt: skip
+        self.explored(folder, [((5, 6, 7), f"[f(a={self.text})]"), ((5, 8), f"[f(b={self.text})]")], tree)
+
+    def explored(
+        self, folder: Path, answers: list[tuple[tuple[int, ...], str]], tree: Any = None, **fields: Any
+    ) -> None:
+        """Answers to six samples, of which the first is right, and the pair of the first two of each sample."""
+        good = Score(value=1.0, exact=True, detail={"name": 1.0, self.text: 1.0}, explanation=self.text)
+        scores = [
+            good,
+            *[Score(value=0.25, exact=False, detail={"name": 0.0}, explanation="wrong")] * (len(answers) - 1),
+        ]
+        how = {"parting": {"chosen": {"probability": 0.8187}}, "search": {"values": [0.9, 0.2]}}
+        rows, pairs = [], []
+        for name in (f"s{k}" for k in range(6)):
+            own = [Candidate(sample_id=name, index=k, text=text, token_ids=ids, logps=(-1.5,) * len(ids), **fields)
+                   for k, (ids, text) in enumerate(answers)]  # fmt: skip
+            rows.append({"id": name, "candidates": [one.to_json() for one in own], "tree": tree, "counts": {"made": 5},
+                         "scores": [one.to_json() for one in scores]})  # fmt: skip
+            pairs.append(Pair(sample_id=name, chosen=own[0], rejected=own[1], chosen_score=good, rejected_score=scores[1],
+                              provenance=how))  # fmt: skip
+        write_jsonl(folder / "candidates.jsonl", rows)
+        write_jsonl(folder / "pairs.jsonl", pairs)
 
     def _warmup(self, folder: Path) -> None:
         self.curve(folder, "loss,step\n" + "".join(f"{9 - k},{k}\n" for k in range(9)))
@@ -136,9 +149,8 @@ class Lab:
     def _align(self, folder: Path) -> None:
         self.curve(folder, "loss,reward,step\n" + "".join(f"{1 / (k + 1)},{k / 9},{k}\n" for k in range(9)))
         quoted = self.text.replace('"', '""')
-        table = "step,sample_id,answer,reward,exact,text\n" + "".join(
-            f'{step},s1,{k},{k},{k > 0},"{quoted}"\n' for step in (0, 1) for k in (0, 1)
-        )
+        lines = [f'{step},s1,{k},{k},{k > 0},"{quoted}"\n' for step in (0, 1) for k in (0, 1)]
+        table = "step,sample_id,answer,reward,exact,text\n" + "".join(lines)
         (folder / "answers.csv").write_text(table, encoding="utf-8", errors="backslashreplace")
 
     @staticmethod
@@ -155,7 +167,7 @@ def lab(tmp_path: Path) -> Lab:
     return Lab(tmp_path)
 
 
-VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
+VOID = {"br", "hr", "img", "input", "link", "meta"}
 # Which an open paragraph would be closed by: then the page's own end tag is one too many.
 BLOCKS = {"div", "table", "ul", "dl", "details", "figure", "section", "p", "h1", "h2", "h3"}
 
@@ -163,8 +175,8 @@ BLOCKS = {"div", "table", "ul", "dl", "details", "figure", "section", "p", "h1",
 class Html(HTMLParser):
     """Reads a page and asserts that every element is closed where it must be.
 
-    `tags` are (name, attributes), `tables` caption -> rows of texts, `links` the same with (href, text) of each link,
-    `classes` the same with the class of each cell, `marks` a policy's label -> colours of its marks.
+    `tags` are (name, attributes), `tables` caption -> rows of texts, `charts` and `trees` what the script draws, `answers`
+    what its browser shows.
     """
 
     def __init__(self, text: str) -> None:
@@ -173,41 +185,28 @@ class Html(HTMLParser):
         self.tags: list[tuple[str, dict[str, str]]] = []
         self.text = self.css = ""
         self.tables: dict[str, list[list[str]]] = {}
-        self.classes: dict[str, list[list[str]]] = {}
-        self.links: dict[str, list[tuple[str, str]]] = {}
-        self.marks: dict[str, set[str]] = {}
-        self._table = self._colour = ""
         self.feed(text)
         self.close()
         assert not self.open, f"never closed: {self.open}"
+        self.sections = {given["id"] for tag, given in self.tags if tag == "section"}
+        self.charts = [json.loads(given["data-chart"]) for _, given in self.tags if "data-chart" in given]
+        self.trees = [json.loads(given["data-tree"]) for _, given in self.tags if "data-tree" in given]
         found = re.search(r'<script type="application/json" id="answers-data">(.*?)</script>', text, re.DOTALL)
         self.answers = json.loads(found[1]) if found else None
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        names = [name for name, _ in attrs]
-        assert len(names) == len(set(names)), f"<{tag}> has an attribute twice: {names}"
-        assert not (tag in BLOCKS and "p" in self.open), f"<{tag}> inside of <p>, line {self.getpos()[0]}"
         given = {name: value or "" for name, value in attrs}
+        assert len(attrs) == len(given), f"<{tag}> has an attribute twice: {attrs}"
+        assert not (tag in BLOCKS and "p" in self.open), f"<{tag}> inside of <p>, line {self.getpos()[0]}"
         self.tags.append((tag, given))
         if tag == "table":
-            self._table = given["aria-label"]
-            self.tables[self._table], self.classes[self._table] = [], []
+            self.rows = self.tables[given["aria-label"]] = []
         elif tag == "tr":
-            self.tables[self._table].append([])
-            self.classes[self._table].append([])
+            self.rows.append([])
         elif tag in ("td", "th"):
-            self.tables[self._table][-1].append("")
-            self.classes[self._table][-1].append(given.get("class", ""))
-        elif tag == "a" and "table" in self.open:
-            self.links.setdefault(self._table, []).append((given["href"], ""))
-        elif given.get("class") == "mark":
-            self._colour = given["style"].removeprefix("color:")
+            self.rows[-1].append("")
         if tag not in VOID:
             self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in VOID or "svg" in self.open, f"<{tag}/> is not closed by its slash in HTML"
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}, line {self.getpos()[0]}"
@@ -218,19 +217,13 @@ class Html(HTMLParser):
             self.css += data
         elif "script" not in self.open:
             self.text += data
-            if self._colour and self.open[-1] != "span" and data.strip():
-                self.marks.setdefault(re.split(r" - |:|, round", data.strip())[0], set()).add(self._colour)
-                self._colour = ""
             if "td" in self.open or "th" in self.open:
-                self.tables[self._table][-1][-1] += data
-            if "a" in self.open and "table" in self.open:
-                self.links[self._table][-1] = (self.links[self._table][-1][0], data)
+                self.rows[-1][-1] += data
 
 
 @pytest.fixture
 def report(tmp_path: Path) -> Callable[..., str]:
     """Runs the command in this process on the lab's folders and gives the page's text."""
-    from ttpa.results.report.report import main
 
     def run(target: str, **options: Any) -> str:
         words = {"out": tmp_path / "page.html", "results": tmp_path / "results", "store": tmp_path / "store", **options}

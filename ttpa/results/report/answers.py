@@ -8,7 +8,7 @@ and a sentence says so.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,10 @@ MESSAGES = 4
 
 
 def browser(study: Study, limit: int) -> list[Block]:
-    """The browser and what must be said of it; nothing for `limit` 0.
-
-    Where there are more than `limit` samples, they are drawn at random with a fixed seed; a sample comes with the
-    answers of all policies and seeds.
+    """The browser of at most `limit` samples, drawn at random with a fixed seed, each with the answers of all policies
+    and seeds; and what must be said of it.
     """
-    judged: dict[tuple[str, str, str], list[tuple[int, int, Mapping[str, Any]]]] = {}
+    judged: dict[tuple[str, str, str], list[tuple[int, int, dict[str, Any]]]] = {}
     gone = []
     for number, arm in enumerate(study.arms if limit else ()):
         for seed, record in arm.records.items():
@@ -40,50 +38,40 @@ def browser(study: Study, limit: int) -> list[Block]:
             for row in rows:
                 key = (record.stages.get("data", ""), str(arm.metrics(seed).get("split") or "test"), str(row.get("id")))
                 judged.setdefault(key, []).append((number, seed, row))
-    blocks = []
-    if judged:
-        kept = set(judged) if len(judged) <= limit else set(random.Random("answers").sample(list(judged), limit))
-        data, asked = _embedded(study, {key: rows for key, rows in judged.items() if key in kept})
-        if len(kept) < len(judged):
-            said = f"{len(kept):,} of {plural(len(judged), 'sample')}, drawn at random with a fixed seed"
-            blocks.append(text(f"The browser holds {said} (answers={limit}), so its counts are those of a part."))
-        if not asked:
-            blocks.append(text("The questions are not in the data stage of these runs: only the answers are shown."))
-        blocks.append({"kind": "browser", "data": data})
-    if gone:
-        said = f"The answers of {plural(len(gone), 'evaluation')} are not in the store (cleaned up?): {some(gone)}."
-        blocks.append(text(said, warning=True))
-    return blocks
-
-
-def _embedded(study: Study, judged: Mapping[tuple[str, str, str], Any]) -> tuple[Block, bool]:
-    """What the page's script reads, and whether any question is known. Texts are numbers of `texts`, so that one that
-    occurs often is embedded once.
-    """
-    texts: dict[str, int] = {}
+    kept = set(judged) if len(judged) <= limit else set(random.Random("answers").sample(list(judged), limit))
     questions: dict[tuple[str, str, str], Sample] = {}
-    for data, split in dict.fromkeys(key[:2] for key in judged):
-        if data in study.stages:
-            ids = {key[2] for key in judged if key[:2] == (data, split)}
-            found = samples_of(study.stages[data].path, split, ids)
-            questions |= {(data, split, name): sample for name, sample in found.items()}
+    for data, split in dict.fromkeys(key[:2] for key in judged if key in kept and key[0] in study.stages):
+        found = samples_of(study.stages[data].path, split, {key[2] for key in kept if key[:2] == (data, split)})
+        questions |= {(data, split, name): sample for name, sample in found.items()}
+    texts: dict[str, int] = {}  # a text that occurs often is embedded once
 
     def at(said: str) -> int:
         return texts.setdefault(short(said), len(texts))
 
-    samples, answers = [], []
-    for key, rows in judged.items():
-        first, asked = rows[0][2], question(questions.get(key))
+    samples, answers = list[Any](), list[Any]()
+    for key in filter(kept.__contains__, judged):
+        first, asked = judged[key][0][2], question(questions.get(key))
         band = UNSEEN if "unseen_tool" in (first.get("tags") or ()) else str(first.get("band") or "")
-        words = [[role, at(said)] for role, said in asked["messages"]]
-        tools = [at(dumps(tool)) for tool in asked["tools"]]
-        samples.append([key[2], band, words, tools, at(asked["target"]) if key in questions else None])
-        for policy, seed, row in rows:
+        messages = [[role, at(said)] for role, said in asked["messages"]]
+        right = at(asked["target"]) if key in questions else None
+        samples.append([key[2], band, messages, [at(dumps(tool)) for tool in asked["tools"]], right])
+        for policy, seed, row in judged[key]:
             errors, finish = list(map(str, row.get("errors") or ())), str(row.get("finish", ""))
-            said = at(str(row.get("text", "")))
-            answers.append([len(samples) - 1, policy, seed, bool(row.get("exact")), errors, said, finish])
-    shown = {"policies": [arm.label for arm in study.arms], "errors": LABELS, "unseen": UNSEEN}
-    return {**shown, "samples": samples, "answers": answers, "texts": list(texts)}, bool(questions)
+            words = at(str(row.get("text", "")))
+            answers.append([len(samples) - 1, policy, seed, bool(row.get("exact")), errors, words, finish])
+    shown: Block = {"policies": [arm.label for arm in study.arms], "errors": LABELS, "unseen": UNSEEN}
+    shown |= {"samples": samples, "answers": answers, "texts": list(texts)}
+    blocks = list[Block]()
+    if len(kept) < len(judged):
+        said = f"{len(kept):,} of {plural(len(judged), 'sample')}, drawn at random with a fixed seed"
+        blocks.append(text(f"The browser holds {said} (answers={limit}), so its counts are those of a part."))
+    if judged and not questions:
+        blocks.append(text("The questions are not in the data stage of these runs: only the answers are shown."))
+    blocks += [{"kind": "browser", "data": shown}] if judged else []
+    if gone:
+        lost = f"The answers of {plural(len(gone), 'evaluation')} are not in the store (cleaned up?): {some(gone)}."
+        blocks.append(text(lost, warning=True))
+    return blocks
 
 
 def samples_of(data: Path, split: str, ids: Collection[str]) -> dict[str, Sample]:
@@ -103,11 +91,7 @@ def question(sample: Sample | None) -> dict[str, Any]:
         return {"messages": [], "tools": [], "target": ""}
     said = [(one.role, one.content or dumps([call.to_json() for call in one.calls])) for one in sample.messages]
     calls = [f"{c.name}({', '.join(f'{k}={dumps(v)}' for k, v in c.arguments.items())})" for c in sample.target]
-    return {
-        # The answer follows the end of a long message.
-        "messages": [
-            (role, words if len(words) <= 2000 else "\u2026" + words[-2000:]) for role, words in said[-MESSAGES:]
-        ],
-        "tools": [tool.to_json() for tool in sample.tools],
-        "target": short(sample.target_text or "\n".join(calls) or "(no call)"),
-    }
+    # The answer follows the end of a long message.
+    ends = [(role, words if len(words) <= 2000 else f"\u2026{words[-2000:]}") for role, words in said[-MESSAGES:]]
+    target = short(sample.target_text or "\n".join(calls) or "(no call)")
+    return {"messages": ends, "tools": [tool.to_json() for tool in sample.tools], "target": target}

@@ -11,7 +11,7 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
 
@@ -28,19 +28,19 @@ AMOUNT = re.compile(r"(data|select)\.(?!validation|test)(\w+_samples|max_rows|\w
 
 
 def _by_seed(arm: Arm, path: str) -> list[Estimate]:
-    found = []
+    found = list[Estimate | None]()
     for seed in arm.records:
         with suppress(KeyError):
             found.append(number_at(arm.metrics(seed), path))
-    return [one for one in found if one is not None]
+    return [one for one in found if one]
 
 
 def estimate_of(arm: Arm, path: str) -> Estimate | None:
     """A share of a policy in per cent with its interval; None where it was not measured."""
     known = _by_seed(arm, path)
-    if not known:
-        return None
-    return (known[0] if len(known) == 1 else over_seeds([one.value for one in known]).within(0, 1)).scaled(100)
+    if len(known) > 1:
+        known = [over_seeds([one.value for one in known]).within(0, 1)]
+    return known[0].scaled(100) if known else None
 
 
 def accuracy(made: table.Table, study: Study) -> list[Block]:
@@ -50,12 +50,11 @@ def accuracy(made: table.Table, study: Study) -> list[Block]:
     parts = [path for path in paths if any(estimate_of(arm, path) for arm in study.arms)]
     charts = []
     for path in ["accuracy", *(parts if len(parts) > 1 else [])]:
-        found = [(at, arm, estimate_of(arm, path)) for at, arm in enumerate(study.arms)]
         rows = [
-            {"label": arm.label, "arm": at, "value": one.value, "low": one.low, "high": one.high,
-             "seeds": [100 * seed.value for seed in _by_seed(arm, path)]}
-            for at, arm, one in found if one
-        ]  # fmt: skip
+            {**asdict(one), "label": arm.label, "arm": at, "seeds": [100 * seed.value for seed in _by_seed(arm, path)]}
+            for at, arm in enumerate(study.arms)
+            if (one := estimate_of(arm, path))
+        ]
         title = "Accuracy" + f", {path.removeprefix('bands.').replace('_', ' ')}" * (path != "accuracy")
         charts += [{"title": title, "rows": rows, "x": "right answers, %"}] if rows else []
     kept = [at for at, column in enumerate(made.columns) if not column.key.startswith("errors.")]
@@ -67,10 +66,9 @@ def accuracy(made: table.Table, study: Study) -> list[Block]:
         mean = statistics.fmean([one.value for one in estimates if one] or [0])
         tones[column.label] = _tones([_minus(one, mean) for one in estimates], column.better)
     main = replace(render.main_grid(replace(made, columns=columns, rows=shown)), caption="All numbers")
-    blocks = [*pictures(charts), _grid(main, study, [row.spec.key for row in shown], tones)]
-    if any(tone for column in tones.values() for tone in column):
-        blocks.append(text("Coloured: the interval excludes the mean of the column. Blue is better, orange is worse."))
-    return blocks
+    said = text("Coloured: the interval excludes the mean of the column. Blue is better, orange is worse.")
+    legend = [said] if any(tone for column in tones.values() for tone in column) else []
+    return [*pictures(charts), _grid(main, study, [row.spec.key for row in shown], tones), *legend]
 
 
 def _grid(made: render.Grid, study: Study, keys: Sequence[str], tones: Mapping[str, Sequence[int | None]]) -> Block:
@@ -79,9 +77,13 @@ def _grid(made: render.Grid, study: Study, keys: Sequence[str], tones: Mapping[s
     rows = []
     for line, (texts, key) in enumerate(zip(made.rows, keys, strict=True)):
         # A table of mostly grey cells would say nothing: here what is not clear has no colour.
-        found = [(tones[head][line] or None) if head in tones else None for head in made.head]
         cells = [
-            Cell(f"{one.text} {one.mark}".strip(), tone=t, best=one.best) for one, t in zip(texts, found, strict=True)
+            Cell(
+                f"{one.text} {one.mark}".strip(),
+                tone=(tones[head][line] or None) if head in tones else None,
+                best=one.best,
+            )
+            for head, one in zip(made.head, texts, strict=True)
         ]
         rows.append([cells[0]._replace(arm=arms.get(key)), *cells[1:]])
     return grid(made.caption, [made.head[0] or "policy", *made.head[1:]], rows)
@@ -126,9 +128,6 @@ def errors(study: Study) -> list[Block]:
     return [{"kind": "errors", "kinds": kinds, "policies": found}] if kinds else []
 
 
-# --- across policies -------------------------------------------------------------------------------------------------
-
-
 def heat_map(made: table.Table, study: Study, axes: Sequence[str]) -> list[Block]:
     """Accuracy over two axes, option groups or dotted settings. A cell has a colour where its interval says that it
     differs: by the paired difference to the warm-up where every cell has one, else by that to the mean of all cells.
@@ -139,49 +138,45 @@ def heat_map(made: table.Table, study: Study, axes: Sequence[str]) -> list[Block
     wholes = [{**arm.settings, **arm.first.choices} for arm in study.aligned]
     for axis in axes:
         if any(axis not in whole for whole in wholes):
-            known = f"Groups that differ: {', '.join(study.varying) or 'none'}"
-            raise ConfigError.at("axes", axis, "no option group or setting of these runs", known)
-    values = {
-        axis: list(dict.fromkeys(as_text(one.get(axis, "-")) for one in wholes)) for axis in axes or study.varying
-    }
-    first, second = (*axes, *sorted(values, key=lambda axis: -len(values[axis])), "", "")[:2]
+            remedy = f"Groups that differ: {', '.join(study.varying) or 'none'}"
+            raise ConfigError.at("axes", axis, "no option group or setting of these runs", remedy)
+    values = {axis: [as_text(one.get(axis, "-")) for one in wholes] for axis in axes or study.varying}
+    first, second = (*axes, *sorted(values, key=lambda axis: -len(set(values[axis]))), "", "")[:2]
     if not second:
         return []
-    cells: dict[tuple[str, str], list[Arm]] = {at: [] for at in product(values[first], values[second])}
-    for arm, whole in zip(study.aligned, wholes, strict=True):
-        cells[as_text(whole.get(first, "-")), as_text(whole.get(second, "-"))].append(arm)
-    found = {at: _mean_of([estimate_of(arm, "accuracy") for arm in mine]) for at, mine in cells.items()}
+    cells = {at: list[Arm]() for at in product(dict.fromkeys(values[first]), dict.fromkeys(values[second]))}
+    for arm, row, column in zip(study.aligned, values[first], values[second], strict=True):
+        cells[row, column].append(arm)
+    found: dict[tuple[str, str], Estimate | None] = {}
+    for at, mine in cells.items():
+        known = [one for one in (estimate_of(arm, "accuracy") for arm in mine) if one]
+        # The interval of a mean over several policies is not known.
+        mean = Estimate(value=statistics.fmean([one.value for one in known])) if len(known) > 1 else None
+        found[at] = mean or (known[0] if known else None)
     starts = {arm.key for arm in study.arms if arm.warmup}
     paired = {one.ours: one.mean for one in made.differences if one.against in starts}
     by_pairs = all(len(mine) < 2 and all(paired.get(arm.key) for arm in mine) for mine in cells.values())
-    mean = statistics.fmean([one.value for one in found.values() if one] or [0])
-    by_mean = [_minus(one, mean) for one in found.values()]
-    gaps = [paired.get(mine[0].key) if mine else None for mine in cells.values()] if by_pairs else by_mean
+    gaps = [paired.get(mine[0].key) if mine else None for mine in cells.values()]
+    if not by_pairs:
+        middle = statistics.fmean([one.value for one in found.values() if one] or [0])
+        gaps = [_minus(one, middle) for one in found.values()]
     tones = dict(zip(cells, _tones(gaps), strict=True))
     seeds = {at: min(len(arm.records) for arm in mine) for at, mine in cells.items() if mine}
     fewer = {at for at, count in seeds.items() if count < max(seeds.values())}
 
-    def shown(at: tuple[str, str]) -> Cell | None:
+    rows: dict[str, list[Cell | str]] = {row: [row] for row in values[first]}
+    for at, one in found.items():
         hint = "; ".join(arm.label for arm in cells[at])
-        said = (one := found[at]) and render.interval(one, 1) + "*" * (at in fewer)
-        return Cell(said, hint, tone=tones[at]) if one and said else None
-
-    rows = [[row, *(shown((row, column)) for column in values[second])] for row in values[first]]
-    about = {
-        "kind": "about-heat",
-        "reference": f"the {'paired difference to the warm-up' if by_pairs else 'difference to the mean of all cells'}",
-        "unknown": any(one and tones[at] is None for at, one in found.items()),
-        "most": max(map(len, cells.values())),
-        "fewer": max(seeds.values()) if fewer else 0,
-    }
-    caption = f"Accuracy in %, {first} (rows) by {second} (columns)"
-    return [grid(caption, [f"{first} \\ {second}", *values[second]], rows), about]
-
-
-def _mean_of(found: Sequence[Estimate | None]) -> Estimate | None:
-    """One estimate as it is; of several policies the mean, whose interval is not known."""
-    known = [one for one in found if one is not None]
-    return Estimate(value=statistics.fmean([one.value for one in known])) if known[1:] else next(iter(known), None)
+        said = render.interval(one, 1) + "*" * (at in fewer) if one else "-"
+        rows[at[0]].append(Cell(said, hint, tone=tones[at]))
+    shown = grid(
+        f"Accuracy in %, {first} (rows) by {second} (columns)",
+        [f"{first} \\ {second}", *dict.fromkeys(values[second])],
+        list(rows.values()),
+    )
+    unknown = any(one and tones[at] is None for at, one in found.items())
+    facts = {"unknown": unknown, "most": max(map(len, cells.values())), "fewer": max(seeds.values()) if fewer else 0}
+    return [shown, {"kind": "heat", "by_pairs": by_pairs, **facts}]
 
 
 def gain_decay(study: Study) -> list[Block]:
@@ -192,33 +187,29 @@ def gain_decay(study: Study) -> list[Block]:
     for key in dict.fromkeys(key for arm in study.aligned for key in arm.settings if AMOUNT.fullmatch(key)):
         if len({as_text(arm.settings.get(key)) for arm in study.aligned}) < 2:
             continue
-        groups: dict[str, list[tuple[float, Arm]]] = {}
+        groups: dict[str, list[tuple[float, Arm, Estimate]]] = {}
         for arm in study.aligned:
-            if (amount := _amount(study, arm, key)) is not None and estimate_of(arm, "accuracy"):
+            amount, found = _amount(study, arm, key), estimate_of(arm, "accuracy")
+            if is_number(amount) and found:
                 rest = json.dumps([{**arm.settings, key: None}, arm.first.choices], sort_keys=True)
-                groups.setdefault(rest, []).append((amount, arm))
-        if len({amount for points in groups.values() for amount, _ in points}) > 1:
-            lines = [_data_line(study, points, key) for points in groups.values()]
-            charts.append({"title": f"Accuracy by {key}, %", "lines": lines, "x": key})
-        if lost := len(study.aligned) - sum(map(len, groups.values())):
-            blocks.append(text(f"{plural(lost, 'policy')} without a number for {key} left out."))
+                groups.setdefault(rest, []).append((amount, arm, found))
+        lost = len(study.aligned) - sum(map(len, groups.values()))
+        blocks += [text(f"{plural(lost, 'policy')} without a number for {key} left out.")] if lost else []
+        if len({amount for points in groups.values() for amount, *_ in points}) < 2:
+            continue
+        lines = []
+        for points in groups.values():
+            first = points[0][1].first
+            if not key.startswith(("data.warmup", "data.max_rows")):
+                starts = [arm for arm in study.arms if arm.warmup and warmup_key(arm.first) == warmup_key(first)]
+                points += [(0.0, arm, found) for arm in starts[:1] if (found := estimate_of(arm, "accuracy"))]
+            points.sort(key=lambda point: point[0])
+            label = " + ".join(str(first.choices.get(group)) for group in study.varying or ["objective"])
+            line = {"label": label, "arms": [study.arms.index(arm) for _, arm, _ in points], "thin": []}
+            line["points"] = [(x, one.value) for x, _, one in points]
+            lines.append({**line, "ends": [(one.low, one.high) for *_, one in points]})
+        charts.append({"title": f"Accuracy by {key}, %", "lines": lines, "x": key})
     return [*pictures(charts), *blocks]
-
-
-def _data_line(study: Study, points: Sequence[tuple[float, Arm]], key: str) -> Block:
-    same = warmup_key(points[0][1].first)
-    starts = [(0.0, arm) for arm in study.arms if arm.warmup and warmup_key(arm.first) == same][:1]
-    every = sorted(
-        points if key.startswith(("data.warmup", "data.max_rows")) else [*starts, *points], key=lambda one: one[0]
-    )
-    known = [(x, arm, found) for x, arm in every if (found := estimate_of(arm, "accuracy"))]
-    return {
-        "label": " + ".join(str(points[0][1].first.choices.get(group)) for group in study.varying or ["objective"]),
-        "arms": [study.arms.index(arm) for _, arm, _ in known],
-        "points": [(x, one.value) for x, _, one in known],
-        "ends": [(one.low, one.high) for *_, one in known],
-        "thin": [],
-    }
 
 
 def _amount(study: Study, arm: Arm, key: str) -> Any:
@@ -227,4 +218,4 @@ def _amount(study: Study, arm: Arm, key: str) -> Any:
     if value is None and key.startswith("select.") and "data" in arm.first.stages:
         samples = as_mapping(study.stages[arm.first.stages["data"]].metrics.get("samples"))
         value = samples.get("explore", arm.settings.get("data.explore_samples"))
-    return value if is_number(value) else None
+    return value

@@ -21,10 +21,8 @@ from ttpa.results.report.answers import question, samples_of
 from ttpa.results.report.page import Block, folded, grid, plural, short, text
 from ttpa.results.report.study import DAMAGED, StageFolder, Study, as_mapping, lines_of, objects
 
-STAGES = 4
-"""Explorations of a page, and policies that drew answers while they trained."""
-TREES = 6
-"""Trees of an exploration."""
+STAGES, TREES = 4, 6
+"""Explorations of a page (and policies that drew answers while they trained); trees of an exploration."""
 
 Pieces = Callable[[Sequence[int]], list[str]]
 """Token ids -> what each token adds to the text."""
@@ -60,15 +58,13 @@ def explorations(
             used.setdefault(name, []).append(arm.label)
     blocks: list[Block] = []
     for name, labels in list(used.items())[:STAGES] if limit else ():
-        stage = study.stages[name]
+        stage, users = study.stages[name], short("; ".join(labels), 120)
         if not stage.exists:
-            blocks.append(text(f"{name} ({'; '.join(labels)}) is not in the store (cleaned up?).", warning=True))
+            blocks.append(text(f"{name} ({users}) is not in the store (cleaned up?).", warning=True))
         elif shown := show(stage, limit, pieces_of(stage.input("policy"))):
-            title = f"Exploration {name}, used by {short('; '.join(labels), 120)}"
-            blocks += [folded(title, shown)] if len(used) > 1 else shown
-    if len(used) > STAGES and blocks:
-        blocks.append(text(f"The first {STAGES} of {len(used)} explorations."))
-    return blocks
+            blocks += [folded(f"Exploration {name}, used by {users}", shown)] if len(used) > 1 else shown
+    more = [text(f"The first {STAGES} of {len(used)} explorations.")] if blocks and len(used) > STAGES else []
+    return [*blocks, *more]
 
 
 def drawn(stage: StageFolder, file: str, limit: int) -> tuple[list[dict[str, Any]], int]:
@@ -128,14 +124,7 @@ def trees_of(stage: StageFolder, limit: int, pieces: Pieces | None) -> list[Bloc
         name, nodes = str(row.get("id")), row.get("tree")
         try:
             pairs = zip(map(Candidate.from_json, row["candidates"]), map(Score.from_json, row["scores"]), strict=True)
-            answers = [
-                {
-                    **one.to_json(),
-                    **score.to_json(),
-                    **(_pieces(one, pieces) if pieces and not nodes else {"pieces": []}),
-                }
-                for one, score in pairs
-            ]
+            answers = [{**_answer(one, None if nodes else pieces), **score.to_json()} for one, score in pairs]
         except DAMAGED:
             shown.append(text(f"The row of sample {name} is damaged.", warning=True))
             continue
@@ -148,10 +137,11 @@ def trees_of(stage: StageFolder, limit: int, pieces: Pieces | None) -> list[Bloc
     return [text(f"{len(shown)} {kind}, drawn at random with a fixed seed."), *shown] if shown else []
 
 
-def _pieces(answer: Candidate, pieces: Pieces) -> dict[str, Any]:
-    """The text of each token, and of those that the sampler could have chosen at a position."""
-    choices = [(at, [("".join(pieces([one])), chance) for one, chance in options]) for at, options in answer.branches]
-    return {"pieces": pieces(answer.token_ids), "choices": choices}
+def _answer(answer: Candidate, pieces: Pieces | None) -> dict[str, Any]:
+    """An answer with the text of each token, and of those that the sampler could have chosen at a position."""
+    cut = pieces or (lambda ids: [])
+    choices = [(at, [("".join(cut([one])), chance) for one, chance in options]) for at, options in answer.branches]
+    return {**answer.to_json(), "pieces": cut(answer.token_ids), "choices": choices}
 
 
 def groups_of(study: Study, limit: int) -> list[Block]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass
 
-from ttpa.errors import ConfigError, TtpaError
+from ttpa.errors import ConfigError
 from ttpa.io import write_text
 from ttpa.options import CommaList, Index, arguments
 from ttpa.results import render, table
@@ -30,8 +30,7 @@ ttpa report: one self-contained HTML page, opened without a network.
            or the folder of a table, experiments/NAME
   out      where the page is written; default: TARGET's name with .html, in the current folder
   results  folder of the result rows (default: results; of a table, paths.results of its cells)
-  store    folder of the stages (default: store; of a table, paths.store of its cells); what is gone from it is
-           left out, and said
+  store    folder of the stages (default: store; of a table, paths.store of its cells)
   samples  pairs and groups of answers shown of each exploration, drawn at random with a fixed seed; 0 shows none
   answers  questions in the browser of evaluation answers, each with the answers of all policies and seeds; drawn at
            random with a fixed seed where there are more; 0 leaves the browser out
@@ -70,11 +69,7 @@ class Form:
 
 
 def parse(words: Sequence[str]) -> Form:
-    """The form from the words behind the command.
-
-    Raises:
-        ConfigError: no target, an unknown or repeated key, a value that cannot work.
-    """
+    """The form from the words behind the command; a ConfigError for a key or value that cannot work."""
     form = arguments(words, Form, "report")
     if not form.of_table and (form.overrides or form.preset):
         word = [*form.overrides, f"preset={form.preset}"][0]
@@ -83,17 +78,12 @@ def parse(words: Sequence[str]) -> Form:
         axes = ",".join(form.axes)
         raise ConfigError.at("axes", axes, "must be two names that differ", "For example axes=sampler,objective")
     if form.page.is_dir() or not form.page.parent.is_dir():
-        why = "is a folder" if form.page.is_dir() else f"cannot be written, {form.page.parent} is no folder"
-        raise ConfigError.at("out", form.page, why, "Give a file in a folder that exists")
+        raise ConfigError.at("out", form.page, "is a folder, or lies in none", "Give a file in a folder that exists")
     return form
 
 
 def main(words: Sequence[str]) -> int:
-    """Writes the page that the words ask for and prints its name and size; returns the exit status.
-
-    Raises:
-        TtpaError: a mistake of the user, or nothing to report on.
-    """
+    """Writes the page that the words ask for and prints its name and size. A mistake of the user is a TtpaError."""
     if not words or any(word in ("--help", "-h", "help") for word in words):
         print(HELP, end="")
         return 0
@@ -103,8 +93,6 @@ def main(words: Sequence[str]) -> int:
         print(f"ttpa report: warning: {' '.join(warning.split())}", file=sys.stderr)
     try:
         write_text(form.page, page.render(**shown))
-    except ModuleNotFoundError as error:
-        raise TtpaError(f"{error.name} is not installed. pip install 'ttpa[report]'.") from None
     except OSError as error:
         raise ConfigError.at("out", form.page, f"cannot be written ({error.strerror})", "Give a file") from None
     print(f"{form.page} ({form.page.stat().st_size / 1e6:.2f} MB)")
@@ -112,11 +100,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def page_of(form: Form) -> tuple[dict[str, Any], list[str]]:
-    """The values of page.html, and warnings.
-
-    Raises:
-        ConfigError, DataError: nothing of that name, a table that cannot work, no result rows.
-    """
+    """The values of page.html, and warnings. A TtpaError where there is nothing to report on."""
     target, warnings = Path(form.target), list[str]()
     if form.of_table:
         folder = target.parent if target.suffix == ".yaml" else target

@@ -15,14 +15,8 @@ from ttpa.results.records import is_number
 from ttpa.results.report.page import Block, Cell, as_text, folded, grid, pictures, plural, short, some, text
 from ttpa.results.report.study import StageFolder, Study, as_mapping, lines_of, objects, read_json
 
-FEW = 30
-"""Rows of a table that is shown at once; a longer one is folded."""
-MOST_ARMS = 24
-"""Columns of the comparison of configurations."""
-MOST_CURVES = 12
-"""Training stages whose curves are drawn."""
-POINTS = 160
-"""Points of a curve; longer ones are thinned out."""
+FEW, MOST_ARMS, MOST_CURVES, POINTS = 30, 24, 12, 160
+"""Rows of a table that is not folded; columns of configurations; training stages with curves; points of a curve."""
 CURVES = (
     "loss", "reward", "exact", "nll_loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected",
     "kl", "entropy", "completions/mean_length", "grad_norm",
@@ -82,8 +76,8 @@ def curves(study: Study) -> list[Block]:
         if drawn[3:]:
             blocks.append(folded(f"{plural(len(drawn) - 3, 'more curve')} of {label}", pictures(drawn[3:])))
     blocks += [text(f"No curve of {'; '.join(labels)}: {reason}.") for reason, labels in without.items()]
-    more = text(f"The first {MOST_CURVES} of {len(trained)} training stages.")
-    return [*blocks, more] if len(trained) > MOST_CURVES else blocks
+    more = [text(f"The first {MOST_CURVES} of {len(trained)} training stages.")] if trained else []
+    return [*blocks, *more * (len(trained) > MOST_CURVES)]
 
 
 def _curve(metric: str, arm: int, label: str, runs: Sequence[Curve]) -> Block:
@@ -92,14 +86,10 @@ def _curve(metric: str, arm: int, label: str, runs: Sequence[Curve]) -> Block:
     if len(steps) < 2:
         steps, runs = sorted(runs[0]), runs[:1]
     mean = [(step, statistics.fmean([run[step] for run in runs])) for step in steps]
-    thin = [_thinned(sorted(run.items())) for run in runs] if len(runs) > 1 else []
-    line = {"label": label, "arms": [arm], "points": _thinned(mean), "thin": thin}
+    curves = [mean, *(sorted(run.items()) for run in runs if len(runs) > 1)]
+    few, *thin = ([*points[: -1 : -(-len(points) // POINTS)], points[-1]] for points in curves)
+    line = {"label": label, "arms": [arm], "points": few, "thin": thin}
     return {"title": metric, "lines": [line], "x": "optimiser step"}
-
-
-def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Every k-th point, and the last."""
-    return [*points[: -1 : -(-len(points) // POINTS)], points[-1]]
 
 
 def _no_curve(stages: Sequence[StageFolder]) -> str:
@@ -114,44 +104,34 @@ def _no_curve(stages: Sequence[StageFolder]) -> str:
     return "logger=csv writes one for this page; with logger=wandb see the stage's W&B run"
 
 
-# --- stages, settings, provenance ------------------------------------------------------------------------------------
-
-
 def stage_table(study: Study) -> list[Block]:
     """Every stage behind the rows, and what failed in the same store."""
     failed = [path.with_suffix("") for path in sorted(study.store.glob("*.part")) if (path / "error.txt").is_file()]
     strangers = [StageFolder(path) for path in failed if path.name not in study.stages][:FEW]
-    rows, spent, alone = [], 0.0, 0.0
+    heads = ["stage", "role", "policies", "state", "seconds", "size, MB", "tokens", "tokens/s", "started, UTC", "error"]
+    rows, spent, alone = list[list[Any]](), 0.0, 0.0
     for stage in [*sorted(study.stages.values(), key=lambda one: one.started), *strangers]:
         users = [one for one in study.records if stage.id in one.stages.values()]
         roles = dict.fromkeys(role for one in users for role, used in one.stages.items() if used == stage.id)
         arms = [arm for arm in study.arms if any(stage.id in one.stages.values() for one in arm.records.values())]
-        names = "; ".join(arm.label for arm in arms)
         makers = [_maker(study.stages[one.evaluation("evaluation" not in one.stages)]) for one in users]
         reused = sum(maker != _maker(stage) for maker in makers)
         state = "cached" if reused == len(users) else f"built, reused by {plural(reused, 'row')}" if reused else "built"
         if not stage.exists:
             state = "failed" if stage.error else "not in the store"
-        seconds, tokens = stage.seconds, stage.tokens
         files = [file for folder in (stage.path, stage.part) for file in folder.rglob("*")]
-        size = sum(file.stat().st_size for file in files if file.is_file())
+        size = round(sum(file.stat().st_size for file in files if file.is_file()) / 1e6, 2)
+        seconds, tokens, names = stage.seconds, stage.tokens, "; ".join(arm.label for arm in arms)
         spent, alone = spent + (seconds or 0), alone + (seconds or 0) * len(users)
-        row: dict[str, Any] = {"stage": stage.id, "role": ", ".join(roles) or "-"}
-        row["policies"] = Cell(
-            "all policies" if len(arms) == len(study.arms) > 1 else short(names, 60) or "-", hint=names
-        )
-        row |= {"state": state, "seconds": seconds, "size, MB": size / 1e6 or None, "tokens": tokens}
-        row |= {"tokens/s": tokens / seconds if tokens and seconds else None, "started, UTC": stage.started[:16] or "-"}
-        rows.append({**row, "error": short(stage.error, 300)})
+        said = "all policies" if len(arms) == len(study.arms) > 1 else short(names, 60) or "-"
+        speed = tokens / seconds if tokens and seconds else None
+        rows.append([stage.id, ", ".join(roles) or "-", Cell(said, hint=names), state, seconds and round(seconds, 1)])
+        rows[-1] += [size or None, tokens, speed, stage.started[:16] or "-", short(stage.error, 300)]
+    last = len(heads) if any(row[-1] for row in rows) else -1
+    shown = grid("Stages", heads[:last], [row[:last] for row in rows])
     spans = [str(timedelta(seconds=round(seconds))) for seconds in (spent, alone)]
-    facts = {
-        "stages": plural(len(study.stages), "stage"),
-        "rows": plural(len(study.records), "result row"),
-        "spans": spans,
-    }
-    kept = [key for key in (rows[0] if rows else ()) if key != "error" or any(row[key] for row in rows)]
-    shown = grid("Stages", kept, [[row[key] for key in kept] for row in rows])
-    about = {"kind": "stages", **facts, "strangers": bool(strangers)}
+    counts = [plural(len(study.stages), "stage"), plural(len(study.records), "result row")]
+    about = {"kind": "stages", "counts": counts, "spans": spans, "strangers": bool(strangers)}
     return [about, folded(f"All {len(rows)} stages", [shown]) if len(rows) > FEW else shown]
 
 
@@ -167,9 +147,8 @@ def configurations(study: Study) -> list[Block]:
     arms = study.aligned or study.arms
     wholes = {arm.label: arm.settings for arm in arms[:MOST_ARMS]}
     keys = sorted({key for whole in wholes.values() for key in whole})
-    texts = {key: [short(as_text(one[key]), 300) if key in one else "" for one in wholes.values()] for key in keys}
-    rows = [[key, *texts[key]] for key in keys]
-    split = [[key, *texts[key]] for key in keys if len(set(texts[key])) > 1]
+    rows = [[key, *(short(as_text(one[key]), 300) if key in one else "" for one in wholes.values())] for key in keys]
+    split = [row for row in rows if len(set(row[1:])) > 1]
     differ = grid(f"Settings that differ ({len(split)} of {len(keys)})", ["setting", *wholes], split)
     more = [text(f"The first {MOST_ARMS} of {len(arms)} policies.")] if len(arms) > MOST_ARMS else []
     every = grid("All settings, of the least seed of each policy", ["setting", *wholes], rows)
@@ -179,21 +158,21 @@ def configurations(study: Study) -> list[Block]:
 def provenance(study: Study) -> list[Block]:
     """With what the stages were made, what is gone, and which result rows were read."""
     made = Counter[str]()
-    for stage in study.stages.values():
-        packages = as_mapping(stage.provenance.get("packages"))
+    for stage in filter(lambda one: one.provenance, study.stages.values()):
         one = {part: stage.provenance.get(part) for part in MADE_WITH}
-        one["packages"] = ", ".join(f"{name} {version}" for name, version in packages.items())
-        made.update([json.dumps(one)] if stage.provenance else [])
-    found = [{"stages": count, **json.loads(one)} for one, count in made.items()]
-    rows = [[part, *(short(as_text(one[part]), 300) for one in found)] for part in ("stages", *MADE_WITH)]
-    heads = ["part", *(f"environment {number}" for number in range(1, len(found) + 1))]
-    blocks = [grid("What the stages were made with", heads, rows)] if found else []
+        one["packages"] = ", ".join(f"{name} {version}" for name, version in as_mapping(one["packages"]).items())
+        made[json.dumps(one)] += 1
+    found = {f"environment {n}": {"stages": made[one], **json.loads(one)} for n, one in enumerate(made, 1)}
+    rows = [[part, *(short(as_text(one[part]), 300) for one in found.values())] for part in ("stages", *MADE_WITH)]
+    blocks = [grid("What the stages were made with", ["part", *found], rows)] if found else []
     if gone := [stage.id for stage in study.stages.values() if not stage.exists]:
         said = f"{len(gone)} of {plural(len(study.stages), 'stage')} are not in the store: {some(gone)}."
         blocks.append(text(said, warning=True))
     if len({json.dumps(one.versions, sort_keys=True) for one in study.records}) > 1:
         blocks.append(text("The rows were made by different versions of the stages' code.", warning=True))
-    ends = [[one.stages.get(role) for role in ("baseline", "evaluation")] for one in study.records]
-    files = [[f"{one.path.name}, seed {one.seed}", *end] for one, end in zip(study.records, ends, strict=True)]
+    files = [
+        [f"{one.path.name}, seed {one.seed}", one.stages.get("baseline"), one.stages.get("evaluation")]
+        for one in study.records
+    ]
     shown = grid("Result rows", ["file", "evaluation of the warm-up", "evaluation"], files)
     return [*blocks, folded(plural(len(files), "result row"), [shown])]

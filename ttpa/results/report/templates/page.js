@@ -29,7 +29,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   const heads = table.tHead.rows[0].cells, body = table.tBodies[0];
   for (const head of heads) {
     const cells = [...body.rows].map(row => row.cells[head.cellIndex]), filled = cells.filter(one => !["", "-"].includes(one.textContent));
-    if (filled.length && filled.every(one => numberIn(one) !== null)) for (const one of [head, ...cells]) one.classList.add("n");
+    if (filled.length && filled.every(one => numberIn(one) !== null && !one.classList.contains("w"))) for (const one of [head, ...cells]) one.classList.add("n");
     if (cells.length < 2) continue;
     const button = document.createElement("button");
     button.type = "button";
