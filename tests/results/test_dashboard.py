@@ -14,6 +14,7 @@ from tests.results.conftest import without_key
 from ttpa.calls.six_errors import LABELS
 from ttpa.errors import ConfigError, TtpaError
 from ttpa.results import dashboard
+from ttpa.results.dashboard import PAGES
 from ttpa.run.tracking import option_key
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")  # its own, of pydantic
@@ -37,11 +38,11 @@ def test_the_workspace_shows_the_sweep_by_option_error_curve_and_run(pages: dict
     sections = {one["name"]: one["panels"] for one in workspace["spec"]["section"]["panelBankConfig"]["sections"]}
     assert list(sections) == ["Accuracy by option", "Six errors", "Training curves", "Runs"]
     bars = [one["config"] for one in sections["Accuracy by option"]]
-    assert [bar["groupBy"] for bar in bars] == [f"{option_key(group)}.value" for group in dashboard.GROUPS]
+    assert [bar["groupBy"] for bar in bars] == [f"{option_key(group)}.value" for group in PAGES["groups"]]
     assert all(bar["metrics"] == ["accuracy/value"] and bar["groupArea"] == "stderr" for bar in bars)
     assert [one["config"]["metrics"] for one in sections["Six errors"]] == [[f"errors/{x}/value"] for x in LABELS]
-    assert [one["config"]["metrics"] for one in sections["Training curves"]] == [[name] for name in dashboard.CURVES]
-    assert all(name in json.dumps(sections["Runs"]) for name in (*dashboard.TABLES, "Run Comparer"))
+    assert [one["config"]["metrics"] for one in sections["Training curves"]] == [[name] for name in PAGES["curves"]]
+    assert all(name in json.dumps(sections["Runs"]) for name in (*PAGES["tables"], "Run Comparer"))
     (runset,) = workspace["spec"]["section"]["runSets"]
     (found,) = runset["filters"]["filters"]
     assert (found["key"], found["op"], found["value"]) == ({"section": "run", "name": "group"}, "=", "demo")
@@ -51,7 +52,7 @@ def test_the_workspace_shows_the_sweep_by_option_error_curve_and_run(pages: dict
 
 def test_the_report_has_each_section_over_its_stages_and_no_panel_over_another(pages: dict[str, Any]) -> None:
     blocks = pages["report"]["spec"]["blocks"]
-    assert all(section in json.dumps(blocks) for section in dashboard.TEXTS)
+    assert all(section in json.dumps(blocks) for section in PAGES["texts"])
     stages, panels = [], 0
     for grid in (block["metadata"] for block in blocks if block["type"] == "panel-grid"):
         filters = {one["key"]["name"]: one["value"] for one in grid["runSets"][0]["filters"]["filters"]}
@@ -65,16 +66,16 @@ def test_the_report_has_each_section_over_its_stages_and_no_panel_over_another(p
             assert beside or a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"]
         assert len({box["x"] for box in boxes}) == 24 // boxes[0]["w"], "rows are filled"
     assert stages == [["evaluate"], ["evaluate"], ["warmup", "align"], None]
-    assert panels == len(dashboard.GROUPS) + len(LABELS) + len(dashboard.CURVES) + len(dashboard.TABLES) + 1
+    assert panels == len(PAGES["groups"]) + len(LABELS) + len(PAGES["curves"]) + len(PAGES["tables"]) + 1
 
 
 def test_charts_ask_for_what_the_tracker_and_the_training_loops_log() -> None:
     """Names that nothing writes would give empty charts without a word."""
     root = Path(__file__).resolve().parents[2] / "ttpa"
     code = "".join(path.read_text() for path in (root / "train").rglob("*.py"))
-    assert [name for name in dashboard.CURVES if f'"{name}"' not in code] == []
+    assert [name for name in PAGES["curves"] if f'"{name}"' not in code] == []
     tracker = (root / "results" / "wandb.py").read_text()
-    assert [name for name in dashboard.TABLES if f'"{name}"' not in tracker] == []
+    assert [name for name in PAGES["tables"] if f'"{name}"' not in tracker] == []
 
 
 def test_with_a_key_both_pages_are_saved_and_a_refusal_is_one_line(

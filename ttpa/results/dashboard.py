@@ -7,11 +7,13 @@ pages without a click. Nothing here asks the server for numbers: the pages do, w
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
+import yaml
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -22,33 +24,8 @@ from ttpa.options import arguments
 from ttpa.results.wandb import has_key
 from ttpa.run.tracking import option_key
 
-GROUPS = ("data", "model", "warmup", "select", "sampler", "scorer", "pairs", "objective")
-"""Groups whose options accuracy is compared over."""
+PAGES: Mapping[str, Any] = yaml.safe_load((resources.files("ttpa.results") / "dashboard.yaml").read_text("utf-8"))
 ACCURACY = "accuracy/value"
-CURVES = {
-    "loss": "Loss",
-    "grad_norm": "Gradient norm",
-    "lr": "Learning rate",
-    "rewards/margins": "Reward margin (preference losses)",
-    "rewards/accuracies": "Share of pairs in order (preference losses)",
-    "reward": "Reward (objectives that draw)",
-    "entropy": "Entropy (objectives that draw)",
-    "tokens_per_s": "Tokens a second",
-}
-"""Metric of the training loops -> title."""
-TABLES = ("tables/six_errors", "tables/answers", "tables/pairs")
-TEXTS = {
-    "Accuracy by option": "Exact-call accuracy on the evaluation split, averaged over every other option and over "
-    "seeds; bars show the standard error over runs. A difference between options is only fair where the rest of the "
-    "grid is complete: `ttpa table` shows holes as holes and tests paired differences.",
-    "Six errors": "Share of answers that show each error of TTPA (2505.20016), and answers with calls missing or too "
-    "many. An answer can show several.",
-    "Training curves": "Warm-up and align stages. A stage that went on after a kill goes on with its curve.",
-    "Runs": "Configurations side by side, the six errors with intervals, some answers of each policy and some pairs.",
-}
-"""Section -> what its reader should know."""
-STAGES = {"Training curves": ["warmup", "align"], "Runs": []}
-"""Section -> the stages it is about: all where the list is empty, evaluations where the section is not here."""
 
 HELP = """\
 ttpa dashboard NAME [entity=TEAM] [project=ttpa] [out=FILE]
@@ -91,16 +68,21 @@ def panels(wr: Any) -> dict[str, list[Any]]:
     errors = {label: f"Share of answers with {label.replace('_', ' ')}" for label in LABELS}
     accuracy = "exact-call accuracy"
     return {
-        "Accuracy by option": [bars(f"Accuracy by {one}", ACCURACY, one, title_x=accuracy) for one in GROUPS],
+        "Accuracy by option": [bars(f"Accuracy by {one}", ACCURACY, one, title_x=accuracy) for one in PAGES["groups"]],
         "Six errors": [bars(title, f"errors/{label}/value", "objective") for label, title in errors.items()],
-        "Training curves": [wr.LinePlot(title=CURVES[key], x="Step", y=[key], title_x="step") for key in CURVES],
-        "Runs": [wr.RunComparer(diff_only="split"), *(wr.WeavePanelSummaryTable(table_name=name) for name in TABLES)],
+        "Training curves": [
+            wr.LinePlot(title=title, x="Step", y=[key], title_x="step") for key, title in PAGES["curves"].items()
+        ],
+        "Runs": [
+            wr.RunComparer(diff_only="split"),
+            *(wr.WeavePanelSummaryTable(table_name=name) for name in PAGES["tables"]),
+        ],
     }
 
 
 def workspace(wr: Any, ws: Any, keys: DashboardKeys) -> Any:
     """The workspace: all stages of the sweep, its table of runs on the left with options and accuracy in front."""
-    columns = [f"config:{option_key(group)}.value" for group in GROUPS]
+    columns = [f"config:{option_key(group)}.value" for group in PAGES["groups"]]
     return ws.Workspace(
         entity=keys.entity,
         project=keys.project,
@@ -121,14 +103,14 @@ def report(wr: Any, keys: DashboardKeys, *, online: bool) -> Any:
     # A run set that names its project is looked up on the server.
     source = {"entity": keys.entity, "project": keys.project} if online else {}
     for section, some in panels(wr).items():
-        stages = STAGES.get(section, ["evaluate"])
+        stages = PAGES["stages"][section]
         filters = f"Metric('Group') == '{keys.target}'" + (f" and Metric('JobType') in {stages}" if stages else "")
         width = 12 if section == "Accuracy by option" else 8  # the grid is 24 wide
         for number, panel in enumerate(some):
             y, x = divmod(number * width, 24)
             panel.layout = wr.Layout(x=x, y=y * 8, w=width, h=8)
         runset = wr.Runset(name=f"{keys.target}: {', '.join(stages) or 'all stages'}", filters=filters, **source)
-        blocks += [wr.H2(section), wr.P(TEXTS[section]), wr.PanelGrid(runsets=[runset], panels=some)]
+        blocks += [wr.H2(section), wr.P(PAGES["texts"][section]), wr.PanelGrid(runsets=[runset], panels=some)]
     return wr.Report(
         entity=keys.entity,
         project=keys.project,
@@ -140,16 +122,11 @@ def report(wr: Any, keys: DashboardKeys, *, online: bool) -> Any:
 
 
 def main(words: Sequence[str]) -> int:
-    """Saves both pages on the server and prints their addresses, or writes them as JSON and prints the file.
-
-    Raises:
-        ConfigError: words that cannot be used, the package is missing, or `out` cannot be written.
-        TtpaError: the server refuses.
-    """
+    """Saves both pages on the server and prints their addresses, or writes them as JSON and prints the file."""
     keys = arguments(words, DashboardKeys, "dashboard")
     wr, ws = packages()
     if has_key() and not keys.out:
-        print("\n".join(_save(wr, ws, keys)))
+        _save(wr, ws, keys)
         return 0
     whole: dict[str, Any] = {"name": keys.target, "entity": keys.entity, "project": keys.project}
     for name, page in {"workspace": workspace(wr, ws, keys), "report": report(wr, keys, online=False)}.items():
@@ -164,15 +141,13 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _save(wr: Any, ws: Any, keys: DashboardKeys) -> list[str]:
-    """Saves both on the server; their addresses."""
+def _save(wr: Any, ws: Any, keys: DashboardKeys) -> None:
     import wandb_workspaces.reports.v2.interface as interface
 
     try:
         if not keys.entity:
             keys = replace(keys, entity=interface._get_api().default_entity)
-        return [workspace(wr, ws, keys).save().url, report(wr, keys, online=True).save().url]
+        print(workspace(wr, ws, keys).save().url, report(wr, keys, online=True).save().url, sep="\n")
     except Exception as error:
-        project = f"{keys.entity}/{keys.project}"
-        remedy = "Check entity=, project= and the key, or write them to disk with out=FILE"
-        raise TtpaError(f"W&B refused the pages of project {project}: {error}. {remedy}.") from None
+        refused = f"W&B refused the pages of project {keys.entity}/{keys.project}: {error}"
+        raise TtpaError(f"{refused}. Check entity=, project= and the key, or write them with out=FILE.") from None

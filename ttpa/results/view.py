@@ -1,7 +1,6 @@
 """What a person sees of a run: the stages with live progress in a terminal, one line an event elsewhere, tables at the end.
 
-Reads results and computes nothing but differences. The tables carry the controls of the run, so that no gain is shown
-without what plain fine-tuning on the same answers (rft) or on the targets (gold) gives.
+The tables carry the controls of the run, so that no gain is shown without what plain fine-tuning gives.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ from ttpa.run.store import StageResult
 
 log = logging.getLogger("ttpa")
 
-EVERY_S = 10.0
-"""Seconds between progress lines where the screen cannot be redrawn."""
+EVERY_S = 10.0  # between progress lines where the screen cannot be redrawn
 Policies = Mapping[str, tuple[StageResult, StageResult]]
 """Name -> the stage that made the policy, and its evaluation."""
 COLOURS = {"waiting": "none", "running": "yellow", "done": "green", "cached": "cyan"}
@@ -38,9 +36,7 @@ def clock(seconds: float) -> str:
 
 @dataclass(slots=True)
 class StageLine:
-    """What the screen shows of one stage. `paced` is the time of the first news and what was done by then: the time left
-    is told from the pace of this process.
-    """
+    """What the screen shows of one stage. `paced`: when its first news came, and how much was done by then."""
 
     state: str = "waiting"
     began: float = 0.0

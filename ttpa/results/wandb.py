@@ -1,9 +1,8 @@
 """`logger=wandb`: one Weights & Biases run a stage that is trained, explored or evaluated.
 
-The run's id is the stage's `<stage>-<fingerprint>`: a stage that goes on after a kill goes on with its curve, and a
-stage found in the store makes no second run. Runs are grouped by `name=`, typed by stage, tagged `group=option`. At the
-end come the summary, tables (pairs, six errors, some answers) and artifacts: policies and pair sets, with the inputs
-they were made from. Without a key the run is written to a folder that `wandb sync` uploads later.
+The run's id is the stage's `<stage>-<fingerprint>`: a stage that goes on after a kill goes on with its curve. Runs are
+grouped by `name=`, typed by stage, tagged `group=option`. At the end come the summary, tables and artifacts, with the
+inputs they were made from. Without a key the run is written to a folder that `wandb sync` uploads later.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +23,6 @@ from ttpa.run.tracking import StageFacts, log, option_key
 
 ARTIFACTS = {"warmup": ("policy", "policy"), "align": ("policy", "policy"), "explore": ("pairs.jsonl", "pairs")}
 """Stage -> what of its folder is an artifact, and of which type."""
-PAIR_COLUMNS = ("sample", "margin", "branch", "chosen", "rejected", "chosen score", "rejected score")
 
 
 def has_key() -> bool:
@@ -150,12 +149,13 @@ def tables(
 ) -> Iterator[tuple[str, Sequence[str], list[list[Any]]]]:
     """(name, columns, rows) of a finished stage's tables, at most `limit` rows each."""
     if stage == "explore":
-        rows = []
-        for pair in islice(read_jsonl(folder / "pairs.jsonl"), limit):
-            texts = [pair[side]["text"] for side in ("chosen", "rejected")]
-            scores = [pair[f"{side}_score"]["value"] for side in ("chosen", "rejected")]
-            rows.append([pair["sample_id"], pair["margin"], pair["branch"], *texts, *scores])
-        yield "tables/pairs", PAIR_COLUMNS, rows
+        rows = [
+            [*itemgetter("sample_id", "margin", "branch")(pair), pair["chosen"]["text"], pair["rejected"]["text"],
+             pair["chosen_score"]["value"], pair["rejected_score"]["value"]]
+            for pair in islice(read_jsonl(folder / "pairs.jsonl"), limit)
+        ]  # fmt: skip
+        columns = ("sample", "margin", "branch", "chosen", "rejected", "chosen score", "rejected score")
+        yield "tables/pairs", columns, rows
     if stage == "evaluate":
         shares = {label: one for label, one in metrics.get("errors", {}).items() if isinstance(one, Mapping)}
         rows = [[label, *(one.get(key) for key in ("value", "low", "high", "n"))] for label, one in shares.items()]

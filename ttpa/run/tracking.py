@@ -1,9 +1,8 @@
 """When the logger of a stage is opened, told of the result, and closed. Imports neither Lightning nor wandb.
 
 A logger of `conf/logger` is a Lightning logger, made when the stage's Trainer asks for it, or a *tracker*, which
-follows whole stages: it is opened when a stage begins and told of its folder and metrics once these are in the store,
-so that a slow upload never stands between a trained policy and the disk. Whatever happens, it is closed before the next
-stage. A tracker decides no number, and one that fails costs nothing but its own pages.
+follows whole stages: it is opened when a stage begins, told of the result once that is in the store, and closed before
+the next stage. A tracker that fails costs nothing but its own pages.
 """
 
 from __future__ import annotations
@@ -16,12 +15,11 @@ from typing import Any, Protocol
 
 log = logging.getLogger("ttpa")
 
-TRACKED = ("warmup", "explore", "align", "evaluate")
-"""Stages that get a run of their own; data and select are inputs of these."""
+TRACKED = ("warmup", "explore", "align", "evaluate")  # these get a run of their own
 
 
 def option_key(group: str) -> str:
-    """The key of a run's configuration that holds the name of the group's option; flat, so that charts group by it."""
+    """The key of a run's configuration that holds the name of the group's option: charts group by it."""
     return f"{group}_option"
 
 
@@ -39,10 +37,9 @@ class StageFacts:
 
 
 class Tracker(Protocol):
-    """The open run of one stage."""
+    """The open run of one stage; `lightning` is the Lightning logger that curves go to."""
 
     lightning: Any
-    """The Lightning logger that curves go to."""
 
     def publish(self, folder: Path, metrics: Mapping[str, Any]) -> None:
         """Takes in the finished stage."""
@@ -52,19 +49,15 @@ class Tracker(Protocol):
 
 
 class Tracking:
-    """The logger of one stage at a time.
-
-    Args:
-        make: Gives the Lightning logger of a stage from its working directory, or False; None where there is a tracker.
-        follow: Opens the tracker of a stage; None without one. A ConfigError of it stops the run.
+    """The logger of one stage at a time: `make` gives a Lightning logger (or False) from the working directory, `follow`
+    opens a tracker, and a ConfigError of it stops the run.
     """
 
     def __init__(
         self, make: Callable[[Path, StageFacts], Any] | None, follow: Callable[[StageFacts], Tracker] | None
     ) -> None:
         self.make, self.follow = make, follow
-        self.lineage: dict[str, frozenset[str]] = {}
-        """Stage folder -> the groups that decided it or its inputs."""
+        self.lineage: dict[str, frozenset[str]] = {}  # stage folder -> the groups that decided it or its inputs
         self._stage: tuple[Path, StageFacts] | None = None
         self._tracker: Tracker | None = None
         self._logger: Any = None

@@ -7,8 +7,9 @@ each of its calls is predicted from the true history.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,10 +26,7 @@ from ttpa.records import Candidate, Sample
 from ttpa.results.stats import share
 from ttpa.run.evaluation import Evaluation
 
-Judged = Sequence[Mapping[str, Any]]
-"""Rows of `ttpa.benchmarks.apibank.rules.judge`."""
-NOT_COMPUTED = ("OUTPUT_MISMATCH", "KEY_ERROR", "exceptions of the database", "replies (ROUGE-L)")
-"""Parts of the official numbers that need the APIs, or are not about calls."""
+Judged = Sequence[Mapping[str, Any]]  # rows of `rules.judge`
 
 
 @option
@@ -72,60 +70,53 @@ class APIBank(Evaluation):
         return {level: level_files(folder, level, self.format) for level in self.levels}
 
 
-def _right(row: Mapping[str, Any]) -> bool:
-    return row["right"] is True
-
-
 def _decidable(row: Mapping[str, Any]) -> bool:
     return not row["doubt"]
 
 
 def _accuracy(rows: Judged) -> dict[str, Any]:
-    return share([row for row in rows if _decidable(row)], _right)
+    return share([row for row in rows if _decidable(row)], itemgetter("exact"))
 
 
 def _numbers(rows: Judged) -> dict[str, Any]:
     """Accuracy, its bounds and the decidable share."""
-    bounds = {"low": share(rows, lambda row: row["equal"]), "high": share(rows, lambda row: row["right"] is not False)}
+    bounds = {"low": share(rows, itemgetter("equal")), "high": share(rows, lambda row: row["right"] is not False)}
     return {"accuracy": _accuracy(rows), "bounds": bounds, "decidable": share(rows, _decidable)}
 
 
-def _grouped(rows: Judged, key: Callable[[Mapping[str, Any]], Any]) -> dict[Any, Judged]:
-    return {name: list(some) for name, some in groupby(sorted(rows, key=key), key)}
+def _grouped(rows: Judged, key: str) -> dict[Any, Judged]:
+    return {name: list(some) for name, some in groupby(sorted(rows, key=itemgetter(key)), itemgetter(key))}
 
 
 def whole_tasks(rows: Judged) -> dict[str, Any] | None:
-    """Share of level 3 tasks with no wrong call; None without level 3.
-
-    A task counts when all of its calls were answered and are decidable; `left_out` is the number of tasks that do not.
+    """Share of level 3 tasks with no wrong call; None without level 3. `left_out` counts tasks with a call that was not
+    answered or is not decidable.
     """
-    tasks = _grouped([row for row in rows if row["level"] == 3], lambda row: row["cluster"]).values()
+    tasks = _grouped([row for row in rows if row["level"] == 3], "cluster").values()
     counted = [calls for calls in tasks if f"calls-{len(calls)}" in calls[0]["tags"] and all(map(_decidable, calls))]
-    wholes = [{"cluster": calls[0]["cluster"], "right": all(map(_right, calls))} for calls in counted]
-    return {**share(wholes, _right), "left_out": len(tasks) - len(counted)} if tasks else None
+    wholes = [{"cluster": calls[0]["cluster"], "exact": all(call["exact"] for call in calls)} for calls in counted]
+    return {**share(wholes, itemgetter("exact")), "left_out": len(tasks) - len(counted)} if tasks else None
 
 
 def summarise(rows: Judged) -> dict[str, Any]:
-    """Numbers of one evaluation; intervals resample dialogues. What was not run is None and never zero.
-
-    `accuracy` is over decidable samples, which the recorded call alone decides, and so are `errors`. `bounds` are over
-    all samples: `low` counts calls that equal the recorded one, `high` all that are not known to be wrong; the official
-    number lies between. `labels` counts answers by official error.
+    """Numbers of one evaluation; what was not run is None and never zero. `accuracy` and `errors` are over decidable
+    samples. `bounds` are over all: `low` counts calls that equal the recorded one, `high` all that are not known to be
+    wrong; the official number lies between.
     """
     decidable = [row for row in rows if _decidable(row)]
-    levels = _grouped(rows, lambda row: row["level"])
+    levels = {level: _numbers(some) for level, some in _grouped(rows, "level").items()}
     first = Counter(row["label"] for row in rows)
     return {
         **_numbers(rows),
-        "levels": {str(level): _numbers(levels[level]) if level in levels else None for level in (1, 2, 3)},
-        "categories": {f"level {level}": _accuracy(some) for level, some in levels.items()},
-        "apis": {api: _accuracy(some) for api, some in _grouped(decidable, lambda row: row["api"]).items()},
+        "levels": {str(level): levels.get(level) for level in (1, 2, 3)},
+        "categories": {f"level {level}": numbers["accuracy"] for level, numbers in levels.items()},
+        "apis": {api: _accuracy(some) for api, some in _grouped(decidable, "api").items()},
         "level3_samples": whole_tasks(rows),
         "undecided": dict(Counter(row["doubt"] for row in rows if row["doubt"])),
         "labels": {label: first[label] for label in OFFICIAL},
         "errors": {label: share(decidable, lambda row, label=label: label in row["errors"]) for label in LABELS},
         "tool_not_listed": sum("tool_not_listed" in row["tags"] for row in rows),
-        "not_computed": list(NOT_COMPUTED),
+        "not_computed": ["OUTPUT_MISMATCH", "KEY_ERROR", "exceptions of the database", "replies (ROUGE-L)"],
         "bands": {},
         "unseen_tool": None,
         "split": "API-Bank",

@@ -2,13 +2,11 @@
 
 Dialogues (GitHub `AlibabaResearch/DAMO-ConvAI`, `api-bank/lv1-lv2-samples/`): every API turn is a sample. They are
 `level-1-given-desc.jsonl` and `level-2-toolsearcher.jsonl` (a dialogue a row: `file`, `turns`), or folders of those
-names as published (a dialogue a file, a turn a row), beside `api_specs.jsonl`. Level 1 lists the tools that its dialogue
-calls, level 2 ToolSearcher and what it has found.
+names (a dialogue a file, a turn a row), beside `api_specs.jsonl`. Level 2 lists ToolSearcher and what it has found.
 
 Instances (by way of GitHub `qiancheng0/ToolRL`): `level-{1,2,3}-instances.jsonl`, a call a row. Tools and history are
-read back out of the prompts `system` and `user`, without ToolRL's instructions. Level 3 exists in this form only.
-
-A recorded call of an API that is not among the tools stays a sample, tagged `tool_not_listed`, as in published numbers.
+read back out of the prompts `system` and `user`. A recorded call of an API that is not among the tools stays a sample,
+tagged `tool_not_listed`, as in published numbers.
 """
 
 from __future__ import annotations

@@ -22,16 +22,16 @@ from ttpa.records import Candidate, Sample, ToolCall
 
 Rule = Literal["official", "toolrl"]
 
+# The official errors that can be told apart here, in the order in which they are looked for.
 LABELS = (
     "NO_API_CALL", "FAILED_PARSE_API_CALL", "API_NAME_MISMATCH", "INVALID_INPUT_PARAMETER", "MISS_INPUT_ARGUMENT",
     "HAS_EXCEPTION", "INPUT_MISMATCH",
 )  # fmt: skip
-"""The official labels that can be told apart here, in the order in which they are looked for."""
+# APIs that look something up by words: the official check compares what they return.
 OUTPUT_ONLY = {"Dictionary", "EmergencyKnowledge", "PlayMusic", "SearchEngine", "SymptomSearch", "ToolSearcher", "Wiki"}
-"""APIs that look something up by words: the official check compares what they return."""
 _VERB = re.compile("^(Add|Delete|Modify|Query)")
+# What AddAgenda, DeleteAgenda, ... are about -> the parameter that need not be met word for word.
 FREE_TEXT = {"Agenda": "content", "Reminder": "content", "Meeting": "meeting_topic"}
-"""What the APIs AddAgenda, DeleteAgenda, ... are about -> the parameter that need not be met word for word."""
 
 
 def doubt_of(sample: Sample) -> str:

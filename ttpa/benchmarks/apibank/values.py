@@ -12,9 +12,7 @@ from ttpa.calls.syntaxes import ParseError, get_syntax
 from ttpa.io import dumps
 
 TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "list": "array", "dict": "object"}
-"""Documented type -> JSON Schema's. There is "list(str)" too."""
-CASE_KEPT = frozenset({"username", "password", "old_password", "new_password", "token"})
-"""Parameters that name a record of the database, where another case is another record."""
+CASE_KEPT = {"username", "password", "old_password", "new_password", "token"}  # name a record of the database
 
 _OPTIONAL = re.compile(r"\[optional\]|only needed for", re.IGNORECASE)
 _FORMAT = re.compile(r"%[YmdHMS](?:[-/: ]%[YmdHMS])*")
@@ -55,12 +53,7 @@ def literal(text: str) -> list[Any] | dict[str, Any] | None:
 
 
 def typed(value: Any, schema: Mapping[str, Any]) -> Any:
-    """The value that a text stands for in a parameter of this schema; whatever does not fit comes back unchanged.
-
-    Example:
-        >>> typed("2", {"type": "integer"}), typed("two", {"type": "integer"}), typed("True", {"type": "boolean"})
-        (2, 'two', True)
-    """
+    """The value that a text stands for in a parameter of this schema: 2 for "2". What does not fit comes back unchanged."""
     if not isinstance(value, str):
         return value
     kind, text = schema.get("type"), value.strip()
@@ -84,9 +77,7 @@ def fits(value: Any, schema: Mapping[str, Any]) -> bool:
 
 
 def moment(value: Any, schema: Mapping[str, Any]) -> datetime | None:
-    """The moment that a text gives in the date format of its parameter's description; None where it gives none. A format
-    of month and day also takes a year, which is dropped.
-    """
+    """The moment that a text gives in the date format of its parameter's description; None where it gives none."""
     named = _FORMAT.search(str(schema.get("description", "")))
     if named is None or not isinstance(value, str):
         return None
@@ -94,15 +85,15 @@ def moment(value: Any, schema: Mapping[str, Any]) -> datetime | None:
     try:
         if pattern != "%m-%d":
             return datetime.strptime(text, pattern)
+        # A year before month and day is dropped.
         return datetime.strptime(text if text.count("-") == 2 else f"1904-{text}", "%Y-%m-%d").replace(year=1904)
     except (ValueError, OverflowError):
         return None
 
 
 def compared(key: str, value: Any, schema: Mapping[str, Any]) -> Any:
-    """The form in which two values of a parameter are compared: text trimmed and lower-cased (except `CASE_KEPT`),
-    dates in one format. A boolean is true only where it is written "True"; blanks in a formula and the order of health
-    data do not matter.
+    """The form in which two values of a parameter are compared, as the official APIs do: text trimmed and lower-cased
+    (except `CASE_KEPT`), dates in one format.
     """
     kind = schema.get("type")
     if kind == "boolean":

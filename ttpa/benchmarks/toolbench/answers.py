@@ -1,14 +1,9 @@
 """Finished ToolBench and StableToolBench answers, as ToolEval's converter writes them. Nothing here runs a tool.
 
-A folder holds, per subset, a file `SUBSET.json` or a folder `SUBSET/` of files; subsets may be named as in the official
-repositories (`G1_instruction` is I1-Inst). A file is an object `{query_id: record}`, or one record, whose id is then the
-name of its file up to the first `_`. A record is
-
-    {"query": text, "available_tools": [...], "answer": {"method", "final_answer", "answer_details"}}
-
-`available_tools` have `name`, `description` and JSON Schema `parameters`, bare or below "function". `answer_details` is
-a list of nodes `{"role", "message", "next": [nodes]}`; a node of the role "tool" is a call, its message `{"name",
-"arguments", "response"}`, also as text. As in ToolEval, only the first node and the first one below each count.
+A folder holds, per subset, a file `SUBSET.json` with `{query_id: record}`, or a folder `SUBSET/` with a file a record,
+its id before the first `_` of its name. A record is `{"query", "available_tools", "answer": {"method", "final_answer",
+"answer_details"}}`; details are nodes `{"role", "message", "next": [nodes]}`, and a node of the role "tool" is a call.
+As in ToolEval, only the first node and the first one below each count.
 """
 
 from __future__ import annotations
@@ -26,13 +21,9 @@ from ttpa.io import dumps
 from ttpa.records import ToolCall, ToolSpec
 
 SUBSETS = {
-    "I1-Inst": "G1_instruction",
-    "I1-Tool": "G1_tool",
-    "I1-Cat": "G1_category",
-    "I2-Inst": "G2_instruction",
-    "I2-Cat": "G2_category",
-    "I3-Inst": "G3_instruction",
-}
+    "I1-Inst": "G1_instruction", "I1-Tool": "G1_tool", "I1-Cat": "G1_category", "I2-Inst": "G2_instruction",
+    "I2-Cat": "G2_category", "I3-Inst": "G3_instruction",
+}  # fmt: skip
 """Subset -> the name of its files in the official repositories."""
 FINISH = "Finish"
 
@@ -57,9 +48,7 @@ class ToolBenchAnswer:
 
 
 def read_answers(folder: Path, subset: str) -> dict[str, ToolBenchAnswer]:
-    """The answers to a subset by query id, sorted by it; empty where there are no files. A DataError names file and query
-    of what cannot be read.
-    """
+    """The answers to a subset by query id, sorted by it; empty where there are no files."""
     answers: dict[str, ToolBenchAnswer] = {}
     names = (subset, SUBSETS[subset])
     paths = [path for name in names for path in (folder / f"{name}.json", *sorted((folder / name).glob("*.json")))]
@@ -74,22 +63,18 @@ def read_answers(folder: Path, subset: str) -> dict[str, ToolBenchAnswer]:
             try:
                 answers[query_id] = _answer(subset, query_id, record)
             except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as problem:
-                raise DataError(
-                    f"{path}: query {query_id} is no ToolBench answer ({type(problem).__name__} {problem}). Needed are "
-                    "query, available_tools and answer with final_answer and answer_details; convert as ToolEval does."
-                ) from None
+                reason = f"query {query_id} is no ToolBench answer ({type(problem).__name__} {problem})"
+                raise DataError(f"{path}: {reason}. Convert the answers as ToolEval does.") from None
     return dict(sorted(answers.items()))
 
 
 def read_ids(path: Path) -> dict[str, frozenset[str]]:
-    """Subset -> ids of the queries that count, from a folder with `SUBSET.json` or one file `{subset: ids}`. Ids are a
-    list, or the keys of an object as in StableToolBench.
-    """
+    """Subset -> ids of the queries that count, from a folder with `SUBSET.json` or one file `{subset: ids}`."""
     content = {file.stem: _load(file) for file in sorted(path.glob("*.json"))} if path.is_dir() else _load(path)
     found = {}
     for names in SUBSETS.items():
         ids = next((content[name] for name in names if name in content), None)
-        if isinstance(ids, Mapping | list):
+        if isinstance(ids, Mapping | list):  # StableToolBench's ids are the keys of an object
             found[names[0]] = frozenset(map(str, ids))
     if not found:
         problem, remedy = "holds no list of ids of a subset", "Give a folder with G1_instruction.json, or leave it out"

@@ -1,8 +1,7 @@
 """`ttpa score benchmark=toolbench`: a folder of answers to a table, and a row a query.
 
-Answers are made by the ToolBench pipeline, which calls a server of thousands of APIs that is not part of this project.
-Their scores are the pass rate and win rate of ToolEval (Qin et al. 2023, arXiv 2307.16789) and the SoPR and SoWR of
-StableToolBench (Guo et al. 2024, arXiv 2403.07714), not comparable to the last digit: judge model and prompt differ.
+Answers are made by the ToolBench pipeline and its server of thousands of APIs. Their scores are the pass rate and win
+rate of ToolEval (arXiv 2307.16789) and the SoPR and SoWR of StableToolBench (arXiv 2403.07714); judge and prompt differ.
 """
 
 from __future__ import annotations
@@ -69,9 +68,7 @@ def main(keys: ToolBenchKeys) -> None:
 
 
 def score_folder(keys: ToolBenchKeys, judge: Judge) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows, subset by subset and sorted by query id, and their summary (`scoring.summarise`) with `missing` (number of
-    queries on the list of `solvable` without an answer), `unreferenced`, `votes` and `judge`.
-    """
+    """Rows, subset by subset and sorted by query id, and their summary with what else `show` prints."""
     wanted = read_ids(Path(keys.solvable).expanduser()) if keys.solvable else None
     answers = _read(keys.outputs, "outputs", keys.subsets)
     references = _read(keys.reference, "reference", keys.subsets) if keys.reference else {}
@@ -92,8 +89,8 @@ def score_folder(keys: ToolBenchKeys, judge: Judge) -> tuple[list[dict[str, Any]
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     without = others.count(None) if references else None
-    extra = {"missing": missing, "unreferenced": without, "votes": keys.votes, "judge": keys.model}
-    return rows, {**summarise(rows), **extra}
+    more = {"missing": missing, "unreferenced": without, "votes": keys.votes, "judge": keys.model}
+    return rows, {**summarise(rows), **more}
 
 
 def _read(path: str, key: str, subsets: Sequence[str]) -> dict[str, dict[str, ToolBenchAnswer]]:

@@ -1,9 +1,8 @@
 """A language model as judge, behind any OpenAI-style chat endpoint, with every verdict on disk.
 
-A verdict is one reply to one prompt for one vote. It is appended to a file of JSON lines, under the hash of all that
-decides it (`Judge.key`), as soon as it is there: who runs again asks only for what is missing. A reply without a
-verdict is asked for again; after that it is kept as malformed. An endpoint that cannot be reached, or answers with
-something that is no chat completion, stops the run: verdicts that nobody gave would look like results.
+A verdict is appended to a file of JSON lines, under the hash of all that decides it (`Judge.key`), as soon as it is
+there: who runs again asks only for what is missing. A reply without a verdict is asked for again, and then kept as
+malformed. An endpoint that gives no chat completion stops the run: verdicts that nobody gave would look like results.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ from ttpa.io import dumps
 from ttpa.options import Count, Index, NonNegative, Positive
 from ttpa.run.waves import Shard
 
-BRACES_TRIED = 32
-"""How many braces of a reply are looked at, from its end."""
+BRACES_TRIED = 32  # of a reply, from its end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +43,8 @@ class JudgeKeys:
 
 
 def read_verdict(text: str, question: Question) -> str | None:
-    """The choice in the judge's words, in any case; None where there is none to be read.
-
-    A text may be nothing but a choice, or hold JSON objects with the field anywhere. The last one counts, since a model
-    may quote what it judges before it decides.
+    """The choice in the judge's words, in any case, or None: a bare choice, or the last JSON object with the field, since
+    a model may quote what it judges before it decides.
     """
     if (bare := text.strip().strip(".").lower()) in question.choices:
         return bare
@@ -65,10 +61,8 @@ def read_verdict(text: str, question: Question) -> str | None:
 
 
 class Judge:
-    """Asks an endpoint and remembers. Safe to use from several threads, by one process a cache.
-
-    Raises:
-        ConfigError: the cache holds something else, the environment has no such key, or openai is not installed.
+    """Asks an endpoint and remembers. Safe to use from several threads, by one process a cache. `requests` counts what was
+    sent, retries included.
     """
 
     def __init__(self, keys: JudgeKeys) -> None:
@@ -76,9 +70,7 @@ class Judge:
             import openai
         except ImportError as error:
             raise ConfigError(f"Judges need the package openai ({error}): pip install 'ttpa[judge]'.") from None
-        self.keys, self._openai = keys, openai
-        self.requests = 0
-        """Requests sent by this object, retries included."""
+        self.keys, self.requests, self._openai = keys, 0, openai
         self._shard = Shard(Path(keys.cache).expanduser(), key="key")
         try:
             self._known: dict[str, str | None] = {row["key"]: row["choice"] for row in self._shard.rows()}
@@ -105,21 +97,18 @@ class Judge:
             self.requests += 1
 
     def stop(self) -> None:
-        """Asks nothing more; requests on their way are still remembered."""
+        """Asks nothing more."""
         self._stopped.set()
 
     def key(self, question: Question, vote: int) -> str:
-        """What a verdict is remembered under: who was asked and how, what was asked, and how it was read."""
+        """What a verdict is remembered under: who was asked, how and what."""
         one = self.keys
         parts = [one.base_url.rstrip("/") + "/chat/completions", one.model, one.temperature, one.max_tokens, vote]
         return hashlib.sha256(dumps([*parts, *question]).encode()).hexdigest()
 
     def ask(self, question: Question, vote: int) -> str | None:
-        """The verdict of one vote: a choice of the question, or None where no reply could be read.
-
-        Raises:
-            ConfigError: the cache holds a verdict that nobody can give.
-            DataError: the endpoint cannot be reached or refuses; what was judged so far is kept.
+        """The verdict of one vote: a choice of the question, or None where no reply could be read. A DataError says why
+        the endpoint gives none; what was judged so far is kept.
         """
         key = self.key(question, vote)
         with self._lock:

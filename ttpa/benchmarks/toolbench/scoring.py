@@ -1,22 +1,18 @@
 """From votes to the two official forms of each number, and their summary.
 
-Status of an answer, per vote: unsolved without asking where it does not end with a Finish call, is empty or gives up;
-otherwise the judge says solved, unsure or unsolved.
+Status of an answer, per vote: unsolved where it does not end with a Finish call, is empty or gives up; otherwise the
+judge says solved, unsure or unsolved. Pass rate (ToolEval, GitHub `OpenBMB/ToolBench`), per vote: an answer without a
+Finish call fails; a solved one passes; an unsolved one fails if the query is solvable and passes if it is not;
+otherwise a coin decides. The official code counts an even vote as a pass in the headline number (`pass_rate`) but
+writes a random label for it in its CSV (`pass_rate_csv`). SoPR (StableToolBench, arXiv 2403.07714): mean of solved 1,
+unsure 0.5, unsolved 0.
 
-Pass rate (ToolEval, GitHub `OpenBMB/ToolBench`), per vote: an answer without a Finish call fails; a solved one passes;
-an unsolved one fails if the query is solvable and passes if it is not; otherwise a coin decides: a hash of query id and
-vote, so that it falls alike in every run. The official code counts an even vote as a pass in the headline number
-(`pass_rate`) but writes a random label for it in its CSV (`pass_rate_csv`, with our coin).
+Preference over a reference answer, per vote: the better status wins; between equal ones the judge compares. SoWR
+(StableToolBench) counts answers with more wins than losses. Win rate (ToolEval) asks first whether one answer has
+passed (its CSV label) and the other has not. Queries that lack one of the two answers are in neither number; the
+official code gives them to the other side.
 
-SoPR (StableToolBench, arXiv 2403.07714): solved 1, unsure 0.5, unsolved 0; mean over queries, then over votes.
-
-Preference over a reference answer, per vote: the better status wins; between equal ones the judge compares, in an order
-that a hash of query id and vote decides. More wins than losses are a win, as many are a tie, and a tie is no win. SoWR
-(StableToolBench) is this. Win rate (ToolEval) asks first whether one answer has passed (its CSV label) and the other has
-not. Queries that lack one of the two answers are in neither number; the official code gives them to the other side.
-
-Six errors: there is no gold call, so a call is held against the schema of its tool; `parameter_value` shows only where
-a schema lists the allowed values, and `call_count` cannot be told.
+Six errors: there is no gold call, so calls are held against schemas; `call_count` cannot be told.
 """
 
 from __future__ import annotations
@@ -33,16 +29,10 @@ from ttpa.calls.six_errors import LABELS, SIX, read_call
 from ttpa.results.stats import share
 
 MEASURES = ("pass_rate", "sopr", "win_rate", "sowr")
-COMPARING = frozenset({"win_rate", "sowr"})
-"""Measures that need a reference answer."""
+COMPARING = frozenset({"win_rate", "sowr"})  # these need a reference answer
 POINTS = {"solved": 1.0, "unsure": 0.5, "unsolved": 0.0}
-_SIX_OF = {
-    "unknown_tool": "tool_name",
-    "missing_required": "missing_required",
-    "unknown_parameter": "parameter_name",
-    "wrong_type": "parameter_type",
-    "not_in_enum": "parameter_value",
-}
+_KINDS = ("unknown_tool", "missing_required", "unknown_parameter", "wrong_type", "not_in_enum")
+_SIX_OF = dict(zip(_KINDS, SIX[1:], strict=True))
 
 
 def coin(what: str, query_id: str, vote: int) -> bool:
@@ -60,9 +50,7 @@ def step_errors(answer: ToolBenchAnswer) -> list[str]:
 
 
 class Panel:
-    """A judge that votes; `known_solvable` says that nobody need be asked about that. Counts replies that could not be
-    read in `malformed`.
-    """
+    """A judge that votes on one answer, also on whether its query is solvable unless that is known."""
 
     def __init__(self, judge: Judge, votes: int, known_solvable: bool) -> None:
         self.judge, self.votes, self.known_solvable, self.malformed = judge, votes, known_solvable, 0
@@ -74,9 +62,7 @@ class Panel:
         return [self._ask(vote, "unsure", "status", answer) for vote in range(self.votes)]
 
     def passes(self, answer: ToolBenchAnswer, statuses: Sequence[str], side: str) -> tuple[int, bool]:
-        """The number of votes in which an answer passes by ToolEval's rule, and its label in ToolEval's CSV; `side` names
-        the coins.
-        """
+        """The votes in which an answer passes by ToolEval's rule, and its label in the CSV; `side` names the coins."""
         count = sum(self._passed(answer, *vote, side) for vote in enumerate(statuses))
         return count, coin(f"label {side}", answer.query_id, 0) if 2 * count == self.votes else 2 * count > self.votes
 
@@ -109,9 +95,7 @@ class Panel:
 def score_answer(
     answer: ToolBenchAnswer, reference: ToolBenchAnswer | None, panel: Panel, measures: Sequence[str]
 ) -> dict[str, Any]:
-    """One row: statuses of all votes and what follows for each measure that was wanted. None, and nothing asked, for the
-    others, and for `win_rate` and `sowr` without a reference answer.
-    """
+    """One row: statuses of all votes, and the measures that are wanted and can be had; None for the others."""
     wanted = set(measures) - (set() if reference is not None else COMPARING)
     row: dict[str, Any] = {
         "id": f"{answer.subset}/{answer.query_id}",
@@ -172,10 +156,8 @@ def _by_subset(rows: Sequence[Mapping[str, Any]], measure: str) -> dict[str, Any
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Numbers of one scoring; what was not run is None and never zero.
-
-    `accuracy` is the pass rate over all queries. `ties`: queries with as many passes as fails. `malformed`: votes without
-    a readable verdict, counted as unsure or tie. `errors`: label -> share of the answers whose calls have schemas.
+    """Numbers of one scoring; what was not run is None and never zero. `accuracy` is the pass rate over all queries,
+    `malformed` counts votes without a readable verdict, and `errors` are shares of the answers whose calls have schemas.
     """
     judged = [row for row in rows if row["schemas"]]
     voted = [row for row in rows if row["passes"] is not None]
