@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from ttpa.benchmarks import score
 from ttpa.benchmarks.score import main
 from ttpa.calls.syntaxes import get_syntax
-from ttpa.errors import ConfigError
+from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps, write_jsonl
 from ttpa.records import Candidate, Sample, ToolCall
 
@@ -107,28 +108,31 @@ def test_outputs_of_a_published_run(run: Any) -> None:
 
 def test_row_forms(bfcl: Any) -> None:
     """Text, function-calling list, candidates of this project; ids repeat; more keys are allowed."""
-    rows = [
-        {**GOOD, "latency": 3},
-        {"id": "multiple_0", "result": "f.x(a=2)"},
-        {"id": "multiple_1", "result": [{"f.x": '{"a": 1}'}]},
-        {"id": "multiple_1", "result": "f.x(a=1)", "mode": "fc"},
-        {"id": "multiple_2", "result": [{"f_x": '{"a": 1}'}], "dots_as_underscores": True},
-        {"id": "multiple_2", "result": "f_x(a=1)"},
-        {"sample_id": "multiple_3", "text": "f.x(a=1)", "index": 0},
-        "",
-        {"id": "irrelevance_0", "result": "No."},
-        {"id": "parallel_0", "result": None},
+    calls = (ToolCall(name="f.x", arguments={"a": 1}),)
+    candidates = [  # their calls are judged, whatever the text; without a call it is a reply in words
+        Candidate(sample_id="multiple_0", index=0, text=get_syntax("hermes").print(calls), calls=calls),
+        Candidate(sample_id="multiple_1", index=0, text="f.x(a=1)", calls=()),
+        Candidate(sample_id="irrelevance_0", index=0, text="f.x(a=1)", calls=None, error="no call"),
     ]
-    answer = bfcl(rows)
+    forms: list[tuple[Any, bool, str]] = [
+        ({**GOOD, "latency": 3}, True, ""),
+        ({"id": "multiple_0", "result": "f.x(a=2)"}, False, "parameter_value"),
+        ({"id": "multiple_1", "result": [{"f.x": '{"a": 1}'}]}, True, ""),
+        ({"id": "multiple_1", "result": "f.x(a=1)", "mode": "fc"}, False, "format"),
+        ({"id": "multiple_2", "result": [{"f_x": '{"a": 1}'}], "dots_as_underscores": True}, True, ""),
+        ({"id": "multiple_2", "result": "f_x(a=1)"}, False, "tool_name"),
+        ({"sample_id": "multiple_3", "text": "f.x(a=1)", "index": 0}, True, ""),
+        ({"id": "irrelevance_0", "result": "No."}, True, ""),
+        ({"id": "parallel_0", "result": None}, False, "format"),
+        *zip((one.to_json() for one in candidates), (True, False, True), ("", "format", ""), strict=True),
+    ]
+    answer = bfcl(["", *(row for row, _, _ in forms)])
     assert answer.status == 0, answer.err
-    assert [row["valid"] for row in answer.rows] == [True, False, True, False, True, False, True, True, False]
-    errors = [row["six_error"] for row in answer.rows if not row["valid"]]
-    assert errors == ["parameter_value", "format", "tool_name", "format"]
+    assert [(row["valid"], row["six_error"]) for row in answer.rows] == [(valid, six) for _, valid, six in forms]
     assert "4 of 200" in answer.out and "1 of 240" in answer.out
-    with_dots = bfcl(rows, "dots_as_underscores=true")
-    assert with_dots.rows[5]["valid"] and not with_dots.rows[0]["valid"]
-    as_interface = bfcl(rows, "mode=fc")
-    assert not as_interface.rows[0]["valid"] and as_interface.rows[2]["valid"]
+    rows = [row for row, _, _ in forms[:6]]
+    assert [row["valid"] for row in bfcl(rows, "dots_as_underscores=true").rows][::5] == [False, True]
+    assert [row["valid"] for row in bfcl(rows, "mode=fc").rows][:3] == [False, False, True]
 
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -169,15 +173,6 @@ def test_a_hostile_answer_does_not_stop_the_file(bfcl: Any, hostile: str) -> Non
     assert [(row["id"], row["valid"]) for row in answer.rows] == [("multiple_0", False), ("multiple_1", True)]
 
 
-def test_cut_gzip(run: Any, tmp_path: Path) -> None:
-    rows = "".join(json.dumps({"id": f"multiple_{at % 4}", "result": f"f.x(a={at})"}) + "\n" for at in range(20_000))
-    packed = gzip.compress(rows.encode())
-    outputs = tmp_path / "outputs.jsonl.gz"
-    outputs.write_bytes(packed[: len(packed) // 2])
-    answer = run("benchmark=bfcl", f"data={small(tmp_path / 'data')}", f"outputs={outputs}")
-    assert answer.status == 1 and "cut or damaged" in answer.err and 1000 < len(answer.rows) < 20_000
-
-
 ANSWERS, QUESTIONS = "possible_answer/BFCL_v4_multiple.json", "BFCL_v4_multiple.json"
 ASKED = {"id": "multiple_0", "function": [{"name": "f.x", "parameters": {}}]}
 WANTED = {"id": "multiple_0", "ground_truth": [{"f.x": {"a": [1]}}]}
@@ -205,16 +200,6 @@ def test_data_folders_that_cannot_be_used(run: Any, tmp_path: Path, name: str, r
     answer = run("benchmark=bfcl", f"data={folder}", f"outputs={lines(tmp_path / 'outputs', [GOOD])}")
     assert answer.status == 1 and answer.rows == [] and message in answer.err
     assert "no such folder" in run("benchmark=bfcl", "data=/nowhere", "outputs=-").err
-
-
-def test_candidates_are_judged_by_their_calls(bfcl: Any) -> None:
-    """Whatever syntax their text has; without a call, the text is a reply in words."""
-    calls = (ToolCall(name="f.x", arguments={"a": 1}),)
-    right = Candidate(sample_id="multiple_0", index=0, text=get_syntax("hermes").print(calls), calls=calls)
-    words = Candidate(sample_id="multiple_1", index=0, text="f.x(a=1)", calls=())
-    silent = Candidate(sample_id="irrelevance_0", index=0, text="f.x(a=1)", calls=None, error="no call")
-    answer = bfcl([one.to_json() for one in (right, words, silent)])
-    assert [row["valid"] for row in answer.rows] == [True, False, True]
 
 
 def test_multi_turn(run: Any, tmp_path: Path) -> None:
@@ -306,15 +291,19 @@ def test_standard_input_and_gzip_and_nothing_heavy(tmp_path: Path) -> None:
             assert [json.loads(line)["valid"] for line in file] == [bool(at % 2) for at in range(500)]
 
 
-def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
-    """8,000 rows of 1,000 letters are never together in memory."""
+def test_a_cut_file_keeps_what_was_scored_and_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    """Half of 16,000 rows of 1,000 letters, which are never together in memory."""
     row = {"result": "f.x(a=1)", "note": "x" * 1000}
-    outputs = lines(tmp_path / "outputs", [{**row, "id": f"multiple_{at % 4}"} for at in range(8000)])
-    words = ["benchmark=bfcl", f"data={small(tmp_path / 'data')}", f"outputs={outputs}", f"out={tmp_path / 'scored'}"]
+    packed = gzip.compress(
+        b"".join(b"%s\n" % json.dumps({**row, "id": f"multiple_{at % 4}"}).encode() for at in range(16000))
+    )
+    (tmp_path / "outputs").write_bytes(packed[: len(packed) // 2])
+    words = [f"data={small(tmp_path / 'data')}", f"outputs={tmp_path / 'outputs'}", f"out={tmp_path / 'scored'}"]
     tracemalloc.start()
-    assert main(words) == 0
+    assert main(["benchmark=bfcl", *words]) == 1
     assert tracemalloc.get_traced_memory()[1] < 4e6
     tracemalloc.stop()
+    assert 4000 < (tmp_path / "scored").read_text().count("\n") < 16000
 
 
 # --- scorers ---------------------------------------------------------------------------------------------------------
@@ -384,10 +373,10 @@ def test_scorer_wrong_rows(scorer: Any, run: Any, tmp_path: Path, toy_samples: t
         {"id": ["x"]}, {"dialogue_id": ["x"]}, {"tools": "[" * 100_000}, {"tools": '[{"name": "f", "parameters": 5}]'},
         {"tools": '[{"name": "f", "parameters": {"required": 5}}]'}, {"target": '[{"name": ["f"], "arguments": {}}]'},
     ):  # fmt: skip
-        bad = lines(tmp_path / "bad", [{**whole, **fields}])
-        assert f"{bad}:1: no sample" in run("scorer=ast", f"samples={bad}", "outputs=-").err
-    answer = run("scorer=ast", f"samples={lines(tmp_path / 'bad', [whole, whole])}", "outputs=-")
-    assert answer.status == 1 and "bad:2: toy-0 is there twice" in answer.err
+        with pytest.raises(DataError, match="bad:1: no sample"):
+            score._read_samples(str(lines(tmp_path / "bad", [{**whole, **fields}])))
+    with pytest.raises(DataError, match="bad:2: toy-0 is there twice"):
+        score._read_samples(str(lines(tmp_path / "bad", [whole, whole])))
 
 
 @pytest.mark.parametrize("name", ["esm", "ast", "slm_json", "toolrl"])

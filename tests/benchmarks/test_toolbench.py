@@ -82,7 +82,7 @@ def test_a_file_a_query_is_read_too(tmp_path: Path) -> None:
     [
         ("[" * 100_000, r"G1_tool\.json: not a JSON file \("),
         ("[]", r"a list where an object of answers belongs"),
-        ('{"5": {"query": "q"}}', r"query 5 is no ToolBench answer \(KeyError 'answer'\).*convert"),
+        ('{"5": {"query": "q"}}', r"query 5 is no ToolBench answer \(KeyError 'answer'\).*ToolEval"),
         ('{"5": {"query": "q", "answer": {"answer_details": [1]}}}', r"query 5 is no ToolBench answer"),
         ('{"5": {"answer": {}}, "7": {}, "5": {"answer": {}}}', r"G1_tool\.json: 5 is there twice"),
     ],
