@@ -1,9 +1,8 @@
 """The `hf` engine: batched decoding with a transformers model in this process.
 
-Every distinct beginning (prompt and prefix) is computed once, however many answers continue it, and its answers attend
-to one copy of its keys and values. Answers leave the batch as they end. Prompts that are asked with prefixes (a tree
-search does) are kept between calls. An architecture without plain causal attention runs through transformers' own
-`generate`, with the same draws.
+Every distinct beginning (prompt and prefix) is computed once, and its answers attend to one copy of its keys and values.
+Answers leave the batch as they end. Prompts asked with prefixes (a tree search does that) are kept between calls. An
+architecture without plain causal attention runs through transformers' own `generate`, with the same draws.
 
 Shapes: C beginnings (padded on the right), M answers a beginning, R = C * M rows (beginning-major), H heads, J key-value
 heads, G = H / J, D head size, S slots of a beginning, L new tokens, V vocabulary.
@@ -12,9 +11,7 @@ heads, G = H / J, D head size, S slots of a beginning, L new tokens, V vocabular
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -23,14 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AttentionInterface, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import AttentionInterface, GenerationConfig, LogitsProcessorList
 from transformers.masking_utils import AttentionMaskInterface
 
-from ttpa.errors import ConfigError
 from ttpa.policy.draw import Drawn, draw
 from ttpa.policy.engine import Generated, Ids, Sampling, key_of
 from ttpa.policy.forward import tree_problem, tree_token_logps
-from ttpa.policy.logprobs import decoder_and_head, head_logits, token_logps
+from ttpa.policy.logprobs import decoder_and_head, evaluating, head_logits, token_logps
 from ttpa.policy.policy import Policy
 from ttpa.policy.tree import TokenRow, bucket_by_tokens
 from ttpa.prompts import CallWatch
@@ -43,31 +39,20 @@ COMPACT_BELOW = 0.75
 """Share of rows still needed below which the others leave the batch; moving the cache costs about a step."""
 ATTENTION = "ttpa_decode"
 
+Beginning = tuple[Ids, Ids]
+"""Prompt and prefix."""
+
 
 @dataclass(kw_only=True)
 class HFEngine:
-    """Decodes with a transformers model in this process.
-
-    Args:
-        policy: Model, tokenizer and stop tokens.
-        rows: Answers decoded side by side; memory grows with it.
-        kept_tokens: Prompt tokens whose keys and values are kept for the next call, for searches.
-
-    Raises:
-        ConfigError: a value out of range.
-    """
+    """Decodes `rows` answers side by side, and keeps the keys and values of `kept_tokens` prompt tokens for searches."""
 
     policy: Policy
     rows: int
     kept_tokens: int = 65_536
     counts: dict[str, int] = field(default_factory=lambda: {"prefilled": 0, "generated": 0})
-    _kept: OrderedDict[tuple[int, ...], Beginnings] = field(default_factory=OrderedDict)
+    _kept: dict[Ids, Beginnings] = field(default_factory=dict)
     _plain: bool | None = None
-
-    def __post_init__(self) -> None:
-        for key, least in (("rows", 1), ("kept_tokens", 0)):
-            if (value := getattr(self, key)) < least:
-                raise ConfigError.at(f"engine.{key}", value, f"must be at least {least}", "See conf/engine")
 
     def generate(
         self, prompts: Sequence[Ids], n: int, sampling: Sampling, seeds: Sequence[str], prefixes: Sequence[Ids] = ()
@@ -79,10 +64,11 @@ class HFEngine:
             for prompt, start, seed in zip(prompts, starts, seeds, strict=True)
             for candidate in range(n)
         ]
-        way = _Plain if self._generates_plainly() else _Batch
+        plain = self._generates_plainly()
         with evaluating(self.policy.model):
             for batch in self._batches([slot for slot in slots if len(slot.prefix) < sampling.max_new_tokens]):
-                way(self, batch, sampling, keep=bool(prefixes)).run()
+                decoding = _Decoding(self, batch, sampling)
+                decoding.plainly() if plain else decoding.side_by_side(keep=bool(prefixes))
         self.counts["generated"] += sum(len(slot.answer.token_ids) for slot in slots)
         return [[slot.answer for slot in slots[i * n : i * n + n]] for i in range(len(prompts))]
 
@@ -94,16 +80,11 @@ class HFEngine:
 
     def answer_logps(self, prompt: Ids, answers: Sequence[Ids]) -> list[list[float]]:
         """See `ttpa.policy.engine.Engine.answer_logps`; one forward over the tree that prompt and answers are."""
-        rows, model, pad = (
-            [TokenRow(prompt, answer) for answer in answers],
-            self.policy.model,
-            self.policy.renderer.pad_id,
-        )
+        model, pad = self.policy.model, self.policy.renderer.pad_id
+        rows = [TokenRow(prompt, answer) for answer in answers]
+        plain = self._generates_plainly()
         with evaluating(model):
-            if self._generates_plainly():
-                found = token_logps(model, rows, pad_id=pad)
-            else:
-                found = tree_token_logps(model, rows, pad_id=pad, worth=2.0)
+            found = token_logps(model, rows, pad_id=pad) if plain else tree_token_logps(model, rows, worth=2.0)
         flat, ends = found.logps_N.tolist(), accumulate(map(len, answers), initial=0)
         return [flat[start:stop] for start, stop in pairwise(ends)]
 
@@ -136,11 +117,9 @@ class HFEngine:
         if batch:
             yield batch
 
-    # --- beginnings --------------------------------------------------------------------------------------------------
-
-    def read(self, keys: Sequence[tuple[Ids, Ids]], keep: bool) -> Beginnings:
-        """The beginnings (prompt, prefix), computed or found. `keep` remembers the prompts."""
-        prompts = dict.fromkeys(tuple(prompt) for prompt, _ in keys)
+    def read(self, keys: Sequence[Beginning], keep: bool) -> Beginnings:
+        """The beginnings, computed or found. `keep` remembers the prompts."""
+        prompts = dict.fromkeys(prompt for prompt, _ in keys)
         found = {ids: self._kept[ids] for ids in prompts if ids in self._kept}
         missing = [ids for ids in prompts if ids not in found]
         for batch in bucket_by_tokens(range(len(missing)), [len(ids) for ids in missing], PREFILL_TOKENS):
@@ -148,11 +127,10 @@ class HFEngine:
             found |= zip(some, self._extended(Beginnings(), some).apart(), strict=True)
         if keep:
             for ids in prompts:
-                self._kept[ids] = found[ids]
-                self._kept.move_to_end(ids)
+                self._kept[ids] = self._kept.pop(ids, found[ids])  # the last one used is the last one to go
             while sum(map(len, self._kept)) > self.kept_tokens and len(self._kept) > 1:
-                self._kept.popitem(last=False)
-        whole = Beginnings.together([found[tuple(prompt)] for prompt, _ in keys])
+                del self._kept[next(iter(self._kept))]
+        whole = Beginnings.together([found[prompt] for prompt, _ in keys])
         prefixes = [prefix for _, prefix in keys]
         return self._extended(whole, prefixes) if any(prefixes) else whole
 
@@ -161,7 +139,7 @@ class HFEngine:
         device = self.policy.model.device
         size_C, width = torch.tensor([len(part) for part in ids], device=device), max(map(len, ids))
         ids_CL = torch.tensor([[*part, *[self.policy.renderer.pad_id] * (width - len(part))] for part in ids])
-        if not len(state.length_C):
+        if not state.cache:
             state.length_C = torch.zeros_like(size_C)
         hidden_CLE = state.run(self.policy.model, ids_CL.to(device))
         self.counts["prefilled"] += sum(map(len, ids))
@@ -170,19 +148,7 @@ class HFEngine:
         logits_SV = head_logits(head, config, hidden_CLE[some, size_C[some] - 1])
         if len(some) < len(ids):
             logits_SV = state.logits_CV.index_copy(0, some, logits_SV)
-        return Beginnings(state.keys, state.values, state.length_C + size_C, logits_SV)
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Within it, the model is in evaluation mode and records no gradients."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(training)
+        return Beginnings(state.cache, state.length_C + size_C, logits_SV)
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
@@ -190,10 +156,11 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 @dataclass(slots=True)
 class Beginnings:
-    """What is kept of C token sequences: keys and values by layer (C, J, S, D), lengths (C,), next logits (C, V)."""
+    """What is kept of C token sequences: `cache` holds keys and values of each layer in turn, (C, J, S, D); lengths (C,);
+    next logits (C, V).
+    """
 
-    keys: list[Tensor] = field(default_factory=list)
-    values: list[Tensor] = field(default_factory=list)
+    cache: list[Tensor] = field(default_factory=list)
     length_C: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     logits_CV: Tensor = field(default_factory=lambda: torch.empty(0))
     _place_CL: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -202,8 +169,7 @@ class Beginnings:
         """Each by itself, without its padding; copies, so that none holds the others in memory."""
         return [
             Beginnings(
-                [key[c : c + 1, :, :size].clone() for key in self.keys],
-                [value[c : c + 1, :, :size].clone() for value in self.values],
+                [x[c : c + 1, :, :size].clone() for x in self.cache],
                 self.length_C[c : c + 1],
                 self.logits_CV[c : c + 1].clone(),
             )
@@ -213,23 +179,17 @@ class Beginnings:
     @classmethod
     def together(cls, parts: Sequence[Beginnings]) -> Beginnings:
         """Several as one batch, padded on the right."""
-        width = max(part.keys[0].shape[2] for part in parts)
-
-        def stacked(layers: Sequence[list[Tensor]]) -> list[Tensor]:
-            padded = ([F.pad(x, (0, 0, 0, width - x.shape[2])) for x in layer] for layer in zip(*layers, strict=True))
-            return [torch.cat(layer) for layer in padded]
-
+        width = max(part.cache[0].shape[2] for part in parts)
+        layers = zip(*(part.cache for part in parts), strict=True)
         return cls(
-            stacked([part.keys for part in parts]),
-            stacked([part.values for part in parts]),
+            [torch.cat([F.pad(x, (0, 0, 0, width - x.shape[2])) for x in layer]) for layer in layers],
             torch.cat([part.length_C for part in parts]),
             torch.cat([part.logits_CV for part in parts]),
         )
 
     def pick(self, which: Tensor) -> Beginnings:
         """Some of them."""
-        keys, values = ([x[which] for x in layers] for layers in (self.keys, self.values))
-        return Beginnings(keys, values, self.length_C[which], self.logits_CV[which])
+        return Beginnings([x[which] for x in self.cache], self.length_C[which], self.logits_CV[which])
 
     def run(self, model: Any, ids_CL: Tensor) -> Tensor:
         """Runs the model over new tokens of each; last hidden states. Lengths and logits are the caller's to set."""
@@ -240,17 +200,15 @@ class Beginnings:
         """Attention of the new tokens, (C, H, L, D), to what stands before them. Padding is behind all real tokens, so
         none of these sees it.
         """
-        places, width = self._place_CL, key.shape[2]
-        mask = None
-        if layer == len(self.keys):  # the first tokens of all
-            self.keys.append(key)
-            self.values.append(value)
+        places, at, mask = self._place_CL, 2 * layer, None
+        if at == len(self.cache):  # the first tokens of all
+            self.cache += [key, value]
         else:
             row_C1 = torch.arange(len(places), device=key.device)[:, None]
-            for layers, new in ((self.keys, key), (self.values, value)):
-                layers[layer] = F.pad(layers[layer], (0, 0, 0, width))
-                layers[layer][row_C1, :, places] = new.transpose(1, 2)
-            key, value = self.keys[layer], self.values[layer]
+            for number, new in ((at, key), (at + 1, value)):
+                self.cache[number] = F.pad(self.cache[number], (0, 0, 0, new.shape[2]))
+                self.cache[number][row_C1, :, places] = new.transpose(1, 2)
+            key, value = self.cache[at : at + 2]
             mask = (torch.arange(key.shape[2], device=key.device) <= places[:, :, None])[:, None]
         if (groups := query.shape[1] // key.shape[1]) > 1:
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -259,24 +217,18 @@ class Beginnings:
 
 @dataclass(slots=True)
 class Rows:
-    """Answers in the making, M behind each beginning: keys and values of their own tokens, by layer (R, J, T, D)."""
+    """Answers in the making, M behind each beginning. `cache` holds their own keys and values, (R, J, T, D), by layer."""
 
     before: Beginnings
     per_beginning: int
-    keys: list[Tensor] = field(default_factory=list)
-    values: list[Tensor] = field(default_factory=list)
+    cache: list[Tensor] = field(default_factory=list)
     used: int = 0
     _closed: Tensor | None = None
 
     def __post_init__(self) -> None:
-        places = torch.arange(self.before.keys[0].shape[2], device=self.before.length_C.device)
+        places = torch.arange(self.before.cache[0].shape[2], device=self.before.length_C.device)
         closed_CS = places >= self.before.length_C[:, None]
         self._closed = closed_CS[:, None, None] if bool(closed_CS.any()) else None
-
-    def pick(self, beginnings: Tensor | None, rows: Tensor, per_beginning: int) -> Rows:
-        """Some of the rows, `per_beginning` behind each of some beginnings (None: all)."""
-        before = self.before if beginnings is None else self.before.pick(beginnings)
-        return Rows(before, per_beginning, [k[rows] for k in self.keys], [v[rows] for v in self.values], self.used)
 
     def run(self, model: Any, token_R: Tensor) -> Tensor:
         """Runs the model over one more token of each row; last hidden states (R, E)."""
@@ -290,12 +242,12 @@ class Rows:
         """
         R, H, _, D = query.shape
         J, M = key.shape[1], self.per_beginning
-        C, G = R // M, H // J
-        for layers, new in ((self.keys, key), (self.values, value)):
-            if layer == len(layers):
-                layers.append(new)
-            else:
-                layers[layer] = torch.cat([layers[layer], new], 2)
+        C, G, at = R // M, H // J, 2 * layer
+        if at == len(self.cache):
+            self.cache += [key, value]
+        else:
+            self.cache[at : at + 2] = [torch.cat(x, 2) for x in zip(self.cache[at : at + 2], (key, value), strict=True)]
+        own_key, own_value = self.cache[at : at + 2]
 
         def by_beginning(x_RJGE: Tensor) -> Tensor:
             return x_RJGE.reshape(C, M, J, G, -1).transpose(1, 2).reshape(C, J, M * G, -1)
@@ -304,13 +256,13 @@ class Rows:
             return x_CJE.reshape(C, J, M, G, -1).transpose(1, 2).reshape(R, J, G, -1)
 
         query = (query * scale).reshape(R, J, G, D)
-        far = by_beginning(query) @ self.before.keys[layer].mT
+        far = by_beginning(query) @ self.before.cache[at].mT
         if self._closed is not None:
             far = far.masked_fill_(self._closed, float("-inf"))
-        near = by_beginning(query @ self.keys[layer].mT)
+        near = by_beginning(query @ own_key.mT)
         weights = torch.softmax(torch.cat([far, near], -1), -1)
         far, near = weights.split([far.shape[-1], near.shape[-1]], -1)
-        out = by_row(far @ self.before.values[layer]) + by_row(near) @ self.values[layer]
+        out = by_row(far @ self.before.cache[at + 1]) + by_row(near) @ own_value
         return out.reshape(R, H, 1, -1)
 
 
@@ -348,7 +300,7 @@ AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)
 
 @dataclass(slots=True)
 class Slot:
-    """One answer in the making: its prompt, its given prefix, its random key."""
+    """One answer in the making. `seen_V`, for a repetition penalty: which tokens prompt, prefix and answer hold."""
 
     prompt: tuple[int, ...]
     prefix: tuple[int, ...]
@@ -356,39 +308,89 @@ class Slot:
     answer: Generated = field(default_factory=Generated)
     watch: CallWatch | None = None
     seen_V: Tensor | None = None
-    """Which tokens prompt, prefix and answer hold; only for a repetition penalty."""
     ended: bool = False
 
 
-def _by_beginning(slots: Sequence[Slot]) -> dict[tuple[Ids, Ids], list[Slot]]:
-    groups: dict[tuple[Ids, Ids], list[Slot]] = {}
+def _by_beginning(slots: Sequence[Slot]) -> dict[Beginning, list[Slot]]:
+    groups: dict[Beginning, list[Slot]] = {}
     for slot in slots:
         groups.setdefault((slot.prompt, slot.prefix), []).append(slot)
     return groups
 
 
-class _Decoder:
-    """What both ways of decoding share: drawing tokens and writing answers."""
+class _Decoding:
+    """A batch of answers in the making."""
 
-    def __init__(self, engine: HFEngine, slots: Sequence[Slot], sampling: Sampling, keep: bool) -> None:
-        self.engine, self.slots, self.sampling, self.keep = engine, slots, sampling, keep
+    def __init__(self, engine: HFEngine, slots: Sequence[Slot], sampling: Sampling) -> None:
+        self.engine, self.slots, self.sampling = engine, slots, sampling
         self.model, renderer = engine.policy.model, engine.policy.renderer
         self.stop, self.pad = set(renderer.stop_ids), renderer.pad_id
         self.longest = sampling.max_new_tokens - min(len(slot.prefix) for slot in slots)
-        rule = sampling.rule
-        self.gated = rule is not None and rule.span == "call"
-        for slot in slots if self.gated else ():
-            slot.watch = CallWatch(renderer.tokenizer, renderer.syntax)
-            for token in slot.prefix:
-                slot.watch.push(token)
+        if sampling.rule is not None and sampling.rule.span == "call":
+            for slot in slots:
+                slot.watch = CallWatch(renderer.tokenizer, renderer.syntax)
+                for token in slot.prefix:
+                    slot.watch.push(token)
 
-    def draw(self, logits_RV: Tensor, slots: Sequence[Slot], step: int) -> Tensor:
+    def side_by_side(self, keep: bool) -> None:
+        """Behind shared beginnings."""
+        _, head, config = decoder_and_head(self.model)
+        keys, places, width = self._places(self.slots)
+        before = self.engine.read(keys, keep)
+        state, logits_RV = Rows(before, width), before.logits_CV.repeat_interleave(width, 0)
+        for step in range(self.longest):
+            token_R = self._draw(logits_RV, places, step)
+            alive = [slot for slot in self.slots if not slot.ended]
+            if not alive:
+                return
+            if len(alive) <= COMPACT_BELOW * len(places):
+                keys, wanted, width = self._places(alive)
+                if len(wanted) <= COMPACT_BELOW * len(places):
+                    first = {id(slot): at for at, slot in reversed(list(enumerate(places)))}
+                    at = torch.tensor([first[id(slot)] for slot in wanted], device=token_R.device)
+                    if len(keys) < len(before.length_C):
+                        before = before.pick(at[::width] // state.per_beginning)
+                    state = Rows(before, width, [x[at] for x in state.cache], state.used)
+                    token_R, places = token_R[at], wanted
+            logits_RV = head_logits(head, config, state.run(self.model, token_R))
+
+    def _places(self, slots: Sequence[Slot]) -> tuple[list[Beginning], list[Slot], int]:
+        """The beginnings of some slots; the slots by beginning, repeated to fill up; the number of slots of each."""
+        groups = _by_beginning(slots)
+        width = max(map(len, groups.values()))
+        return list(groups), [s for group in groups.values() for s in group + group[:1] * (width - len(group))], width
+
+    def plainly(self) -> None:
+        """By transformers' own `generate`, with our draws: for architectures with a cache of their own."""
+        ids = [[*slot.prompt, *slot.prefix] for slot in self.slots]
+        width, device = max(map(len, ids)), self.model.device
+        ids_RT = torch.tensor([[*[self.pad] * (width - len(i)), *i] for i in ids], device=device)
+        mask_RT = torch.tensor([[0] * (width - len(i)) + [1] * len(i) for i in ids], device=device)
+        self.engine.counts["prefilled"] += sum(map(len, ids))
+        config = GenerationConfig(
+            max_new_tokens=self.longest, do_sample=False, eos_token_id=sorted(self.stop), pad_token_id=self.pad
+        )
+
+        def only_drawn(input_ids: Tensor, scores: Tensor) -> Tensor:
+            token_R = self._draw(scores.float(), self.slots, input_ids.shape[1] - width)
+            return torch.full_like(scores, float("-inf")).scatter(-1, token_R[:, None], 0.0)
+
+        model: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        # What the model's own settings ask for (many have a repetition penalty) would be added to ours.
+        own, model.generation_config = model.generation_config, GenerationConfig()
+        processors = LogitsProcessorList([only_drawn])
+        try:
+            model.generate(ids_RT, attention_mask=mask_RT, generation_config=config, logits_processor=processors)
+        finally:
+            model.generation_config = own
+
+    def _draw(self, logits_RV: Tensor, slots: Sequence[Slot], step: int) -> Tensor:
         """Draws a token for each slot and writes it to its answer; a slot that fills up a batch stands several times
         and is written once.
         """
         device = logits_RV.device
         inside_R, seen_RV = None, None
-        if self.gated:
+        if self.slots[0].watch is not None:
             inside_R = torch.tensor([slot.watch is not None and slot.watch.inside for slot in slots], device=device)
         if self.sampling.repetition_penalty != 1.0:
             for slot in slots:
@@ -404,90 +406,21 @@ class _Decoder:
     def _write(self, drawn: Drawn, slots: Sequence[Slot]) -> None:
         tokens, logps = drawn.token_R.tolist(), drawn.logp_R.tolist()
         options = None if drawn.options is None else list(zip(*(part.tolist() for part in drawn.options), strict=True))
-        written = set[int]()
-        for at, slot in enumerate(slots):
-            if slot.ended or id(slot) in written:
+        for at, slot in {id(slot): (at, slot) for at, slot in reversed(list(enumerate(slots)))}.values():
+            if slot.ended:
                 continue
-            written.add(id(slot))
-            answer = slot.answer
+            answer, token = slot.answer, tokens[at]
             if options is not None:
                 chances = tuple((t, round(p, 6)) for t, p, kept in zip(*options[at], strict=True) if kept)
                 if len(chances) > 1:
                     answer.branches.append((len(answer.token_ids), chances))
-            answer.token_ids.append(tokens[at])
+            answer.token_ids.append(token)
             answer.logps.append(logps[at])
             if slot.seen_V is not None:
-                slot.seen_V[tokens[at]] = True
-            if tokens[at] in self.stop:
+                slot.seen_V[token] = True
+            if token in self.stop:
                 slot.ended, answer.finish = True, "stop"
             elif len(slot.prefix) + len(answer.token_ids) == self.sampling.max_new_tokens:
                 slot.ended = True
             elif slot.watch is not None:
-                slot.watch.push(tokens[at])
-
-
-class _Batch(_Decoder):
-    """Answers decoded side by side behind shared beginnings."""
-
-    def run(self) -> None:
-        _, head, config = decoder_and_head(self.model)
-        keys, places, width = self._places(self.slots)
-        before = self.engine.read(keys, self.keep)
-        state, logits_RV = Rows(before, width), before.logits_CV.repeat_interleave(width, 0)
-        for step in range(self.longest):
-            token_R = self.draw(logits_RV, places, step)
-            alive = [slot for slot in {id(slot): slot for slot in places}.values() if not slot.ended]
-            if not alive:
-                return
-            if len(alive) <= COMPACT_BELOW * len(places):
-                keys, wanted, width = self._places(alive)
-                if len(wanted) <= COMPACT_BELOW * len(places):
-                    first = {id(slot): at for at, slot in reversed(list(enumerate(places)))}
-                    at = torch.tensor([first[id(slot)] for slot in wanted], device=token_R.device)
-                    whole = len(keys) == len(state.before.length_C)
-                    state = state.pick(None if whole else at[::width] // state.per_beginning, at, width)
-                    token_R, places = token_R[at], wanted
-            logits_RV = head_logits(head, config, state.run(self.model, token_R))
-
-    def _places(self, slots: Sequence[Slot]) -> tuple[list[tuple[Ids, Ids]], list[Slot], int]:
-        """The beginnings of some slots; the slots by beginning, repeated to fill up; the number of slots of each."""
-        groups = _by_beginning(slots)
-        width = max(map(len, groups.values()))
-        return list(groups), [s for group in groups.values() for s in group + group[:1] * (width - len(group))], width
-
-
-class _Plain(_Decoder):
-    """Answers decoded by transformers' own `generate`, with our draws: for architectures with a cache of their own."""
-
-    def run(self) -> None:
-        ids = [[*slot.prompt, *slot.prefix] for slot in self.slots]
-        width, device = max(map(len, ids)), self.model.device
-        ids_RT = torch.tensor([[*[self.pad] * (width - len(i)), *i] for i in ids], device=device)
-        mask_RT = torch.tensor([[0] * (width - len(i)) + [1] * len(i) for i in ids], device=device)
-        self.engine.counts["prefilled"] += sum(map(len, ids))
-        config = GenerationConfig(
-            max_new_tokens=self.longest, do_sample=False, eos_token_id=sorted(self.stop), pad_token_id=self.pad
-        )
-        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        # What the model's own settings ask for (many have a repetition penalty) would be added to ours.
-        own, model.generation_config = model.generation_config, GenerationConfig()
-        try:
-            model.generate(
-                input_ids=ids_RT,
-                attention_mask=mask_RT,
-                generation_config=config,
-                logits_processor=LogitsProcessorList([_OnlyDrawn(self, width)]),
-            )
-        finally:
-            model.generation_config = own
-
-
-class _OnlyDrawn(LogitsProcessor):
-    """Leaves only the drawn token of each row."""
-
-    def __init__(self, decoder: _Plain, width: int) -> None:
-        self.decoder, self.width = decoder, width
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        token_R = self.decoder.draw(scores.float(), self.decoder.slots, input_ids.shape[1] - self.width)
-        return torch.full_like(scores, float("-inf")).scatter(-1, token_R[:, None], 0.0)
+                slot.watch.push(token)

@@ -1,25 +1,20 @@
 """Log-probs of given answers over token trees: what sequences share is computed once.
 
-All sequences of a call become one tree in one row without padding. The model runs once, and the LM head runs only on
-nodes that have a token to predict. Values and gradients are those of the padded reference (`ttpa.policy.logprobs`).
-`choose_forward` checks that at run time: an architecture without plain causal attention (sliding windows, linear
-attention) keeps the padded way.
-
-A node attends to its ancestors, by the rule of `ttpa.policy.tree`. On CUDA, that is a FlexAttention block mask. On a CPU,
-the tree is cut into runs without a branching; a run attends to its ancestors and causally to itself in one call, and
-small subtrees are taken together behind one small mask.
+All sequences of a call become one tree in one row without padding. Values and gradients are those of the padded
+reference (`ttpa.policy.logprobs`); `choose_forward` checks that at run time. A node attends to its ancestors: on CUDA
+by a FlexAttention block mask, on a CPU in a few attention calls (`plan_blocks`).
 Shapes: H heads, T nodes, D head size, P nodes that the head reads, N selected tokens.
 """
 
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,20 +23,20 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from ttpa.policy.logprobs import TokenLogps, decoder_and_head, target_logps, token_logps
+from ttpa.policy.logprobs import TokenLogps, decoder_and_head, evaluating, target_logps, token_logps
 from ttpa.policy.tree import Ints, TokenRow, TokenTree, bucket_by_tokens
 
 log = logging.getLogger("ttpa")
 
 ATTENTION = "ttpa_tree"
 CALL_COST = 10_000
-"""What one more attention call costs, in query-key pairs; subtrees that cost less are computed behind one mask."""
+"""What one more attention call costs, in query-key pairs; subtrees that cost less share a masked call."""
 BY_TOKEN = ("mlp", "self_attn.q_proj", "self_attn.o_proj")
 """Parts of a layer that map each token by itself, by the names most architectures give them."""
 MOST_READ = 0.7
 """Share of the nodes above which the last layer is computed whole."""
 WORTH = 0.9
-"""Share of the padded tokens below which a tree is used. It gains nothing where rows share little and fit together."""
+"""Share of the padded tokens below which a tree is used."""
 
 Forward = Callable[..., TokenLogps]
 """(model, rows, *, pad_id, with_prompt, temperature, entropy) -> TokenLogps: `token_logps` or `tree_token_logps`."""
@@ -76,38 +71,26 @@ def tree_problem(model: Any) -> str | None:
     # Second branches of several tokens: they would feel whatever leaks from the first.
     answers = ((4, 5, 6, 5), (6, 4, 2, 1), (6, 4, 3))
     rows = [*(TokenRow((1, 2, 3), answer) for answer in answers), TokenRow((2,), (3, 1, 5))]
-    training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model):
         ours, theirs = tree_token_logps(model, rows, worth=2.0).logps_N, token_logps(model, rows, pad_id=0).logps_N
-    model.train(training)
     close = 5e-3 if next(model.parameters()).dtype == torch.float32 else 2e-2
     if not torch.allclose(ours, theirs, rtol=close, atol=close):
         return "its log-probs over a tree differ from the padded ones"
     return None
 
 
-@torch.no_grad()
 def answer_sums(
     forward: Forward, model: torch.nn.Module, groups: Sequence[Sequence[TokenRow]], *, pad_id: int, budget: int
 ) -> list[list[float]]:
-    """Summed answer log-prob of each row, in evaluation mode.
-
-    Args:
-        forward: `tree_token_logps` or `token_logps`.
-        model: Causal LM.
-        groups: Rows; those of one group share a prompt and stay in one batch.
-        pad_id: Fills padded batches.
-        budget: Tokens of a batch; groups of similar length go together.
+    """Summed answer log-prob of each row, in evaluation mode. The rows of a group stay in one batch; groups of similar
+    length share batches of `budget` tokens.
     """
-    training = model.training
-    model.eval()
     sums: list[list[float]] = [[] for _ in groups]
     for batch in bucket_by_tokens(range(len(groups)), [sum(map(len, group)) for group in groups], budget):
-        values = forward(model, [row for number in batch for row in groups[number]], pad_id=pad_id).sums().tolist()
+        with evaluating(model):
+            values = forward(model, [row for number in batch for row in groups[number]], pad_id=pad_id).sums().tolist()
         for number in batch:
             sums[number], values = values[: len(groups[number])], values[len(groups[number]) :]
-    model.train(training)
     return sums
 
 
@@ -124,19 +107,9 @@ def tree_token_logps(
     entropy: bool = False,
     worth: float = WORTH,
 ) -> TokenLogps:
-    """Log-probs of every answer token given what stands before it, in one forward over the tree of all rows.
+    """What `token_logps` gives, in one forward over the tree of all rows, for a model without a `tree_problem`.
 
-    Args:
-        model: Causal LM, plain or PEFT-wrapped, to which `tree_problem` does not object.
-        rows: Sequences; their prefixes are shared wherever they are equal.
-        pad_id: Used where the batch is not worth a tree.
-        with_prompt: Also select the prompt tokens (all but the first).
-        temperature: Divides the logits.
-        entropy: Also give entropies.
-        worth: Largest share of the padded tokens that a tree may have; 2.0 always uses the tree.
-
-    Returns:
-        Tokens in row order, then position order, as `token_logps` gives them.
+    `worth` is the largest share of the padded tokens that the tree may have: a batch that shares less is padded.
     """
     tree = TokenTree.build([[*row.prompt, *row.answer] for row in rows])
     if len(tree) > worth * len(rows) * max(map(len, rows)):
@@ -151,14 +124,11 @@ def tree_token_logps(
     answer_N = tree.depth[node_N] >= np.array([len(row.prompt) for row in rows])[row_N]
     parents_P, position_N = np.unique(tree.parent[node_N], return_inverse=True)
     order_N = np.argsort(position_N, kind="stable")  # the head walks over positions in tiles
-    place_N = np.empty_like(order_N)
-    place_N[order_N] = np.arange(len(order_N))
 
     def there(array: Any) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
-    layout = Layout.of(tree, decoder, there(parents_P))
-    with _over_trees(decoder, config, layout):
+    with _over_tree(decoder, config, Layout.of(tree, decoder, there(parents_P))):
         out = decoder(input_ids=there(tree.token)[None], position_ids=there(tree.depth)[None], use_cache=False)
     logps_N, entropy_P = target_logps(
         model,
@@ -169,15 +139,15 @@ def tree_token_logps(
         entropy=entropy,
     )
     entropy_N = None if entropy_P is None else entropy_P[there(position_N)]
-    return TokenLogps(logps_N[there(place_N)], there(row_N), there(answer_N), len(rows), len(tree), entropy_N)
+    logps_N = logps_N[there(np.argsort(order_N))]
+    return TokenLogps(logps_N, there(row_N), there(answer_N), len(rows), len(tree), entropy_N)
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One attention call: nodes [start, stop) look at `keys` (their common ancestors) and at themselves.
+class Block(NamedTuple):
+    """One attention call: nodes [start, stop) look at `keys` (their common ancestors, if any) and at themselves.
 
-    `keys` is a slice where the ancestors are contiguous. `mask` (stop - start, stop - start) says who sees whom inside;
-    None means causal. The first `skip` nodes are keys only: nobody reads what they would look at.
+    `mask` (stop - start, stop - start) says who sees whom inside; None means causal. The first `skip` nodes are keys
+    only: nobody reads what they would look at.
     """
 
     start: int
@@ -187,42 +157,38 @@ class Block:
     skip: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How the row of a forward pass is attended to: in blocks, or by a FlexAttention block mask.
-
-    In the last layer, only the nodes `read_P` matter, which the head reads; the blocks of that layer skip what they can.
-    None where skipping saves nothing.
+class Layout(NamedTuple):
+    """How a row of `size` nodes is attended to: in blocks, or by a FlexAttention block mask. `last_layer` computes only
+    the nodes `read_P`, which the head reads, and has blocks of its own; None where that saves nothing.
     """
 
-    blocks: Sequence[Block]
+    blocks: list[Block]
     flex: Any
-    read_P: Tensor | None
-    last_layer: Any
-    last_blocks: Sequence[Block]
+    size: int
+    read_P: Tensor
+    last_layer: Any = None
+    last_blocks: Sequence[Block] = ()
 
     @classmethod
     def of(cls, tree: TokenTree, decoder: Any, read_P: Tensor) -> Layout:
-        layers = getattr(decoder, "layers", None)
-        thin = layers is not None and len(read_P) <= MOST_READ * len(tree)
         flex = flex_mask(tree, read_P.device) if read_P.device.type == "cuda" else None
-        blocks = [] if flex is not None else plan_blocks(tree)
-        if not thin:
-            return cls(blocks, flex, None, None, ())
-        read = np.zeros(len(tree), bool)
-        read[read_P.cpu().numpy()] = True
-        last = []
-        for block in blocks:
-            inside = np.flatnonzero(read[block.start : block.stop])
-            last.append(replace(block, skip=int(inside[0]) if len(inside) else block.stop - block.start))
-        return cls(blocks, flex, read_P, layers[-1], last)
+        layout = cls([] if flex is not None else plan_blocks(tree), flex, len(tree), read_P)
+        if not hasattr(decoder, "layers") or len(read_P) > MOST_READ * len(tree):
+            return layout
+        read = read_P.tolist()
+        skips = [bisect_left(read, block.start) for block in layout.blocks]
+        last = [
+            block._replace(skip=min([*read[at : at + 1], block.stop]) - block.start)
+            for block, at in zip(layout.blocks, skips, strict=True)
+        ]
+        return layout._replace(last_layer=decoder.layers[-1], last_blocks=last)
 
 
 _LAYOUT: ContextVar[Layout | None] = ContextVar("tree_layout", default=None)
 
 
 @contextmanager
-def _over_trees(decoder: Any, config: Any, layout: Layout) -> Iterator[None]:
+def _over_tree(decoder: Any, config: Any, layout: Layout) -> Iterator[None]:
     """Within it, the model attends over the row; so do its layers when gradient checkpointing runs them again later."""
 
     @contextmanager
@@ -232,12 +198,14 @@ def _over_trees(decoder: Any, config: Any, layout: Layout) -> Iterator[None]:
             return
         before, token = config._attn_implementation, _LAYOUT.set(layout)
         config._attn_implementation = ATTENTION
+        hooks = _thin_last_layer(layout)
         try:
-            with _only(layout.last_layer, layout.read_P):
-                yield
+            yield
         finally:
             config._attn_implementation = before
             _LAYOUT.reset(token)
+            for hook in hooks:
+                hook.remove()
 
     def again(function: Callable[..., Any], *args: Any) -> Any:
         with attending():
@@ -255,37 +223,29 @@ def _over_trees(decoder: Any, config: Any, layout: Layout) -> Iterator[None]:
             m._gradient_checkpointing_func = run
 
 
-@contextmanager
-def _only(layer: torch.nn.Module | None, nodes_P: Tensor | None) -> Iterator[None]:
-    """Within it, what the layer does token by token is done for some nodes of the row and is zero for the others. Keys
-    and values are still computed for all. A prompt is most of a row, so this saves most of a layer.
+def _thin_last_layer(layout: Layout) -> list[Any]:
+    """Hooks with which the last layer does for `read_P` alone what it does token by token. Keys and values are still
+    computed for all. A prompt is most of a row, so this saves most of a layer.
     """
-    modules = {} if layer is None else dict(layer.named_modules())
+
+    def pick(_: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (given[0][:, layout.read_P], *given[1:])
+
+    def spread(_: Any, given: Any, out: Tensor) -> Tensor:
+        return out.new_zeros(1, layout.size, out.shape[-1]).index_copy(1, layout.read_P, out)
+
+    modules = {} if layout.last_layer is None else dict(layout.last_layer.named_modules())
     parts = [modules[name] for name in BY_TOKEN if name in modules]
-    before = [part.__dict__.get("forward") for part in parts]
-
-    def thin(whole: Callable[..., Tensor], hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        assert nodes_P is not None
-        out = whole(hidden[:, nodes_P], *args, **kwargs)
-        return out.new_zeros(1, hidden.shape[1], out.shape[-1]).index_copy(1, nodes_P, out)
-
-    for part in parts:
-        part.forward = partial(thin, part.forward)
-    try:
-        yield
-    finally:
-        for part, own in zip(parts, before, strict=True):
-            if own is None:
-                del part.forward
-            else:
-                part.forward = own
+    return [
+        hook for part in parts for hook in (part.register_forward_pre_hook(pick), part.register_forward_hook(spread))
+    ]
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
 
 
 def flex_mask(tree: TokenTree, device: torch.device) -> Any:
-    """The ancestor rule as a FlexAttention block mask over one packed row."""
+    """The ancestor rule as a FlexAttention block mask."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     # The kernel reads whole blocks of 128: what lies behind the last node is seen by nobody.
@@ -353,14 +313,7 @@ def tree_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one packed row under the ancestor rule; the signature is transformers'.
-
-    Args:
-        query: (1, H, T, D). key, value: (1, H or fewer, T, D).
-
-    Returns:
-        (1, T, H, D) and None.
-    """
+    """Attention of one packed row, (1, H, T, D) to (1, T, H, D); the signature is transformers'."""
     layout = _LAYOUT.get()
     assert layout is not None, "a forward pass over trees needs a layout"
     if layout.flex is not None:
@@ -372,21 +325,20 @@ def tree_attention(
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     outs = []
     for block in layout.last_blocks if module is getattr(layout.last_layer, "self_attn", None) else layout.blocks:
-        size, skip, mask = block.stop - block.start, block.skip, block.mask
-        if skip:
-            outs.append(query.new_zeros(1, query.shape[1], skip, value.shape[3]))
-        if skip == size:
+        start, stop, skip, mask = block.start, block.stop, block.skip, block.mask
+        outs.append(query.new_zeros(1, query.shape[1], skip, value.shape[3]))
+        if start + skip == stop:
             continue
-        k, v = key[:, :, block.start : block.stop], value[:, :, block.start : block.stop]
+        k, v = key[:, :, start:stop], value[:, :, start:stop]
         if block.keys is not None:
-            k = torch.cat([key[:, :, block.keys], k], 2)
-            v = torch.cat([value[:, :, block.keys], v], 2)
-            above = k.shape[2] - size
-            mask = _lower_right(size, above + size) if mask is None else F.pad(mask, (above, 0), value=True)
-        if skip:
-            mask = (_lower_right(size, size) if mask is None else mask)[skip:]
-        asking = query[:, :, block.start + skip : block.stop]
-        mask = None if mask is None else mask.to(query.device)
+            k, v = torch.cat([key[:, :, block.keys], k], 2), torch.cat([value[:, :, block.keys], v], 2)
+        above = k.shape[2] - (stop - start)
+        if mask is not None:
+            mask = F.pad(mask, (above, 0), value=True)
+        elif above or skip:
+            mask = _lower_right(stop - start, k.shape[2])
+        mask = None if mask is None else mask[skip:].to(query.device)
+        asking = query[:, :, start + skip : stop]
         outs.append(F.scaled_dot_product_attention(asking, k, v, mask, is_causal=mask is None, scale=scaling))
     return torch.cat(outs, 2).transpose(1, 2).contiguous(), None
 

@@ -1,15 +1,15 @@
 """Log-probs of given tokens: the LM head in tiles, and the padded forward, which is the reference for token trees.
 
-A tile's logits live only while the tile is computed and are computed again in the backward pass, so nothing of size
-tokens x vocabulary is kept. A plain linear head (nearly all are) has its backward pass written out, which walks over
-the logits three times where autograd walks over them a dozen times. Any other head (LoRA on it, a bias, scaled logits)
-goes through its own module with each tile checkpointed.
+A tile's logits are computed again in the backward pass, so nothing of size tokens x vocabulary is kept. A plain linear
+head has its backward pass written out, which walks over the logits three times where autograd does a dozen times; any
+other head (LoRA on it, a bias, scaled logits) goes through its own module with each tile checkpointed.
 Shapes: B rows, T tokens, N positions or selected tokens, M targets, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,19 @@ TILE_ELEMENTS = 1 << 22
 """Logits held at a time: 16 MiB in float32."""
 
 SCALINGS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "final_logit_softcapping")
-"""Configuration keys of what an architecture does to its logits; see `head_logits`."""
+"""Configuration keys of what an architecture does to its logits: times, divided by, times, soft cap."""
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Within it, the model is in evaluation mode and records no gradients."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
 
 
 def decoder_and_head(model: Any) -> tuple[torch.nn.Module, torch.nn.Module, object]:
@@ -34,16 +46,11 @@ def decoder_and_head(model: Any) -> tuple[torch.nn.Module, torch.nn.Module, obje
 
 def head_logits(head: torch.nn.Module, config: object, hidden_NH: Tensor) -> Tensor:
     """Float32 logits (N, V), with the scalings of Cohere, Granite, Falcon-H1 and Gemma where the config has them."""
+    scale, divisor, multiplier, cap = (getattr(config, name, None) for name in SCALINGS)
     logits = head(hidden_NH).float()
-    if scale := getattr(config, "logit_scale", None):
-        logits = logits * scale
-    if scaling := getattr(config, "logits_scaling", None):
-        logits = logits / scaling
-    if multiplier := getattr(config, "lm_head_multiplier", None):
-        logits = logits * multiplier
-    if cap := getattr(config, "final_logit_softcapping", None):
-        logits = torch.tanh(logits / cap) * cap
-    return logits
+    if (factor := (scale or 1) * (multiplier or 1) / (divisor or 1)) != 1:
+        logits = logits * factor
+    return torch.tanh(logits / cap) * cap if cap else logits
 
 
 @torch.no_grad()
@@ -69,53 +76,50 @@ class _LinearHead(torch.autograd.Function):
         temperature: float,
         entropy: bool,
     ) -> tuple[Tensor, Tensor]:
-        tile = max(1, TILE_ELEMENTS // len(weight_VH))
         total_N = hidden_NH.new_empty(len(hidden_NH), dtype=torch.float32)
         logps_M = hidden_NH.new_empty(len(position_M), dtype=torch.float32)
         entropy_N = torch.empty_like(total_N) if entropy else hidden_NH.new_empty(0)
-        for start, here in _tiles(len(hidden_NH), position_M, tile):
-            logits = (hidden_NH[start : start + tile] @ weight_VH.T).float()
-            if temperature != 1.0:
-                logits /= temperature
-            total_N[start : start + tile] = logits.logsumexp(-1)
-            logps_M[here] = logits[position_M[here] - start, token_M[here]] - total_N[position_M[here]]
+        for rows, here in _tiles(len(hidden_NH), position_M, len(weight_VH)):
+            logits = _divided(hidden_NH[rows] @ weight_VH.T, temperature)
+            total_N[rows] = logits.logsumexp(-1)
+            logps_M[here] = logits[position_M[here] - rows.start, token_M[here]] - total_N[position_M[here]]
             if entropy:
-                total_N1 = total_N[start : start + tile, None]
-                entropy_N[start : start + tile] = total_N1[:, 0] - ((logits - total_N1).exp_() * logits).sum(-1)
+                entropy_N[rows] = total_N[rows] - ((logits - total_N[rows, None]).exp_() * logits).sum(-1)
         ctx.mark_non_differentiable(entropy_N)
         ctx.save_for_backward(hidden_NH, weight_VH, position_M, token_M, total_N)
         ctx.temperature = temperature
         return logps_M, entropy_N
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         """d log p(t) / d logits = onehot(t) - softmax; several targets at one position add up."""
         grad_M = gradients[0] / ctx.temperature
         hidden_NH, weight_VH, position_M, token_M, total_N = ctx.saved_tensors
-        tile = max(1, TILE_ELEMENTS // len(weight_VH))
-        of_hidden = torch.empty_like(hidden_NH) if ctx.needs_input_grad[0] else None
+        of_hidden = torch.empty_like(hidden_NH)
         of_weight = torch.zeros_like(weight_VH) if ctx.needs_input_grad[1] else None
         mass_N = torch.zeros_like(total_N).index_add_(0, position_M, grad_M)
-        for start, here in _tiles(len(hidden_NH), position_M, tile):
-            rows = slice(start, start + tile)
-            slope = (hidden_NH[rows] @ weight_VH.T).float()
-            if ctx.temperature != 1.0:
-                slope /= ctx.temperature
+        for rows, here in _tiles(len(hidden_NH), position_M, len(weight_VH)):
+            slope = _divided(hidden_NH[rows] @ weight_VH.T, ctx.temperature)
             slope.sub_(total_N[rows, None]).exp_().mul_(-mass_N[rows, None])
-            slope.index_put_((position_M[here] - start, token_M[here]), grad_M[here], accumulate=True)
+            slope.index_put_((position_M[here] - rows.start, token_M[here]), grad_M[here], accumulate=True)
             slope = slope.to(hidden_NH.dtype)
-            if of_hidden is not None:
-                of_hidden[rows] = slope @ weight_VH
+            of_hidden[rows] = slope @ weight_VH
             if of_weight is not None:
                 of_weight.addmm_(slope.T, hidden_NH[rows])
         return of_hidden, of_weight, None, None, None, None
 
 
-def _tiles(count: int, position_M: Tensor, tile: int) -> Iterator[tuple[int, slice]]:
-    """First position of each tile, and the targets that ask there (`position_M` is ascending)."""
+def _divided(logits: Tensor, temperature: float) -> Tensor:
+    logits = logits.float()
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def _tiles(count: int, position_M: Tensor, vocab: int) -> Iterator[tuple[slice, slice]]:
+    """The positions of each tile, and the targets that ask there (`position_M` is ascending)."""
+    tile = max(1, TILE_ELEMENTS // vocab)
     edges = torch.searchsorted(position_M, torch.arange(0, count + tile, tile, device=position_M.device)).tolist()
     for number, start in enumerate(range(0, count, tile)):
-        yield start, slice(edges[number], edges[number + 1])
+        yield slice(start, start + tile), slice(edges[number], edges[number + 1])
 
 
 def target_logps(
@@ -127,58 +131,39 @@ def target_logps(
     temperature: float = 1.0,
     entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-prob of each target token at its position. Several targets may share a position (the branches behind a node);
-    its logits are computed once.
+    """Float32 log-probs (M,) of target tokens; if asked for, the entropies (N,) of all positions, without a gradient.
 
-    Args:
-        model: Causal LM, plain or PEFT-wrapped.
-        hidden_NH: Last hidden states of the positions.
-        position_M: Row of `hidden_NH` that each target is predicted from, ascending.
-        token_M: Target token ids.
-        temperature: Divides the logits.
-        entropy: Also give the entropy at each position, without a gradient.
-
-    Returns:
-        Float32 log-probs (M,), and entropies (N,) or None.
+    Target m is predicted from the last hidden state `hidden_NH[position_M[m]]`, at logits divided by the temperature.
+    Positions ascend; targets that share one (the branches behind a node) share its logits.
     """
     _, head, config = decoder_and_head(model)
     scaled = any(getattr(config, name, None) for name in SCALINGS)
     if type(head) is torch.nn.Linear and head.bias is None and not scaled:
         logps, surprises = _LinearHead.apply(hidden_NH, head.weight, position_M, token_M, temperature, entropy)
         return logps, surprises if entropy else None
-    tile = max(1, TILE_ELEMENTS // int(getattr(config, "vocab_size", 1)))
 
     def one(hidden: Tensor, position: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
         logits = head_logits(head, config, hidden) / temperature
         total = logits.logsumexp(-1)
-        logps = logits[position, token] - total[position]
-        if not entropy:
-            return logps, logps.new_empty(0)
         with torch.no_grad():
-            surprise = total - (torch.exp(logits - total[:, None]) * logits).sum(-1)
-        return logps, surprise
+            surprise = total - ((logits - total[:, None]).exp() * logits).sum(-1) if entropy else total[:0]
+        return logits[position, token] - total[position], surprise
 
-    parts = []
-    for start, here in _tiles(len(hidden_NH), position_M, tile):
-        arguments = (hidden_NH[start : start + tile], position_M[here] - start, token_M[here])
-        parts.append(checkpoint(one, *arguments, use_reentrant=False) if torch.is_grad_enabled() else one(*arguments))
-    if not parts:
-        parts = [one(hidden_NH, position_M, token_M)]
-    logps = torch.cat([part[0] for part in parts])
-    return logps, torch.cat([part[1] for part in parts]) if entropy else None
+    parts = [
+        checkpoint(one, hidden_NH[rows], position_M[here] - rows.start, token_M[here], use_reentrant=False)
+        for rows, here in _tiles(len(hidden_NH), position_M, getattr(config, "vocab_size", 1))
+    ]
+    parts = parts or [one(hidden_NH, position_M, token_M)]
+    logps, surprises = (torch.cat(part) for part in zip(*parts, strict=True))
+    return logps, surprises if entropy else None
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogps:
-    """Natural-log probabilities of selected tokens, flat over rows.
+    """Natural-log probabilities of selected tokens, flat over rows, and which tokens these are.
 
-    Attributes:
-        row_N: Row of each token.
-        is_answer_N: Tells answer tokens from prompt tokens.
-        rows: Number of rows.
-        computed: Tokens that the model was run on (padding included, shared ones once).
-        entropy_N: Entropy, in nats, of the distribution that each token was drawn from, without a gradient; None unless
-            asked for.
+    `computed` counts the tokens that the model was run on: padding included, shared ones once. `entropy_N` holds the
+    entropies, in nats, of the distributions that the tokens were drawn from, without a gradient.
     """
 
     logps_N: Tensor
@@ -194,9 +179,8 @@ class TokenLogps:
         counts_B = torch.bincount(row_N, minlength=self.rows)
         starts_B = counts_B.cumsum(0) - counts_B
         at_N = torch.arange(len(row_N), device=row_N.device) - starts_B[row_N]
-        shape = (self.rows, int(counts_B.max()) if self.rows else 0)
-        mask_BT = torch.zeros(shape, dtype=torch.bool, device=row_N.device).index_put((row_N, at_N), row_N >= 0)
-        return logps_N.new_zeros(shape).index_put((row_N, at_N), logps_N), mask_BT
+        mask_BT = torch.arange(int(counts_B.max()), device=row_N.device) < counts_B[:, None]
+        return logps_N.new_zeros(mask_BT.shape).index_put((row_N, at_N), logps_N), mask_BT
 
     def sums(self) -> Tensor:
         """Summed log-prob of each row's answer, shape (B,)."""
@@ -215,37 +199,22 @@ def token_logps(
 ) -> TokenLogps:
     """Log-probs of every answer token given what stands before it, in one forward of a padded batch.
 
-    Rows are padded on the right, so a causal model never sees the padding and needs no mask. The head runs only on the
-    selected hidden states.
-
-    Args:
-        model: Causal LM, plain or PEFT-wrapped.
-        rows: Sequences; a row with an empty answer selects nothing.
-        pad_id: Fills the right side.
-        with_prompt: Also select the prompt tokens (all but the first).
-        temperature: Divides the logits.
-        entropy: Also give entropies.
-
-    Returns:
-        Tokens in row order, then position order.
+    Rows are padded on the right, where a causal model never sees it. Tokens come in row order, then position order;
+    `with_prompt` also selects the prompt tokens (all but the first), `temperature` divides the logits.
     """
     device = next(model.parameters()).device
-    width = max(len(row) for row in rows)
-    ids_BT = torch.full((len(rows), width), pad_id)
-    wanted_BT = torch.zeros((len(rows), width), dtype=torch.bool)
+    ids_BT = torch.full((len(rows), max(map(len, rows))), pad_id)
+    wanted_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
     answer_BT = torch.zeros_like(wanted_BT)
     for number, row in enumerate(rows):
         ids_BT[number, : len(row)] = torch.tensor([*row.prompt, *row.answer])
         answer_BT[number, len(row.prompt) : len(row)] = True
-        wanted_BT[number, 1 if with_prompt else len(row.prompt) : len(row)] = True
-    wanted_BT[:, 0] = False
-    where = wanted_BT.nonzero(as_tuple=True)
-    ids_BT = ids_BT.to(device)
-    decoder, _, _ = decoder_and_head(model)
-    hidden_BTH = decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
-    row_N, at_N = (index.to(device) for index in where)
+        wanted_BT[number, 1 if with_prompt else max(1, len(row.prompt)) : len(row)] = True
+    ids_BT, answer_N = ids_BT.to(device), answer_BT[wanted_BT].to(device)
+    row_N, at_N = (index.to(device) for index in wanted_BT.nonzero(as_tuple=True))
+    hidden_BTH = decoder_and_head(model)[0](input_ids=ids_BT, use_cache=False).last_hidden_state
     hidden_NH, position_N = hidden_BTH[row_N, at_N - 1], torch.arange(len(row_N), device=device)
     logps_N, entropy_N = target_logps(
         model, hidden_NH, position_N, ids_BT[row_N, at_N], temperature=temperature, entropy=entropy
     )
-    return TokenLogps(logps_N, row_N, answer_BT[where].to(device), len(rows), ids_BT.numel(), entropy_N)
+    return TokenLogps(logps_N, row_N, answer_N, len(rows), ids_BT.numel(), entropy_N)
