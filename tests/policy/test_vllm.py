@@ -28,14 +28,14 @@ from torch import Tensor
 from ttpa.calls.syntaxes import get_syntax
 from ttpa.errors import ConfigError, DataError
 from ttpa.policy.engine import Engine, Generated, Sampling, TokenRule
+from ttpa.policy.engines import VLLMOptions
 from ttpa.policy.models import HFModel, Lora, TinyModel
 from ttpa.policy.vllm import VLLMEngine
 
 CHARS = "$~[]f()ab=12 x"  # one token a character; $ ends an answer, ~ stands for a prompt
-STOP, PROMPT = 0, 1
+STOP = 0
 BLOCK = 4  # tokens of a block of the stand-in's prefix cache
 SWITCH = "VLLM_USE_V2_MODEL_RUNNER"
-REQUEST = "ttpa_rule"
 
 
 def ids(text: str) -> list[int]:
@@ -53,42 +53,20 @@ class CharTokenizer:
 # ---- the stand-in ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(kw_only=True)
-class SamplingParams:
-    """The documented fields of vllm.SamplingParams and the checks that concern us."""
+class SamplingParams(SimpleNamespace):
+    """The fields of vllm.SamplingParams that concern us, with the documented defaults and checks."""
 
-    n: int = 1
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    ignore_eos: bool = False
-    max_tokens: int | None = 16
-    min_tokens: int = 0
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-    logprob_token_ids: list[int] | None = None
-    flat_logprobs: bool = False
-    detokenize: bool = True
-    skip_special_tokens: bool = True
-    spaces_between_special_tokens: bool = True
-    include_stop_str_in_output: bool = False
-    logit_bias: dict[int, float] | None = None
-    allowed_token_ids: list[int] | None = None
-    extra_args: dict[str, Any] | None = None
-    bad_words: list[str] | None = None
-
-    def __post_init__(self) -> None:
+    def __init__(self, **given: Any) -> None:
+        defaults: dict[str, Any] = {
+            "n": 1, "repetition_penalty": 1.0, "temperature": 1.0, "top_p": 1.0, "seed": None, "stop_token_ids": None,
+            "ignore_eos": False, "max_tokens": 16, "logprobs": None, "logprob_token_ids": None, "detokenize": True,
+            "extra_args": None,
+        }  # fmt: skip
+        assert given.keys() <= defaults.keys()
+        super().__init__(**{**defaults, **given})
         assert 0 <= self.temperature <= 2 and 0 < self.top_p <= 1 and self.repetition_penalty > 0
-        assert self.max_tokens is None or self.max_tokens >= 1
+        assert self.max_tokens >= 1
         assert self.seed is None or (type(self.seed) is int and 0 <= self.seed < 2**63)
-        assert self.logprobs is None or self.logprobs >= -1
         if self.stop_token_ids is not None:
             assert type(self.stop_token_ids) is list and all(type(token) is int for token in self.stop_token_ids)
         if self.logprob_token_ids is not None:
@@ -101,41 +79,10 @@ class SamplingParams:
 class LoRARequest:
     lora_name: str
     lora_int_id: int
-    lora_path: str = ""
-    base_model_name: str | None = None
-    tensorizer_config_dict: dict[str, Any] | None = None
-    load_inplace: bool = False
+    lora_path: str
 
     def __post_init__(self) -> None:
         assert self.lora_int_id >= 1 and self.lora_path
-
-
-@dataclass
-class Logprob:
-    logprob: float
-    rank: int | None = None
-    decoded_token: str | None = None
-
-
-@dataclass(kw_only=True)
-class CompletionOutput:
-    index: int
-    text: str
-    token_ids: Sequence[int]
-    cumulative_logprob: float | None
-    logprobs: list[dict[int, Logprob]] | None
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
-
-
-@dataclass(kw_only=True)
-class RequestOutput:
-    request_id: str
-    prompt: str | None
-    prompt_token_ids: list[int]
-    outputs: list[CompletionOutput]
-    finished: bool = True
-    num_cached_tokens: int | None = None
 
 
 class AdapterLogitsProcessor(ABC):
@@ -155,12 +102,13 @@ class Standin:
 
     probs: Callable[[str, str | None], dict[str, float]] = lambda text, lora: {"$": 1.0}
     interrupt: bool = False  # every request is put aside and taken up again before each token
-    counts_cached: bool = True
-    drops_stop: bool = False
     llms: list[LLM] = field(default_factory=list)
-    params: list[SamplingParams] = field(default_factory=list)
-    prompts: list[list[int]] = field(default_factory=list)
-    loras: list[LoRARequest | None] = field(default_factory=list)
+    requests: list[tuple[list[int], SamplingParams, LoRARequest | None]] = field(default_factory=list)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the last model was loaded with."""
+        return self.llms[-1].options
 
 
 ENGINE_ARGS = {
@@ -184,10 +132,7 @@ class LLM:
         self.max_lora_rank: int = options.get("max_lora_rank", 16)
         self.lora_on: bool = options.get("enable_lora", False)
         self.max_model_len: int | None = options.get("max_model_len")
-        self.caching: bool = options.get("enable_prefix_caching", True)
-        self.raw: bool = {"raw_logprobs": True, "processed_logprobs": False}[
-            options.get("logprobs_mode", "raw_logprobs")
-        ]
+        assert options.get("enable_prefix_caching", True) and options["logprobs_mode"] == "raw_logprobs"
         assert self.max_lora_rank in (1, 8, 16, 32, 64, 128, 256, 320, 512)
         self.processors = [self._processor(name) for name in options.get("logits_processors") or ()]
         self.runner = os.environ.get(SWITCH)
@@ -204,69 +149,49 @@ class LLM:
     def generate(
         self,
         prompts: list[dict[str, list[int]]],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: list[SamplingParams],
         *,
         use_tqdm: bool = True,
         lora_request: LoRARequest | None = None,
-        priority: list[int] | None = None,
-    ) -> list[RequestOutput]:
-        assert prompts and not use_tqdm
-        assert isinstance(sampling_params, list) and len(sampling_params) == len(prompts)
+    ) -> list[Any]:
+        assert prompts and not use_tqdm and len(sampling_params) == len(prompts)
         if lora_request is not None:
             assert self.lora_on
             config = json.loads((Path(lora_request.lora_path) / "adapter_config.json").read_text())
             assert config["r"] <= self.max_lora_rank and not config["use_dora"]
         outputs = []
-        for number, (prompt, params) in enumerate(zip(prompts, sampling_params, strict=True)):
-            assert set(prompt) == {"prompt_token_ids"} and type(prompt["prompt_token_ids"]) is list
-            self.standin.params.append(params)
-            self.standin.prompts.append(prompt["prompt_token_ids"])
-            self.standin.loras.append(lora_request)
-            outputs.append(self._request(number, prompt["prompt_token_ids"], params, lora_request))
+        for prompt, params in zip(prompts, sampling_params, strict=True):
+            ids = prompt["prompt_token_ids"]
+            self.standin.requests.append((ids, params, lora_request))
+            outputs.append(self._request(ids, params, lora_request))
         return outputs
 
-    def _cached(self, prompt: list[int], lora: LoRARequest | None) -> int | None:
+    def _cached(self, prompt: list[int], lora: LoRARequest | None) -> int:
         """Tokens found in the cache, whose keys know the adapter's number; at least one is computed."""
         keys = [(lora.lora_int_id if lora else 0, *prompt[:end]) for end in range(BLOCK, len(prompt), BLOCK)]
-        found = sum(self.caching and key in self.blocks for key in keys) * BLOCK
+        found = sum(key in self.blocks for key in keys) * BLOCK
         self.blocks |= set(keys)
-        return found if self.standin.counts_cached else None
+        return found
 
-    def _request(
-        self, number: int, prompt: list[int], params: SamplingParams, lora: LoRARequest | None
-    ) -> RequestOutput:
-        assert params.n == 1 and params.top_k == 0 and (params.logprobs or 0) <= self.max_logprobs
+    def _request(self, prompt: list[int], params: SamplingParams, lora: LoRARequest | None) -> Any:
+        assert params.n == 1 and (params.logprobs or 0) <= self.max_logprobs
         assert self.max_model_len is None or len(prompt) < self.max_model_len
         generator = torch.Generator().manual_seed(params.seed or 0)
         calls = self._calls(params)
         out: list[int] = []
-        rows: list[dict[int, Logprob]] = []
-        finish, reason = "length", None
-        while len(out) < (params.max_tokens or 1):
+        rows: list[dict[int, Any]] = []
+        while len(out) < params.max_tokens and not set(out) & set(params.stop_token_ids or []):
             calls = self._calls(params) if self.standin.interrupt else calls
             logits, raw = self._logits([*prompt, *out], lora)
             for call in calls:
                 logits = call(out, logits.clone())
             token = self._draw(logits, params, [*prompt, *out], generator)
-            if not self.raw:
-                raw = torch.log_softmax(logits / (params.temperature or 1.0), -1)
-            listed = raw.topk(params.logprobs or 0).indices.tolist()
-            listed = [token, *(params.logprob_token_ids or listed)]
-            rows.append({option: Logprob(float(raw[option])) for option in listed})
+            listed = [token, *(params.logprob_token_ids or raw.topk(params.logprobs or 0).indices.tolist())]
+            rows.append({option: SimpleNamespace(logprob=float(raw[option])) for option in listed})
             out.append(token)
-            if token in (params.stop_token_ids or []):
-                finish, reason = "stop", token
-                break
-        if reason is not None and self.standin.drops_stop:
-            del out[-1], rows[-1]
-        made = CompletionOutput(
-            index=0, text="", token_ids=tuple(out), cumulative_logprob=None,
-            logprobs=None if params.logprobs is None else rows, finish_reason=finish, stop_reason=reason,
-        )  # fmt: skip
-        return RequestOutput(
-            request_id=str(number), prompt=None, prompt_token_ids=prompt, outputs=[made],
-            num_cached_tokens=self._cached(prompt, lora),
-        )  # fmt: skip
+        finish = "stop" if out[-1] in (params.stop_token_ids or []) else "length"
+        made = SimpleNamespace(token_ids=tuple(out), logprobs=rows, finish_reason=finish)
+        return SimpleNamespace(prompt_token_ids=prompt, outputs=[made], num_cached_tokens=self._cached(prompt, lora))
 
     def _calls(self, params: SamplingParams) -> list[Callable[..., Tensor]]:
         """The request's logits processors of this step's batch; greedy requests skip those that say they may."""
@@ -309,7 +234,7 @@ PACKAGE = {
 
 @pytest.fixture
 def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
-    """Puts the package where imports find it; the tokenizer that its workers load is the one of the tests."""
+    """Puts the package where imports find it."""
     for name, attributes in PACKAGE.items():
         module = ModuleType(name)
         vars(module).update(attributes)
@@ -337,7 +262,6 @@ def tokenizers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
 
 # ---- policies -------------------------------------------------------------------------------------------------------
 
-
 SPEC = HFModel(
     name="org/base", max_tokens=64, syntax="python_compact", template="compact", revision="abc", dtype="bfloat16",
     quantization=None, lora=None,
@@ -346,18 +270,20 @@ TINY = TinyModel(
     hidden=16, layers=1, heads=2, feed_forward=24, vocab=300, max_tokens=64, dtype="float32", syntax="python_compact",
     template="compact",
 )  # fmt: skip
+GREEDY = Sampling(max_new_tokens=12, temperature=0.0)
 
 
 def adapted(r: int = 16, dora: bool = False, **fields: Any) -> HFModel:
     return replace(SPEC, lora=Lora(r=r, alpha=32, target_modules="all-linear", dora=dora), **fields)
 
 
-def saved(folder: Path, spec: HFModel | TinyModel, adapter: bool = False) -> Path:
-    """A policy folder as `Policy.save` lays it out; an adapter without weights."""
+def saved(folder: Path, spec: HFModel | TinyModel) -> Path:
+    """A policy folder as `Policy.save` lays it out, without weights."""
     folder.mkdir(parents=True)
-    full = not (isinstance(spec, HFModel) and spec.lora)
-    (folder / "policy.json").write_text(json.dumps({"spec": spec.to_json(), "full": full}))
-    return write_adapter(folder / "adapter").parent if adapter else folder
+    (folder / "policy.json").write_text(json.dumps({"spec": spec.to_json(), "full": spec.lora is None}))
+    if spec.lora is not None:
+        write_adapter(folder / "adapter")
+    return folder
 
 
 def write_adapter(folder: Path) -> Path:
@@ -366,22 +292,13 @@ def write_adapter(folder: Path) -> Path:
     return folder
 
 
-@dataclass
-class LightPolicy:
-    """What the engine asks of a policy, without weights."""
-
-    spec: HFModel | TinyModel = SPEC
-    folder: Path | None = None
-    renderer: Any = field(
-        default_factory=lambda: SimpleNamespace(
-            tokenizer=CharTokenizer(), stop_ids=(STOP,), syntax=get_syntax("python_compact")
-        )
-    )
-
-
-def engine(policy: LightPolicy | None = None, **options: Any) -> VLLMEngine:
-    plain = {"tensor_parallel_size": 1, "max_model_len": None, "rules": True}
-    return VLLMEngine(policy=policy or LightPolicy(), rows=8, gpu_memory_utilization=0.5, **{**plain, **options})
+def engine(spec: HFModel | TinyModel = SPEC, folder: Path | None = None, **options: Any) -> Any:
+    """The engine of the option, for a policy without weights."""
+    plain = {"tensor_parallel_size": 1, "max_model_len": None, "rules": True, "gpu_memory_utilization": 0.5}
+    syntax = get_syntax("python_compact")
+    renderer = SimpleNamespace(tokenizer=CharTokenizer(), stop_ids=(STOP,), syntax=syntax)
+    policy = SimpleNamespace(spec=spec, lora=spec.lora, folder=folder, renderer=renderer)
+    return VLLMOptions(rows=8, **{**plain, **options})(policy)
 
 
 def ask(made: VLLMEngine, sampling: Sampling, n: int = 1, seed: str = "s", prompt: str = "~", prefix: str = "") -> Any:
@@ -394,95 +311,77 @@ def text_of(answer: Generated) -> str:
     return "".join(CHARS[token] for token in answer.token_ids)
 
 
-GREEDY = Sampling(max_new_tokens=12, temperature=0.0)
-
 # ---- what is loaded -------------------------------------------------------------------------------------------------
 
 
 def test_a_base_model_is_loaded_by_name_and_revision(standin: Standin) -> None:
     made = engine(rules=False)
     assert isinstance(made, Engine)
-    assert standin.llms[0].options == {
-        "model": "org/base",
-        "tokenizer": "org/base",
-        "revision": "abc",
-        "tokenizer_revision": "abc",
-        "dtype": "bfloat16",
-        "seed": 0,
-        "tensor_parallel_size": 1,
-        "gpu_memory_utilization": 0.5,
-        "max_model_len": 64,
-        "enable_prefix_caching": True,
-        "generation_config": "vllm",
-        "logprobs_mode": "raw_logprobs",
+    assert standin.options == {
+        "model": "org/base", "tokenizer": "org/base", "revision": "abc", "tokenizer_revision": "abc",
+        "dtype": "bfloat16", "seed": 0, "tensor_parallel_size": 1, "gpu_memory_utilization": 0.5, "max_model_len": 64,
+        "enable_prefix_caching": True, "generation_config": "vllm", "logprobs_mode": "raw_logprobs",
         "max_logprobs": 128,
-    }
+    }  # fmt: skip
     assert standin.llms[0].runner is None
     ask(made, GREEDY)
-    assert standin.loras == [None]
+    assert standin.requests[0][2] is None
 
 
-def test_options_reach_vllm(standin: Standin) -> None:
-    engine(LightPolicy(spec=adapted(9)), max_model_len=99, tensor_parallel_size=2)
-    options = standin.llms[0].options
-    assert (options["max_model_len"], options["tensor_parallel_size"]) == (99, 2)
-    assert (options["enable_lora"], options["max_lora_rank"], options["max_loras"]) == (True, 16, 1)
-    assert options["logits_processors"] == ["ttpa.policy.vllm_rule:RuleProcessor"]
-    assert options["async_scheduling"] is False
-    assert standin.llms[0].runner == "0"
+@pytest.mark.parametrize(
+    ("spec", "options", "expected"),
+    [
+        (adapted(9), {"max_model_len": 99}, {"max_model_len": 99, "max_lora_rank": 16, "max_loras": 1}),
+        (adapted(17), {}, {"enable_lora": True, "max_lora_rank": 32}),
+        (adapted(), {"tensor_parallel_size": 2}, {"tensor_parallel_size": 2, "async_scheduling": False}),
+        (adapted(), {}, {"logits_processors": ["ttpa.policy.vllm_rule:RuleProcessor"]}),
+        (adapted(quantization="nf4", revision=None), {}, {"quantization": "bitsandbytes"}),
+    ],
+)
+def test_options_reach_vllm(standin: Standin, spec: HFModel, options: Any, expected: dict[str, Any]) -> None:
+    engine(spec, **options)
+    assert standin.options.items() >= expected.items() and standin.llms[0].runner == "0"
+    assert ("revision" in standin.options) == (spec.revision is not None)
 
 
 @pytest.mark.parametrize("spec", [TINY, SPEC], ids=["tiny", "hf"])
 def test_full_weights_are_served_from_their_folder(standin: Standin, tmp_path: Path, spec: HFModel | TinyModel) -> None:
     folder = saved(tmp_path / "policy", spec)
-    engine(LightPolicy(spec=spec, folder=folder), rules=False)
-    options = standin.llms[0].options
-    assert (options["model"], options["tokenizer"]) == (str(folder / "model"), str(folder / "tokenizer"))
-    assert options["dtype"] == spec.dtype
-    assert not {"revision", "tokenizer_revision", "enable_lora"} & set(options)
+    engine(spec, folder, rules=False)
+    assert standin.options["model"] == str(folder / "model") and standin.options["dtype"] == spec.dtype
+    assert standin.options["tokenizer"] == str(folder / "tokenizer")
+    assert not {"revision", "tokenizer_revision", "enable_lora"} & set(standin.options)
 
 
 def test_an_adapter_goes_onto_the_base_model(standin: Standin, tmp_path: Path) -> None:
-    folder = saved(tmp_path / "policy", adapted(17), adapter=True)
-    ask(engine(LightPolicy(adapted(17), folder)), GREEDY)
-    options = standin.llms[0].options
-    assert (options["model"], options["revision"]) == ("org/base", "abc")
-    assert options["tokenizer"] == str(folder / "tokenizer") and "tokenizer_revision" not in options
-    assert (options["enable_lora"], options["max_lora_rank"]) == (True, 32)
-    (lora,) = standin.loras
+    folder = saved(tmp_path / "policy", adapted())
+    ask(engine(adapted(), folder), GREEDY)
+    assert (standin.options["model"], standin.options["revision"]) == ("org/base", "abc")
+    assert standin.options["tokenizer"] == str(folder / "tokenizer") and "tokenizer_revision" not in standin.options
+    ((_, _, lora),) = standin.requests
     assert lora is not None and (lora.lora_int_id, lora.lora_path) == (1, str(folder / "adapter"))
-
-
-@pytest.mark.parametrize("spec", [adapted(513), adapted(dora=True)], ids=["rank", "dora"])
-def test_adapters_that_vllm_does_not_serve_are_refused(standin: Standin, spec: HFModel) -> None:
-    with pytest.raises(ConfigError, match=r"model\.lora=.*plain adapters up to rank 512\. Use engine=hf"):
-        engine(LightPolicy(spec))
-    assert not standin.llms
 
 
 def test_a_saved_policy_is_found_as_it_was_saved(standin: Standin, tmp_path: Path, tiny_policy: Any) -> None:
     tiny_policy.save(tmp_path)
-    engine(LightPolicy(spec=tiny_policy.spec, folder=tmp_path))
-    options = standin.llms[0].options
-    assert (Path(options["model"]) / "config.json").is_file()
-    assert (Path(options["tokenizer"]) / "tokenizer.json").is_file()
+    engine(tiny_policy.spec, tmp_path)
+    assert (Path(standin.options["model"]) / "config.json").is_file()
+    assert (Path(standin.options["tokenizer"]) / "tokenizer.json").is_file()
 
 
-def test_a_four_bit_base_is_quantised_by_vllm(standin: Standin) -> None:
-    spec = adapted(quantization="nf4", revision=None)
-    engine(LightPolicy(spec=spec))
-    assert standin.llms[0].options["quantization"] == "bitsandbytes"
-    assert "revision" not in standin.llms[0].options
-
-
-def test_what_vllm_cannot_load_is_refused(standin: Standin, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="small model is not saved yet"):
-        engine(LightPolicy(spec=TINY))
-    with pytest.raises(DataError, match=r"nowhere: no policy\.json .*Give the folder of a trained stage"):
-        engine(LightPolicy(folder=tmp_path / "nowhere"))
-
-
-# ---- the package ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("spec", "folder", "error"),
+    [
+        (adapted(513), None, r"model\.lora=.*plain adapters up to rank 512\. Use engine=hf"),
+        (adapted(dora=True), None, r"model\.lora=.*plain adapters"),
+        (TINY, None, "small model is not saved yet"),
+        (SPEC, Path("nowhere"), r"nowhere: no policy\.json .*Give the folder of a trained stage"),
+    ],
+)
+def test_what_vllm_cannot_serve_is_refused(standin: Standin, spec: Any, folder: Path | None, error: str) -> None:
+    with pytest.raises((ConfigError, DataError), match=error):
+        engine(spec, folder)
+    assert not standin.llms
 
 
 def test_a_missing_package_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -504,11 +403,9 @@ def test_a_switch_set_by_the_user_is_respected(standin: Standin, monkeypatch: py
     with pytest.raises(ConfigError, match=rf"{SWITCH}=1: .* engine\.rules=false"):
         engine()
     made = engine(rules=False)
-    assert os.environ[SWITCH] == "1"
-    assert not {"logits_processors", "async_scheduling"} & set(standin.llms[0].options)
-    rule = TokenRule(k=2, delta=0.1, draw="uniform", span="everywhere")
+    assert os.environ[SWITCH] == "1" and not {"logits_processors", "async_scheduling"} & set(standin.options)
     with pytest.raises(ConfigError, match=r"engine\.rules=False: .* Set engine\.rules=true"):
-        ask(made, Sampling(max_new_tokens=2, rule=rule))
+        ask(made, rule())
 
 
 # ---- answers --------------------------------------------------------------------------------------------------------
@@ -530,26 +427,17 @@ def test_greedy_answers_end_with_the_stop_token_and_carry_log_probs(standin: Sta
     assert (text_of(answer), answer.finish, answer.branches) == ("ab$", "stop", [])
     assert answer.logps == pytest.approx([math.log(0.75)] * 3, abs=1e-6)
     assert made.counts == {"prefilled": 1, "generated": 3}
-
-
-def test_a_stop_token_that_vllm_leaves_out_is_put_back(standin: Standin) -> None:
-    standin.probs = spelled("ab$")
-    standin.drops_stop = True
-    (answer,) = ask(engine(), GREEDY)
-    assert (text_of(answer), answer.finish) == ("ab$", "stop")
-    assert answer.logps == pytest.approx([math.log(0.75)] * 3, abs=1e-6)
+    assert ask(made, replace(GREEDY, max_new_tokens=2))[0].finish == "length"
 
 
 def test_a_request_says_how_to_draw_and_nothing_else(standin: Standin) -> None:
     sampling = Sampling(max_new_tokens=3, temperature=1.5, top_p=0.9, repetition_penalty=0.75)
     ask(engine(), sampling, seed="seed 7")
     digest = hashlib.sha256(b"seed 7\x1f0").hexdigest()
-    assert standin.params == [
-        SamplingParams(
-            temperature=1.5, top_p=0.9, repetition_penalty=0.75, seed=int(digest[:16], 16) // 2, max_tokens=3,
-            stop_token_ids=[STOP], ignore_eos=True, logprobs=0, detokenize=False,
-        )
-    ]  # fmt: skip
+    assert standin.requests[0][1] == SamplingParams(
+        temperature=1.5, top_p=0.9, repetition_penalty=0.75, seed=int(digest[:16], 16) // 2, max_tokens=3,
+        stop_token_ids=[STOP], ignore_eos=True, logprobs=0, detokenize=False,
+    )  # fmt: skip
 
 
 def test_log_probs_are_those_of_the_model_before_the_temperature(standin: Standin) -> None:
@@ -559,37 +447,27 @@ def test_log_probs_are_those_of_the_model_before_the_temperature(standin: Standi
     assert found == pytest.approx({"a": math.log(0.8), "b": math.log(0.2)}, abs=1e-6)
 
 
-def test_answers_come_back_in_the_order_of_the_prompts(standin: Standin) -> None:
-    standin.probs = lambda text, lora: {{"a": "1", "b": "2"}.get(text, "$"): 1.0}
-    found = engine().generate([ids("~b"), ids("~a")], 2, GREEDY, ["s", "s"])
-    assert [[text_of(answer) for answer in row] for row in found] == [["2$", "2$"], ["1$", "1$"]]
-    assert engine().generate([], 2, GREEDY, []) == []
-
-
-def test_prefixes_continue_and_are_not_part_of_the_answer(standin: Standin) -> None:
+def test_answers_come_in_the_order_of_the_prompts_and_leave_out_prefixes(standin: Standin) -> None:
     standin.probs = spelled("abab$")
     made = engine()
-    rows = made.generate([ids("~"), ids("~")], 1, GREEDY, ["s", "s"], [ids("aba"), ()])
-    assert [text_of(row[0]) for row in rows] == ["b$", "abab$"]
-    assert standin.prompts == [ids("~aba"), ids("~")]
-    assert made.counts == {"prefilled": 5, "generated": 7}
+    rows = made.generate([ids("~"), ids("~")], 2, GREEDY, ["s", "s"], [ids("aba"), ()])
+    assert [[text_of(answer) for answer in row] for row in rows] == [["b$"] * 2, ["abab$"] * 2]
+    assert [prompt for prompt, _, _ in standin.requests] == [ids("~aba")] * 2 + [ids("~")] * 2
+    assert made.counts == {"prefilled": 10, "generated": 14}
+    assert made.generate([], 2, GREEDY, []) == []
 
 
 def test_tokens_found_in_the_prefix_cache_are_not_counted(standin: Standin) -> None:
-    standin.probs = lambda text, lora: {"$": 1.0}
     made = engine()
     ask(made, GREEDY, n=3, prompt="~~~~~~")
     assert made.counts == {"prefilled": 6 + 2 + 2, "generated": 3}
-    standin.counts_cached = False
-    ask(made, GREEDY, prompt="~~~~~~")
-    assert made.counts == {"prefilled": 16, "generated": 4}
 
 
 def test_a_prompt_without_room_for_an_answer_is_refused(standin: Standin) -> None:
     made = engine(max_model_len=8)
     with pytest.raises(ConfigError, match=r"engine\.max_model_len=8: a prompt has 8 tokens"):
         ask(made, GREEDY, prompt="~" * 7, prefix="a")
-    assert not standin.prompts
+    assert not standin.requests
     ask(made, GREEDY, prompt="~" * 7)
 
 
@@ -599,14 +477,8 @@ def test_next_log_probs_are_under_the_full_softmax(standin: Standin) -> None:
     rows = made.next_logps([ids("~x"), ids("~")], ids("ba2b"))
     assert [math.exp(p) for p in rows[0]] == pytest.approx([0.2, 0.5, 1e-9, 0.2], abs=1e-7)
     assert math.exp(rows[1][0]) == pytest.approx(1.0, abs=1e-6)
-    assert made.counts == {"prefilled": 3, "generated": 0}
-    assert all((params.temperature, params.max_tokens) == (0.0, 1) for params in standin.params)
-    assert made.next_logps([], [1]) == []
-
-
-def test_log_probs_of_given_answers_are_left_to_others(standin: Standin) -> None:
-    assert engine().answer_logps(ids("~"), [ids("a$")]) is None
-    assert not standin.prompts
+    assert made.counts == {"prefilled": 3, "generated": 0} and made.next_logps([], [1]) == []
+    assert made.answer_logps(ids("~"), [ids("a$")]) is None
 
 
 # ---- rules ----------------------------------------------------------------------------------------------------------
@@ -648,7 +520,7 @@ def test_a_rule_acts_inside_calls_and_is_greedy_elsewhere(standin: Standin, toke
         [0.52, 0.9, 0.5, 0.95, 0.6, 0.95, 0.4, 0.95, 0.95, 0.51], abs=1e-6
     )
     assert tokenizers == [("org/base", "abc")]  # once, however many requests
-    params = standin.params[0]
+    params = standin.requests[0][1]
     assert (params.temperature, params.top_p, params.repetition_penalty, params.logprobs) == (1.0, 1.0, 1.0, 3)
 
 
@@ -676,51 +548,47 @@ def test_everywhere_means_outside_calls_too(standin: Standin, tokenizers: list[A
 
 
 @pytest.mark.parametrize(
-    ("draw", "inside", "delta", "expected"),
+    ("draw", "delta", "expected"),
     [
-        ("uniform", True, 0.2, {"f": 0.5, "a": 0.5}),
-        ("renormalised", True, 0.2, {"f": 10 / 19, "a": 9 / 19}),
-        ("uniform", True, 1.0, {"f": 1 / 3, "a": 1 / 3, "b": 1 / 3}),
-        ("uniform", True, 0.01, {"f": 1.0}),
-        ("renormalised", False, 1.0, {"f": 1.0}),
+        ("uniform", 0.2, {"f": 0.5, "a": 0.5}),
+        ("renormalised", 0.2, {"f": 10 / 19, "a": 9 / 19}),
+        ("uniform", 1.0, {"f": 1 / 3, "a": 1 / 3, "b": 1 / 3}),
+        ("uniform", 0.01, {"f": 1.0}),
     ],
 )
 def test_what_is_left_is_what_the_rule_draws_from(
-    standin: Standin, draw: str, inside: bool, delta: float, expected: dict[str, float]
+    standin: Standin, draw: str, delta: float, expected: dict[str, float]
 ) -> None:
     module = importlib.import_module("ttpa.policy.vllm_rule")
-    logits_V = torch.full((len(CHARS),), -9.0)
+    logits_V = torch.full((len(CHARS),), -9.0, dtype=torch.bfloat16)
     for char, p in {"f": 0.5, "a": 0.45, "b": 0.05}.items():
         logits_V[CHARS.index(char)] = math.log(p) + 5.0
-    left_V = module.only_candidates(logits_V, TokenRule(k=3, delta=delta, draw=draw, span="call"), inside)
-    probs = torch.softmax(left_V, -1).tolist()
-    assert {CHARS[token]: p for token, p in enumerate(probs) if p} == pytest.approx(expected, abs=1e-6)
+    args = module.rule_args(TokenRule(k=3, delta=delta, draw=draw, span="everywhere"), (), "json", "t", None)
+    left_V = module.RuleProcessor({}, torch.device("cpu"), False).new_req_logits_processor(
+        SamplingParams(extra_args=args)
+    )([], logits_V)
+    probs = torch.softmax(left_V.float(), -1).tolist()
+    assert {CHARS[token]: p for token, p in enumerate(probs) if p} == pytest.approx(expected, abs=0.01)
     assert left_V.dtype == logits_V.dtype
 
 
 def test_a_placeholder_for_a_token_is_not_read_as_one(standin: Standin, tokenizers: list[Any]) -> None:
     module = importlib.import_module("ttpa.policy.vllm_rule")
-    args = module.rule_args(
-        TokenRule(k=2, delta=0.1, draw="uniform", span="call"), prefix=(), syntax="json", tokenizer="t", revision=None
-    )
+    args = module.rule_args(TokenRule(k=2, delta=0.1, draw="uniform", span="call"), (), "json", "t", None)
     with pytest.raises(RuntimeError, match="async_scheduling off"):
-        module.RuleRequest(args[REQUEST])([5, -1], torch.zeros(len(CHARS)))
-
-
-# ---- adapters in training -------------------------------------------------------------------------------------------
+        module.RuleRequest(args[module.KEY])([5, -1], torch.zeros(len(CHARS)))
 
 
 def test_an_adapter_in_training_replaces_the_one_before(standin: Standin, tmp_path: Path) -> None:
+    """Each number is new to the prefix cache, so that no prompt is read with older weights."""
     standin.probs = lambda text, lora: {("a" if lora is None else "1" if "first" in lora else "2"): 1.0}
-    made = engine(LightPolicy(adapted()))
+    made = engine(adapted())
     first, second = (write_adapter(tmp_path / name) for name in ("first", "second"))
     sampling = Sampling(max_new_tokens=1, temperature=0.0)
     texts = [text_of(ask(made, sampling, prompt="~~~~~~")[0])]
     for folder in (first, second, second):
         made.use_adapter(folder)
         texts.append(text_of(ask(made, sampling, prompt="~~~~~~")[0]))
-    assert texts == ["a", "1", "2", "2"]
-    assert [lora and lora.lora_int_id for lora in standin.loras] == [None, 1, 2, 3]
-    assert len({lora.lora_name for lora in standin.loras if lora}) == 3
-    # Each number is new to the prefix cache, so that no prompt is read with older weights.
-    assert made.counts["prefilled"] == 4 * 6
+    assert texts == ["a", "1", "2", "2"] and made.counts["prefilled"] == 4 * 6
+    assert [lora and lora.lora_int_id for _, _, lora in standin.requests] == [None, 1, 2, 3]
+    assert len({lora.lora_name for _, _, lora in standin.requests if lora}) == 3

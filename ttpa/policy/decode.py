@@ -1,19 +1,18 @@
 """The `hf` engine: batched decoding with a transformers model in this process.
 
-Every distinct beginning (prompt and prefix) is computed once, and its answers attend to one copy of its keys and values.
-Answers leave the batch as they end. Prompts asked with prefixes (a tree search does that) are kept between calls. An
-architecture without plain causal attention runs through transformers' own `generate`, with the same draws.
-
-Shapes: C beginnings (padded on the right), M answers a beginning, R = C * M rows (beginning-major), H heads, J key-value
-heads, G = H / J, D head size, S slots of a beginning, L new tokens, V vocabulary.
+Every distinct beginning (prompt and prefix) is computed once, and its answers attend to one copy of its keys and
+values. Answers leave the batch as they end. Prompts asked with prefixes (by a tree search) are kept between calls.
+An architecture without plain causal attention runs through transformers' own `generate`, with the same draws.
+Shapes: C beginnings (padded on the right), M answers a beginning, R = C * M rows (beginning-major), H heads, J heads of
+keys and values, G = H / J, D head size, S slots of a beginning, L new tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -23,15 +22,13 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, GenerationConfig, LogitsProcessorList
 from transformers.masking_utils import AttentionMaskInterface
 
-from ttpa.policy.draw import Drawn, draw
+from ttpa.policy.draw import draw
 from ttpa.policy.engine import Generated, Ids, Sampling, key_of
-from ttpa.policy.forward import tree_problem, tree_token_logps
+from ttpa.policy.forward import choose_forward, tree_token_logps
 from ttpa.policy.logprobs import decoder_and_head, evaluating, head_logits, token_logps
 from ttpa.policy.policy import Policy
 from ttpa.policy.tree import TokenRow, bucket_by_tokens
 from ttpa.prompts import CallWatch
-
-log = logging.getLogger("ttpa")
 
 PREFILL_TOKENS = 8_192
 """Padded prompt tokens of one forward."""
@@ -45,14 +42,18 @@ Beginning = tuple[Ids, Ids]
 
 @dataclass(kw_only=True)
 class HFEngine:
-    """Decodes `rows` answers side by side, and keeps the keys and values of `kept_tokens` prompt tokens for searches."""
+    """Decodes with a transformers model; see `ttpa.policy.engines.HFOptions` for the options."""
 
     policy: Policy
     rows: int
     kept_tokens: int = 65_536
     counts: dict[str, int] = field(default_factory=lambda: {"prefilled": 0, "generated": 0})
     _kept: dict[Ids, Beginnings] = field(default_factory=dict)
-    _plain: bool | None = None
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the architecture has no plain causal attention."""
+        return choose_forward(self.policy.model, "tree") is token_logps
 
     def generate(
         self, prompts: Sequence[Ids], n: int, sampling: Sampling, seeds: Sequence[str], prefixes: Sequence[Ids] = ()
@@ -64,7 +65,7 @@ class HFEngine:
             for prompt, start, seed in zip(prompts, starts, seeds, strict=True)
             for candidate in range(n)
         ]
-        plain = self._generates_plainly()
+        plain = self.plain
         with evaluating(self.policy.model):
             for batch in self._batches([slot for slot in slots if len(slot.prefix) < sampling.max_new_tokens]):
                 decoding = _Decoding(self, batch, sampling)
@@ -82,7 +83,7 @@ class HFEngine:
         """See `ttpa.policy.engine.Engine.answer_logps`; one forward over the tree that prompt and answers are."""
         model, pad = self.policy.model, self.policy.renderer.pad_id
         rows = [TokenRow(prompt, answer) for answer in answers]
-        plain = self._generates_plainly()
+        plain = self.plain
         with evaluating(model):
             found = token_logps(model, rows, pad_id=pad) if plain else tree_token_logps(model, rows, worth=2.0)
         flat, ends = found.logps_N.tolist(), accumulate(map(len, answers), initial=0)
@@ -91,15 +92,6 @@ class HFEngine:
     def reset(self) -> None:
         """See `ttpa.policy.engine.Engine.reset`."""
         self._kept.clear()
-
-    def _generates_plainly(self) -> bool:
-        if self._plain is None:
-            problem = tree_problem(self.policy.model)
-            self._plain = problem is not None
-            if problem is not None:
-                name = type(self.policy.model).__name__
-                log.warning("%s: %s; decoding uses transformers' generate, a prompt for each answer", name, problem)
-        return self._plain
 
     def _batches(self, slots: Sequence[Slot]) -> Iterator[list[Slot]]:
         """At most `rows` places a batch, where each beginning takes as many places as the one with the most slots."""
@@ -124,7 +116,8 @@ class HFEngine:
         missing = [ids for ids in prompts if ids not in found]
         for batch in bucket_by_tokens(range(len(missing)), [len(ids) for ids in missing], PREFILL_TOKENS):
             some = [missing[k] for k in batch]
-            found |= zip(some, self._extended(Beginnings(), some).apart(), strict=True)
+            empty = torch.zeros(len(some), dtype=torch.long, device=self.policy.model.device)
+            found |= zip(some, self._extended(Beginnings([], empty, empty), some).apart(), strict=True)
         if keep:
             for ids in prompts:
                 self._kept[ids] = self._kept.pop(ids, found[ids])  # the last one used is the last one to go
@@ -135,15 +128,14 @@ class HFEngine:
         return self._extended(whole, prefixes) if any(prefixes) else whole
 
     def _extended(self, state: Beginnings, ids: Sequence[Ids]) -> Beginnings:
-        """Beginnings (none for the first tokens of all) with more tokens behind each; some may get none."""
-        device = self.policy.model.device
+        """Beginnings (empty for the first tokens of all) with more tokens behind each; some may get none."""
+        model, device = self.policy.model, state.length_C.device
         size_C, width = torch.tensor([len(part) for part in ids], device=device), max(map(len, ids))
         ids_CL = torch.tensor([[*part, *[self.policy.renderer.pad_id] * (width - len(part))] for part in ids])
-        if not state.cache:
-            state.length_C = torch.zeros_like(size_C)
-        hidden_CLE = state.run(self.policy.model, ids_CL.to(device))
+        state.place_CL = state.length_C[:, None] + torch.arange(width, device=device)
+        hidden_CLE = _run(model, state, ids_CL.to(device), state.place_CL)
         self.counts["prefilled"] += sum(map(len, ids))
-        _, head, config = decoder_and_head(self.policy.model)
+        _, head, config = decoder_and_head(model)
         some = size_C.nonzero()[:, 0]
         logits_SV = head_logits(head, config, hidden_CLE[some, size_C[some] - 1])
         if len(some) < len(ids):
@@ -151,19 +143,14 @@ class HFEngine:
         return Beginnings(state.cache, state.length_C + size_C, logits_SV)
 
 
-# --- attention -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(slots=True)
 class Beginnings:
-    """What is kept of C token sequences: `cache` holds keys and values of each layer in turn, (C, J, S, D); lengths (C,);
-    next logits (C, V).
-    """
+    """What is kept of C token sequences: keys and values of each layer in turn (C, J, S, D), and the next logits."""
 
-    cache: list[Tensor] = field(default_factory=list)
-    length_C: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
-    logits_CV: Tensor = field(default_factory=lambda: torch.empty(0))
-    _place_CL: Tensor = field(default_factory=lambda: torch.empty(0))
+    cache: list[Tensor]
+    length_C: Tensor
+    logits_CV: Tensor
+    place_CL: Tensor = field(init=False)  # of the tokens that are computed
 
     def apart(self) -> list[Beginnings]:
         """Each by itself, without its padding; copies, so that none holds the others in memory."""
@@ -187,20 +174,11 @@ class Beginnings:
             torch.cat([part.logits_CV for part in parts]),
         )
 
-    def pick(self, which: Tensor) -> Beginnings:
-        """Some of them."""
-        return Beginnings([x[which] for x in self.cache], self.length_C[which], self.logits_CV[which])
-
-    def run(self, model: Any, ids_CL: Tensor) -> Tensor:
-        """Runs the model over new tokens of each; last hidden states. Lengths and logits are the caller's to set."""
-        self._place_CL = self.length_C[:, None] + torch.arange(ids_CL.shape[1], device=ids_CL.device)
-        return _run(model, self, ids_CL, self._place_CL)
-
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Attention of the new tokens, (C, H, L, D), to what stands before them. Padding is behind all real tokens, so
         none of these sees it.
         """
-        places, at, mask = self._place_CL, 2 * layer, None
+        places, at, mask = self.place_CL, 2 * layer, None
         if at == len(self.cache):  # the first tokens of all
             self.cache += [key, value]
         else:
@@ -217,24 +195,17 @@ class Beginnings:
 
 @dataclass(slots=True)
 class Rows:
-    """Answers in the making, M behind each beginning. `cache` holds their own keys and values, (R, J, T, D), by layer."""
+    """Answers in the making, M behind each beginning; `cache` holds their own keys and values in the same order."""
 
     before: Beginnings
     per_beginning: int
     cache: list[Tensor] = field(default_factory=list)
-    used: int = 0
-    _closed: Tensor | None = None
+    closed: Tensor | None = field(init=False)
 
     def __post_init__(self) -> None:
         places = torch.arange(self.before.cache[0].shape[2], device=self.before.length_C.device)
         closed_CS = places >= self.before.length_C[:, None]
-        self._closed = closed_CS[:, None, None] if bool(closed_CS.any()) else None
-
-    def run(self, model: Any, token_R: Tensor) -> Tensor:
-        """Runs the model over one more token of each row; last hidden states (R, E)."""
-        places_R1 = (self.before.length_C + self.used).repeat_interleave(self.per_beginning)[:, None]
-        self.used += 1
-        return _run(model, self, token_R[:, None], places_R1)[:, -1]
+        self.closed = closed_CS[:, None, None] if bool(closed_CS.any()) else None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Attention of one new token a row, (R, H, 1, D), under one softmax over beginning and own tokens. One matrix
@@ -257,8 +228,8 @@ class Rows:
 
         query = (query * scale).reshape(R, J, G, D)
         far = by_beginning(query) @ self.before.cache[at].mT
-        if self._closed is not None:
-            far = far.masked_fill_(self._closed, float("-inf"))
+        if self.closed is not None:
+            far = far.masked_fill_(self.closed, float("-inf"))
         near = by_beginning(query @ own_key.mT)
         weights = torch.softmax(torch.cat([far, near], -1), -1)
         far, near = weights.split([far.shape[-1], near.shape[-1]], -1)
@@ -293,9 +264,6 @@ def _attention(
 AttentionInterface.register(ATTENTION, _attention)
 # Who sees whom is decided here: transformers makes no mask.
 AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)
-
-
-# --- decoding --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -344,15 +312,17 @@ class _Decoding:
             if not alive:
                 return
             if len(alive) <= COMPACT_BELOW * len(places):
-                keys, wanted, width = self._places(alive)
+                keys, wanted, most = self._places(alive)
                 if len(wanted) <= COMPACT_BELOW * len(places):
                     first = {id(slot): at for at, slot in reversed(list(enumerate(places)))}
                     at = torch.tensor([first[id(slot)] for slot in wanted], device=token_R.device)
                     if len(keys) < len(before.length_C):
-                        before = before.pick(at[::width] // state.per_beginning)
-                    state = Rows(before, width, [x[at] for x in state.cache], state.used)
-                    token_R, places = token_R[at], wanted
-            logits_RV = head_logits(head, config, state.run(self.model, token_R))
+                        few = at[::most] // width
+                        before = Beginnings([x[few] for x in before.cache], before.length_C[few], before.logits_CV[few])
+                    state = Rows(before, most, [x[at] for x in state.cache])
+                    token_R, places, width = token_R[at], wanted, most
+            places_R1 = (before.length_C + step).repeat_interleave(width)[:, None]
+            logits_RV = head_logits(head, config, _run(self.model, state, token_R[:, None], places_R1)[:, -1])
 
     def _places(self, slots: Sequence[Slot]) -> tuple[list[Beginning], list[Slot], int]:
         """The beginnings of some slots; the slots by beginning, repeated to fill up; the number of slots of each."""
@@ -400,10 +370,6 @@ class _Decoding:
             seen_RV = torch.stack([slot.seen_V for slot in slots if slot.seen_V is not None]).to(device)
         key_R = torch.tensor([slot.key for slot in slots], device=device)
         drawn = draw(logits_RV, key_R, step, self.sampling, inside_R=inside_R, seen_RV=seen_RV)
-        self._write(drawn, slots)
-        return drawn.token_R
-
-    def _write(self, drawn: Drawn, slots: Sequence[Slot]) -> None:
         tokens, logps = drawn.token_R.tolist(), drawn.logp_R.tolist()
         options = None if drawn.options is None else list(zip(*(part.tolist() for part in drawn.options), strict=True))
         for at, slot in {id(slot): (at, slot) for at, slot in reversed(list(enumerate(slots)))}.values():
@@ -424,3 +390,4 @@ class _Decoding:
                 slot.ended = True
             elif slot.watch is not None:
                 slot.watch.push(token)
+        return drawn.token_R

@@ -1,8 +1,7 @@
 """One token a row from logits: greedy, temperature and nucleus, or token-level preference sampling. Pure functions.
 
 Sampling is a race: token v arrives after E_v / p_v, where E_v is exponential, and the first token wins. That is a draw
-from p (the Gumbel-max trick). E_v depends on (answer, position, token) alone, so equal logits give equal draws in any
-batch. Rounding of the logits differs with the batch; a draw may follow it.
+from p (the Gumbel-max trick). E_v depends on (answer, position, token) alone, so equal logits give equal draws.
 Shapes: R rows, V vocabulary, K top tokens.
 """
 
@@ -21,15 +20,17 @@ _ODD = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
 """Odd 64-bit constants: the golden ratio's and the two of the splitmix64 finaliser (Steele et al. 2014), as signed."""
 
 
+Options = tuple[Tensor, Tensor, Tensor]
+"""What a rule chose among, (R, K) each: the top k, their probabilities (descending), and which were candidates."""
+
+
 @dataclass(slots=True)
 class Drawn:
-    """Token ids (R,) and their log-probs under the model (R,). `options` is what a rule chose among: ids (R, K),
-    probabilities (R, K), and which of them were candidates (R, K).
-    """
+    """Tokens, their log-probs under the model, and what a rule chose among."""
 
     token_R: Tensor
     logp_R: Tensor
-    options: tuple[Tensor, Tensor, Tensor] | None = None
+    options: Options | None = None
 
 
 def draw(
@@ -41,20 +42,14 @@ def draw(
     inside_R: Tensor | None = None,
     seen_RV: Tensor | None = None,
 ) -> Drawn:
-    """One token a row.
-
-    Args:
-        logits_RV: Float32 logits of the model.
-        key_R: The answers' random keys (`key_of`), int64.
-        position: Number of the token in the answer.
-        sampling: How to draw.
-        inside_R: Rows that are inside a call; None where the rule acts everywhere, or there is none.
-        seen_RV: Which tokens prompt and answer hold, for the repetition penalty.
+    """One token a row, for float32 logits and the answers' random keys (`key_of`). `inside_R` says which rows are inside
+    a call, for a rule; `seen_RV` which tokens prompt and answer hold, for a repetition penalty.
     """
     logps_RV = torch.log_softmax(logits_RV, -1)
     options = None
     if sampling.rule is not None:
-        token_R, options = _by_rule(logps_RV, key_R, position, sampling.rule, inside_R)
+        weights_RV, options = by_rule(logps_RV, sampling.rule, inside_R)
+        token_R = _speeds(weights_RV, key_R, position).argmax(-1)
     else:
         if seen_RV is not None:
             penalty = sampling.repetition_penalty
@@ -67,26 +62,13 @@ def draw(
     return Drawn(token_R, logps_RV.gather(-1, token_R[:, None])[:, 0], options)
 
 
-def candidates_of(logps_RV: Tensor, rule: TokenRule) -> tuple[Tensor, Tensor, Tensor]:
-    """The tokens a rule may draw: C = {v in top k : p_1 - p_v <= delta}, equality up to rounding.
-
-    Args:
-        logps_RV: Natural-log probabilities.
-        rule: k and delta.
-
-    Returns:
-        The top k by probability, descending: ids (R, K), probabilities (R, K), and which are in C (R, K); the first is.
+def by_rule(logps_RV: Tensor, rule: TokenRule, inside_R: Tensor | None = None) -> tuple[Tensor, Options]:
+    """Log-weights that a rule draws by: minus infinity outside of C = {v in top k : p_1 - p_v <= delta}, equality up to
+    rounding; in rows that are not inside, only the most probable token is left. And what it chooses among.
     """
     top_RK, ids_RK = logps_RV.double().topk(min(rule.k, logps_RV.shape[-1]), -1)
     probs_RK = top_RK.exp()
-    return ids_RK, probs_RK, probs_RK[:, :1] - probs_RK <= rule.delta + ROUNDING
-
-
-def _by_rule(
-    logps_RV: Tensor, key_R: Tensor, position: int, rule: TokenRule, inside_R: Tensor | None
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """One of the candidates inside the span, the most probable token outside."""
-    ids_RK, probs_RK, mask_RK = candidates_of(logps_RV, rule)
+    mask_RK = probs_RK[:, :1] - probs_RK <= rule.delta + ROUNDING
     if inside_R is not None:
         first_K = torch.arange(ids_RK.shape[-1], device=ids_RK.device) == 0
         # Of several best tokens, the top k need not hold the lowest id, which greedy decoding takes.
@@ -94,12 +76,11 @@ def _by_rule(
         mask_RK = torch.where(inside_R[:, None], mask_RK, first_K)
     weights_RK = probs_RK.log() if rule.draw == "renormalised" else torch.zeros_like(probs_RK)
     weights_RK = weights_RK.masked_fill(~mask_RK, float("-inf")).to(logps_RV.dtype)
-    scores_RV = torch.full_like(logps_RV, float("-inf")).scatter_reduce(-1, ids_RK, weights_RK, "amax")
-    return _speeds(scores_RV, key_R, position).argmax(-1), (ids_RK, probs_RK, mask_RK)
+    weights_RV = torch.full_like(logps_RV, float("-inf")).scatter_reduce(-1, ids_RK, weights_RK, "amax")
+    return weights_RV, (ids_RK, probs_RK, mask_RK)
 
 
 def _sampled(scores_RV: Tensor, key_R: Tensor, position: int, top_p: float) -> Tensor:
-    """The winner of the race among the tokens of the nucleus."""
     speeds_RV = _speeds(scores_RV, key_R, position)
     token_R = speeds_RV.argmax(-1)
     if top_p == 1:
@@ -115,7 +96,7 @@ def _sampled(scores_RV: Tensor, key_R: Tensor, position: int, top_p: float) -> T
 
 
 def _nucleus(probs_RV: Tensor, top_p: float) -> Tensor:
-    """The smallest set of most probable tokens whose mass reaches top_p (1904.09751); of equal ones, the lowest ids."""
+    """The fewest most probable tokens whose mass reaches top_p (1904.09751); of equal ones, the lowest ids."""
     sorted_RV, order_RV = probs_RV.sort(dim=-1, descending=True, stable=True)
     before_RV = sorted_RV.cumsum(-1) - sorted_RV
     before_RV[:, :1] = -1.0  # the first is always kept
@@ -139,11 +120,9 @@ def random_bits(key_R: Tensor, position: int, count: int) -> Tensor:
 
 def _mixed(x: Tensor) -> Tensor:
     """The splitmix64 finaliser: int64 to int64, every bit of the result depends on every bit of x."""
-    x = _folded(x, 30).mul_(_ODD[1])
-    x = _folded(x, 27).mul_(_ODD[2])
-    return _folded(x, 31)
+    return _folded(_folded(_folded(x, 30).mul_(_ODD[1]), 27).mul_(_ODD[2]), 31)
 
 
 def _folded(x: Tensor, shift: int) -> Tensor:
-    """x ^ (x >> shift), the shift without the sign; in place where it can be, since V is large."""
+    """x ^ (x >> shift), the shift without the sign."""
     return (x >> shift).bitwise_and_((1 << 64 - shift) - 1).bitwise_xor_(x)

@@ -1,7 +1,7 @@
 """What every engine offers: prompts in, answers out. Plain data, no torch; engines are in `decode` and `vllm`.
 
-The caller says how to draw (`Sampling`) and names the random numbers (`seeds`). The engine decides batching, caches and
-devices. Equal calls give equal answers; the same request in other company gives the same answer up to rounding.
+The engine decides batching, caches and devices. Equal calls give equal answers; the same request in other company gives
+the same answer up to rounding.
 """
 
 from __future__ import annotations
@@ -12,17 +12,15 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 Ids = Sequence[int]
+Branch = tuple[int, tuple[tuple[int, float], ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRule:
     """Token-level preference sampling as an engine applies it; see `ttpa.explore.tps`.
 
-    Args:
-        k: Size of the top set.
-        delta: Largest gap to the best token's probability.
-        draw: "uniform" among the candidates, or "renormalised" by their probabilities.
-        span: "call": only where a call is being written, greedy elsewhere; "everywhere".
+    Of the `k` most probable tokens, those within `delta` of the best one's probability are candidates. `draw` is
+    "uniform" or "renormalised"; `span` is "call" (greedy where no call is being written) or "everywhere".
     """
 
     k: int
@@ -38,10 +36,9 @@ class Sampling:
     Args:
         max_new_tokens: Longest answer, in tokens; a given prefix counts.
         temperature: Divides the logits; 0 takes the most probable token (ties: the lowest id).
-        top_p: Keeps the smallest set of most probable tokens whose mass reaches top_p, in (0, 1] (1904.09751).
-        repetition_penalty: Divides positive and multiplies negative logits of tokens that the prompt or the answer
-            holds (1909.05858); 1 leaves them.
-        rule: Token-level preference sampling instead of temperature and nucleus.
+        top_p: Keeps the fewest most probable tokens whose mass reaches top_p, in (0, 1] (1904.09751).
+        repetition_penalty: Divides positive and multiplies negative logits of tokens seen before (1909.05858).
+        rule: Instead of temperature, nucleus and penalty.
     """
 
     max_new_tokens: int
@@ -53,19 +50,14 @@ class Sampling:
 
 @dataclass(slots=True)
 class Generated:
-    """One answer.
-
-    Attributes:
-        token_ids: Ids, with the stop token if it was reached.
-        logps: Log-probs of the ids under the model, before temperature and nucleus.
-        finish: "stop" or "length".
-        branches: (position, [(token id, probability), ...]) where a rule had a choice.
+    """One answer: token ids (with the stop token if it was reached), their log-probs under the model, "stop" or
+    "length", and where a rule had a choice: (position, ((token id, probability), ...)).
     """
 
     token_ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     finish: str = "length"
-    branches: list[tuple[int, tuple[tuple[int, float], ...]]] = field(default_factory=list)
+    branches: list[Branch] = field(default_factory=list)
 
 
 @runtime_checkable
@@ -75,14 +67,8 @@ class Engine(Protocol):
     def generate(
         self, prompts: Sequence[Ids], n: int, sampling: Sampling, seeds: Sequence[str], prefixes: Sequence[Ids] = ()
     ) -> list[list[Generated]]:
-        """`n` answers to each prompt.
-
-        Args:
-            prompts: Token ids.
-            n: Answers a prompt.
-            sampling: How to draw.
-            seeds: One text a prompt; candidate c's random numbers at position t depend on (seed, c, t) alone.
-            prefixes: The beginning of each answer, already given (none if empty). Results hold what comes after.
+        """`n` answers to each prompt. Candidate c's random numbers at position t depend on (seed, c, t) alone.
+        `prefixes` are beginnings of the answers, already given (none if empty); results hold what comes after.
         """
 
     def next_logps(self, prompts: Sequence[Ids], tokens: Ids) -> list[list[float]]:
@@ -91,9 +77,7 @@ class Engine(Protocol):
         """
 
     def answer_logps(self, prompt: Ids, answers: Sequence[Ids]) -> list[list[float]] | None:
-        """Log-probs of every token of given answers. They depend on this prompt and these answers alone. None where the
-        engine cannot tell.
-        """
+        """Log-probs of every token of given answers; None where the engine cannot tell."""
 
     def reset(self) -> None:
         """Forgets what is kept between calls: another wave begins, or the weights have changed."""

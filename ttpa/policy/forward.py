@@ -42,16 +42,13 @@ Forward = Callable[..., TokenLogps]
 """(model, rows, *, pad_id, with_prompt, temperature, entropy) -> TokenLogps: `token_logps` or `tree_token_logps`."""
 
 
-# --- which way -------------------------------------------------------------------------------------------------------
-
-
 def choose_forward(model: Any, wanted: str) -> Forward:
     """`tree_token_logps`, or `token_logps` where "padded" is wanted or the model leaves no choice (a warning)."""
     if wanted == "tree":
         problem = tree_problem(model)
         if problem is None:
             return tree_token_logps
-        log.warning("%s: %s; training uses padded batches", type(model).__name__, problem)
+        log.warning("%s: %s; padded batches are used, a prompt for each answer", type(model).__name__, problem)
     return token_logps
 
 
@@ -92,9 +89,6 @@ def answer_sums(
         for number in batch:
             sums[number], values = values[: len(groups[number])], values[len(groups[number]) :]
     return sums
-
-
-# --- over a tree -----------------------------------------------------------------------------------------------------
 
 
 def tree_token_logps(
@@ -239,9 +233,6 @@ def _thin_last_layer(layout: Layout) -> list[Any]:
     return [
         hook for part in parts for hook in (part.register_forward_pre_hook(pick), part.register_forward_hook(spread))
     ]
-
-
-# --- attention -------------------------------------------------------------------------------------------------------
 
 
 def flex_mask(tree: TokenTree, device: torch.device) -> Any:

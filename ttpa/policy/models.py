@@ -1,14 +1,11 @@
-"""Which model a run starts from: the option classes of the group `model`. Importing this module imports no torch.
-
-`ttpa.policy.policy` creates the policy of a model, and keeps both in one folder.
-"""
+"""Which model a run starts from: the option classes of the group `model`. Importing this module imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -46,11 +43,10 @@ class TinyModel:
         vocab: Tokens of the tokenizer, 256 bytes and the special tokens included.
         max_tokens: Longest prompt plus answer.
         dtype, syntax, template: Number format, how calls are written, how prompts are written.
-
-    Raises:
-        ConfigError: sizes that do not divide, or an unknown syntax.
     """
 
+    lora: ClassVar[None] = None
+    quantization: ClassVar[None] = None
     hidden: Count
     layers: Count
     heads: Count
@@ -68,7 +64,7 @@ class TinyModel:
             raise ConfigError.at("heads", self.heads, problem, "For example hidden 128 with heads 8")
 
     def identity(self) -> dict[str, Any]:
-        """What a fingerprint needs to know beyond the options: nothing."""
+        """See `HFModel.identity`: nothing."""
         return {}
 
     def to_json(self) -> dict[str, Any]:
@@ -86,9 +82,6 @@ class HFModel:
         dtype, syntax, template: Number format, how calls are written, how prompts are written.
         quantization: None, or "nf4" for QLoRA (2305.14314; needs the extra `qlora`).
         lora: Adapter options, or None to train all weights.
-
-    Raises:
-        ConfigError: an unknown syntax, or quantization without an adapter.
     """
 
     name: Annotated[str, Field(min_length=1)]

@@ -1,9 +1,7 @@
 """A policy: a base model with at most one adapter, its tokenizer, and the renderer of its prompts.
 
-A policy folder holds `policy.json`, `tokenizer/`, and the weights that were trained: `model/` (all of them,
-`save_pretrained`) or `adapter/` (a PEFT folder for the base model). A later stage goes on with the same adapter; what it
-started from is remembered in memory (`snapshot`) where a loss compares with it. So the folder stays small, nothing is
-rounded by a merge, and quantised bases and DoRA need no special case.
+A policy folder holds `policy.json`, `tokenizer/`, and the weights that were trained: `model/` (all of them) or
+`adapter/` (a PEFT folder for the base model). A later stage goes on with the same adapter.
 """
 
 from __future__ import annotations
@@ -38,21 +36,13 @@ transformers_logging.disable_progress_bar()
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 PRE_SPLIT = r" ?[a-z]+|_[a-z]+|[A-Z][a-z]*|\d{1,2}|[^\sA-Za-z0-9]|\s"
-"""Keeps capitalised words, digits and `_word` parts apart from a leading space, so that a name or a value has the same
-tokens in the prompt and in the answer."""
+"""Keeps words apart from a leading space, so that a name or a value has the same tokens in prompt and answer."""
 
 
 @dataclass(kw_only=True)
 class Policy:
-    """Model, tokenizer and call syntax.
-
-    Attributes:
-        spec: The model options.
-        weights: The model, or a function that loads it when `model` is first asked for. Who only renders prompts, or
-            decodes with another engine, never pays for it.
-        tokenizer: The model's tokenizer.
-        folder: Where the policy was loaded from; None for the base model as it is.
-        renderer: Writes prompts and reads answers.
+    """Model, tokenizer and call syntax. `folder` is where the policy was loaded from; None for the base model as it is.
+    `weights` is the model, or a function that loads it when `model` is first asked for.
     """
 
     spec: TinyModel | HFModel
@@ -84,7 +74,7 @@ class Policy:
     @property
     def lora(self) -> Lora | None:
         """Options of the adapter; None where all weights are trained."""
-        return self.spec.lora if isinstance(self.spec, HFModel) else None
+        return self.spec.lora
 
     def start_training(self, seed: int) -> None:
         """Makes the trained weights trainable: all, or the adapter, which `seed` draws if there is none yet."""
@@ -95,18 +85,13 @@ class Policy:
         from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
         fresh = not hasattr(self.model, "peft_config")
-        if isinstance(self.spec, HFModel) and self.spec.quantization:
+        if self.spec.quantization:
             prepare_model_for_kbit_training(self.model if fresh else self.model.get_base_model())
         if fresh:
             torch.manual_seed(seed)
-            config = LoraConfig(
-                task_type="CAUSAL_LM",
-                r=self.lora.r,
-                lora_alpha=self.lora.alpha,
-                target_modules=self.lora.target_modules,
-                use_dora=self.lora.dora,
-            )
-            self.model = get_peft_model(self.model, config)
+            lora = self.lora
+            names = {"lora_alpha": lora.alpha, "target_modules": lora.target_modules, "use_dora": lora.dora}
+            self.model = get_peft_model(self.model, LoraConfig(task_type="CAUSAL_LM", r=lora.r, **names))
         for name, weight in self.model.named_parameters():
             weight.requires_grad_("lora_" in name)
 
@@ -124,9 +109,7 @@ class Policy:
 
 
 def snapshot(model: torch.nn.Module) -> Callable[[], AbstractContextManager[None]]:
-    """Remembers the trainable weights as they are now. Within what it returns, the model has them again: the reference
-    of a stage is the policy that the stage started from.
-    """
+    """Remembers the trainable weights as they are now. Within what it returns, the model has them again."""
     kept = [(weight, weight.detach().clone()) for weight in model.parameters() if weight.requires_grad]
 
     @contextmanager
@@ -144,8 +127,7 @@ def snapshot(model: torch.nn.Module) -> Callable[[], AbstractContextManager[None
 
 
 def create_policy(spec: TinyModel | HFModel, texts: Iterable[str], seed: int) -> Policy:
-    """The policy a run starts from. `texts` train the small model's tokenizer and `seed` draws its weights; a pretrained
-    model uses neither.
+    """The policy a run starts from. `texts` train the embedded model's tokenizer and `seed` draws its weights.
 
     Raises:
         ConfigError: the model's name is neither a folder nor a model that can be fetched.
@@ -154,12 +136,8 @@ def create_policy(spec: TinyModel | HFModel, texts: Iterable[str], seed: int) ->
 
 
 def load_policy(folder: Path, *, merged: bool = False) -> Policy:
-    """The policy that `Policy.save` wrote; the weights come later.
-
-    Args:
-        folder: The policy folder.
-        merged: Add the adapter to the weights, which decodes faster; such a policy is not for training. On a quantised
-            base, where adding would round it off, the adapter stays beside the weights.
+    """The policy that `Policy.save` wrote. `merged` adds the adapter to the weights, which decodes faster, for a policy
+    that is not trained on; on a quantised base, where adding would round it off, the adapter stays beside the weights.
 
     Raises:
         DataError: the folder holds no policy.
@@ -172,14 +150,13 @@ def load_policy(folder: Path, *, merged: bool = False) -> Policy:
         raise DataError(f"{folder}: adapters of an older version of ttpa. Delete the stage; it is built again.")
     spec = model_from_json(row["spec"])
     if not row["full"]:
-        assert isinstance(spec, HFModel)
         return _pretrained(spec, folder, merged)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     weights = partial(AutoModelForCausalLM.from_pretrained, folder / "model", dtype=getattr(torch, spec.dtype))
     return Policy(spec=spec, weights=weights, tokenizer=tokenizer, folder=folder)
 
 
-def _pretrained(spec: HFModel, folder: Path | None = None, merged: bool = False) -> Policy:
+def _pretrained(spec: Any, folder: Path | None = None, merged: bool = False) -> Policy:
     """The policy of a pretrained model, with the adapter of a policy folder if there is one."""
     with _known(spec):
         tokenizer = AutoTokenizer.from_pretrained(spec.name, revision=spec.revision)
@@ -188,7 +165,6 @@ def _pretrained(spec: HFModel, folder: Path | None = None, merged: bool = False)
 
 @contextmanager
 def _known(spec: HFModel) -> Iterator[None]:
-    """Turns what transformers raises for a model that is not there into a `ConfigError`."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -204,10 +180,7 @@ def _weights(spec: HFModel, folder: Path | None, merged: bool) -> Any:
         from transformers import BitsAndBytesConfig
 
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_quant_storage=dtype,
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_storage=dtype
         )
     with _known(spec):
         model = AutoModelForCausalLM.from_pretrained(spec.name, **options)
@@ -222,14 +195,8 @@ def _weights(spec: HFModel, folder: Path | None, merged: bool) -> Any:
     return model.merge_and_unload() if merged and not spec.quantization else model
 
 
-# --- the embedded model ----------------------------------------------------------------------------------------------
-
-
 def _tiny(spec: TinyModel, texts: Iterable[str], seed: int) -> Policy:
-    """The embedded model with fresh weights: 1/sqrt(fan_in), residual outputs halved, embeddings 0.02.
-
-    This initialisation and the sizes of `conf/model/tiny.yaml` are the measured recipe; see experiments/LOG.md.
-    """
+    """Fresh weights, as measured in experiments/LOG.md: 1/sqrt(fan_in), residual outputs halved, embeddings 0.02."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     tokenizer = train_tokenizer(texts, spec.vocab)
@@ -261,12 +228,7 @@ def _tiny(spec: TinyModel, texts: Iterable[str], seed: int) -> Policy:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Trains the small model's tokenizer, a byte-level BPE: any text can be encoded, special tokens in a text stay text.
-
-    Args:
-        texts: Training texts.
-        vocab_size: Number of tokens, special tokens and the 256 bytes included.
-    """
+    """A byte-level BPE of `vocab_size` tokens, special ones and bytes included. Special tokens in a text stay text."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -2,12 +2,8 @@
 
 Contract-tested against a stand-in. Written for `vllm>=0.24,<0.33`: from 0.24 on it works with transformers 5, returns
 log-probs of named tokens and takes logits processors by name; 0.32 is the last whose documentation was read. Draws have
-the distribution of the `hf` engine but other random numbers: a candidate's seed depends on (seed, candidate) alone, and
-vLLM promises that a batch changes nothing only in its batch-invariant mode. Every candidate is a request; the prefix
-cache computes their prompt once. Log-probs are the model's own (`logprobs_mode="raw_logprobs"`).
-
-vLLM applies an adapter beside the base model; full weights are served from their folder. It quantises a 4-bit base
-itself, so log-probs agree with the trainer's only roughly. Its attention kernels want heads of usual sizes.
+the distribution of the `hf` engine but other random numbers. Every candidate is a request with a seed of its own; the
+prefix cache computes their prompt once. Log-probs are the model's own (`raw_logprobs`).
 """
 
 from __future__ import annotations
@@ -16,63 +12,39 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ttpa.errors import ConfigError, DataError
-from ttpa.policy.engine import Generated, Ids, Sampling, TokenRule, key_of
-from ttpa.policy.models import HFModel, TinyModel
+from ttpa.policy.engine import Branch, Generated, Ids, Sampling, TokenRule, key_of
+from ttpa.policy.models import HFModel
 from ttpa.prompts import CallWatch
 
 if TYPE_CHECKING:
-    from ttpa.prompts import Renderer
+    from ttpa.policy.policy import Policy
 
 VERSIONS = ((0, 24), (0, 33))
 """The first release supported, and the first that is not."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as `max_lora_rank`."""
 MAX_LOGPROBS = 128
-"""Log-probs of one position that a request may ask for: the k of a rule, the tokens of `next_logps`."""
+"""Log-probs of one position that a request may ask for."""
 RULE_PROCESSOR = "ttpa.policy.vllm_rule:RuleProcessor"
-
-
-class Served(Protocol):
-    """What the engine asks of a policy; it never looks at weights. It serves what is in `folder`, as `Policy.save`
-    writes it (None: the base model as it is), and takes tokenizer, syntax and stop tokens from `renderer`.
-    """
-
-    @property
-    def spec(self) -> TinyModel | HFModel: ...
-
-    @property
-    def renderer(self) -> Renderer: ...
-
-    @property
-    def folder(self) -> Path | None: ...
 
 
 @dataclass(kw_only=True)
 class VLLMEngine:
-    """Answers prompts with vLLM.
-
-    Args:
-        policy: See `Served`.
-        rows: Answers that a caller working in waves should ask for at once; vLLM decides how many it decodes together.
-        gpu_memory_utilization: Share of each GPU's memory that vLLM may take.
-        tensor_parallel_size: GPUs that the model is split over.
-        max_model_len: Longest prompt plus answer, in tokens; an answer ends there. None: `model.max_tokens`.
-        rules: Whether `sampling.rule` may be used. It needs vLLM's first model runner and synchronous scheduling, which
-            this engine then asks for (the environment variable VLLM_USE_V2_MODEL_RUNNER).
+    """Answers prompts with vLLM; see `ttpa.policy.engines.VLLMOptions` for the options. Of the policy it never looks at
+    the weights: it serves what is in `policy.folder` (None: the base model as it is).
 
     Raises:
         ConfigError: vllm is missing or of another version, or it cannot serve the policy.
         DataError: the policy's folder holds no policy.
     """
 
-    policy: Served
-    rows: int
+    policy: Policy
     gpu_memory_utilization: float
     tensor_parallel_size: int
     max_model_len: int | None
@@ -83,18 +55,18 @@ class VLLMEngine:
 
     def __post_init__(self) -> None:
         self._vllm = _import_vllm(self.rules)
-        spec = self.policy.spec
+        spec, lora = self.policy.spec, self.policy.lora
         self._limit = self.max_model_len or spec.max_tokens
         source, adapter = _weights(self.policy)
         self._tokenizer = (source["tokenizer"], source.get("tokenizer_revision"))
         options: dict[str, Any] = {}
-        if isinstance(spec, HFModel) and spec.lora is not None:
-            room = next((rank for rank in LORA_RANKS if rank >= spec.lora.r), None)
-            if room is None or spec.lora.dora:
+        if lora is not None:
+            room = next((rank for rank in LORA_RANKS if rank >= lora.r), None)
+            if room is None or lora.dora:
                 problem = f"vLLM serves plain adapters up to rank {LORA_RANKS[-1]}"
-                raise ConfigError.at("model.lora", spec.lora, problem, "Use engine=hf, or another adapter")
+                raise ConfigError.at("model.lora", lora, problem, "Use engine=hf, or another adapter")
             options |= {"enable_lora": True, "max_lora_rank": room, "max_loras": 1}
-        if isinstance(spec, HFModel) and spec.quantization:
+        if spec.quantization:
             options["quantization"] = "bitsandbytes"
         if self.rules:
             options |= {"logits_processors": [RULE_PROCESSOR], "async_scheduling": False}
@@ -117,11 +89,7 @@ class VLLMEngine:
     def generate(
         self, prompts: Sequence[Ids], n: int, sampling: Sampling, seeds: Sequence[str], prefixes: Sequence[Ids] = ()
     ) -> list[list[Generated]]:
-        """See `ttpa.policy.engine.Engine.generate`.
-
-        Raises:
-            ConfigError: a rule without `rules`, or a prompt that leaves no room for an answer.
-        """
+        """See `ttpa.policy.engine.Engine.generate`. A prompt that leaves no room for an answer is a `ConfigError`."""
         if sampling.rule is not None and not self.rules:
             problem = "the sampler needs a rule for each token"
             raise ConfigError.at("engine.rules", self.rules, problem, "Set engine.rules=true")
@@ -138,8 +106,7 @@ class VLLMEngine:
     def next_logps(self, prompts: Sequence[Ids], tokens: Ids) -> list[list[float]]:
         """See `ttpa.policy.engine.Engine.next_logps`: under the full softmax, 128 different tokens at most.
 
-        These requests go by themselves: vLLM's first model runner mixes up log-probs of named tokens with the most
-        probable ones of other requests (vllm 51789).
+        These requests go by themselves: vLLM's first model runner mixes them up with others (vllm 51789).
         """
         named = list(dict.fromkeys(tokens))
         # Greedy, so that nothing changes the logits. Both counts are given because older releases read only `logprobs`.
@@ -151,17 +118,13 @@ class VLLMEngine:
         return [[float(first[token].logprob) for token in tokens] for first in firsts]
 
     def answer_logps(self, prompt: Ids, answers: Sequence[Ids]) -> None:
-        """None: vLLM takes such log-probs from whole prompts, past its prefix cache (vllm 13409), and they depend on
-        what it computes beside them.
-        """
+        """None: vLLM takes such log-probs from whole prompts, past its prefix cache (vllm 13409)."""
 
     def reset(self) -> None:
         """Nothing: vLLM keeps its own cache, which knows the adapter."""
 
     def use_adapter(self, folder: Path) -> None:
-        """Answers from now on with the adapter of a PEFT folder. A new number tells vLLM, and its prefix cache, that the
-        weights are new.
-        """
+        """Answers from now on with the adapter of a PEFT folder; a new number tells vLLM that the weights are new."""
         from vllm.lora.request import LoRARequest
 
         self._adapters += 1
@@ -169,10 +132,7 @@ class VLLMEngine:
             lora_name=f"adapter-{self._adapters}", lora_int_id=self._adapters, lora_path=str(folder)
         )
 
-    # --- requests ------------------------------------------------------------------------------------------------
-
     def _params(self, sampling: Sampling, seed: str, candidate: int, prefix: Ids) -> Any:
-        """How one candidate is drawn."""
         how: dict[str, Any] = {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -182,9 +142,7 @@ class VLLMEngine:
         if sampling.rule is not None:
             from ttpa.policy.vllm_rule import rule_args
 
-            name, revision = self._tokenizer
-            syntax = self.policy.spec.syntax
-            args = rule_args(sampling.rule, prefix=prefix, syntax=syntax, tokenizer=name, revision=revision)
+            args = rule_args(sampling.rule, prefix, self.policy.spec.syntax, *self._tokenizer)
             # The processor leaves what the rule draws from, so vLLM itself only draws.
             how = {"temperature": 1.0, "logprobs": sampling.rule.k, "extra_args": args}
         return self._vllm.SamplingParams(
@@ -198,7 +156,6 @@ class VLLMEngine:
         )
 
     def _ask(self, prompts: list[list[int]], params: list[Any]) -> list[Any]:
-        """vLLM's outputs, in the order of the prompts."""
         if not prompts:
             return []
         if (longest := max(map(len, prompts))) >= self._limit:
@@ -213,40 +170,29 @@ class VLLMEngine:
         return list(outputs)
 
     def _answer(self, output: Any, rule: TokenRule | None, prefix: Ids) -> Generated:
-        """One of vLLM's outputs as an answer."""
         (made,) = output.outputs
         answer = Generated(token_ids=list(made.token_ids), finish="stop" if made.finish_reason == "stop" else "length")
         answer.logps = [float(at[token].logprob) for token, at in zip(answer.token_ids, made.logprobs, strict=False)]
         if rule is not None:
-            answer.branches = self._branches(answer.token_ids, made.logprobs, rule, prefix)
-        stop = made.stop_reason
-        if isinstance(stop, int) and answer.token_ids[-1:] != [stop]:
-            # The documentation says that token_ids holds the stop token; were it left out, its log-prob would be too.
-            before = [*output.prompt_token_ids, *answer.token_ids]
-            answer.token_ids.append(stop)
-            answer.logps.append(self.next_logps([before], [stop])[0][0])
+            answer.branches = list(self._branches(answer.token_ids, made.logprobs, rule, prefix))
         return answer
 
-    def _branches(
-        self, token_ids: Ids, logprobs: Sequence[Any], rule: TokenRule, prefix: Ids
-    ) -> list[tuple[int, tuple[tuple[int, float], ...]]]:
+    def _branches(self, token_ids: Ids, logprobs: Sequence[Any], rule: TokenRule, prefix: Ids) -> Iterator[Branch]:
         """Where the rule had a choice, and among what: read off the k most probable tokens of each position."""
         watch = CallWatch(self.policy.renderer.tokenizer, self.policy.renderer.syntax)
         for token in prefix:
             watch.push(token)
-        branches = []
         for position, (token, at) in enumerate(zip(token_ids, logprobs, strict=False)):
             if rule.span != "call" or watch.inside:
                 top = sorted(((math.exp(found.logprob), -option) for option, found in at.items()), reverse=True)
                 options = tuple((-option, round(p, 6)) for p, option in top if top[0][0] - p <= rule.delta)
                 if len(options) > 1:
-                    branches.append((position, options))
+                    yield position, options
             watch.push(token)
-        return branches
 
 
 def _import_vllm(rules: bool) -> Any:
-    """The package, once it is known to be there and of a supported version, and told which model runner to use."""
+    """The package, in a supported version and told which model runner to use."""
     try:
         import vllm
     except ImportError as error:
@@ -256,8 +202,7 @@ def _import_vllm(rules: bool) -> Any:
     if not VERSIONS[0] <= version < VERSIONS[1]:
         first, last = (".".join(map(str, version)) for version in VERSIONS)
         raise ConfigError(
-            f"engine=vllm: vllm is {vllm.__version__}, supported is >={first},<{last}. pip install 'ttpa[vllm]', or "
-            "engine=hf."
+            f"engine=vllm: vllm is {vllm.__version__}, supported is >={first},<{last}. pip install 'ttpa[vllm]'."
         )
     if rules and (set_to := os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")) != "0":
         problem = "token rules need vLLM's first model runner"
@@ -266,7 +211,7 @@ def _import_vllm(rules: bool) -> Any:
     return vllm
 
 
-def _weights(policy: Served) -> tuple[dict[str, str], Path | None]:
+def _weights(policy: Policy) -> tuple[dict[str, str], Path | None]:
     """Where vLLM finds model and tokenizer, and the adapter."""
     spec, folder = policy.spec, policy.folder
     if folder is not None:
@@ -280,8 +225,5 @@ def _weights(policy: Served) -> tuple[dict[str, str], Path | None]:
         raise ConfigError("engine=vllm: the small model is not saved yet, and vLLM loads files. Use engine=hf.")
     source = {"model": spec.name, "tokenizer": spec.name if folder is None else str(folder / "tokenizer")}
     if spec.revision is not None:
-        source["revision"] = spec.revision
-        if folder is None:
-            source["tokenizer_revision"] = spec.revision
-    adapter = None if folder is None else folder / "adapter"
-    return source, adapter if adapter is not None and adapter.is_dir() else None
+        source |= {"revision": spec.revision} | ({"tokenizer_revision": spec.revision} if folder is None else {})
+    return source, folder / "adapter" if folder is not None and (folder / "adapter").is_dir() else None

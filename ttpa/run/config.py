@@ -61,7 +61,7 @@ def _targets(node: Any) -> Iterable[str]:
             yield from _targets(value)
 
 
-def instantiate(cfg: DictConfig, group: str, **extra: Any) -> Any:
+def instantiate(cfg: DictConfig, group: str) -> Any:
     """The object an option describes.
 
     Raises:
@@ -78,9 +78,7 @@ def instantiate(cfg: DictConfig, group: str, **extra: Any) -> Any:
                 "Put your class in a package of ttpa, or extend ttpa.run.config.ALLOWED_TARGETS",
             )
     try:
-        # Live objects are passed to a partial: Hydra would try to merge them into the configuration.
-        made = hydra.utils.instantiate({**node, "_partial_": True} if extra else node, _convert_="all")
-        return made(**extra) if extra else made
+        return hydra.utils.instantiate(node, _convert_="all")
     except InstantiationException as error:
         cause: BaseException | None = error.__cause__
         while cause is not None and not isinstance(cause, TtpaError) and cause.__cause__ is not None:

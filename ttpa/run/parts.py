@@ -73,6 +73,7 @@ def build_parts(cfg: DictConfig) -> Parts:
     config.check_scalars(cfg)
     make = config.instantiate
     data, model, evaluation = make(cfg.data, "data"), make(cfg.model, "model"), make(cfg.eval, "eval")
+    engine = make(cfg.engine, "engine")
     parts = Parts(
         data=data,
         model=model,
@@ -86,9 +87,9 @@ def build_parts(cfg: DictConfig) -> Parts:
         evaluation=evaluation,
         seed=cfg.seed,
         executor=make(cfg.executor, "executor"),
-        engine=lambda **extra: make(cfg.engine, "engine", **extra),
-        engine_name=str(cfg.engine._target_).rsplit(".", 1)[-1],
-        wave_rows=cfg.engine.rows,
+        engine=engine,
+        engine_name=engine.name,
+        wave_rows=engine.rows,
         trainer=make(cfg.trainer, "trainer"),
         tracking=config.tracking(cfg),
         on_disk={},
