@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -21,7 +19,6 @@ from safetensors.torch import load_file
 
 from ttpa.errors import ConfigError, TtpaError
 from ttpa.run import cluster
-from ttpa.run.waves import WaveLost
 from ttpa.train import train as train_module
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,16 +95,6 @@ def test_slurm_starts_a_task_and_takes_a_gpu_for_each_device() -> None:
     assert two.gpus_per_task is None
 
 
-@pytest.mark.usefixtures("hydra_of_the_package")
-def test_only_preemptible_jobs_come_back_by_themselves() -> None:
-    plain, preemptible = (
-        compose("config", overrides=[f"cluster={name}"], return_hydra_config=True).hydra.launcher
-        for name in ("slurm", "slurm_preemptible")
-    )
-    assert (plain.max_num_timeout, dict(plain.additional_parameters)) == (0, {})
-    assert (preemptible.max_num_timeout, dict(preemptible.additional_parameters)) == (3, {"requeue": True})
-
-
 SLURM, BASIC = "hydra_plugins.x.SlurmLauncher", "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
@@ -128,18 +115,6 @@ SLURM, BASIC = "hydra_plugins.x.SlurmLauncher", "hydra._internal.core_plugins.ba
 def test_what_would_wait_for_processes_that_nobody_starts_is_refused(facts: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         cluster.check_launch(**{"processes": 1, **facts})
-
-
-@pytest.mark.parametrize(
-    "facts",
-    [
-        {"choice": "slurm", "sweep": True, "launcher": SLURM, "devices": 4, "processes": 4},
-        {"choice": "local", "sweep": True, "launcher": BASIC, "devices": [3]},
-        {"choice": "local", "sweep": False, "launcher": BASIC, "devices": 2, "processes": 2},
-    ],
-)
-def test_what_can_run_is_let_through(facts: dict[str, Any]) -> None:
-    cluster.check_launch(**{"processes": 1, **facts})
 
 
 @pytest.mark.parametrize("word", ["cluster=slurm", "cluster=local,joblib"])
@@ -165,33 +140,6 @@ def test_slurm_needs_a_machine_that_can_submit(monkeypatch: pytest.MonkeyPatch) 
     )
     cluster.check_plugins(["cluster=slurm"], launches=False)  # --cfg job shows it anywhere
     cluster.check_plugins(["cluster=slurm", "cluster=local"])  # the last one counts
-
-
-def test_a_cell_is_refused_where_the_launcher_starts_one_process() -> None:
-    with pytest.raises(ConfigError, match="devices=2: a sweep with cluster=joblib starts one process a cell"):
-        cluster.check_cell(["cluster=slurm", "seed=0", "cluster=joblib"], 2)
-    cluster.check_cell(["seed=0"], 1)
-    for words in (["cluster=slurm"], ["cluster=of_my_own"], ["hydra/launcher=submitit_slurm"]):
-        cluster.check_cell(words, 2)
-
-
-def test_cells_side_by_side_write_lines_and_redraw_nothing() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    terminal = Terminal()
-    lines = cluster.Lines(terminal)
-    lines.write("data: done\n")
-    assert terminal.getvalue() == "data: done\n" and not lines.isatty()
-
-
-def test_errors_that_cannot_travel_travel_as_text() -> None:
-    error = ConfigError("sampler.n=0: must be at least 1.")
-    assert cluster.portable(error) is error
-    lost = cluster.portable(WaveLost(3, "gone"))
-    assert type(lost) is TtpaError and "wave 3: gone" in str(lost)
-    assert str(pickle.loads(pickle.dumps(lost))) == str(lost)
 
 
 HOLD = """

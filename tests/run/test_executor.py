@@ -6,7 +6,6 @@ this file is no module there.
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 import subprocess
@@ -49,27 +48,6 @@ def test_local_loads_once_when_the_first_wave_is_wanted_and_keeps_the_order() ->
     assert log == ["load", *WAVES]
 
 
-def test_local_without_waves_loads_nothing() -> None:
-    def make_work() -> Any:
-        raise AssertionError("loaded")
-
-    assert list(LocalExecutor().run(make_work, [])) == []
-    assert list(spread(1).run(make_work, [])) == []
-    LocalExecutor().check()
-
-
-def test_local_lets_errors_of_loading_and_of_the_work_through() -> None:
-    def broken() -> Any:
-        raise DataError("no policy there")
-
-    with pytest.raises(DataError, match="no policy there"):
-        next(LocalExecutor().run(broken, WAVES))
-    answers = LocalExecutor().run(lambda: lambda wave: [{"id": 1 / (wave != "def")}], WAVES)
-    assert next(answers)[0] == 0
-    with pytest.raises(ZeroDivisionError):
-        next(answers)
-
-
 # ---- options --------------------------------------------------------------------------------------------------------
 
 
@@ -84,15 +62,6 @@ def test_options_make_executors_without_ray() -> None:
     code = "import sys, ttpa.run.ray_executor, ttpa.run.waves; print({'ray', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "set()"
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"workers": 0}, {"cpus_per_worker": -1}, {"gpus_per_worker": -0.5}, {"retries": -1}, {"start_timeout_s": 0}],
-)
-def test_values_out_of_range_are_refused_by_name(change: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"executor.{next(iter(change))}="):
-        option("ray", **change)
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,33 +154,6 @@ def test_ray_gives_the_lines_that_local_gives(two_cpus: Any, tmp_path: Path, wor
     assert two_cpus.is_initialized(), "a Ray that was running before is left alone"
 
 
-def test_whoever_is_free_gets_the_next_wave(two_cpus: Any, tmp_path: Path) -> None:
-    """The first wave is over only after all others are."""
-    go = str(tmp_path / "go")
-
-    def make_work() -> Work:
-        import os
-        import time
-
-        loaded = os.urandom(8).hex()
-
-        def work(wave: Sequence[str]) -> Rows:
-            deadline = time.monotonic() + 60
-            while wave == "abc" and not os.path.exists(go) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            return [{"id": name, "loaded": loaded} for name in wave]
-
-        return work
-
-    loads: dict[int, set[str]] = {}
-    for number, rows in spread(2).run(make_work, WAVES):
-        loads[number] = {row["loaded"] for row in rows}
-        if len(loads) == len(WAVES) - 1:
-            Path(go).touch()
-    assert list(loads)[-1] == 0 and sorted(loads) == [0, 1, 2, 3, 4]
-    assert loads[1] == loads[2] == loads[3] == loads[4] != loads[0], "a process loads once and answers all its waves"
-
-
 def test_a_worker_that_dies_is_replaced_and_nothing_is_lost(two_cpus: Any, tmp_path: Path) -> None:
     folder = str(tmp_path)
 
@@ -287,23 +229,6 @@ def test_an_error_of_the_work_arrives_as_itself_with_the_workers_traceback(two_c
     assert not isinstance(odd.value, WaveLost), "an error that cannot travel is no dead process"
 
 
-def test_samples_that_fail_in_a_worker_go_to_the_errors(two_cpus: Any, tmp_path: Path) -> None:
-    def make_work() -> Work:
-        def work(wave: Sequence[str]) -> Rows:
-            if "e" in wave:
-                raise RuntimeError("cannot do e")
-            return [{"id": name} for name in wave]
-
-        return work
-
-    shard, waves = Shard(tmp_path / "rows.jsonl"), [list(wave) for wave in WAVES]
-    found = run_waves(list("".join(WAVES)), str, waves, make_work, spread(2), shard)
-    assert found == ("e",)
-    assert shard.done_ids() == set("abcdfghijklmn")
-    (row,) = (json.loads(line) for line in (tmp_path / "errors.jsonl").read_text().splitlines())
-    assert row["id"] == "e" and row["error"] == "RuntimeError: cannot do e" and "in work" in row["traceback"]
-
-
 def test_a_cluster_without_room_for_one_worker_is_an_error_with_both_amounts(two_cpus: Any) -> None:
     began = time.monotonic()
     with pytest.raises(ConfigError, match=r"Each needs CPU 64, blue 1; the cluster has CPU 2, of which free: \w"):
@@ -352,15 +277,6 @@ def test_a_run_that_is_closed_stops_its_workers(two_cpus: Any, tmp_path: Path) -
 
 
 # ---- clusters -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_ray_that_was_started_here_is_stopped_again(ray: Any) -> None:
-    ray.shutdown()
-    answers = spread(1, address="local").run(naming_the_wave(), WAVES)
-    assert next(answers)[0] == 0 and ray.is_initialized()
-    assert ids_by_wave(answers).keys() == {1, 2, 3, 4}
-    assert not ray.is_initialized()
 
 
 @pytest.mark.slow

@@ -290,3 +290,66 @@ def test_questions_too_long_for_the_model_are_wrong_and_told(folder: Path) -> No
         results = [line for path in stage.glob("result/*/*/*.json") for line in path.read_text("utf-8").splitlines()]
         assert len(results) == len(list(read_jsonl(stage / "rows.jsonl"))) == 26
         assert f"{metrics['too_long']} prompts TOO LONG, counted as wrong" in shown
+
+
+SMALLEST = (
+    "debug=smoke",
+    "model.hidden=16",
+    "model.heads=2",
+    "model.layers=1",
+    "model.feed_forward=32",
+    "trainer.threads=1",
+)
+TOOLACE = f"data.path={Path(__file__).resolve().parents[1]}/data/toolace_dialogues.jsonl.gz"
+
+
+@pytest.mark.parametrize(
+    ("overlay", "more", "branches"),
+    [
+        ("experiment=demo", (), ["dpo", "gold", "rft", "simpo"]),
+        ("experiment=ttpa", (), ["dpo"]),
+        ("experiment=itool", (TOOLACE, "data.test_fraction=0.2"), ["simpo"]),
+        ("experiment=slm_grpo", ("sampler.n=3",), ["grpo", "rft"]),
+    ],
+)
+def test_every_experiment_runs_to_its_end(
+    folder: Path, overlay: str, more: tuple[str, ...], branches: list[str]
+) -> None:
+    run_here(overlay, *more, base=SMALLEST)
+    found = [json.loads(path.read_text()) for path in (folder / "debug" / "results").glob("*.jsonl")]
+    assert sorted(row["choices"]["objective"] for row in found) == branches
+    assert all(row["metrics"]["accuracy"]["n"] > 0 for row in found)
+
+
+ENTERED = """
+import sys, threading
+entered = set()
+def note(frame, event, arg):
+    name = frame.f_code.co_filename
+    if event == "call" and "/ttpa/" in name and frame.f_code.co_name != "<module>":
+        entered.add(name)
+threading.setprofile(note)
+sys.setprofile(note)
+sys.argv = ["ttpa", "debug=smoke"]
+from ttpa import cli
+try:
+    cli.main()
+finally:
+    sys.setprofile(None)
+    print("\\n".join(["entered:", *sorted(entered)]))
+"""
+
+
+def test_the_smoke_run_needs_nothing_and_enters_at_most_45_files(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", ENTERED], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    entered = done.stdout.partition("entered:\n")[2].splitlines()
+    assert 20 < len(entered) <= 45, "\n".join(entered)
+    assert {path.name for path in tmp_path.iterdir()} == {"debug"}
+
+
+def test_the_smoke_run_of_a_sweep_trains_on_pairs_and_online(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "ttpa.cli", "-m", "objective=dpo,simpo,grpo", *SMALLEST]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list((tmp_path / "debug" / "results").glob("*.jsonl"))) == 3

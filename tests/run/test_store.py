@@ -111,13 +111,6 @@ def test_what_has_no_canonical_form_raises_and_names_the_key(value: Any) -> None
         fingerprint("s", 1, {"outer": [0, {"inner": value}]}, {})
 
 
-def test_importing_the_store_is_light() -> None:
-    heavy = {"torch", "numpy", "omegaconf", "ray"}
-    code = f"import sys, ttpa.run.store, ttpa.run.waves; print(sorted({heavy} & set(sys.modules)))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert out.stdout.strip() == "[]"
-
-
 # ---- build, hit, resume ---------------------------------------------------------------------------------------------
 
 
@@ -151,11 +144,6 @@ def test_stages_run_in_order_and_are_found_again(tmp_path: Path) -> None:
     assert again.executions == ["warmup", "align"], "what depends on the change is built, what does not is shared"
     assert third[0].path == first[0].path and third[2].path != first[2].path
     assert sum(executions(tmp_path).values()) == 5 and leftovers(tmp_path) == []
-
-
-def test_a_bumped_version_is_another_stage(eager: Store) -> None:
-    assert put(eager, version=1).path != put(eager, version=2).path
-    assert eager.executions == ["data", "data"]
 
 
 def test_the_files_of_a_finished_stage(tmp_path: Path, eager: Store) -> None:
@@ -202,16 +190,6 @@ def test_a_failed_build_leaves_its_work_and_the_next_attempt_goes_on_in_it(tmp_p
     assert json.loads((result.path / "provenance.json").read_text())["attempts"] == 3
 
 
-def test_seconds_add_up_over_attempts(tmp_path: Path, eager: Store) -> None:
-    workdir = tmp_path / f"{lock_of(tmp_path).stem}.part"
-    workdir.mkdir()
-    (workdir / "attempts.json").write_text('[{"started": "2026-01-01T00:00:00+00:00", "seconds": 100.0}]')
-    result = put(eager)
-    assert 100 <= result.seconds < 160 and put(eager).seconds == result.seconds
-    made = json.loads((result.path / "provenance.json").read_text())
-    assert made["started"] == "2026-01-01T00:00:00+00:00" and made["attempts"] == 2
-
-
 def test_an_interrupt_releases_the_lock_and_is_no_error(tmp_path: Path, eager: Store) -> None:
     def build(workdir: Path) -> dict[str, Any]:
         raise KeyboardInterrupt
@@ -236,13 +214,6 @@ def test_a_kill_between_done_and_rename_is_healed_without_a_build(tmp_path: Path
     final.rename(final.with_name(final.name + ".part"))
     again = put(eager)
     assert again.cached and again.metrics == {"n": 1} and again.path.exists() and leftovers(tmp_path) == []
-
-
-def test_a_final_directory_without_done_is_resumed(tmp_path: Path, eager: Store) -> None:
-    final = put(eager, build=build_of([], "data")).path
-    (final / "done.json").unlink()
-    result = put(eager, build=lambda workdir: {"found": (workdir / "artefact.txt").read_text()})
-    assert result.path == final and result.metrics == {"found": "data"} and not result.cached
 
 
 def test_a_final_directory_without_done_beside_work_is_moved_aside(tmp_path: Path, eager: Store) -> None:
@@ -282,12 +253,6 @@ def test_a_live_lock_raises_and_the_message_says_who_where_since_when_and_what_t
             assert part in str(caught.value)
         assert leftovers(tmp_path) == [path.name]
     assert look(path) is None and leftovers(tmp_path) == []
-
-
-def test_a_hit_needs_no_lock(tmp_path: Path, eager: Store) -> None:
-    put(eager)
-    with held_lock(tmp_path):
-        assert put(eager).cached
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1, "host": "elsewhere"}'])
@@ -367,28 +332,6 @@ def test_a_waiter_takes_the_result_and_says_once_for_whom_it_waits(tmp_path: Pat
     assert leftovers(tmp_path) == []
 
 
-def test_a_waiter_goes_on_where_a_failed_builder_stopped(tmp_path: Path) -> None:
-    started, enough = threading.Event(), threading.Event()
-
-    def fail(workdir: Path) -> dict[str, Any]:
-        (workdir / "half").write_text("half")
-        started.set()
-        assert enough.wait(20)
-        raise RuntimeError("first fails")
-
-    def first() -> None:
-        with pytest.raises(RuntimeError):
-            put(Store(tmp_path), build=fail)
-
-    thread = threading.Thread(target=first)
-    thread.start()
-    assert started.wait(20)
-    waiter = Store(tmp_path, on_wait=lambda message: enough.set())
-    result = put(waiter, build=lambda workdir: {"found": (workdir / "half").read_text()})
-    thread.join(20)
-    assert result.metrics == {"found": "half"} and not result.cached
-
-
 # ---- several processes ----------------------------------------------------------------------------------------------
 
 HOLDER = """
@@ -455,13 +398,6 @@ def test_a_killed_holder_is_taken_over_at_once_and_its_work_is_resumed(tmp_path:
     made = json.loads((result.path / "provenance.json").read_text())
     assert made["attempts"] == 2
     assert executions(tmp_path) == {result.path.name: 1}
-
-
-def test_two_processes_racing_for_one_stage_build_it_once(tmp_path: Path) -> None:
-    for attempt in range(3):
-        root = tmp_path / str(attempt)
-        race(root, processes=2, stages=1)
-        assert list(executions(root).values()) == [1] and leftovers(root) == []
 
 
 def test_many_processes_and_stages_build_each_stage_once(tmp_path: Path) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,18 +63,6 @@ def test_rows_come_back_in_file_order_and_repeated_ids_are_ignored(tmp_path: Pat
     assert shard.done_ids() == Shard(shard.path).done_ids() == {"a", "b", "c"}
 
 
-def test_text_survives_whatever_it_holds(tmp_path: Path) -> None:
-    rows = [{"id": "\u2028\n", "text": 'caf\u00e9 "\\ \x85 \u2029'}, {"id": "e\u0301", "text": "\r\n"}]
-    Shard(tmp_path / "s").append(rows)
-    assert list(Shard(tmp_path / "s").rows()) == rows
-
-
-def test_ids_under_another_key(tmp_path: Path) -> None:
-    shard = Shard(tmp_path / "s", key="sample_id")
-    shard.append([{"sample_id": "a", "id": 1}])
-    assert Shard(tmp_path / "s", key="sample_id").done_ids() == {"a"}
-
-
 @pytest.mark.parametrize("tail", [B[:-1], b'{"id":"b","x"', b"\0\0\0", b'{"id":"b",\n', b"{"])
 def test_a_torn_last_line_is_no_row_and_is_cut_off_by_the_next_append(tmp_path: Path, tail: bytes) -> None:
     path = tmp_path / "s"
@@ -88,13 +74,6 @@ def test_a_torn_last_line_is_no_row_and_is_cut_off_by_the_next_append(tmp_path: 
     assert path.read_bytes() == A + B
 
 
-def test_a_file_that_is_one_torn_line(tmp_path: Path) -> None:
-    path = tmp_path / "s"
-    path.write_bytes(A[:5])
-    assert Shard(path).append([{"id": "a", "x": 1}]) == 1
-    assert path.read_bytes() == A
-
-
 def test_a_file_torn_behind_our_back_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "s"
     shard = Shard(path)
@@ -104,14 +83,6 @@ def test_a_file_torn_behind_our_back_is_read_again(tmp_path: Path) -> None:
     assert path.read_bytes() == A + B
     path.unlink()
     assert shard.done_ids() == set()
-
-
-def test_rows_added_through_another_object_are_seen(tmp_path: Path) -> None:
-    one, two = Shard(tmp_path / "s"), Shard(tmp_path / "s")
-    one.append([{"id": "a"}])
-    two.append([{"id": "b"}])
-    assert one.append([{"id": "b"}, {"id": "c"}]) == 1
-    assert [row["id"] for row in two.rows()] == ["a", "b", "c"] and two.done_ids() == {"a", "b", "c"}
 
 
 def test_replacing_the_rows_leaves_the_old_or_the_new_whole(tmp_path: Path) -> None:
@@ -153,23 +124,6 @@ def test_a_row_without_text_id_writes_nothing(tmp_path: Path, bad: Mapping[str, 
     with pytest.raises(ValueError, match="id="):
         shard.append([{"id": "a"}, bad])
     assert shard.done_ids() == set()
-
-
-def test_an_interrupted_run_ends_with_the_bytes_of_one_that_was_not(tmp_path: Path) -> None:
-    items = list("abcdefgh")
-    whole = Work()
-    assert run(tmp_path / "whole", items, whole) == 3
-    rows = list(Shard(tmp_path / "whole").rows())
-    assert [row["id"] for row in rows] == items
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", items, Work(stop=1))
-    assert [row["id"] for row in Shard(tmp_path / "cut").rows()] == list("abc")
-    rest, seen = Work(), list[tuple[int, int, int]]()
-    assert run(tmp_path / "cut", items, rest, seen) == 2
-    assert rest.waves == [list("def"), list("gh")]
-    assert seen == [(3, 8, 0), (6, 8, 3), (8, 8, 2)], "what a restart finds done is told once, before the work"
-    assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
-    assert run(tmp_path / "cut", items, Work(stop=0)) == 0
 
 
 def test_any_cut_of_the_file_restarts_to_the_same_bytes(tmp_path: Path) -> None:
@@ -231,51 +185,12 @@ def errors_of(shard: Shard) -> list[dict[str, Any]]:
     return list(Shard(shard.path.with_name("errors.jsonl")).rows())
 
 
-def test_of_a_wave_of_five_only_the_bad_sample_fails_and_says_why() -> None:
-    work = Fragile("c")
-    rows = list(guarded(work, str)(list("abcde")))
-    assert work.asked == ["abcde", "a", "b", "c", "d", "e"]
-    assert [row["id"] for row in rows] == list("abcde")
-    assert [row.get("wave") for row in rows] == ["a", "b", None, "d", "e"]
-    assert rows[2].keys() == {"id", "error", "traceback"}
-    assert rows[2]["error"] == "ValueError: cannot do c"
-    assert rows[2]["traceback"].startswith("Traceback") and "in __call__" in rows[2]["traceback"]
-
-
-def test_a_good_wave_is_computed_once_and_a_bad_wave_of_one_is_not_repeated() -> None:
-    work = Fragile("c")
-    assert list(guarded(work, str)(["a", "b"])) == [{"id": "a", "wave": "ab"}, {"id": "b", "wave": "ab"}]
-    (row,) = guarded(work, str, field="sample_id")(["c"])
-    assert row["sample_id"] == "c" and "id" not in row
-    assert work.asked == ["ab", "c"]
-
-
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError, ConfigError])
 def test_what_is_no_samples_fault_is_not_caught(error: type[BaseException]) -> None:
     work = Fragile("a", error)
     with pytest.raises(error):
         guarded(work, str)(["a", "b"])
     assert work.asked == ["ab"]
-
-
-def test_the_exception_is_gone_before_the_samples_are_tried_one_by_one() -> None:
-    """Its frames would hold the tensors of the failed wave, and the GPU be as full as before."""
-
-    class Tensor:
-        pass
-
-    held: list[weakref.ref[Tensor]] = []
-
-    def work(wave: Sequence[str]) -> Rows:
-        if len(wave) == 1:
-            gc.collect()
-            assert held[0]() is None
-            return [{"id": wave[0]}]
-        tensor = Tensor()
-        held.append(weakref.ref(tensor))
-        raise RuntimeError("out of memory")
-
-    assert [row.get("error") for row in guarded(work, str)(["a", "b"])] == [None, None]
 
 
 def test_a_sample_that_fails_goes_to_the_errors_and_stops_no_other(tmp_path: Path) -> None:
@@ -304,13 +219,6 @@ def test_a_restart_tries_failed_samples_again_in_their_whole_wave(tmp_path: Path
     assert shard.done_ids() == set("abcdefgh")
     assert not (tmp_path / "errors.jsonl").exists()
     assert compute("abcdefgh", Fragile("abcdefgh"), shard) == ()
-
-
-def test_a_sample_that_has_its_row_does_not_fail_when_its_wave_is_computed_again(tmp_path: Path) -> None:
-    shard = Shard(tmp_path / "rows.jsonl")
-    compute("abc", Fragile("c"), shard)
-    assert compute("abc", Fragile("b"), shard) == ()
-    assert shard.done_ids() == set("abc") and errors_of(shard) == []
 
 
 def test_a_stop_in_the_middle_keeps_the_failures_and_counts_the_attempt(tmp_path: Path) -> None:
@@ -386,16 +294,6 @@ def test_another_order_of_waves_gives_the_same_lines(tmp_path: Path) -> None:
     assert forth != back and sorted(forth.splitlines()) == sorted(back.splitlines())
 
 
-def test_numbers_of_waves_count_what_was_handed_over(tmp_path: Path) -> None:
-    items = list("abcdefgh")
-    shard = Shard(tmp_path / "s")
-    shard.append([{"id": name, "wave": "abc"} for name in "abc"])
-    seen: list[tuple[int, int]] = []
-    run_waves(items, str, waves_of_three(items), Work, Backwards(), shard, lambda *news: seen.append(news[:2]))
-    assert {row["id"]: row["wave"] for row in shard.rows()} == {n: w for w in ("abc", "def", "gh") for n in w}
-    assert seen == [(3, 8), (5, 8), (8, 8)]
-
-
 def test_nothing_to_do_loads_nothing(tmp_path: Path) -> None:
     shard = Shard(tmp_path / "s")
     shard.append([{"id": "a"}])
@@ -421,13 +319,6 @@ def test_waves_that_never_come_back_are_no_success(tmp_path: Path) -> None:
         run_waves(
             list("abcdefgh"), str, waves_of_three(list("abcdefgh")), Work, Backwards(drop=1), Shard(tmp_path / "s")
         )
-
-
-def test_an_executor_is_closed_when_its_rows_cannot_be_used(tmp_path: Path) -> None:
-    executor = Backwards()
-    with pytest.raises(ValueError, match="must give one row"):
-        run_waves(["a", "b"], str, waves_of_three(["a", "b"]), lambda: lambda _: [], executor, Shard(tmp_path / "s"))
-    assert executor.closed
 
 
 # ---- kills ----------------------------------------------------------------------------------------------------------
