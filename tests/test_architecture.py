@@ -27,7 +27,7 @@ FENCES = {
     "transformers": ("policy", "prompts"),
     "peft": ("policy", "prompts"),
     "matplotlib": (),
-    "jinja2": ("results.report", "prompts"),
+    "jinja2": ("results.report", "results.render", "prompts"),
     "ray": ("run",),
     "vllm": ("policy",),
     "pydantic": tuple(package for package in ORDER if package not in ("io", "records", "calls", "prompts")),

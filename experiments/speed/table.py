@@ -94,7 +94,7 @@ def main(number: int, folder: Path) -> None:
     start = time.perf_counter()
     every = cells(folder)
     middle = time.perf_counter()
-    Records(folder / "results", every)
+    Records(every, folder / "results")
     end = time.perf_counter()
     print(f"{len(every)} cells of {len({cell.row for cell in every})} rows: {middle - start:.2f} s")
     print(f"{number} records: {end - middle:.2f} s")

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
-from tests.results.table_cases import TABLE, changed, found, metrics, row_of, write, write_table
+from tests.results.table_cases import changed, found, metrics, row_of, write, write_table
 from ttpa.errors import ConfigError
-from ttpa.results.cells import Records, TableCell
+from ttpa.results.cells import Composer, Records, TableCell, compose_run, open_hydra
 from ttpa.results.records import Record, number_at
 from ttpa.results.stats import Estimate
 from ttpa.run.parts import VERSIONS
 
 
 def record_of(cells: list[TableCell], at: int) -> Record | None:
-    return Records(Path("results"), cells).find(cells[at])
+    return Records(cells, Path("results")).find(cells[at])
 
 
 def warnings_of(cells: list[TableCell]) -> list[str]:
-    return Records(Path("results"), cells).warnings
+    return Records(cells, Path("results")).warnings
 
 
 def test_the_seed_is_in_the_data_and_nowhere_else(folder: Path) -> None:
@@ -43,6 +45,20 @@ def test_seeds_and_overrides_of_the_command_line(folder: Path) -> None:
     for word in ("until=warmup", "baseline=false", "name=mine"):
         with pytest.raises(ConfigError, match=f"{word}: is set by the table"):
             found(folder, word)
+
+
+def test_rows_that_share_compositions_are_what_hydra_composes(folder: Path) -> None:
+    """Options alone, options that select others (a model its recipe), values, overlays, groups left out."""
+    words = ["sampler=group objective=dpo", "sampler=tps objective=dpo", "sampler=group objective=gold"]
+    words += ["sampler=tps objective=gold sampler.n=1 sampler.n=3 +data.more=1", "model=tiny", "model=hf model.name=x"]
+    words += ["model=hf recipe=full model.name=y", "model=tiny recipe=full", "experiment=itool sampler={n: 7}"]
+    with open_hydra():
+        composer = Composer()
+        for row in [re.split(r" (?=[a-z+])", one) for one in words]:
+            assert OmegaConf.to_yaml(composer(row)) == OmegaConf.to_yaml(compose_run(row)), row
+        assert composer._compose.cache_info().misses == len(words) - 1  # the fourth is put together
+        with pytest.raises(HydraException):
+            composer(["sampler=tps", "sampler.nn=3"])
 
 
 def test_the_command_line_comes_after_the_row(folder: Path) -> None:
@@ -98,7 +114,7 @@ def test_two_records_of_a_cell_agree_or_are_named(folder: Path) -> None:
     write(cells[6], name="a"), write(cells[6], name="b")
     assert warnings_of(cells) == []
     write(cells[6], name="b", metrics=metrics(0.9))
-    records = Records(Path("results"), cells)
+    records = Records(cells, Path("results"))
     record = records.find(cells[6])
     assert record is not None and record.path.name == "a.jsonl"
     (warning,) = records.warnings
@@ -123,55 +139,31 @@ def test_a_stage_that_there_is_no_more_is_outdated(folder: Path) -> None:
     assert record is not None and record.outdated() == {"polish": 3, "reverse": None}
 
 
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("{", "EOF"),
-        ('{"a": 1}', "row_version: Field required"),
-        ("[1]", "object"),
-        ("\x00\xff", "no result row"),
-        ("[" * 100_000, "recursion"),
-    ],
-)
-def test_a_line_that_is_no_record_is_named_and_left_out(text: str, why: str, folder: Path) -> None:
-    cells = found(folder)
-    write(cells[6])
-    Path("results/odd.jsonl").write_bytes(text.encode("latin-1"))
-    (warning,) = warnings_of(cells)
-    assert "results/odd.jsonl:1: no result row" in warning and why in warning and record_of(cells, 6) is not None
-
-
-ODD: list[tuple[dict[str, Any], str]] = [
+ODD: list[tuple[Any, str]] = [
+    ("{", "EOF"),
+    ("[1]", "object"),
+    ("\x00\xff", "no result row"),
+    ("[" * 100_000, "recursion"),
     ({"row_version": 9}, "row_version 9, not 1"),
-    ({"seed": [0]}, "seed"),
     ({"seed": True}, "seed"),
-    ({"rounds": {}}, "rounds"),
-    ({"config": []}, "config"),
     ({"config": {}}, "lacks data, model"),
     ({"stages": {}}, "lacks evaluation, baseline"),
     ({"stages": {"baseline": "evaluate-0", "evaluation": 3}}, "stages.evaluation"),
     ({"versions": {"data": "1"}}, "versions.data"),
-    ({"cost": {"data": {}}}, "cost.data.seconds"),
-    ({"cost": {"data": {"seconds": 1, "tokens": "x"}}}, "cost.data.tokens"),
     ({"cost": {"data": {"seconds": float("nan")}}}, "cost.data.seconds"),
 ]
 
 
-@pytest.mark.parametrize(("changes", "why"), ODD)
-def test_a_record_of_another_form_is_named_and_left_out(changes: dict[str, Any], why: str, folder: Path) -> None:
-    cells = found(folder)
-    write(cells[6], name="odd", **changes)
-    write(cells[7])
-    (warning,) = warnings_of(cells)
-    assert warning.startswith("results/odd.jsonl:1: no result row (") and why in warning and "left out" in warning
-    assert record_of(cells, 6) is None and record_of(cells, 7) is not None
-
-
-def test_a_cut_record_is_named(folder: Path) -> None:
-    cells = found(folder)
-    path = write(cells[6])
-    path.write_bytes(path.read_bytes()[:-40])
-    assert record_of(cells, 6) is None and "x-ours-0.jsonl:1" in warnings_of(cells)[0]
+def test_what_is_no_record_is_named_and_left_out(folder: Path) -> None:
+    cells = found(folder, "seed=0,1")
+    write(cells[5])
+    for odd, why in ODD:
+        path = write(cells[4], name="odd", **(odd if isinstance(odd, dict) else {}))
+        if isinstance(odd, str):
+            path.write_bytes(odd.encode("latin-1"))
+        (warning,) = warnings_of(cells)
+        assert warning.startswith("results/odd.jsonl:1: no result row (") and why in warning and "left out" in warning
+        assert record_of(cells, 4) is None and record_of(cells, 5) is not None
 
 
 def test_the_number_at_a_path() -> None:
@@ -181,17 +173,8 @@ def test_the_number_at_a_path() -> None:
     assert number_at({"a": {"value": 1, "low": None, "high": None}}, "a") == Estimate(value=1)
 
 
-@pytest.mark.parametrize(
-    "found",
-    [{"value": "x"}, {"value": float("nan")}, {"value": True}, {"value": 0.5, "low": "a"}, {"value": 10**400}, {}, "x",
-     [1], {"value": 1, "high": float("inf")}],
-)  # fmt: skip
-def test_what_is_no_number_is_none(found: Any) -> None:
-    for measured, path in (({"a": found}, "a"), ({}, "a"), ({"a": 1}, "a.b")):
+def test_what_is_no_number_is_refused() -> None:
+    odd = [{"value": "x"}, {"value": float("nan")}, {"value": True}, {"value": 0.5, "low": "a"}, {"value": 10**400}, {}]
+    for measured, path in (*(({"a": one}, "a") for one in [*odd, "x", [1]]), ({}, "a"), ({"a": 1}, "a.b")):
         with pytest.raises(KeyError):
-            number_at(json.loads(json.dumps(measured)), path)
-
-
-def test_the_folders_are_those_of_the_cells(folder: Path) -> None:
-    (cell, *_) = found(folder, "paths.store=${paths.results}/x")
-    assert (cell.results, cell.store) == (Path("results"), Path("results/x")) and TABLE
+            number_at(measured, path)

@@ -1,19 +1,23 @@
 """The cells of a table (a row with a seed), composed by Hydra as the command line composes them, and their records.
 
 A record is a cell's own when the resolved identity configuration, the seed and the rounds are equal (`Key`); names play
-no part, so tables share runs. This module launches nothing and computes no number.
+no part, so tables share runs.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig, open_dict
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ttpa.errors import ConfigError
 from ttpa.results.records import Key, Record, files_in, key_of, read_records
@@ -47,16 +51,6 @@ class TableCell:
         own.seed, own.baseline = self.seed, self.row.warmup_only
         return own
 
-    @property
-    def results(self) -> Path:
-        """Folder of the result rows; all cells of a table share it."""
-        return Path(self.composed.paths.results)
-
-    @property
-    def store(self) -> Path:
-        """Folder of the stages; all cells of a table share it."""
-        return Path(self.composed.paths.store)
-
 
 @contextmanager
 def open_hydra() -> Iterator[None]:
@@ -77,6 +71,66 @@ def compose_run(overrides: Sequence[str]) -> DictConfig:
         cfg.choices = {group: name for group, name in choices.items() if group in config.IDENTITY}
         del cfg["hydra"]
     return cfg
+
+
+class Composer:
+    """`compose_run` for many rows. Hydra takes 0.1 s, so rows never cost more than one composition and share what they can.
+
+    Values (`sampler.n=3`) are applied to a copy, by Hydra's own code. An option that changed nothing but its own group
+    in one row is put in its place in later rows that choose options of the same groups.
+    """
+
+    def __init__(self) -> None:
+        self._compose = functools.cache(lambda *words: compose_run(words))
+        self._firsts: dict[Any, dict[str, str]] = {}
+        self._parts: dict[Any, DictConfig] = {}
+
+    def __call__(self, words: Sequence[str]) -> DictConfig:
+        """The configuration of a row, its own copy; raises what `compose_run` raises."""
+        if any("searchpath" in word for word in words):  # options of a user's own may depend on each other
+            return compose_run(words)
+        shared, options, values = [], dict[str, str](), []
+        for word in words:
+            key, _, value = word.partition("=")
+            if key in config.IDENTITY and re.fullmatch(r"[\w.-]+", value):
+                options[key] = value
+            else:
+                (values if "." in key or key in config.SCALARS else shared).append(word)
+        cfg = self._with_options(tuple(shared), options)
+        ConfigLoaderImpl._apply_overrides_to_config([_parsed(word) for word in values], cfg)
+        return cfg
+
+    def _with_options(self, shared: tuple[str, ...], options: dict[str, str]) -> DictConfig:
+        alike = (shared, tuple(options))
+        first = self._firsts.setdefault(alike, options)
+        start = self._compose(*shared, *_words(first))
+        changed = [group for group in options if options[group] != first[group]]
+        keys = {group: (alike, group, options[group]) for group in changed}
+        if all(key in self._parts for key in keys.values()):
+            cfg = start.copy()
+            for group in changed:
+                cfg[group], cfg.choices[group] = self._parts[keys[group]], options[group]
+            return cfg
+        cfg = self._compose(*shared, *_words(options))
+        if len(changed) == 1 and _others(start, *changed) == _others(cfg, *changed):
+            self._parts[keys[changed[0]]] = cfg[changed[0]]
+        return cfg.copy()
+
+
+def _words(options: Mapping[str, str]) -> list[str]:
+    return [f"{group}={option}" for group, option in options.items()]
+
+
+@functools.cache
+def _parsed(word: str) -> Any:
+    return OverridesParser.create().parse_override(word)
+
+
+def _others(cfg: DictConfig, group: str) -> Any:
+    """A configuration without a group and its choice."""
+    values: Any = OmegaConf.to_container(cfg, resolve=False)
+    del values[group], values["choices"][group]
+    return values
 
 
 def select_seeds(preset: Preset, extra: Sequence[str]) -> tuple[Preset, tuple[str, ...]]:
@@ -100,21 +154,16 @@ def select_seeds(preset: Preset, extra: Sequence[str]) -> tuple[Preset, tuple[st
 
 
 def cells_of(spec: TableSpec, preset: Preset, extra: Sequence[str] = ()) -> list[TableCell]:
-    """The cells of a preset, rows in order, seeds in order; Hydra must be open.
-
-    Args:
-        spec: The table.
-        preset: One of its presets.
-        extra: Further overrides of every cell.
+    """The cells of a preset, rows in order, seeds in order, with further overrides `extra`; Hydra must be open.
 
     Raises:
         ConfigError: a preset without rows, or a row that cannot be composed; names file, row and reason.
     """
-    cells = []
+    cells, composer = [], Composer()
     for row in spec.rows_of(preset.name):
         words = (*preset.overrides, *row.overrides, *extra)
         try:
-            cfg = compose_run(_deciding(words))
+            cfg = composer([word for word in words if _decides(word)])
             cfg.seed = _SEED
             key = key_of(config.identity(cfg, *config.IDENTITY), _SEED, cfg.rounds)
         except COMPLAINTS as error:
@@ -128,23 +177,30 @@ def cells_of(spec: TableSpec, preset: Preset, extra: Sequence[str] = ()) -> list
     return cells
 
 
-class Records:
-    """The result rows of a folder that belong to some cells. `warnings` say what was left out or is odd."""
+def _decides(word: str) -> bool:
+    """False for what only says where cells run: tables are made where no launcher is installed, too."""
+    head = re.split(r"[.=/]", word.lstrip("+~"))[0]
+    return head != "cluster" and (head != "hydra" or "searchpath" in word)
 
-    def __init__(self, folder: Path, cells: Sequence[TableCell]) -> None:
-        self.folder = folder
+
+class Records:
+    """The result rows that belong to some cells. `warnings` say what was left out or is odd.
+
+    Args:
+        cells: The cells of a table.
+        folder: Where to look; None takes the folder of the cells, which all share.
+    """
+
+    def __init__(self, cells: Sequence[TableCell], folder: Path | None = None) -> None:
+        self.folder = folder or Path(cells[0].composed.paths.results)
         self.warnings: list[str] = []
-        if not folder.is_dir():
-            self.warnings.append(f"{folder}: no such folder, so every cell is a hole. Set results=DIR.")
-        whole, warmups = {cell.key.whole for cell in cells}, {cell.key.warmup for cell in cells}
-        self._by_key: dict[str, list[Record]] = {}
-        self._by_warmup: dict[str, list[Record]] = {}
-        for record in read_records(files_in(folder), self.warnings):
-            key = record.key
-            if key.whole in whole:
-                self._by_key.setdefault(key.whole, []).append(record)
-            if key.warmup in warmups and record.baseline:
-                self._by_warmup.setdefault(key.warmup, []).append(record)
+        if not self.folder.is_dir():
+            self.warnings.append(f"{self.folder}: no such folder, so every cell is a hole. Set results=DIR.")
+        self._found: dict[str, list[Record]] = {text: [] for cell in cells for text in cell.key}
+        for record in read_records(files_in(self.folder), self.warnings):
+            for text, has in zip(record.key, (True, bool(record.baseline)), strict=True):
+                if has and text in self._found:
+                    self._found[text].append(record)
 
     def find(self, cell: TableCell) -> Record | None:
         """The record of a cell, built by today's stages if there is one.
@@ -152,8 +208,8 @@ class Records:
         Records of one configuration are equal unless something outside of it has changed, such as a file; then a
         warning says so.
         """
-        key, warmup_only = cell.key, cell.row.warmup_only
-        found = self._by_warmup.get(key.warmup, []) if warmup_only else self._by_key.get(key.whole, [])
+        warmup_only = cell.row.warmup_only
+        found = self._found[cell.key.warmup if warmup_only else cell.key.whole]
         if not found:
             return None
         first, *others = [record for record in found if not record.outdated()] or found
@@ -164,9 +220,3 @@ class Records:
                 "A file that they read may have changed in between: remove the record that is not meant."
             )
         return first
-
-
-def _deciding(words: Sequence[str]) -> tuple[str, ...]:
-    """The overrides without those that say what runs the cells: tables are made where no launcher is installed, too."""
-    heads = [(word, re.split(r"[.=/]", word.lstrip("+~"))[0]) for word in words]
-    return tuple(word for word, head in heads if head != "cluster" and (head != "hydra" or "searchpath" in word))

@@ -6,15 +6,18 @@ needs both: Holm's p below 0.05 and a t interval over the seeds that excludes 0.
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
+
 from ttpa.errors import DataError
 from ttpa.io import read_jsonl
-from ttpa.results.records import Record, is_number, number_at
+from ttpa.results.records import Number, Record, number_at
 from ttpa.results.spec import Column, RowSpec
 from ttpa.results.stats import Estimate, PairedTest, holm, paired_means, paired_samples
 
@@ -23,8 +26,8 @@ NO_MEAN = "this column is no mean over samples"
 OTHERS = "the samples of the two are not the same"
 ALPHA = 0.05
 
-Samples = dict[str, tuple[float, str, bool]]
-"""Sample id -> right or not, dialogue, whether its tool is unseen."""
+RowRecords = tuple[RowSpec, Mapping[int, Record]]
+"""A row and its records by seed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,32 +47,28 @@ class Difference:
     verdict: str
 
 
-def differences_of(
-    pairs: Sequence[Sequence[str]],
-    column: Column,
-    preset: str,
-    rows: Mapping[str, tuple[RowSpec, Mapping[int, Record]]],
-    store: Path,
-) -> tuple[Difference, ...]:
-    """The differences that can be taken.
+class Sample(BaseModel):
+    """What is needed of a judged answer in the store."""
 
-    Args:
-        pairs: Row keys, ours and the one it is compared with.
-        column: What is compared.
-        preset: Says where records hold the column.
-        rows: Row key -> the row and its records by seed.
-        store: Folder of the stages.
-    """
+    model_config = ConfigDict(strict=True)
+
+    id: str
+    cluster: str
+    exact: bool | Number
+    tags: list[str]
+
+
+def differences_of(
+    pairs: Sequence[Sequence[str]], column: Column, preset: str, rows: Mapping[str, RowRecords], store: Path
+) -> tuple[Difference, ...]:
+    """The differences that can be taken of pairs of row keys (ours, the one it is compared with)."""
     path = column.path(preset)
     if path is None:
         return ()
-    reader = _Reader(store)
-    made = [
-        (ours, against, *_test(path, rows[ours], rows[against], reader))
-        for ours, against in pairs
-        if ours in rows and against in rows
-    ]
-    adjusted = holm([test.p if test else None for _, _, _, test in made])
+    known = [(ours, against) for ours, against in pairs if ours in rows and against in rows]
+    read = functools.cache(lambda stage: _samples(store / stage / "rows.jsonl"))
+    tests = [_test(path, (rows[ours], rows[against]), read) for ours, against in known]
+    adjusted = holm([test.p if test else None for _, test in tests])
     return tuple(
         Difference(
             ours=ours,
@@ -80,7 +79,7 @@ def differences_of(
             reason=reason,
             verdict=_verdict(test, p, reason, column),
         )
-        for (ours, against, reason, test), p in zip(made, adjusted, strict=True)
+        for (ours, against), (reason, test), p in zip(known, tests, adjusted, strict=True)
     )
 
 
@@ -95,79 +94,55 @@ def _verdict(test: PairedTest | None, p: float | None, reason: str, column: Colu
     if p >= ALPHA:
         return f"no clear difference{alone}"
     word = "better" if (test.mean.value * column.scale > 0) == (column.better == "high") else "worse"
-    low, high = test.seeds.low, test.seeds.high
-    agrees = low is not None and high is not None and not test.seeds.has_no_width and low * high > 0
-    return word if agrees and (low or 0) * test.mean.value > 0 else f"{word}{alone or ' on these seeds'}"
+    low, high = test.seeds.low or 0, test.seeds.high or 0
+    agrees = not test.seeds.has_no_width and low * high > 0 and low * test.mean.value > 0
+    return word if agrees else f"{word}{alone or ' on these seeds'}"
 
 
 def _test(
-    path: str,
-    ours: tuple[RowSpec, Mapping[int, Record]],
-    against: tuple[RowSpec, Mapping[int, Record]],
-    reader: _Reader,
+    path: str, sides: tuple[RowRecords, RowRecords], read: Callable[[str], list[Sample] | None]
 ) -> tuple[str, PairedTest | None]:
-    """Why it is not by samples ("" where it is), and the difference."""
+    """Why the difference is not by samples ("" where it is), and the difference."""
     means: tuple[list[float], list[float]] = ([], [])
-    samples: tuple[dict[tuple[int, str], float], dict[tuple[int, str], float]] = ({}, {})
+    right: tuple[dict[tuple[int, str], float], dict[tuple[int, str], float]] = ({}, {})
     clusters: dict[tuple[int, str], str] = {}
     reason = ""
-    for seed in [seed for seed in ours[1] if seed in against[1]]:
-        sides = [(records[seed], row.warmup_only) for row, records in (ours, against)]
+    for seed in [seed for seed in sides[0][1] if seed in sides[1][1]]:
+        both = [(records[seed], row.warmup_only) for row, records in sides]
         try:
-            values = [number_at(record.measured(warmup_only), path) for record, warmup_only in sides]
+            values = [number_at(record.measured(warmup_only), path) for record, warmup_only in both]
         except KeyError:
             continue
-        if None in values:
-            continue
-        for at, ((record, warmup_only), value) in enumerate(zip(sides, values, strict=True)):
-            assert value is not None
+        for at, ((record, warmup_only), value) in enumerate(zip(both, values, strict=True)):
+            if value is None or None in values:
+                continue
             means[at].append(value.value)
-            rows = reader.samples(record.evaluation(warmup_only))
-            kept = None if rows is None else _of_the_column(rows, value.value)
-            reason = reason or (GONE if rows is None else NO_MEAN if kept is None else "")
-            for name, (exact, cluster, _) in (kept or {}).items():
-                samples[at][seed, name] = exact
-                clusters[seed, name] = cluster
+            samples = read(record.evaluation(warmup_only))
+            kept = _of_the_column(samples or [], value.value)
+            reason = reason or (GONE if samples is None else NO_MEAN if kept is None else "")
+            for one in kept or ():
+                right[at][seed, one.id] = float(one.exact)
+                clusters[seed, one.id] = one.cluster
     if not means[0]:
         return GONE, None
-    if not reason and samples[0].keys() != samples[1].keys():
+    if not reason and right[0].keys() != right[1].keys():
         reason = OTHERS
-    return reason, paired_means(*means) if reason else paired_samples(*samples, clusters)
+    return reason, paired_means(*means) if reason else paired_samples(*right, clusters)
 
 
-def _of_the_column(rows: Samples, value: float) -> Samples | None:
-    """The samples whose share of right answers is the column's number: all, those with unseen tools, or without."""
+def _of_the_column(samples: Sequence[Sample], value: float) -> list[Sample] | None:
+    """The samples whose share of right answers is the column's number: those with seen tools, all, or the others."""
     for unseen in (False, None, True):
-        kept = {name: one for name, one in rows.items() if unseen is None or one[2] == unseen}
-        if kept and math.isclose(statistics.fmean(one[0] for one in kept.values()), value, abs_tol=1e-9):
+        kept = [one for one in samples if unseen is None or ("unseen_tool" in one.tags) == unseen]
+        if kept and math.isclose(statistics.fmean(float(one.exact) for one in kept), value, abs_tol=1e-9):
             return kept
     return None
 
 
-class _Reader:
-    """Reads the samples of each evaluation once."""
-
-    def __init__(self, store: Path) -> None:
-        self._store = store
-        self._read: dict[str, Samples | None] = {}
-
-    def samples(self, stage: str) -> Samples | None:
-        """The samples of an evaluation; None where they are gone or have another form."""
-        if stage not in self._read:
-            self._read[stage] = _read(self._store / stage / "rows.jsonl")
-        return self._read[stage]
-
-
-def _read(file: Path) -> Samples | None:
-    found: Samples = {}
+def _samples(file: Path) -> list[Sample] | None:
+    """The samples of an evaluation; None where they are gone or have another form."""
     try:
-        for one in read_jsonl(file):
-            name, cluster, exact = one["id"], one["cluster"], one["exact"]
-            if not (isinstance(name, str) and isinstance(cluster, str) and name not in found):
-                return None
-            if not (isinstance(exact, bool) or is_number(exact)):
-                return None
-            found[name] = float(exact), cluster, "unseen_tool" in one["tags"]
-    except (DataError, KeyError, TypeError, ValueError, OSError):
+        found = [Sample.model_validate(row) for row in read_jsonl(file)]
+    except (OSError, ValueError, DataError):
         return None
-    return found
+    return found if len({one.id for one in found}) == len(found) else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,10 +41,7 @@ class Heldout(Evaluation):
         return read_split(data, self.split)[: self.limit]
 
     def judge(self, sample: Sample, candidate: Candidate) -> dict[str, Any]:
-        """One row: was the answer right, and in which of the six ways was it wrong.
-
-        Example row: `{"id", "cluster", "band", "tags", "exact": False, "errors": ["parameter_value"], "text"}`.
-        """
+        """One row: was the answer right, and in which of the six ways was it wrong."""
         calls = candidate.calls
         return {
             "id": sample.id,
@@ -58,23 +56,20 @@ class Heldout(Evaluation):
         }
 
     def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """`accuracy` (all samples with seen tools), `bands` (each band), `unseen_tool` (None without such samples), and
-        `errors` (label -> share of answers that show it): each `{value, low, high, n}`.
+        """Shares `{value, low, high, n}` of `accuracy` (seen tools), each of `bands`, `unseen_tool` (None without such
+        samples) and `errors` (label -> answers that show it).
         """
         seen = [row for row in rows if "unseen_tool" not in row["tags"]]
         unseen = [row for row in rows if "unseen_tool" in row["tags"]]
         bands = [band for band in ("easy", "medium", "hard") if any(row["band"] == band for row in seen)]
+        right = itemgetter("exact")
         return {
-            "accuracy": share(seen, _right),
-            "bands": {band: share([row for row in seen if row["band"] == band], _right) for band in bands},
-            "unseen_tool": share(unseen, _right) if unseen else None,
+            "accuracy": share(seen, right),
+            "bands": {band: share([row for row in seen if row["band"] == band], right) for band in bands},
+            "unseen_tool": share(unseen, right) if unseen else None,
             "errors": {label: share(seen, partial(_shows, label)) for label in LABELS},
             "split": self.split,
         }
-
-
-def _right(row: Mapping[str, Any]) -> bool:
-    return bool(row["exact"])
 
 
 def _shows(label: str, row: Mapping[str, Any]) -> bool:

@@ -1,7 +1,6 @@
 """Result rows: the lines that runs leave in `paths.results`, read and matched with what was run, never by a name.
 
-A file or line of another form is named in a warning and left out, so that one odd file stops no command. This module
-computes nothing.
+A file or line of another form is named in a warning and left out, so that one odd file stops no command.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ LARGEST = 1e300
 """No number of a row is as large as this, so that sums do not overflow."""
 
 Number = Annotated[float, Field(gt=-LARGEST, lt=LARGEST, allow_inf_nan=False)]
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 class Key(NamedTuple):
@@ -36,8 +36,7 @@ class Key(NamedTuple):
 
 def key_of(identity: Mapping[str, Any], seed: int, rounds: int) -> Key:
     """The key of a resolved identity configuration (group -> values)."""
-    encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
-    texts = {group: encode(identity[group]) for group in config.IDENTITY}
+    texts = {group: _encode(identity[group]) for group in config.IDENTITY}
     start = ",".join(texts[group] for group in WARMUP_GROUPS)
     return Key(f"{','.join(texts.values())};seed={seed};rounds={rounds}", f"{start};seed={seed}")
 
@@ -75,7 +74,8 @@ class Record(BaseModel):
     def _complete(self) -> Record:
         if self.row_version != ROW_VERSION:
             raise ValueError(f"row_version {self.row_version}, not {ROW_VERSION}")
-        missing = [role for role in ("evaluation", *["baseline"] * bool(self.baseline)) if role not in self.stages]
+        roles = ["evaluation", "baseline"] if self.baseline else ["evaluation"]
+        missing = [role for role in roles if role not in self.stages]
         missing += [group for group in config.IDENTITY if group not in self.config]
         if missing:
             raise ValueError(f"lacks {', '.join(missing)}")
@@ -96,21 +96,17 @@ class Record(BaseModel):
 
     def costs(self, warmup_only: bool) -> tuple[float, float]:
         """Seconds and tokens of everything that the policy needed, as if it had run alone."""
-        parts = [
-            part for role, part in self.cost.items() if (role in WARMUP_ROLES if warmup_only else role != "baseline")
-        ]
+        roles = WARMUP_ROLES if warmup_only else self.cost.keys() - {"baseline"}
+        parts = [part for role, part in self.cost.items() if role in roles]
         return sum(part.seconds for part in parts), sum(part.tokens or 0 for part in parts)
 
     def outdated(self, warmup_only: bool = False) -> dict[str, int | None]:
         """Stage -> version that built it (None if unsaid), of stages that have another version, or none, by now."""
-        names = {
-            stage.rsplit("-", 1)[0] for role, stage in self.stages.items() if role in WARMUP_ROLES or not warmup_only
-        }
-        return {
-            name: self.versions.get(name)
-            for name in sorted(names)
-            if name not in VERSIONS or self.versions.get(name, VERSIONS[name]) != VERSIONS[name]
-        }
+        roles = WARMUP_ROLES if warmup_only else self.stages
+        names = sorted({folder.rsplit("-", 1)[0] for role, folder in self.stages.items() if role in roles})
+        built = {name: self.versions.get(name) for name in names}
+        # A version that a known stage's row does not say is taken for today's.
+        return {name: old for name, old in built.items() if name not in VERSIONS or old not in (None, VERSIONS[name])}
 
 
 def read_records(files: Iterable[Path], warnings: list[str]) -> Iterator[Record]:
@@ -126,8 +122,8 @@ def read_records(files: Iterable[Path], warnings: list[str]) -> Iterator[Record]
                 yield Record.model_validate_json(line).model_copy(update={"path": path})
             except ValidationError as error:
                 first = error.errors(include_url=False)[0]
-                where = ".".join(map(str, first["loc"]))
-                why = f"{where}: {first['msg']}" if where else first["msg"].removeprefix("Value error, ")
+                where, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+                why = f"{where}: {message}" if where else message
                 warnings.append(f"{path}:{number}: no result row ({why}), left out.")
 
 
@@ -137,7 +133,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def number_at(metrics: Mapping[str, Any], path: str) -> Estimate | None:
-    """The number at a dotted path; None where there was nothing to measure.
+    """The number at a dotted path, plain or `{value, low, high}`; None where there was nothing to measure.
 
     Raises:
         KeyError: there is no such path, or no number there.
@@ -147,13 +143,9 @@ def number_at(metrics: Mapping[str, Any], path: str) -> Estimate | None:
         if not isinstance(value, Mapping) or key not in value:
             raise KeyError(path)
         value = value[key]
-    numbers = (
-        (value.get(key) for key in ("value", "low", "high")) if isinstance(value, Mapping) else (value, None, None)
-    )
-    found, low, high = numbers
-    if isinstance(value, Mapping) and "value" not in value:
-        raise KeyError(path)
-    if not all(one is None or is_number(one) for one in (found, low, high)):
+    whole = value if isinstance(value, Mapping) else {"value": value}
+    found, low, high = numbers = [whole.get(key) for key in ("value", "low", "high")]
+    if "value" not in whole or not all(one is None or is_number(one) for one in numbers):
         raise KeyError(path)
     if found is None:
         return None
@@ -163,10 +155,5 @@ def number_at(metrics: Mapping[str, Any], path: str) -> Estimate | None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a table can compute with a value.
-
-    Example:
-        >>> is_number(0.5), is_number(True), is_number(float("nan")), is_number("1")
-        (True, False, False, False)
-    """
+    """Whether a table can compute with a value: no bool, no NaN, nothing near infinity."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST

@@ -1,7 +1,7 @@
 """A table as Markdown, LaTeX (booktabs), CSV or HTML, and the command `ttpa table`.
 
-The same records give the same bytes: no date, no machine. Markdown, LaTeX and HTML escape and join one grid of texts;
-CSV holds every number in full for a program to read. This module decides nothing about what a table holds (`table`).
+The same records give the same bytes: no date, no machine. Markdown, LaTeX and HTML are templates over one grid of
+texts; CSV holds every number in full for a program to read.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +24,7 @@ from ttpa.errors import ConfigError
 from ttpa.io import write_text
 from ttpa.options import arguments
 from ttpa.results.differences import Difference
-from ttpa.results.spec import TRUST, Column, Published
+from ttpa.results.spec import TRUST, Column
 from ttpa.results.stats import Estimate
 from ttpa.results.table import Table, TableRow, TableValue, from_folder
 
@@ -62,43 +64,23 @@ class Grid:
     head: tuple[str, ...]
     rows: tuple[tuple[GridCell, ...], ...]
 
-    @property
-    def wide(self) -> bool:
-        """Whether LaTeX has to scale it down to the width of the text."""
-        rows = [self.head, *(tuple(one.text + one.mark for one in row) for row in self.rows)]
-        return sum(max(map(len, column)) + 2 for column in zip(*rows, strict=True)) > WIDEST
-
-
-# --- what is shown ---------------------------------------------------------------------------------------------------
-
 
 def number(value: float, digits: int, sign: bool = False) -> str:
-    """A number with fixed digits and no negative zero.
-
-    Example:
-        >>> number(0.5, 2, sign=True), number(-0.001, 2)
-        ('+0.50', '0.00')
-    """
+    """A number with fixed digits and no negative zero."""
     text = f"{value:{'+' if sign else ''}.{digits}f}"
     return text.replace("-", "", 1) if float(text) == 0 and text.startswith("-") else text
 
 
 def interval(found: Estimate, digits: int, sign: bool = False) -> str:
     """A number with its interval in brackets, where it has one."""
-    text = number(found.value, digits, sign)
-    if found.low is None or found.high is None:
-        return text
-    return f"{text} [{number(found.low, digits, sign)}, {number(found.high, digits, sign)}]"
+    ends = [number(end, digits, sign) for end in (found.low, found.high) if end is not None]
+    return number(found.value, digits, sign) + (f" [{', '.join(ends)}]" if ends else "")
 
 
 def sources(table: Table) -> dict[str, int]:
     """Source and note of the published numbers shown -> number of the footnote, in order of appearance."""
-    found: dict[str, int] = {}
-    for row in table.rows:
-        for value in row.values:
-            if value.published is not None:
-                found.setdefault(value.published.footnote, len(found) + 1)
-    return found
+    every = [value.published.footnote for row in table.rows for value in row.values if value.published is not None]
+    return {footnote: at for at, footnote in enumerate(dict.fromkeys(every), 1)}
 
 
 def main_grid(table: Table, with_cost: bool = False) -> Grid:
@@ -114,13 +96,13 @@ def main_grid(table: Table, with_cost: bool = False) -> Grid:
         columns.append((column.label, [_shown(rows[i], value, column, i == best) for i, value in enumerate(values)]))
         if published:
             paper = table.spec.paper.name if table.spec.paper else "published"
-            texts = [_published(value.published, column, notes) for value in values]
-            columns.append((f"{column.label}, {paper}", texts))
+            columns.append((f"{column.label}, {paper}", [_published(value, column, notes) for value in values]))
         if any(value.gap is not None for value in values):
             gaps = ["" if value.gap is None else number(value.gap, column.digits, sign=True) for value in values]
             columns.append(("ours - theirs", [GridCell(gap) for gap in gaps]))
     if with_cost:
-        for name, costs in (("seconds", [row.seconds for row in rows]), ("tokens", [row.tokens for row in rows])):
+        for name in ("seconds", "tokens"):
+            costs = [getattr(row, name) for row in rows]
             columns.append((name, [GridCell(DASH if one is None else f"{one:.0f}") for one in costs]))
     cells = zip(*(column for _, column in columns), strict=True)
     return Grid("Results", tuple(name for name, _ in columns), tuple(cells))
@@ -147,8 +129,8 @@ def _best(table: Table, at: int) -> int | None:
     return values[0][1] if len(values) > 1 and values[0][0] != values[1][0] else None
 
 
-def _published(found: Published | None, column: Column, notes: dict[str, int]) -> GridCell:
-    if found is None:
+def _published(value: TableValue, column: Column, notes: dict[str, int]) -> GridCell:
+    if (found := value.published) is None:
         return GridCell("")
     return GridCell(number(found.shown, column.digits), f"{TRUST[found.trust]}{notes[found.footnote]}")
 
@@ -156,9 +138,9 @@ def _published(found: Published | None, column: Column, notes: dict[str, int]) -
 def difference_grid(table: Table) -> Grid:
     """The paired differences; no rows where there are none."""
     labels = {row.spec.key: row.spec.label for row in table.rows}
-    digits = table.columns[0].digits
     head = ("difference", "mean", "over the seeds", "p", "by", "verdict")
-    return Grid("Paired differences", head, tuple(_difference(one, labels, digits) for one in table.differences))
+    rows = [_difference(one, labels, table.columns[0].digits) for one in table.differences]
+    return Grid("Paired differences", head, tuple(rows))
 
 
 def _difference(one: Difference, labels: dict[str, str], digits: int) -> tuple[GridCell, ...]:
@@ -174,114 +156,77 @@ def _difference(one: Difference, labels: dict[str, str], digits: int) -> tuple[G
     return tuple(GridCell(text) for text in texts)
 
 
-def _grids(table: Table, with_cost: bool) -> list[Grid]:
-    return [main_grid(table, with_cost), *([difference_grid(table)] if table.differences else [])]
-
-
-def _about(table: Table) -> list[str]:
-    paper = table.spec.paper
-    parts = [paper.name, f"arXiv {paper.arxiv}" if paper.arxiv else "", paper.where or ""] if paper else []
-    where = f" Paper: {', '.join(filter(None, parts))}." if parts else ""
-    return [f"Claim: {' '.join(table.spec.claim.split())}", f"Preset {table.preset.name}.{where}"]
-
-
-def _footnotes(table: Table) -> list[str]:
-    return [f"{at}. {footnote}" for footnote, at in sources(table).items()]
-
-
 # --- how it is written -----------------------------------------------------------------------------------------------
 
-_LATEX = {
+_LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", "†": r"\dag{}", "\n": " ",
-}  # fmt: skip
+})  # fmt: skip
 _MARKDOWN = str.maketrans({char: f"\\{char}" for char in "\\|*_`<>[]"})
-_STYLE = (
-    ":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem}"
-    "table{border-collapse:collapse;margin:1rem 0}th,td{padding:.25rem .75rem;text-align:right;white-space:nowrap}"
-    "th:first-child,td:first-child{text-align:left}thead th{border-bottom:2px solid}div{overflow-x:auto}"
-)
 
 
-def markdown(table: Table, with_cost: bool = False) -> str:
-    """GitHub's dialect."""
-
-    def escape(text: str) -> str:
-        return text.translate(_MARKDOWN)
-
-    def cell(one: GridCell) -> str:
-        text = escape(one.text).replace("\\[", "[").replace("\\]", "]")
-        text = f"**{text}**" if one.best and text else text
-        return f"{text}<sup>{escape(one.mark)}</sup>" if one.mark else text
-
-    lines = [f"### {escape(table.spec.title)}", ""]
-    for text in _about(table):
-        lines += [escape(text), ""]
-    for grid in _grids(table, with_cost):
-        lines.append("| " + " | ".join(map(escape, grid.head)) + " |")
-        lines.append("|---|" + "---:|" * (len(grid.head) - 1))
-        lines += ["| " + " | ".join(map(cell, row)) + " |" for row in grid.rows]
-        lines.append("")
-    lines += [f"- {escape(note)}" for note in table.notes]
-    return "\n".join([*lines, *map(escape, _footnotes(table))]).rstrip() + "\n"
+def _after_break(text: str) -> str:
+    """LaTeX's line break would read a star or a bracket as its own."""
+    return f"{{}}{text}" if text.lstrip().startswith(("[", "*")) else text
 
 
-def latex(table: Table, with_cost: bool = False) -> str:
-    """A table environment for \\usepackage{booktabs}, scaled to the text's width if it is wider; the notes below."""
-
-    def escape(text: str) -> str:
-        return "".join(_LATEX.get(char, char) for char in text)
-
-    def after_break(text: str) -> str:  # a line break would read a star or a bracket as its own
-        return f"{{}}{text}" if text.lstrip().startswith(("[", "*")) else text
-
-    def cell(one: GridCell) -> str:
-        text = "--" if one.text == DASH else escape(one.text)
-        text = after_break(rf"\textbf{{{text}}}" if one.best and text else text)
-        return rf"{text}\textsuperscript{{{escape(one.mark)}}}" if one.mark else text
-
-    def block(grid: Grid) -> list[str]:
-        body = [" & ".join(map(cell, row)) + r" \\" for row in grid.rows]
-        lines = [rf"\begin{{tabular}}{{{'l' + 'r' * (len(grid.head) - 1)}}}", r"\toprule"]
-        lines += [rf"{' & '.join(map(escape, grid.head))} \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
-        if grid.wide:
-            lines = ["% Wider than the text, so scaled down to it.", rf"\resizebox{{\textwidth}}{{!}}{{{lines[0]}",
-                     *lines[1:-1], lines[-1] + "}"]  # fmt: skip
-        return lines
-
-    grids = _grids(table, with_cost)
-    scaled = r" and \usepackage{graphicx} (for \resizebox)" if any(grid.wide for grid in grids) else ""
-    lines = [rf"% Needs \usepackage{{booktabs}}{scaled}.", r"\begin{table}", r"\centering", r"\small"]
-    lines += [rf"\caption{{{escape(table.spec.title)}}}", rf"\label{{tab:{table.spec.name}}}"]
-    for at, grid in enumerate(grids):
-        lines += [*(["", r"\medskip"] if at else []), *block(grid)]
-    notes = [after_break(escape(note)) for note in [*_about(table), *table.notes, *_footnotes(table)]]
-    lines += ["", r"\medskip", r"\raggedright\footnotesize", *[rf"{note}\\" for note in notes[:-1]], notes[-1]]
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
+def _markdown_cell(text: str) -> str:
+    return text.translate(_MARKDOWN).replace("\\[", "[").replace("\\]", "]")
 
 
-def page(table: Table, with_cost: bool = False) -> str:
-    """One HTML page that needs nothing else."""
-    escape = html.escape
+def _latex_cell(text: str) -> str:
+    return "--" if text == DASH else text.translate(_LATEX)
 
-    def cell(one: GridCell, first: bool) -> str:
-        text = f"<strong>{escape(one.text)}</strong>" if one.best and one.text else escape(one.text)
-        text += f"<sup>{escape(one.mark)}</sup>" if one.mark else ""
-        return f'<th scope="row">{text}</th>' if first else f"<td>{text}</td>"
 
-    title = escape(table.spec.title)
-    lines = ["<!DOCTYPE html>", '<html lang="en"><head><meta charset="utf-8"/>']
-    lines += ['<meta name="viewport" content="width=device-width, initial-scale=1"/>', f"<title>{title}</title>"]
-    lines += [f"<style>{_STYLE}</style></head><body>", f"<h1>{title}</h1>"]
-    lines += [f"<p>{escape(text)}</p>" for text in _about(table)]
-    for grid in _grids(table, with_cost):
-        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in grid.head)
-        lines.append(f"<div><table><caption>{grid.caption}</caption><thead><tr>{head}</tr></thead><tbody>")
-        lines += ["<tr>" + "".join(cell(one, at == 0) for at, one in enumerate(row)) + "</tr>" for row in grid.rows]
-        lines.append("</tbody></table></div>")
-    lines += ["<ul>", *(f"<li>{escape(note)}</li>" for note in (*table.notes, *_footnotes(table))), "</ul>"]
-    return "\n".join([*lines, "</body></html>"]) + "\n"
+def _templated(suffix: str, table: Table, with_cost: bool = False) -> str:
+    import jinja2
+
+    escape, cell, bold, mark, line = {
+        "md": (lambda text: text.translate(_MARKDOWN), _markdown_cell, "**{}**", "<sup>{}</sup>", str),
+        "tex": (
+            lambda text: text.translate(_LATEX),
+            _latex_cell,
+            r"\textbf{{{}}}",
+            r"\textsuperscript{{{}}}",
+            _after_break,
+        ),
+        "html": (html.escape, html.escape, "<strong>{}</strong>", "<sup>{}</sup>", str),
+    }[suffix]
+
+    def whole(one: GridCell) -> str:
+        text = line(bold.format(cell(one.text)) if one.best and one.text else cell(one.text))
+        return text + (mark.format(escape(one.mark)) if one.mark else "")
+
+    def shown(grid: Grid) -> dict[str, Any]:
+        plain = [grid.head, *(tuple(one.text + one.mark for one in row) for row in grid.rows)]
+        return {
+            "caption": grid.caption,
+            "head": [escape(text) for text in grid.head],
+            "rows": [[whole(one) for one in row] for row in grid.rows],
+            "wide": sum(max(map(len, column)) + 2 for column in zip(*plain, strict=True)) > WIDEST,
+        }
+
+    spec, paper = table.spec, table.spec.paper
+    parts = [paper.name, f"arXiv {paper.arxiv}" if paper.arxiv else "", paper.where or ""] if paper else []
+    where = f" Paper: {', '.join(filter(None, parts))}." if parts else ""
+    about = [f"Claim: {' '.join(spec.claim.split())}", f"Preset {table.preset.name}.{where}"]
+    footnotes = [f"{at}. {footnote}" for footnote, at in sources(table).items()]
+    environment = jinja2.Environment(
+        block_start_string="<%", block_end_string="%>", variable_start_string="<<", variable_end_string=">>",
+        comment_start_string="<#", comment_end_string="#>", trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined, autoescape=False,
+    )  # fmt: skip
+    template = resources.files("ttpa.results") / "templates" / f"table.{suffix}"
+    text = environment.from_string(template.read_text(encoding="utf-8")).render(
+        title=escape(spec.title),
+        name=spec.name,
+        about=[line(escape(text)) for text in about],
+        grids=[shown(main_grid(table, with_cost)), *([shown(difference_grid(table))] if table.differences else [])],
+        notes=[line(escape(text)) for text in table.notes],
+        footnotes=[line(escape(text)) for text in footnotes],
+    )
+    return text.rstrip() + "\n"
 
 
 CSV_HEAD = (
@@ -311,8 +256,8 @@ def comma_separated(table: Table, with_cost: bool = False) -> str:
             if (one := value.published) is not None:
                 line |= {"published": one.shown, "trust": one.trust, "source": one.source, "to_published": value.gap}
             writer.writerow(line)
-        for name, cost in (("seconds", row.seconds), ("tokens", row.tokens)) if with_cost else ():
-            writer.writerow({**same, "column": name, "value": cost})
+        for name in ("seconds", "tokens") if with_cost else ():
+            writer.writerow({**same, "column": name, "value": getattr(row, name)})
     for difference in table.differences:
         line = {"kind": "difference", "row": difference.ours, "against": difference.against, "p_adjusted": difference.p}
         line |= {"column": table.columns[0].key, "verdict": difference.verdict}
@@ -326,16 +271,9 @@ def comma_separated(table: Table, with_cost: bool = False) -> str:
     return out.getvalue()
 
 
-FORMATS: dict[str, Callable[..., str]] = {
-    "markdown": markdown,
-    "latex": latex,
-    "csv": comma_separated,
-    "html": page,
-}
+markdown, latex, page = (partial(_templated, suffix) for suffix in ("md", "tex", "html"))
+FORMATS: dict[str, Callable[..., str]] = {"markdown": markdown, "latex": latex, "csv": comma_separated, "html": page}
 SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".html": "html", ".htm": "html"}
-
-
-# --- the command -----------------------------------------------------------------------------------------------------
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True)
@@ -364,14 +302,13 @@ def main(words: Sequence[str]) -> int:
         print(f"ttpa table: warning: {warning}", file=sys.stderr)
     style = form.format or SUFFIXES.get(form.out.suffix if form.out else "", "markdown")
     text = FORMATS[style](table, form.cost)
-    if form.out is None:
-        try:
-            sys.stdout.write(text)
-        except BrokenPipeError:  # the reader has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     try:
-        write_text(form.out, text)
+        if form.out is None:
+            sys.stdout.write(text)
+        else:
+            write_text(form.out, text)
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         problem = f"cannot be written ({error.strerror})"
         raise ConfigError.at("out", form.out, problem, "Give a file in a folder") from None

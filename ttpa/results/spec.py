@@ -1,26 +1,29 @@
 """`experiments/NAME/table.yaml`: what a table holds, read and checked by pydantic before anything else happens.
 
 A file has columns (paths into a result row's metrics), rows (Hydra overrides), published numbers, and presets: the same
-table on the embedded world and on real models. A mistake is one line with file, key, value and remedy. This module does
-not compose a configuration and does not know which metrics exist.
+table on the embedded world and on real models. A mistake is one line with file, key, value and remedy.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from yaml import YAMLError
 
 from ttpa.errors import ConfigError, nearest
+from ttpa.options import Finite, Index
 
 TRUST = {"printed": "p", "secondary": "s", "unclear": "?"}
 """How far a published number can be trusted -> its mark: read in the paper, from another source, not clear."""
@@ -29,63 +32,56 @@ SET_BY_THE_TABLE = ("seed", "name", "until", "baseline")
 SHARED_BY_ROWS = {"paths": "folders", "cluster": "launcher", "hydra": "launcher"}
 
 
-def _one_line(text: str) -> str:
-    if len(text.strip().splitlines()) != 1:
-        raise ValueError("must be one line of text. Quote it")
-    return text.strip()
+def _must(holds: Callable[[Any], bool], problem: str) -> AfterValidator:
+    def check(value: Any) -> Any:
+        if not holds(value):
+            raise ValueError(problem)
+        return value
+
+    return AfterValidator(check)
 
 
-def _not_zero(value: float) -> float:
-    if not value:
-        raise ValueError("makes every number 0. Use 1, or 100 for per cent")
-    return value
-
-
-def _by_preset(value: Any) -> Any:
-    return value if isinstance(value, dict) else {"": value}
-
-
-def _option(value: Any) -> Any:
-    """An option of a product as an override writes it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value) if isinstance(value, int | float) else value
-
-
-def _override(word: str) -> str:
+def _override(word: str, *, of_row: bool = False) -> str:
     key, sign, _ = word.partition("=")
     if not sign and not key.startswith("~"):
         raise ValueError("is no Hydra override. Write key=value")
     if key.lstrip("+~") in SET_BY_THE_TABLE:
         raise ValueError(f"{key} is set by the table itself. Use seeds and waves of the preset, or policy of a row")
-    return word.strip()
-
-
-def _row_override(word: str) -> str:
-    key = _override(word).lstrip("+~").partition("=")[0]
-    shared = SHARED_BY_ROWS.get(re.split("[./@]", key)[0])
-    if shared:
+    shared = SHARED_BY_ROWS.get(re.split("[./@]", key.lstrip("+~"))[0])
+    if of_row and shared:
         raise ValueError(f"all rows share the {shared}. Give {key}= to the preset or on the command line")
-    return word.strip()
+    return word
 
 
-def _axis(key: str) -> str:
-    _row_override(f"{key}=")
-    return key
+def _in_order(waves: list[str | None]) -> bool:
+    return [wave for wave in WAVES if wave in waves] == waves and None in waves
 
 
-OneLine = Annotated[str, AfterValidator(_one_line)]
-Override = Annotated[str, AfterValidator(_override)]
-RowOverride = Annotated[str, AfterValidator(_row_override)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Scale = Annotated[Finite, AfterValidator(_not_zero)]
-Axis = Annotated[str, AfterValidator(_axis)]
-Option = Annotated[str, BeforeValidator(_option)]
-Seed = Annotated[int, Field(ge=0)]
+OneLine = Annotated[str, _must(lambda text: len(text.splitlines()) == 1, "must be one line of text. Quote it")]
+RowOverride = Annotated[str, AfterValidator(partial(_override, of_row=True))]
+Scale = Annotated[Finite, _must(bool, "makes every number 0. Use 1, or 100 for per cent")]
+ByPreset = BeforeValidator(lambda value: value if isinstance(value, dict) else {"": value})
+Option = Annotated[
+    str, BeforeValidator(lambda value: value if isinstance(value, str | list | dict) else json.dumps(value))
+]
+Axis = Annotated[str, AfterValidator(lambda key: _override(f"{key}=", of_row=True)[:-1])]
+Product = Annotated[dict[Axis, Annotated[list[Option], Field(min_length=1)]], Field(min_length=1)]
+Pair = Annotated[
+    list[str], _must(lambda pair: len(pair) == 2 == len({*pair}), "must name two rows. Write [ours, baseline]")
+]
+Seeds = Annotated[
+    list[Index],
+    Field(min_length=1),
+    _must(lambda seeds: len({*seeds}) == len(seeds), "a seed is there twice. Give each once"),
+]
+Waves = Annotated[
+    list[Literal["warmup", "explore", "align"] | None],
+    _must(_in_order, "must be in order and end with the whole run. Order: warmup, explore, align, null"),
+]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, str_strip_whitespace=True)
 
 
 class Column(_Part):
@@ -93,7 +89,7 @@ class Column(_Part):
 
     key: OneLine
     label: OneLine
-    metric: Annotated[dict[str, OneLine], BeforeValidator(_by_preset)]
+    metric: Annotated[dict[str, OneLine], ByPreset]
     scale: Scale = 1.0
     digits: Annotated[int, Field(ge=0, le=17)] = 3
     better: Literal["high", "low"] = "high"
@@ -118,30 +114,38 @@ class RowEntry(_Part):
 
     key: OneLine | None = None
     label: OneLine | None = None
-    product: Annotated[dict[Axis, Annotated[list[Option], Field(min_length=1)]], Field(min_length=1)] | None = None
+    product: Product | None = None
     skip: list[dict[str, Option]] = []
-    overrides: Annotated[dict[str, list[RowOverride]], BeforeValidator(_by_preset)] = {"": []}
+    overrides: Annotated[dict[str, list[RowOverride]], ByPreset] = {"": []}
     policy: Literal["aligned", "warm-up"] = "aligned"
     presets: Annotated[list[str], Field(min_length=1)] | None = None
 
+    @model_validator(mode="after")
+    def _makes_rows(self) -> RowEntry:
+        if (self.product is None) != (self.key is not None and self.label is not None):
+            raise ValueError("a row needs key and label, or product. Add them")
+        for key, option in (one for skip in self.skip for one in skip.items()):
+            if option not in (self.product or {}).get(key, []):
+                raise ValueError(f"skip: {key}={option} is not in the product. Correct it")
+        if not list(self.rows()):
+            raise ValueError("skip leaves nothing of the product. Skip less")
+        return self
+
     def rows(self, preset: str = "") -> Iterator[RowSpec]:
         """The rows that the entry makes in a preset."""
-        more = self.overrides.get(preset, self.overrides.get("", []))
-        for chosen in self._products() if self.product else [{}]:
-            words = [f"{group}={option}" for group, option in chosen.items()]
-            yield RowSpec(
-                key=self.key or "+".join(chosen.values()),
-                label=self.label or " + ".join(chosen.values()),
-                overrides=(*words, *more),
-                warmup_only=self.policy == "warm-up",
-            )
-
-    def _products(self) -> Iterator[dict[str, str]]:
         axes = self.product or {}
         for options in itertools.product(*axes.values()):
             chosen = dict(zip(axes, options, strict=True))
             if not any(skip.items() <= chosen.items() for skip in self.skip):
-                yield chosen
+                yield RowSpec(
+                    key=self.key or "+".join(options),
+                    label=self.label or " + ".join(options),
+                    overrides=(
+                        *(f"{group}={option}" for group, option in chosen.items()),
+                        *self.overrides.get(preset, self.overrides.get("", [])),
+                    ),
+                    warmup_only=self.policy == "warm-up",
+                )
 
 
 class Published(_Part):
@@ -170,28 +174,12 @@ class Published(_Part):
 class Preset(_Part):
     """One way to run the table. `comparable`: whether the published numbers were measured on the same thing."""
 
-    name: str = ""
-    overrides: list[Override]
-    seeds: Annotated[list[Seed], Field(min_length=1)]
-    waves: list[Literal["warmup", "explore", "align"] | None] = [None]
+    name: str = Field("", validation_alias="(name)")  # no key of a preset in the file
+    overrides: list[Annotated[str, AfterValidator(_override)]]
+    seeds: Seeds
+    waves: Waves = [None]
     cost: str = ""
     comparable: bool | None = None
-
-    @field_validator("seeds")
-    @classmethod
-    def _once(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed is there twice. Give each once")
-        return seeds
-
-    @field_validator("waves")
-    @classmethod
-    def _in_order(cls, waves: list[str | None]) -> list[str | None]:
-        if [wave for wave in WAVES if wave in waves] != waves or None not in waves:
-            raise ValueError(
-                "must be in the order of a run and end with the whole run. Order: warmup, explore, align, null"
-            )
-        return waves
 
 
 class Paper(_Part):
@@ -205,14 +193,14 @@ class Paper(_Part):
 class TableSpec(_Part):
     """A whole table.yaml. `name` is that of its folder."""
 
-    name: str
-    file: Path
+    name: str = Field("", validation_alias="(name)")  # name and file are no keys of the file
+    file: Path = Field(Path(), validation_alias="(file)")
     title: OneLine
     claim: str
     paper: Paper | None = None
     columns: Annotated[list[Column], Field(min_length=1)]
     rows: Annotated[list[RowEntry], Field(min_length=1)]
-    differences: list[list[str]] = []
+    differences: list[Pair] = []
     published: list[Published] = []
     presets: Annotated[dict[str, Preset], Field(min_length=1)]
 
@@ -235,22 +223,13 @@ class TableSpec(_Part):
         return [row for entry in shown for row in entry.rows(preset)]
 
 
-MODELS: dict[Any, type[BaseModel]] = {
-    "columns": Column,
-    "rows": RowEntry,
-    "published": Published,
-    "presets": Preset,
-    "paper": Paper,
-}
-
-
 def load(folder: Path) -> TableSpec:
     """Reads and checks `folder/table.yaml`.
 
     Raises:
         ConfigError: there is no such file, it is not YAML, or the first thing in it that cannot work.
     """
-    file = folder / "table.yaml" if folder.suffix != ".yaml" else folder
+    file = folder if folder.suffix == ".yaml" else folder / "table.yaml"
     if not file.is_file():
         raise ConfigError(f"{file}: no such file. Give a folder of experiments/ that holds a table.yaml.")
     name = file.parent.resolve().name
@@ -259,83 +238,65 @@ def load(folder: Path) -> TableSpec:
         raise ConfigError.at(f"{file}: the folder", repr(name), "names runs and files", remedy)
     try:
         content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        spec = TableSpec.model_validate(content).model_copy(update={"name": name, "file": file})
     except RecursionError:
         raise ConfigError(f"{file}: nested too deeply. Close the brackets.") from None
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
-        raise ConfigError(f"{file}: not YAML ({' '.join(str(error).split())}). Correct that line.") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file}: must be a mapping. Keys: title, claim, columns, rows, presets.")
-    try:
-        spec = TableSpec.model_validate({**content, "name": name, "file": file})
     except pydantic.ValidationError as error:
         raise _explain(error, file) from None
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+        raise ConfigError(f"{file}: not YAML ({' '.join(str(error).split())}). Correct that line.") from None
     _check(spec)
     return spec
 
 
 def _explain(error: pydantic.ValidationError, file: Path) -> ConfigError:
     first = error.errors(include_url=False)[0]
-    loc = [part for part in first["loc"] if part != "[key]"]
-    key = re.sub(r"\.(\d+)", r"[\1]", ".".join(map(str, loc))).replace(".[", "[") or "the file"
+    loc = [part for part in first["loc"] if part not in ("", "[key]")]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)[1:] or "the file"
     if first["type"] == "missing":
         return ConfigError(f"{file}: {key} is missing. Add it.")
+    shown = f"{first['input']!r:.80}"
     if first["type"] == "extra_forbidden":
-        model = MODELS.get(loc[0], TableSpec) if len(loc) > 1 else TableSpec
-        known = [name for name in model.model_fields if name not in ("name", "file") or model is Paper]
-        return ConfigError.at(f"{file}: {key}", f"{first['input']!r:.80}", "unknown key", nearest(str(loc[-1]), known))
+        parts = {"columns": Column, "rows": RowEntry, "published": Published, "presets": Preset, "paper": Paper}
+        model = parts.get(str(loc[0]), TableSpec) if len(loc) > 1 else TableSpec
+        known = [name for name, field in model.model_fields.items() if field.validation_alias is None]
+        return ConfigError.at(f"{file}: {key}", shown, "unknown key", nearest(str(loc[-1]), known))
     said = first["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
     problem, _, remedy = said.partition(". ")
-    return ConfigError.at(f"{file}: {key}", f"{first['input']!r:.80}", problem, remedy or "Change the value")
+    return ConfigError.at(f"{file}: {key}", shown, problem, remedy or "Change the value")
 
 
 def _check(spec: TableSpec) -> None:
-    """What no single value shows: keys that name other parts of the file.
+    """Checks the keys that name other parts of the file.
 
     Raises:
         ConfigError: the first one that names nothing, or the same thing twice.
     """
 
-    def known(where: str, name: str, names: Sequence[str]) -> None:
-        if name not in names:
-            raise ConfigError.at(f"{spec.file}: {where}", repr(name), "unknown", nearest(name, names))
+    def known(where: str, names: Iterable[str], allowed: Iterable[str]) -> None:
+        for name in names:
+            if name not in allowed:
+                raise ConfigError.at(f"{spec.file}: {where}", repr(name), "unknown", nearest(name, allowed))
 
-    def once(where: str, names: Sequence[Any]) -> None:
-        for at, name in enumerate(names):
-            if name in names[:at]:
-                shown = " and ".join(sorted(name)) if isinstance(name, frozenset | tuple) else name
-                raise ConfigError(f"{spec.file}: {where}: {shown} is there twice. Keep one of them.")
+    def once(where: str, names: Iterable[str]) -> None:
+        for name, count in Counter(names).items():
+            if count > 1:
+                raise ConfigError(f"{spec.file}: {where}: {name} is there twice. Keep one of them.")
 
-    presets, columns = list(spec.presets), [column.key for column in spec.columns]
-    for at, column in enumerate(spec.columns):
-        for preset in column.metric.keys() - {""}:
-            known(f"columns[{at}].metric", preset, presets)
-    for at, entry in enumerate(spec.rows):
-        where = f"rows[{at}]"
-        if (entry.product is None) != (entry.key is not None and entry.label is not None):
-            raise ConfigError(f"{spec.file}: {where}: a row needs key and label, or product. Add them.")
-        for key, option in (one for skip in entry.skip for one in skip.items()):
-            if option not in (entry.product or {}).get(key, []):
-                raise ConfigError.at(
-                    f"{spec.file}: {where}.skip", option, f"{key}={option} is not in the product", "Correct it"
-                )
-        if not list(entry.rows()):
-            raise ConfigError.at(f"{spec.file}: {where}.skip", entry.skip, "leaves nothing of the product", "Skip less")
-        for preset in (*(entry.presets or ()), *(entry.overrides.keys() - {""})):
-            known(f"{where}.presets", preset, presets)
-        for preset in entry.presets or presets:
-            if "" not in entry.overrides and preset not in entry.overrides:
-                raise ConfigError(f"{spec.file}: {where}.overrides: none for preset {preset}. Add {preset}: [].")
-    rows = [row.key for entry in spec.rows for row in entry.rows()]
+    rows, columns = [row.key for entry in spec.rows for row in entry.rows()], [column.key for column in spec.columns]
     once("columns", columns)
     once("rows", rows)
+    once("differences", [" and ".join(sorted(pair)) for pair in spec.differences])
+    once("published", [f"{one.column} and {one.row}" for one in spec.published])
+    for at, column in enumerate(spec.columns):
+        known(f"columns[{at}].metric", column.metric.keys() - {""}, spec.presets)
+    for at, entry in enumerate(spec.rows):
+        known(f"rows[{at}].presets", (*(entry.presets or ()), *(entry.overrides.keys() - {""})), spec.presets)
+        for preset in entry.presets or spec.presets:
+            if not entry.overrides.keys() & {"", preset}:
+                raise ConfigError(f"{spec.file}: rows[{at}].overrides: none for preset {preset}. Add {preset}: [].")
     for at, pair in enumerate(spec.differences):
-        where = f"differences[{at}]"
-        if len(set(pair)) != 2 or len(pair) != 2:
-            raise ConfigError.at(f"{spec.file}: {where}", pair, "must name two rows", "Write [ours, baseline]")
-        for name in pair:
-            known(where, name, rows)
-    once("differences", [frozenset(pair) for pair in spec.differences])
+        known(f"differences[{at}]", pair, rows)
     for at, one in enumerate(spec.published):
-        known(f"published[{at}].row", one.row, rows)
-        known(f"published[{at}].column", one.column, columns)
-    once("published", [(one.row, one.column) for one in spec.published])
+        known(f"published[{at}].row", [one.row], rows)
+        known(f"published[{at}].column", [one.column], columns)

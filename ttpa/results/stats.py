@@ -1,28 +1,27 @@
 """The statistics of every table and screen: bootstrap over dialogues, means over seeds, paired tests, Holm's correction.
 
 Samples cut from one dialogue are not independent, so whole dialogues are resampled (Efron and Tibshirani 1993, chapter
-13, percentile method, ratio of sums) and their signs are flipped together (Edgington 1969). Intervals over seeds are
-Student's. Nothing here knows what a table is.
+13, percentile method, ratio of sums) and their signs are flipped together (Edgington 1969).
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import read_jsonl
 
 LEVEL = 0.95
-RESAMPLES = 2000
 FLIPS = 10_000
+K = TypeVar("K", str, tuple[int, str])
 _BLOCK = 1 << 20  # random numbers held in memory at a time
 
 
@@ -31,28 +30,16 @@ def bootstrap_interval(
     clusters: Sequence[Hashable],
     *,
     level: float = LEVEL,
-    resamples: int = RESAMPLES,
+    resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """Mean of the values with a percentile interval from a bootstrap over clusters.
+    """(mean, low, high) of the values, one a sample, with a percentile interval from a bootstrap over their clusters.
 
-    Args:
-        values: One number a sample.
-        clusters: The cluster of each sample, in the same order.
-        level: Probability that the interval covers the mean, in (0, 1).
-        resamples: Number of bootstrap draws.
-        seed: Seed of the draws.
-
-    Returns:
-        (mean, low, high). All are NaN without values; low and high are NaN with a single cluster.
+    All are NaN without values; low and high are NaN with a single cluster.
 
     Raises:
-        ConfigError: `level` or `resamples` is out of range.
+        ConfigError: `level` is not in (0, 1), or there are no resamples.
         DataError: `values` and `clusters` differ in length, or a value is not finite.
-
-    Example:
-        >>> bootstrap_interval([1.0, 1.0, 1.0], ["a", "b", "c"])
-        (1.0, 1.0, 1.0)
     """
     if not 0 < level < 1:
         raise ConfigError.at("level", level, "must lie between 0 and 1", "Use 0.95")
@@ -72,31 +59,26 @@ def bootstrap_interval(
     if len(numbers) == 1:
         return mean, np.nan, np.nan
     # The mean is taken off first: equal values then give an interval of exactly no width.
-    sums = np.bincount(index, weights=array - mean).astype(np.float64)
-    means = mean + _resampled(sums, np.bincount(index).astype(np.int64), resamples, seed)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    sums, counts = np.bincount(index, weights=array - mean), np.bincount(index)
+    rng, means = np.random.default_rng(seed), []
+    for rows in _blocks(resamples, len(sums)):
+        drawn = rng.integers(0, len(sums), size=(rows, len(sums)))
+        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
+    low, high = np.quantile(mean + np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return mean, float(low), float(high)
 
 
-def _resampled(sums: NDArray[np.float64], counts: NDArray[np.int64], resamples: int, seed: int) -> NDArray[np.float64]:
-    """Bootstrap means, shape [resamples], from sums and counts of each cluster, shape [clusters]."""
-    rng, size, means = np.random.default_rng(seed), len(sums), []
-    block = max(1, _BLOCK // size)
-    for start in range(0, resamples, block):
-        drawn = rng.integers(0, size, size=(min(block, resamples - start), size))
-        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
-    return np.concatenate(means)
+def _blocks(rows: int, width: int) -> Iterator[int]:
+    """Cuts rows of random numbers into blocks that fit in memory."""
+    most = max(1, _BLOCK // width)
+    for start in range(0, rows, most):
+        yield min(most, rows - start)
 
 
 def paired_difference(
-    a: Mapping[str, float], b: Mapping[str, float], clusters: Mapping[str, Hashable]
+    a: Mapping[K, float], b: Mapping[K, float], clusters: Mapping[K, Hashable]
 ) -> tuple[float, float, float]:
-    """Mean of a - b over the same samples, with the interval of `bootstrap_interval`.
-
-    Args:
-        a: Sample id -> value in the first run.
-        b: Sample id -> value in the second run; the same ids.
-        clusters: Sample id -> cluster.
+    """Mean of a - b over the same samples (key -> value; keys can be sorted), with the interval of `bootstrap_interval`.
 
     Raises:
         DataError: the runs do not hold the same samples, a sample has no cluster, or a value is not finite.
@@ -143,13 +125,7 @@ class Estimate:
     cut: bool = False
 
     def within(self, least: float, most: float) -> Estimate:
-        """The same with its interval shortened to a range.
-
-        Example:
-            >>> found = Estimate(value=0.9, low=0.7, high=1.1).within(0, 1)
-            >>> found.low, found.high, found.cut
-            (0.7, 1, True)
-        """
+        """The same with its interval shortened to a range."""
         if self.low is None or self.high is None or (self.low >= least and self.high <= most):
             return self
         return replace(self, low=max(self.low, least), high=min(self.high, most), cut=True)
@@ -177,13 +153,7 @@ class PairedTest:
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
-    """Mean and 95 % Student-t interval.
-
-    Example:
-        >>> found = over_seeds([1.0, 2.0, 3.0])  # 2 +- 4.3027 * 1 / sqrt(3)
-        >>> round(found.low, 3), found.value, round(found.high, 3)
-        (-0.484, 2.0, 4.484)
-    """
+    """Mean and 95 % Student-t interval."""
     from scipy.special import stdtrit
 
     mean, n = statistics.fmean(values), len(values)
@@ -203,15 +173,12 @@ def paired_samples(
     Raises:
         DataError: the two do not hold the same samples.
     """
-    if a.keys() != b.keys():
-        raise DataError(f"{len(a.keys() ^ b.keys())} samples are in one run only. Compare runs over the same samples.")
-    ids = sorted(a)
-    value, low, high = bootstrap_interval([a[at] - b[at] for at in ids], [clusters[at] for at in ids])
-    by_cluster: dict[Hashable, float] = {}
-    by_seed: dict[int, list[float]] = {}
+    value, low, high = paired_difference(a, b, clusters)
+    by_cluster: defaultdict[Hashable, float] = defaultdict(float)
+    by_seed: defaultdict[int, list[float]] = defaultdict(list)
     for at in a:
-        by_cluster[clusters[at]] = by_cluster.get(clusters[at], 0.0) + a[at] - b[at]
-        by_seed.setdefault(at[0], []).append(a[at] - b[at])
+        by_cluster[clusters[at]] += a[at] - b[at]
+        by_seed[at[0]].append(a[at] - b[at])
     seeds = over_seeds([statistics.fmean(part) for part in by_seed.values()])
     if math.isnan(low):
         return PairedTest(mean=Estimate(value=value, n=len(a)), p=None, seeds=seeds)
@@ -242,21 +209,16 @@ def sign_flips(sums: Sequence[float], seed: int = 0) -> float:
     array = np.asarray([value for value in sums if value], dtype=np.float64)
     if not len(array):
         return 1.0
-    rng, hits, block = np.random.default_rng(seed), 0, max(1, _BLOCK // len(array))
+    rng, hits = np.random.default_rng(seed), 0
     bound = abs(array.sum()) * (1 - 1e-12)  # the same numbers in another order have another rounding
-    for start in range(0, FLIPS, block):
-        signs = rng.integers(0, 2, size=(min(block, FLIPS - start), len(array)), dtype=np.int8) * 2.0 - 1.0
+    for rows in _blocks(FLIPS, len(array)):
+        signs = rng.integers(0, 2, size=(rows, len(array)), dtype=np.int8) * 2.0 - 1.0
         hits += int((np.abs(signs @ array) >= bound).sum())
     return (1 + hits) / (1 + FLIPS)
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Holm-adjusted p values (1979), in the given order; None stays None.
-
-    Example:
-        >>> holm([0.01, 0.04, None, 0.03])
-        [0.03, 0.06, None, 0.06]
-    """
+    """Holm-adjusted p values (1979), in the given order; None stays None."""
     known = sorted((p, at) for at, p in enumerate(ps) if p is not None)
     adjusted: list[float | None] = [None] * len(ps)
     worst = 0.0

@@ -117,7 +117,7 @@ def main(words: Sequence[str]) -> int:
     preset, overrides = select_seeds(spec.preset(form.preset), form.overrides)
     with open_hydra():
         cells = cells_of(spec, preset, overrides)
-    records = Records(cells[0].results, cells)
+    records = Records(cells)
     states = {cell.label: state_of(cell, records) for cell in cells}
     for warning in dict.fromkeys(records.warnings):
         print(f"ttpa status: warning: {warning}", file=sys.stderr)

@@ -234,14 +234,14 @@ def main(words: Sequence[str], launcher: Callable[[Sequence[str]], Launch] = Hyd
     with open_hydra():
         cells = cells_of(spec, preset, overrides)
         launch = launcher(cells[0].overrides)
-        records = Records(cells[0].results, cells)
+        records = Records(cells)
         sweep = Sweep(cells, records, form.outdated)
         print(
             f"ttpa sweep: {spec.name}, preset {preset.name}: {len(sweep.todo)} of {len(cells)} cells to run", flush=True
         )
         if sweep.todo:
             sweep.run(preset.waves, spec.name, launch)
-            records = Records(cells[0].results, cells)
+            records = Records(cells)
     holes = [cell.label for cell in cells if records.find(cell) is None]
     for warning in dict.fromkeys(records.warnings):
         print(f"ttpa sweep: warning: {warning}", file=sys.stderr)

@@ -1,17 +1,11 @@
 """A table as plain values, from a folder of experiments/ or from any result rows.
 
-    table = from_folder(Path("experiments/demo"))          # rows, columns and presets of its table.yaml
-    table = from_records(records, store)                   # rows: the choices that differ; see `records.read_records`
-    table.columns                     # Column: key, label, scale, digits, better
-    row = table.rows[0]               # TableRow: spec (key, label, warmup_only), records (seed -> Record), missing seeds
-    value = row.values[0]             # TableValue, one a column: estimate (None: a hole), published, gap
-    value.estimate                    # Estimate in the unit shown: value, low, high, kind ("t", "bootstrap", ""), n
-    table.differences                 # Difference in the first column: ours, against (row keys), mean, seeds, p, verdict
-    table.notes, table.warnings       # sentences below the table; what was wrong with records
+    table = from_folder(Path("experiments/demo"))    # rows, columns and presets of its table.yaml
+    table = from_records(records, store)             # rows: the choices that differ; see `records.read_records`
+    table.rows[0].values[0].estimate                 # Estimate in the unit shown; None is a hole
 
 `render.main_grid(table)` and `render.difference_grid(table)` are the same as texts. Nothing is hidden: a seed without a
-record is named, and a difference to a published number is only taken where both measure the same thing. This module
-formats nothing, and trains and launches nothing.
+record is named, and a difference to a published number is only taken where both measure the same thing.
 """
 
 from __future__ import annotations
@@ -21,7 +15,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ttpa.results.cells import Records, cells_of, open_hydra, select_seeds
 from ttpa.results.differences import Difference, differences_of
@@ -83,14 +77,7 @@ def from_folder(
     results: Path | None = None,
     store: Path | None = None,
 ) -> Table:
-    """The table of a folder of experiments/.
-
-    Args:
-        folder: Holds the table.yaml.
-        preset: One of its presets; None takes the first.
-        overrides: Overrides of every cell; `seed=0,1` chooses the seeds.
-        results: Folder of the result rows; None takes that of the cells.
-        store: Folder of the stages; None takes that of the cells.
+    """The table of a folder of experiments/ that holds a table.yaml. None takes its first preset, the cells' folders.
 
     Raises:
         ConfigError: a table.yaml, a preset or overrides that cannot work.
@@ -99,14 +86,14 @@ def from_folder(
     chosen, words = select_seeds(spec.preset(preset), overrides)
     with open_hydra():
         cells = cells_of(spec, chosen, words)
-    results = results or cells[0].results
-    records = Records(results, cells)
+    records = Records(cells, results)
     rows: dict[RowSpec, dict[int, Record]] = {}
     for cell in cells:
         found, mine = records.find(cell), rows.setdefault(cell.row, {})
         if found is not None:
             mine[cell.seed] = found
-    return build(spec, chosen, rows, results, store or cells[0].store, records.warnings)
+    store = store or Path(cells[0].composed.paths.store)
+    return build(spec, chosen, rows, records.folder, store, records.warnings)
 
 
 def build(
@@ -119,20 +106,7 @@ def build(
 ) -> Table:
     """The table of some rows and their records by seed; see `Table`."""
     said = list(warnings)
-    rows = []
-    for row, mine in records.items():
-        costs = [record.costs(row.warmup_only) for record in mine.values()]
-        rows.append(
-            TableRow(
-                spec=row,
-                records=mine,
-                missing=tuple(seed for seed in preset.seeds if seed not in mine),
-                outdated=_outdated(row, mine.values()),
-                values=tuple(_value(spec, preset, row, column, mine, said) for column in spec.columns),
-                seconds=statistics.fmean(seconds for seconds, _ in costs) if costs else None,
-                tokens=statistics.fmean(tokens for _, tokens in costs) if costs else None,
-            )
-        )
+    rows = [_row(spec, preset, row, mine, said) for row, mine in records.items()]
     by_key = {row.key: (row, mine) for row, mine in records.items()}
     differences = differences_of(spec.differences, spec.columns[0], preset.name, by_key, store)
     return Table(
@@ -148,19 +122,37 @@ def build(
     )
 
 
+def _row(spec: TableSpec, preset: Preset, row: RowSpec, records: Mapping[int, Record], warnings: list[str]) -> TableRow:
+    costs = [record.costs(row.warmup_only) for record in records.values()]
+    seconds, tokens = (statistics.fmean(part) for part in zip(*costs, strict=True)) if costs else (None, None)
+    built: dict[str, set[str]] = {}
+    for record in records.values():
+        for name, version in record.outdated(row.warmup_only).items():
+            built.setdefault(name, set()).add("of no version" if version is None else str(version))
+    return TableRow(
+        spec=row,
+        records=records,
+        missing=tuple(seed for seed in preset.seeds if seed not in records),
+        outdated=", ".join(
+            f"{name} {'/'.join(sorted(old))} (now {VERSIONS.get(name, 'no stage')})" for name, old in built.items()
+        ),
+        values=tuple(_value(spec, preset, row, column, records.values(), warnings) for column in spec.columns),
+        seconds=seconds,
+        tokens=tokens,
+    )
+
+
 def _value(
-    spec: TableSpec, preset: Preset, row: RowSpec, column: Column, records: Mapping[int, Record], warnings: list[str]
+    spec: TableSpec, preset: Preset, row: RowSpec, column: Column, records: Iterable[Record], warnings: list[str]
 ) -> TableValue:
-    path, values = column.path(preset.name), []
-    for record in records.values() if path else ():
+    path, values = column.path(preset.name), list[Estimate]()
+    for record in records if path else ():
         try:
             value = number_at(record.measured(row.warmup_only), path or "")
+            values += [] if value is None else [value]
         except KeyError:
-            warnings.append(
-                f"{record.path}: no number at {path} (column {column.key}, row {row.key}). Correct the column's metric."
-            )
-            continue
-        values += [] if value is None else [value]
+            where = f"column {column.key}, row {row.key}"
+            warnings.append(f"{record.path}: no number at {path} ({where}). Correct the column's metric.")
     published = next((one for one in spec.published if (one.row, one.column) == (row.key, column.key)), None)
     if not values:
         return TableValue(estimate=None, published=published, gap=None)
@@ -171,17 +163,6 @@ def _value(
     comparable = published is not None and preset.comparable and published.trust != "unclear"
     gap = estimate.value - published.shown if published is not None and comparable else None
     return TableValue(estimate=estimate, published=published, gap=gap)
-
-
-def _outdated(row: RowSpec, records: Iterable[Record]) -> str:
-    stages: dict[str, set[str]] = {}
-    for record in records:
-        for name, version in record.outdated(row.warmup_only).items():
-            stages.setdefault(name, set()).add("of no version" if version is None else str(version))
-    return ", ".join(
-        f"{name} {'/'.join(sorted(versions))} (now {VERSIONS.get(name, 'no stage')})"
-        for name, versions in stages.items()
-    )
 
 
 # --- notes -----------------------------------------------------------------------------------------------------------
@@ -275,28 +256,22 @@ def from_records(records: Sequence[Record], store: Path, title: str = "Results")
     paths = dict.fromkeys(
         path for row, mine in rows.items() for one in mine.values() for path in _shares(one.measured(row.warmup_only))
     )
-    preset = Preset(
-        name="runs", overrides=[], seeds=sorted({seed for mine in groups for seed in mine}), comparable=False
-    )
+    preset = Preset(overrides=[], seeds=sorted({seed for mine in groups for seed in mine}), comparable=False)
     spec = TableSpec(
-        name="runs",
-        file=Path(),
         title=title,
         claim="",
         columns=[_column(path) for path in paths],
         rows=[RowEntry(key=label, label=label) for label in labels],
         differences=pairs,
         presets={"runs": preset},
-    )
-    return build(spec, preset, rows, records[0].path.parent, store)
+    ).model_copy(update={"name": "runs"})
+    return build(spec, spec.preset("runs"), rows, records[0].path.parent, store)
 
 
 def _column(path: str) -> Column:
     label = path.removeprefix("bands.").removeprefix("errors.").replace("_", " ")
-    better = "low" if path.startswith("errors.") else "high"
-    return Column.model_validate(
-        {"key": path, "label": label, "metric": path, "scale": 100, "digits": 1, "better": better}
-    )
+    better: Literal["low", "high"] = "low" if path.startswith("errors.") else "high"
+    return Column(key=path, label=label, metric={"": path}, scale=100, digits=1, better=better)
 
 
 def _shares(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -310,12 +285,7 @@ def _shares(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration with dotted keys and without seeds.
-
-    Example:
-        >>> settings({"a": {"b": 1, "seed": 2}, "c": [3]})
-        {'a.b': 1, 'c': [3]}
-    """
+    """A configuration with dotted keys and without seeds: `{"a": {"b": 1, "seed": 2}}` becomes `{"a.b": 1}`."""
     found: dict[str, Any] = {}
     for key, item in config.items():
         if isinstance(item, Mapping) and item:
@@ -329,8 +299,8 @@ def _same(record: Record, groups: Iterable[str] | None = None) -> str:
     """Text that is the same for records that differ in nothing but the seed, or in these groups in nothing."""
     if groups is None:
         return json.dumps([settings(record.config), record.choices, record.rounds], sort_keys=True)
-    chosen = {group: record.config.get(group) for group in groups}
-    return json.dumps([settings(chosen), {group: record.choices.get(group) for group in groups}], sort_keys=True)
+    config, choices = ({group: part.get(group) for group in groups} for part in (record.config, record.choices))
+    return json.dumps([settings(config), choices], sort_keys=True)
 
 
 def _names(records: Sequence[Record], groups: Sequence[str] = ()) -> list[str]:
