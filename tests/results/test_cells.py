@@ -51,7 +51,7 @@ def test_rows_that_share_compositions_are_what_hydra_composes(folder: Path) -> N
     """Options alone, options that select others (a model its recipe), values, overlays, groups left out."""
     words = ["sampler=group objective=dpo", "sampler=tps objective=dpo", "sampler=group objective=gold"]
     words += ["sampler=tps objective=gold sampler.n=1 sampler.n=3 +data.more=1", "model=tiny", "model=hf model.name=x"]
-    words += ["model=hf recipe=full model.name=y", "model=tiny recipe=full", "experiment=itool sampler={n: 7}"]
+    words += ["model=hf recipe=full model.name=y", "sampler={n: 7} rounds=2", "experiment=ttpa select=perplexity"]
     with open_hydra():
         composer = Composer()
         for row in [re.split(r" (?=[a-z+])", one) for one in words]:
