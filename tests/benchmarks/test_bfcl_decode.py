@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from ttpa.benchmarks.bfcl import cases, decode_java_js
+from ttpa.benchmarks.bfcl import cases, categories
 from ttpa.benchmarks.bfcl.cases import Case
 from ttpa.benchmarks.bfcl.categories import CATEGORIES
-from ttpa.benchmarks.bfcl.decode_java_js import KINDS, convert
+from ttpa.benchmarks.bfcl.decode_java_js import KINDS, convert, parser
 from ttpa.benchmarks.bfcl.decode_python import MAX_CHARS, MAX_SIZE, Undecodable, read_python
 from ttpa.errors import ConfigError
 
@@ -253,8 +253,8 @@ def test_without_the_grammars(monkeypatch: pytest.MonkeyPatch, found: str | None
             raise metadata.PackageNotFoundError
         return found
 
-    monkeypatch.setattr(decode_java_js, "version", version)
-    decode_java_js.parser.cache_clear()
+    monkeypatch.setattr(categories, "version", version)
+    parser.cache_clear()
     functions, answers = [{"name": "f", "parameters": {"properties": {}}}], [{"f": {}}]
     java, python = (Case("x_0", CATEGORIES[name], functions, answers) for name in ("simple_java", "simple_python"))
     with pytest.raises(ConfigError, match=r"bfcl-java-js\. pip install tree-sitter==0\.21\.3 [^\n]*$"):

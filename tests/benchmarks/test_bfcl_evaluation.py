@@ -103,7 +103,7 @@ def test_content_names_the_result() -> None:
         ({"categories": ["simple", "chess"]}, ["categories=chess", "simple_python"]),
         ({"categories": ["web_search_base"]}, ["web_search_base", "not evaluated"]),
         ({"categories": "everything"}, ["categories=everything", "all"]),
-        *(({"model": name}, ["is no name of a model"]) for name in ("", "/etc", "..", "a/../b", "a/b/c")),
+        *(({"model": name}, ["model="]) for name in ("", "/etc", "..", "a/../b", "a/b/c")),
     ],
 )
 def test_wrong_options(options: dict[str, Any], parts: list[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.benchmarks.official_package import conversation, package, verdict
-from ttpa.benchmarks.bfcl import backends, official
+from ttpa.benchmarks.bfcl import backends, categories, official
 from ttpa.benchmarks.bfcl.backends import compare, execute, read_step
 from ttpa.benchmarks.bfcl.categories import CATEGORIES
 from ttpa.benchmarks.bfcl.evaluation import BFCL
@@ -384,7 +383,7 @@ def test_function_documents_of_the_data_folder_come_first(tmp_path: Path) -> Non
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "bfcl_eval", None)
+    monkeypatch.setattr(categories, "version", lambda name: "0")
     with pytest.raises(ConfigError, match="pip install --no-deps bfcl-eval"):
         read_multi_turn(tmp_path, CATEGORIES["multi_turn_base"])
 

@@ -6,11 +6,12 @@ import json
 import subprocess
 import sys
 from copy import deepcopy
+from importlib import metadata
 
 import pytest
 
 from tests.benchmarks.official_package import entries, package
-from ttpa.benchmarks.bfcl import official
+from ttpa.benchmarks.bfcl import categories, official
 from ttpa.benchmarks.bfcl.categories import CATEGORIES
 from ttpa.errors import ConfigError
 from ttpa.io import read_lines
@@ -18,19 +19,17 @@ from ttpa.io import read_lines
 INSTALL = "pip install --no-deps bfcl-eval==2026.3.23 mpmath"
 
 
-@pytest.mark.parametrize("missing", ["bfcl_eval", "mpmath"])
-def test_missing_package(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
-    monkeypatch.setitem(sys.modules, missing, None)
+@pytest.mark.parametrize(("name", "found"), [("bfcl-eval", None), ("mpmath", None), ("bfcl-eval", "2025.1.1")])
+def test_a_missing_package_or_another_release(monkeypatch: pytest.MonkeyPatch, name: str, found: str | None) -> None:
+    def version(asked: str) -> str:
+        if asked == name and found is None:
+            raise metadata.PackageNotFoundError
+        return found if asked == name else official.VERSION
+
+    monkeypatch.setattr(categories, "version", version)
     for asked in (official.require, lambda: official.official_messages([], [], CATEGORIES["multiple"])):
-        with pytest.raises(ConfigError, match=f"extra `bfcl`.*{missing.replace('_', '-')}.*{INSTALL}"):
+        with pytest.raises(ConfigError, match=f"{name}={found or 'not installed'}: .*extra `bfcl`.*{INSTALL}"):
             asked()
-
-
-def test_another_release(monkeypatch: pytest.MonkeyPatch) -> None:
-    package()
-    monkeypatch.setattr(official, "version", lambda name: "2025.1.1")
-    with pytest.raises(ConfigError, match=f"bfcl-eval=2025.1.1: .*another release.*{INSTALL}"):
-        official.require()
 
 
 @pytest.mark.parametrize(
@@ -60,7 +59,7 @@ def test_nothing_is_left_behind() -> None:
     package()
     code = """
 import json, os, sys
-from ttpa.benchmarks.bfcl import official
+from ttpa.benchmarks.bfcl import categories, official
 from ttpa.benchmarks.bfcl.categories import CATEGORIES
 from ttpa.benchmarks.bfcl.multi_turn import read_multi_turn
 folder = official.data_folder()

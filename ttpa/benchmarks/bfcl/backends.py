@@ -2,8 +2,7 @@
 
 Executor, backends and comparison are the package's. Its executor calls Python's `eval` on what a model writes; that name
 is replaced there by a function that reads a call as a syntax tree and makes it only where it is a public method of the
-question's classes, with literals or further such calls as arguments. The process forks for each request, so that nothing
-one run leaves behind reaches the next.
+question's classes. The process forks for each request, so that nothing one run leaves behind reaches the next.
 """
 
 from __future__ import annotations
@@ -41,11 +40,7 @@ Backend = Literal["GorillaFileSystem", "MathAPI", "MessageAPI", "TicketAPI", "Tr
 
 
 def read_step(result: Any, function_calling: bool | None = None) -> list[str]:
-    """The calls of one step, in the official text form; empty where there are none, which ends a turn.
-
-    Args:
-        result: A text, or a list of `{name: json}`.
-        function_calling: Whether it came through a function-calling interface; None decides by type.
+    """The calls of one step, a text or a list of `{name: json}`, in the official text form; none ends a turn.
 
     Example:
         >>> read_step("[cd(folder='a'), sort('dropped')]"), read_step([{"cd": '{"folder": "a"}'}]), read_step("Done.")
@@ -93,11 +88,9 @@ def execute(case: Mapping[str, Any], steps: Sequence[Sequence[str]]) -> list[str
 def compare(
     case: Mapping[str, Any], turns: Sequence[Sequence[Sequence[str]]], truth: Sequence[Sequence[str]]
 ) -> dict[str, Any] | None:
-    """The official checks of a whole conversation against the expected calls of every turn, `truth`.
+    """The official checks of a whole conversation against the expected calls of every turn; None where it was ended.
 
-    Returns:
-        `error_type` (None when valid), the `turn`, counted from 0, and `what`: attributes that differ or results that
-        are missing. None where the run had to be ended.
+    Gives `error_type` (None when valid), the `turn`, counted from 0, and `what` differs or is missing.
     """
     return _ask({"case": case, "turns": turns, "truth": truth}) or None
 
@@ -223,8 +216,7 @@ def _run(request: Mapping[str, Any]) -> dict[str, Any]:
 def _call_method(instances: Mapping[str, Any], text: str) -> Any:
     """Stands in for `eval` in the package's executor: the value of a call, or the exception that `eval` would raise.
 
-    In the text, only public methods of the `instances` (backends, by the names that the executor has put before their
-    methods) and literals have a meaning.
+    Only public methods of the `instances`, by the names that the executor gives them, and literals have a meaning.
     """
 
     def method(function: ast.expr) -> Callable[..., Any]:

@@ -1,8 +1,7 @@
 """BFCL's single-turn questions: the files they stand in, their accepted answers, and the judgement of an answer.
 
-All files are JSON lines, also those named `.json`, and may be gzipped. A data folder is laid out as published:
-`BFCL_v4_<category>.json` (or `BFCL_v3_`, with that version's names), and below `possible_answer/` files of the same
-names. Multi-turn questions are read by `multi_turn`, since they need more files; agentic ones are not scored here.
+All files are JSON lines, plain or gzipped. A data folder is laid out as published: `BFCL_v4_<category>.json` (or
+`BFCL_v3_`, with that version's names), and below `possible_answer/` files of the same names.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
@@ -50,13 +49,6 @@ class _Question(Form):
     ground_truth: list[Annotated[dict[str, dict[str, Any]], Field(min_length=1, max_length=1)]]
 
 
-class _Result(Form):
-    case_id: str = Field(validation_alias=AliasChoices("id", "sample_id"))
-    result: Any = Field(validation_alias=AliasChoices("result", "text"))
-    mode: Literal["prompt", "fc"] | None = None
-    dots_as_underscores: bool | None = None
-
-
 F = TypeVar("F", bound=Form)
 
 
@@ -79,14 +71,10 @@ _ORDER = ("tool_name", "missing_required", "parameter_name", "parameter_type", "
 
 
 def decode(result: Any, *, language: Language = "python", function_calling: bool | None = None) -> list[Call]:
-    """The calls of one answer: a text in the language, or a list of `{name: json}`.
+    """The calls of one answer, a text in the language or a list of `{name: json}`; raises Undecodable without.
 
-    With `function_calling` it came through a function-calling interface, where a text is a reply in words and never
+    With `function_calling`, it came through a function-calling interface, where a text is a reply in words and never
     calls; None decides by type.
-
-    Raises:
-        Undecodable: there are no calls to be had, with the official error type.
-        ConfigError: the grammar of Java or JavaScript is needed and not installed.
     """
     if function_calling or (function_calling is None and not isinstance(result, str)):
         return read_interface(result)
@@ -95,30 +83,23 @@ def decode(result: Any, *, language: Language = "python", function_calling: bool
 
 @dataclass
 class Case:
-    """A question and its answers.
+    """A question and its answers, or a DataError where they are not of the published form or do not belong together.
 
     The category says what is looked at: a call or none (irrelevance, relevance); exactly one call; one call, whose
     function is among several; or several calls in any order.
-
-    Args:
-        functions: The function documents of the question.
-        answers: The expected calls, `{name: {parameter: [accepted values]}}` each; none where none are published.
-        question: Turns of messages, which only a policy reads.
-
-    Raises:
-        DataError: documents or answers are not of the published form, or do not belong together; names the id.
     """
 
     case_id: str
     category: Category
     functions: Sequence[Mapping[str, Any]]
     answers: Sequence[Mapping[str, Any]] = ()
+    """The expected calls, `{name: {parameter: [accepted values]}}` each; none where none are published."""
     question: Any = ()
+    """Turns of messages, which only a policy reads."""
 
     def __post_init__(self) -> None:
         checked(_Question, {"function": self.functions, "ground_truth": list(self.answers)}, self.case_id)
-        self._expected: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
-        """Function document and accepted values of each expected call."""
+        self._expected: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []  # document and accepted values
         if not self.category.has_answers:
             return
         if not self.answers or not self.functions or (self.category.rule != "parallel" and len(self.answers) != 1):
@@ -130,9 +111,7 @@ class Case:
             self._expected.append((self.functions[0] if self.category.rule == "one" else documents[name], values))
 
     def judge(self, result: Any, *, function_calling: bool | None = None, dots_as_underscores: bool = False) -> Verdict:
-        """The verdict on one answer, whatever the answer is; see `decode`.
-
-        `dots_as_underscores`: the model had to write `_` for every dot of a name.
+        """The verdict on one answer, whatever the answer is; see `decode` and `check_call`.
 
         Raises:
             ConfigError: the grammar of Java or JavaScript is needed and not installed.
@@ -179,19 +158,14 @@ class Case:
 
 
 def tool_of(function: Mapping[str, Any], language: Language = "python") -> ToolSpec:
-    """A function document as a tool with a JSON Schema.
-
-    In Java and JavaScript every value is asked for as text, which is what the checker reads.
-    """
+    """A function document as a tool with a JSON Schema; in Java and JavaScript every value is asked for as text."""
     parameters = function.get("parameters") or {}
     if language != "python":
-        source = {"java": "Java", "javascript": "JavaScript"}[language] + " source"
-        properties = (parameters.get("properties") or {}).items()
-        texts = {
-            name: f"{one.get('description', '')} ({source}, {one.get('type', 'any')})".strip()
-            for name, one in properties
-        }
-        parameters |= {"properties": {name: {"type": "string", "description": text} for name, text in texts.items()}}
+        source, properties = "Java source" if language == "java" else "JavaScript source", {}
+        for name, one in (parameters.get("properties") or {}).items():
+            text = f"{one.get('description', '')} ({source}, {one.get('type', 'any')})".strip()
+            properties[name] = {"type": "string", "description": text}
+        parameters = {**parameters, "properties": properties}
     schema = {"type": "object", "properties": {}, **normalise_schema(parameters)}
     return ToolSpec(name=function["name"], description=function.get("description", ""), parameters=schema)
 
@@ -232,7 +206,7 @@ def question_rows(folder: Path, category: Category, seen: set[str]) -> Iterator[
     """Each question of a category in a data folder, and its accepted answers (none in a category without).
 
     Raises:
-        DataError: a question without answers or answers without a question, or an id that is among those `seen`.
+        DataError: no id or one that was `seen`, a question without answers or answers without a question.
     """
     for path in (path for path, found in question_files(folder) if found == category):
         answers = _accepted(folder / "possible_answer" / path.name.removesuffix(".gz")) if category.has_answers else {}
@@ -259,12 +233,10 @@ def _accepted(path: Path) -> dict[str, list[Any]]:
 
 
 def read_cases(folder: str | Path) -> dict[str, Case]:
-    """The single-turn questions of a data folder with their answers, by id, in the order of the files' names.
-
-    A folder that holds multi-turn questions only gives none.
+    """The single-turn questions of a data folder, by id; none where it holds multi-turn questions only.
 
     Raises:
-        DataError: no questions, a row that is not of the published form, or as in `question_rows`.
+        DataError: no questions at all, a row that is not of the published form, or as in `question_rows`.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -288,26 +260,26 @@ def read_cases(folder: str | Path) -> dict[str, Case]:
 
 _TOKEN = re.compile(r'"(?:[^"\\]+|\\.?)*"?|[\[\]{}]', re.DOTALL)
 """A text, also one that is cut off, or a bracket."""
-_DEEP = 500
-"""Python reads JSON of about 1,000 levels, less what its own calls take."""
+_DEEP = 500  # Python reads JSON of about 1,000 levels, less what its own calls take
 
 
-class ModelAnswer(NamedTuple):
-    """One answer of a model: a text, or a list of `{name: json}`; None for what the row does not say."""
+class ModelAnswer(Form):
+    """One answer of a model; None for what the row does not say."""
 
-    case_id: str
-    result: Any
-    function_calling: bool | None
-    dots_as_underscores: bool | None
+    case_id: str = Field(validation_alias=AliasChoices("id", "sample_id"))
+    result: Any = Field(validation_alias=AliasChoices("result", "text"))
+    mode: Literal["prompt", "fc"] | None = None
+    dots_as_underscores: bool | None = None
+
+    @property
+    def function_calling(self) -> bool | None:
+        return None if self.mode is None else self.mode == "fc"
 
 
 def answer_row(text: str) -> Any:
     """The row of a model's answer, for `read_lines`; what JSON's rules allow and Python does not read in it is None.
 
     A model decides what stands in such a row: a number without end or brackets without bottom are no error of the file.
-
-    Raises:
-        ValueError, RecursionError: it is no JSON.
     """
     try:
         return json.loads(text)
@@ -333,22 +305,17 @@ def _shallow(text: str) -> str:
 
 
 def read_answer(line: JsonLine) -> ModelAnswer:
-    """One row of a result file: `{id, result}` as BFCL writes it, or this project's `{sample_id, text}`.
-
-    Raises:
-        DataError: the row has no id or no answer; names file and line.
-    """
-    row = checked(_Result, line.row, line, "A row needs id and result, or sample_id and text.")
-    result, calling = row.result, None if row.mode is None else row.mode == "fc"
-    if "calls" in line.row and "result" not in line.row:  # a candidate of this project, parsed when it was drawn
-        calls = line.row["calls"]
-        try:
-            calls = json.loads(calls) if isinstance(calls, str) else calls or []
-            result, calling = [{one["name"]: dumps(one["arguments"])} for one in calls] or result, True
-        except (ValueError, RecursionError, KeyError, TypeError):
-            problem = "calls are no list of names and arguments"
-            raise DataError(f"{line}: {problem}. Take candidates.jsonl as written.") from None
-    return ModelAnswer(row.case_id, result, calling, row.dots_as_underscores)
+    """One row of a result file, or a DataError: `{id, result}` as BFCL writes it, or this project's `{sample_id, text}`."""
+    answer = checked(ModelAnswer, line.row, line, "A row needs id and result, or sample_id and text.")
+    if "calls" not in line.row or "result" in line.row:
+        return answer
+    try:  # a candidate of this project, parsed when it was drawn
+        calls = json.loads(line.row["calls"]) if isinstance(line.row["calls"], str) else line.row["calls"] or []
+        result = [{one["name"]: dumps(one["arguments"])} for one in calls] or answer.result
+    except (ValueError, RecursionError, KeyError, TypeError):
+        problem = "calls are no list of names and arguments"
+        raise DataError(f"{line}: {problem}. Take candidates.jsonl as written.") from None
+    return answer.model_copy(update={"result": result, "mode": "fc"})
 
 
 def unknown_id(line: JsonLine, case_id: str) -> DataError:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
+
+from ttpa.errors import ConfigError
 
 Language = Literal["python", "java", "javascript"]
 Rule = Literal["one", "multiple", "parallel", "irrelevance", "relevance", "multi_turn", "agentic", "execution"]
@@ -64,3 +67,14 @@ def find_category(name: str) -> Category | None:
 def category_of_id(case_id: str) -> Category | None:
     """The category that an id names: `live_multiple_59-22-6` is of `live_multiple`; None when it names none."""
     return find_category(case_id.split(":")[0].rsplit("_", 1)[0])
+
+
+def need(problem: str, releases: Mapping[str, str], install: str) -> None:
+    """Refuses, with a ConfigError that says what to install, a missing package or one of another release."""
+    for name, wanted in releases.items():
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            found = "not installed"
+        if found != wanted and (wanted or found == "not installed"):
+            raise ConfigError.at(name, found, problem, install)

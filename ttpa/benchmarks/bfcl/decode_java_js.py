@@ -12,12 +12,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from ttpa.benchmarks.bfcl.categories import Language
+from ttpa.benchmarks.bfcl.categories import Language, need
 from ttpa.benchmarks.bfcl.decode_python import WRONG_FORMAT, Call, Undecodable, as_list
-from ttpa.errors import ConfigError
 
 MAX_SOURCE = 20_000
 """Longer texts are not parsed."""
@@ -30,16 +28,9 @@ PINNED = {"tree-sitter": "0.21.3", "tree-sitter-java": "0.21.0", "tree-sitter-ja
 
 @cache
 def parser(language: Language) -> Any:
-    """The parser of a language; a ConfigError says what to install where a package is missing or of another release."""
-    for name, wanted in PINNED.items():
-        try:
-            found = version(name)
-        except PackageNotFoundError:
-            found = "not installed"
-        if found != wanted:
-            problem = "Java and JavaScript answers of BFCL need the extra bfcl-java-js"
-            install = "pip install " + " ".join(f"{one}=={number}" for one, number in PINNED.items())
-            raise ConfigError.at(name, found, problem, install)
+    """The parser of a language; see `need`."""
+    install = "pip install " + " ".join(f"{name}=={number}" for name, number in PINNED.items())
+    need("Java and JavaScript answers of BFCL need the extra bfcl-java-js", PINNED, install)
     import tree_sitter
 
     made = tree_sitter.Parser()

@@ -8,7 +8,6 @@ Results are also written as the official tool lays them out, below `result/`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -61,11 +60,9 @@ class BFCL:
     categories: list[str] | str | None
     prompt: Literal["training", "official"]
     limit: Count | None
-    model: str | None
+    model: Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)?$")] | None
 
     def __post_init__(self) -> None:
-        if self.model is not None and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", self.model):
-            raise ConfigError.at("model", self.model, "is no name of a model", "Use one the official tool knows")
         if isinstance(self.categories, str) and self.categories != "all":
             raise ConfigError.at("categories", self.categories, "is no list", "Use all, null or [simple_python]")
         known = [one.name for one in CATEGORIES.values() if one.rule in _EVALUATED]
@@ -74,7 +71,6 @@ class BFCL:
                 raise ConfigError.at("categories", name, "is not evaluated here", f"Use {', '.join(known)}")
 
     def check(self) -> None:
-        """Refuses a missing folder and missing packages."""
         if not Path(self.path).is_dir():
             raise ConfigError.at("eval.path", self.path, "no such folder", "Give the folder with BFCL_v4_*.json files")
         for category in self._wanted():
@@ -119,29 +115,24 @@ class BFCL:
     def judge(self, sample: Sample, candidate: Candidate) -> dict[str, Any]:
         """The row of an answer. In multi-turn categories only one that could not be had comes here."""
         category, calling = CATEGORIES[sample.source], self.prompt == "training"
-        result: Any = [] if category.rule == "multi_turn" else candidate.text
-        if calling and candidate.calls and category.rule != "multi_turn":
-            result = [{call.name: dumps(call.arguments)} for call in candidate.calls]
-        verdict = _LOST
-        if candidate.error != "failed" and category.rule != "multi_turn":
+        if category.rule == "multi_turn":
+            return judged_row(sample, category, _LOST, [], [candidate])
+        calls = [{call.name: dumps(call.arguments)} for call in candidate.calls or () if calling]
+        verdict, result = _LOST, calls or candidate.text
+        if candidate.error != "failed":
             verdict = _cases(self.path)[sample.id].judge(result, function_calling=calling)
         return judged_row(sample, category, verdict, result, [candidate])
 
     def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Accuracy over all answers and in each category, and the totals of versions 4 and 3: None where something was
-        not run.
-        """
+        """Accuracy over all answers and in each category, and the totals: None where something was not run."""
         by_category = {name: [row for row in rows if row["category"] == name] for name in CATEGORIES}
         categories = {name: share(some, _exact) for name, some in by_category.items() if some}
         scores = {name: found["value"] for name, found in categories.items()}
         counts = {name: found["n"] for name, found in categories.items()}
-        totals = {
-            version: {
-                one.name: {"value": one.value, "covered": one.covered, "depth": one.depth}
-                for one in aggregates(scores, cases=counts, version=version)
-            }
-            for version in ("v4", "v3")
-        }
+        totals: dict[str, dict[str, Any]] = {"v4": {}, "v3": {}}
+        for version, found in totals.items():
+            for one in aggregates(scores, cases=counts, version=version):
+                found[one.name] = {"value": one.value, "covered": one.covered, "depth": one.depth}
         return {
             "accuracy": share(rows, _exact),
             "bands": {},

@@ -1,14 +1,11 @@
 """BFCL's multi-turn categories: the questions, the conversation with a policy, and the judgement of a finished one.
 
 A question has several turns, and a turn as many steps as the model makes calls in: its calls are run on the question's
-backends (`backends`), the results are handed back, and a step without a call ends the turn. A turn of too many steps
-breaks the conversation off. Judged is, turn by turn, whether the backends are in the state that the expected calls bring
-them to and whether the results of these calls were seen; several ways lead to a state, so no error says which call is
-wrong. `multi_turn:execution_limit`, a call that does not end, is not an official error; the official checker would hang.
+backends (`backends`), the results are handed back, and a step without a call ends the turn. Judged is, turn by turn,
+whether the backends are in the state that the expected calls bring them to and whether the results of these calls were
+seen. `multi_turn:execution_limit`, a call that does not end, is not an official error; the official checker would hang.
 
 Everything here needs the extra `bfcl` (`official`), whose backends are version 4's, also for questions of version 3.
-Not done: the categories on memory and web search, and hiding the few functions that a row names as excluded, which the
-official tool shows, too.
 """
 
 from __future__ import annotations
@@ -44,17 +41,12 @@ class MultiTurnCase(Form, frozen=True):
 
     case_id: str = Field(alias="id")
     category: Category
-    documents: list[dict[str, Any]]
-    """Of all functions, those that are withheld at first included."""
+    documents: list[dict[str, Any]]  # of all functions, those that are withheld at first included
     involved_classes: Annotated[list[Backend], Field(min_length=1)]
-    initial_config: dict[str, Any] = {}
-    """Class -> what its instance begins with."""
-    question: list[list[Said]]
-    """What the user says, turn by turn; nothing in a turn at which functions are added."""
-    missed_function: dict[str, list[str]] = {}
-    """Turn, counted from 0 -> names of the functions that are withheld until then."""
-    truth: list[list[str]] = Field(alias="ground_truth")
-    """Expected calls of every turn, as text; none where nothing can be done yet."""
+    initial_config: dict[str, Any] = {}  # class -> what its instance begins with
+    question: list[list[Said]]  # nothing in a turn at which functions are added
+    missed_function: dict[str, list[str]] = {}  # turn, counted from 0 -> names of the functions withheld until then
+    truth: list[list[str]] = Field(alias="ground_truth")  # none in a turn in which nothing can be done yet
 
     @field_validator("missed_function")
     @classmethod
@@ -73,7 +65,6 @@ class MultiTurnCase(Form, frozen=True):
 
     @property
     def backends(self) -> dict[str, Any]:
-        """What the process that runs calls is told."""
         return {"id": self.case_id, "classes": self.involved_classes, "initial_config": self.initial_config}
 
     def added(self, turn: int) -> list[dict[str, Any]]:
@@ -82,12 +73,9 @@ class MultiTurnCase(Form, frozen=True):
         return [document for document in self.documents if at.get(document["name"], -1) == turn]
 
     def judge(self, result: Any, *, function_calling: bool | None = None, dots_as_underscores: bool = False) -> Verdict:
-        """The verdict on a finished conversation, whatever it holds.
+        """The verdict on a finished conversation, a list of turns, each a list of steps; see `read_step`.
 
-        Args:
-            result: A list of turns, each a list of steps: texts, or lists of `{name: json}`.
-            function_calling: Whether it came through a function-calling interface; None decides step by step, by type.
-            dots_as_underscores: Plays no part: no function of these categories has a dot in its name.
+        `dots_as_underscores` plays no part: no function of these categories has a dot in its name.
         """
         if not isinstance(result, list):
             return refused("multi_turn:inference_error", "the result is no list of turns")
@@ -119,7 +107,7 @@ def read_multi_turn(folder: Path, category: Category) -> Mapping[str, MultiTurnC
 
     Raises:
         ConfigError: the extra `bfcl` is missing.
-        DataError: a row that is not of the published form, or as in `question_rows`.
+        DataError: a row that is not of the published form.
     """
     package = official.data_folder()
     from bfcl_eval.constants.executable_backend_config import MULTI_TURN_FUNC_DOC_FILE_MAPPING as FILES
@@ -166,10 +154,8 @@ class Conversation:
         return None if self._over else self._sample()
 
     def _sample(self) -> Sample:
-        case, messages = self._case, tuple(self._messages)
-        return Sample(
-            id=case.case_id, tools=tuple(self._tools), messages=messages, target=(), source=case.category.name
-        )
+        case, tools, messages = self._case, tuple(self._tools), tuple(self._messages)
+        return Sample(id=case.case_id, tools=tools, messages=messages, target=(), source=case.category.name)
 
     def take(self, candidate: Candidate) -> None:
         """Runs the answer's calls; without any, or without end, the turn is over."""

@@ -10,16 +10,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 from urllib.parse import parse_qsl
 
-from ttpa.benchmarks.bfcl.categories import Category
-from ttpa.errors import ConfigError
+from ttpa.benchmarks.bfcl.categories import Category, need
 
 VERSION = "2026.3.23"
 """The release whose prompts and verdicts these are; another one has others."""
@@ -28,25 +25,16 @@ INSTALL = f"pip install --no-deps bfcl-eval=={VERSION} mpmath"
 
 
 def require() -> None:
-    """Refuses, with a ConfigError that says how to install it, where the extra `bfcl` is missing or another release."""
-    missing = [name for name in ("bfcl_eval", "mpmath") if find_spec(name) is None]
-    if missing:
-        problem = f"the extra `bfcl` is needed here, and of it {' and '.join(missing).replace('_', '-')} is missing"
-        raise ConfigError(f"{problem}. Install it: {INSTALL}.")
-    try:
-        found = version("bfcl-eval")
-    except PackageNotFoundError:
-        found = "unknown"
-    if found != VERSION:
-        raise ConfigError.at("bfcl-eval", found, "prompts and verdicts are those of another release", INSTALL)
+    """Refuses where the extra `bfcl` is missing or of another release; see `need`."""
+    need("this part of BFCL needs the extra `bfcl`", {"bfcl-eval": VERSION, "mpmath": ""}, INSTALL)
 
 
 def data_folder() -> Path:
     """The folder of data files in the installed package."""
     require()
-    spec = find_spec("bfcl_eval")
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parent / "data"
+    import bfcl_eval
+
+    return Path(bfcl_eval.__path__[0]) / "data"
 
 
 def texts() -> Any:

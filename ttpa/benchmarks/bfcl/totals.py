@@ -18,9 +18,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ttpa.benchmarks.bfcl.categories import CATEGORIES, Category, find_category
+from ttpa.benchmarks.bfcl.categories import CATEGORIES, Category
 from ttpa.benchmarks.bfcl.check import Verdict
-from ttpa.errors import ConfigError, DataError
 from ttpa.results.stats import bootstrap_interval
 
 
@@ -67,32 +66,17 @@ def aggregates(
     """The overall score of a version, its terms in depth-first order, and the totals that are only shown.
 
     Args:
-        scores: Category (by either name) -> accuracy in [0, 1]; a category that was not run is left out.
+        scores: Category -> accuracy in [0, 1]; a category that was not run is left out.
         cases: Category -> number of different questions that were scored, for `covered`; without it, all of them.
         version: A key of `VERSIONS`.
-
-    Raises:
-        ConfigError: an unknown version.
-        DataError: an unknown category, or a score outside [0, 1].
     """
-    if version not in VERSIONS:
-        raise ConfigError.at("version", version, "unknown version", f"Use one of {', '.join(VERSIONS)}")
     rows = {name: one.rows if version == "v4" else one.old_rows for name, one in CATEGORIES.items()}
-    known: dict[str, tuple[float | None, float]] = {}
-    for name, score in scores.items():
-        category = find_category(name)
-        if category is None:
-            raise DataError(f"{name}: no category of BFCL. Known are {', '.join(CATEGORIES)}.")
-        if not 0 <= score <= 1:
-            raise DataError(f"{name}: a score of {score}. Scores lie between 0 and 1; divide per cents by 100.")
-        published = rows[category.name]
-        done = published if cases is None else cases.get(name, 0)
-        known[category.name] = score, min(1.0, done / published) if published else 0.0
+    done = rows if cases is None else cases
 
     def compute(part: Term | str) -> tuple[float | None, float]:
         """Value and covered share of a total or a category."""
         if isinstance(part, str):
-            return known.get(part, (None, 0.0))
+            return (scores[part], min(1.0, done[part] / rows[part])) if part in scores else (None, 0.0)
         weights = part.weights or [rows[str(name)] if part.name == "live" else 1 for name in part.parts]
         parts = [compute(inner) for inner in part.parts]
         covered = sum(weight * share for weight, (_, share) in zip(weights, parts, strict=True)) / sum(weights)
