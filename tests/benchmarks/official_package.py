@@ -1,8 +1,7 @@
 """The official package `bfcl-eval` for tests to compare with, without the clients of models that it would load.
 
-Modules that are missing and not needed for a comparison are stood in for while it is imported, and only then: nothing
-of it stays in `sys.modules`, so that other tests see what is really installed. Its executor evaluates text: it is only
-given calls that a test wrote.
+Modules that are missing and not needed for a comparison are stood in for while it is imported, and only then, so that
+other tests see what is really installed. Its executor evaluates text: it is only given calls that a test wrote.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from unittest.mock import MagicMock, patch
 import pytest
 
 _STAND_INS = ("dotenv", "openai", "overrides", "tenacity", "tree_sitter", "tree_sitter_java", "tree_sitter_javascript")
-_MODEL = "ttpa"
 
 
 @cache
@@ -47,7 +45,6 @@ def package() -> SimpleNamespace:
         "utils": "utils",
         "prompts": "constants.default_prompts",
         "models": "model_handler.utils",
-        "runner": "eval_checker.eval_runner",
         "backends": "eval_checker.multi_turn_eval.multi_turn_utils",
         "client": "model_handler.api_inference.openai_completion",
     }
@@ -56,62 +53,35 @@ def package() -> SimpleNamespace:
 
 
 @cache
-def _entries(category: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    utils = package().utils
-    answers = utils.load_ground_truth_entry(category) if "irrelevance" not in category else []
-    entries = {entry["id"]: entry for entry in utils.load_dataset_entry(category)}
-    return entries, {answer["id"]: answer["ground_truth"] for answer in answers}
+def _entries(category: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = package().utils.load_dataset_entry(category)
+    return found
 
 
 def entries(category: str) -> dict[str, dict[str, Any]]:
     """The package's questions of a category, prepared as it prepares them; the caller may change them."""
-    return deepcopy(_entries(category)[0])
+    return {entry["id"]: deepcopy(entry) for entry in _entries(category)}
 
 
-def forget() -> None:
+def _forget() -> None:
     """Ends all of the package's instances of backends, which it keeps by the name of model and question."""
     kept = vars(package().backends)
     for name in [name for name in kept if name.endswith("_instance")]:
         del kept[name]
 
 
-def verdict(case_id: str, result: Any, *, function_calling: bool) -> str | None:
-    """The official error type of a finished conversation, None when it is valid."""
-    official, category = package(), case_id.rsplit("_", 1)[0]
-    forget()
-
-    def decode(step: Any, has_tool_call_tag: bool) -> list[str]:
-        read = official.models.convert_to_function_call if function_calling else None
-        found: list[str] = (read or official.models.default_decode_execute_prompting)(step)
-        return found
-
-    every, answers = _entries(category)
-    handler, entry = SimpleNamespace(decode_execute=decode), deepcopy(every[case_id])
-    found = official.runner._evaluate_single_multi_turn_entry(
-        handler, case_id, result, answers[case_id], entry, _MODEL, category
-    )
-    forget()
-    return None if found["valid"] else str(found["error"]["error_type"])
-
-
 def conversation(
     case_id: str, answer: Callable[[Sequence[dict[str, Any]]], Any], *, function_calling: bool
 ) -> tuple[list[tuple[list[dict[str, Any]], list[str]]], list[list[Any]]]:
-    """Has the package lead a conversation.
+    """Has the package lead a conversation, with `answer` as the model: messages so far to a text or list of calls.
 
-    Args:
-        case_id: The question.
-        answer: The model: messages so far to a text, or a list of `{name: json}`.
-        function_calling: Which of its two loops to use.
-
-    Returns:
-        Messages and names of tools at every step, and the result.
+    Returns messages and names of tools at every step, and the result.
     """
     official, asked = package(), []
 
     class Scripted(official.client.OpenAICompletionsHandler):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
-            self.model_name = self.registry_name = self.model_name_underline_replaced = _MODEL
+            self.model_name = self.registry_name = self.model_name_underline_replaced = "ttpa"
             self.is_fc_model = function_calling
             self.model_style = official.client.ModelStyle.OPENAI_COMPLETIONS
 
@@ -133,9 +103,9 @@ def conversation(
         _query_FC = _query_prompting
         _parse_query_response_FC = _parse_query_response_prompting
 
-    forget()
+    _forget()
     entry = entries(case_id.rsplit("_", 1)[0])[case_id]
     with contextlib.redirect_stdout(io.StringIO()):
         result, _ = Scripted().inference(entry, False, True)
-    forget()
+    _forget()
     return asked, result
