@@ -27,16 +27,15 @@ def commands() -> list[tuple[str, list[str]]]:
     found = []
     for page in PAGES:
         text = page.read_text("utf-8")
-        own = [
-            name
-            for group, name in re.findall(r"conf/(\w+)/(\w+)\.yaml", text)
-            if not (ROOT / f"conf/{group}/{name}.yaml").exists()
-        ]
-        for kind, block in BLOCK.findall(text):
-            lines = [shlex.split(line, comments=True) for line in block.splitlines() if kind == "bash"]
-            runs = [words[words.index("ttpa.cli") if "ttpa.cli" in words else 0 :] for words in lines if words]
-            found += [(page.name, words[1:]) for words in runs if re.search(r"(^|/)ttpa(\.cli)?$", words[0])
-                      and "--config-dir" not in words and not any(f"={name}" in word for name in own for word in words)]  # fmt: skip
+        files = re.findall(r"conf/\w+/(\w+)\.yaml", text)
+        own = [f"={name}" for name in files if not list((ROOT / "conf").glob(f"*/{name}.yaml"))]
+        for line in "\n".join(block for kind, block in BLOCK.findall(text) if kind == "bash").splitlines():
+            words = shlex.split(line, comments=True)
+            if "ttpa.cli" in words:
+                words = words[words.index("ttpa.cli") :]
+            mine = "--config-dir" in words or any(word.endswith(tuple(own)) for word in words if own)
+            if words and words[0].endswith(("ttpa", "ttpa.cli")) and not mine:
+                found.append((page.name, words[1:]))
     return found
 
 
