@@ -39,17 +39,10 @@ _kept: list[IO[str]] = []
 
 
 def check_plugins(words: Sequence[str], launches: bool = True) -> None:
-    """Looks for the launcher that a command line asks for, before Hydra says only that a file is missing.
-
-    Args:
-        words: Overrides; of several for the group `cluster` the last one counts.
-        launches: Whether the command hands jobs to the launcher.
-
-    Raises:
-        ConfigError: the launcher is not installed, or cannot submit from here; says what to do.
-    """
+    """Raises ConfigError where the launcher that the overrides choose is not installed or cannot submit from here."""
     for option in (one.strip() for one in _choice(words).split(",")):
-        if option in PLUGINS and not _installed(PLUGINS[option]):
+        package, _, plugin = PLUGINS.get(option, "").partition(".")
+        if plugin and (find_spec(package) is None or find_spec(PLUGINS[option]) is None):
             raise ConfigError(f"cluster={option}: its launcher is not installed: pip install 'ttpa[cluster]'.")
         if launches and option.startswith("slurm") and shutil.which("srun") is None:
             raise ConfigError(
@@ -62,22 +55,11 @@ def _choice(words: Sequence[str]) -> str:
     return ["local", *(word.partition("=")[2] for word in words if word.startswith("cluster="))][-1]
 
 
-def _installed(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except ModuleNotFoundError:  # no plugin at all
-        return False
-
-
 def check_launch(*, choice: str, sweep: bool, launcher: str, devices: Any, processes: int) -> None:
-    """Refuses what would run somewhere else than asked for, or would wait for processes that nobody starts.
+    """Refuses what would run elsewhere than asked for, or would wait for processes that nobody starts.
 
-    Args:
-        choice: The option of the group `cluster`.
-        sweep: Whether the command is a sweep (`-m`).
-        launcher: Class of Hydra's launcher.
-        devices: `trainer.devices`.
-        processes: Processes of this run that were started.
+    `choice` is the option of the group `cluster`, `launcher` Hydra's launcher class, `devices` is `trainer.devices`, and
+    `processes` says how many processes of this run were started.
 
     Raises:
         ConfigError: says what to use instead.
@@ -106,11 +88,7 @@ def check_launch(*, choice: str, sweep: bool, launcher: str, devices: Any, proce
 
 
 def check_cell(words: Sequence[str], devices: Any) -> None:
-    """As `check_launch`, for a cell that a sweep is about to launch on this machine with these overrides.
-
-    Raises:
-        ConfigError: says what to use instead.
-    """
+    """`check_launch` for a cell that a sweep is about to launch with these overrides."""
     choice = _choice(words)
     if choice in ("local", "joblib") and not any(word.startswith("hydra/launcher=") for word in words):
         check_launch(choice=choice, sweep=True, launcher="", devices=devices, processes=0)
@@ -119,10 +97,8 @@ def check_cell(words: Sequence[str], devices: Any) -> None:
 def take_gpu(count: int) -> None:
     """Gives this process one of the machine's GPUs for its life, by CUDA_VISIBLE_DEVICES; waits until one is free.
 
-    By process and not by job, because workers live on from job to job and CUDA looks at the variable only once.
-
-    Args:
-        count: GPUs to share out, or as many as CUDA_VISIBLE_DEVICES names; 0 leaves everything as it is.
+    By process and not by job, because workers live on from job to job and CUDA looks at the variable only once. `count`
+    GPUs are shared out, of those that CUDA_VISIBLE_DEVICES names if it is set; 0 leaves everything as it is.
     """
     if count < 1 or _kept:
         return
@@ -179,12 +155,7 @@ class Place:
 
 
 def place(env: Mapping[str, str] = os.environ) -> Place:
-    """Read off what torchrun or SLURM say; alone where they say nothing.
-
-    Example:
-        >>> place({"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_ID": "7"})
-        Place(rank=1, size=2, job='slurm-7--')
-    """
+    """Read off what torchrun or SLURM say; alone where they say nothing."""
     if "TORCHELASTIC_RUN_ID" in env:
         words = [env.get(key, "") for key in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT")]
         if env["LOCAL_WORLD_SIZE"] == env["WORLD_SIZE"]:  # one node: the agent is the parent of all
@@ -207,9 +178,7 @@ def _name(*words: str) -> str:
 def joined(alone: type[Store], runs: Path) -> Any:
     """The kind of store that this process may use: `alone`, or one that knows of the run's other processes.
 
-    Args:
-        alone: What a single process uses.
-        runs: Folder below which the first process announces what it does.
+    The first process announces what it does below the folder `runs`.
     """
     here = place()
     if here.size == 1:

@@ -8,7 +8,7 @@ are found in the store is decided by fingerprints alone. Controls (RFT, gold) ar
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,25 +60,10 @@ class Outcome:
     built: tuple[str, ...]
 
 
-@dataclass(slots=True)
-class Labels:
-    """A view that notes the labels of stages, in order, and shows nothing."""
-
-    seen: list[str] = field(default_factory=list)
-
-    def expect(self, labels: Sequence[str]) -> None: ...
-    def begin(self, label: str) -> None: ...
-    def progress(self, label: str, done: int, total: int, tokens_per_s: float, note: str) -> None: ...
-    def note(self, message: str) -> None: ...
-
-    def end(self, label: str, result: StageResult) -> None:
-        self.seen.append(label)
-
-
 class _Graph:
     """Finds or builds the stages of one configuration and tells view and tracker."""
 
-    def __init__(self, cfg: DictConfig, parts: Parts, store: Store, view: View) -> None:
+    def __init__(self, cfg: DictConfig, parts: Parts, store: Store, view: View | None) -> None:
         self.cfg, self.parts, self.store, self.view = cfg, parts, store, view
 
     def key(
@@ -105,18 +90,21 @@ class _Graph:
         chosen = chosen.union(*(tracking.lineage[one.path.name] for one in inputs.values()))
 
         def work(workdir: Path) -> Mapping[str, Any]:
-            self.view.begin(label)
+            view = self.view
+            assert view is not None, "a plan builds nothing"
+            view.begin(label)
             tracking.begin(self.facts(workdir.name.removesuffix(".part"), name, label, chosen, inputs), workdir)
-            return build(workdir, lambda *news: self.view.progress(label, *news))
+            return build(workdir, lambda *news: view.progress(label, *news))
 
         try:
             result = self.store.stage(name, build=work, label=label, **self.key(name, inputs, groups, more))
-            tracking.publish(result.path, result.metrics, self.view.note)
+            tracking.publish(result.path, result.metrics, self.view.note if self.view else str)
             failed = False
         finally:
             tracking.end(failed)
         tracking.lineage[result.path.name] = frozenset(chosen)
-        self.view.end(label, result)
+        if self.view:
+            self.view.end(label, result)
         return result
 
     def evaluate(self, label: str, policy: StageResult, data: StageResult) -> StageResult:
@@ -138,14 +126,10 @@ class _Graph:
         )
 
 
-def walk(cfg: DictConfig, branches: Mapping[str, tuple[DictConfig, Parts]], store: Store, view: View) -> Outcome:
+def walk(cfg: DictConfig, branches: Mapping[str, tuple[DictConfig, Parts]], store: Store, view: View | None) -> Outcome:
     """The graph of one configuration: the objective of the run, then its controls, over the same data and warm-up.
 
-    Args:
-        cfg: The run's configuration.
-        branches: Objective -> configuration and parts, the run's own first; see `branches_of`.
-        store: Builds and finds stages, or only names them (`Planner`).
-        view: Told of every stage.
+    `branches` come from `branches_of`. The store builds and finds stages, or only names them (`Planner`).
     """
     graphs = {name: _Graph(own, parts, store, view) for name, (own, parts) in branches.items()}
     graph = next(iter(graphs.values()))
@@ -229,7 +213,7 @@ def plan(cfg: DictConfig) -> Outcome:
     Raises:
         ConfigError, DataError: the configuration cannot be run, or a file that it names cannot be read.
     """
-    return walk(cfg, branches_of(cfg), Planner(Path(cfg.paths.store)), Labels())
+    return walk(cfg, branches_of(cfg), Planner(Path(cfg.paths.store)), None)
 
 
 def run(cfg: DictConfig, view: View) -> Outcome:
@@ -238,9 +222,10 @@ def run(cfg: DictConfig, view: View) -> Outcome:
     Raises:
         ConfigError, DataError, StageLocked: see the stages.
     """
-    branches, labels, folder = branches_of(cfg), Labels(), Path(cfg.paths.store)
-    walk(cfg, branches, Planner(folder), labels)
-    view.expect(list(dict.fromkeys(labels.seen)))
+    branches, folder = branches_of(cfg), Path(cfg.paths.store)
+    planner = Planner(folder)
+    walk(cfg, branches, planner, None)
+    view.expect(list(dict.fromkeys(planner.labels)))
     store = joined(Store, Path(cfg.paths.runs))(folder, wait=cfg.paths.wait_for_locks, on_wait=view.note)
     outcome = walk(cfg, branches, store, view)
     if place().rank == 0:

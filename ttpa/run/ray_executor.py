@@ -27,16 +27,6 @@ class RayExecutor:
 
     `make_work` travels to the workers by cloudpickle, so it must hold no model, file or lock: it is given a folder and
     loads the model there. Workers need this package and the folder under the same path (a shared file system).
-
-    Args:
-        workers: Processes. Where the cluster has room for fewer, those work and others join when they fit.
-        cpus_per_worker: CPUs that Ray sets aside for each; may be a fraction.
-        gpus_per_worker: GPUs likewise. Ray shows a worker only its own.
-        resources_per_worker: Custom Ray resources likewise, name -> amount; to choose nodes.
-        address: host:port of a running cluster. None follows the variable RAY_ADDRESS, then a cluster that was started
-            on this machine; else a cluster of this machine alone is started and stopped again. "local" starts one.
-        retries: How often a wave is given out again after its process or node died.
-        start_timeout_s: Seconds to wait while not one worker could be started.
     """
 
     workers: Count

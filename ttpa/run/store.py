@@ -39,11 +39,7 @@ Build = Callable[[Path], Mapping[str, Any]]
 
 
 def canonical(value: Any, key: str = "config") -> Any:
-    """The plain JSON form of a configuration value: tuples become lists, paths become text.
-
-    Raises:
-        TypeError: a value that has no JSON form, or a mapping key that is not text; names the key.
-    """
+    """The plain JSON form of a configuration value: tuples become lists, paths become text; a TypeError names the key."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -66,13 +62,8 @@ def canonical(value: Any, key: str = "config") -> Any:
 def fingerprint(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """Twelve hex digits that name a stage's result.
 
-    Args:
-        version: Number of the stage's code; bump it when the meaning of the code changes.
-        config: The resolved identity configuration. Key order does not matter; 1 and 1.0 differ.
-        inputs: Role -> fingerprint of the stage that fills it.
-
-    Raises:
-        TypeError: the configuration holds something other than JSON values, tuples and paths; names the key.
+    `version` is the number of the stage's code, `config` the resolved identity configuration (key order does not matter;
+    1 and 1.0 differ), `inputs` maps roles to fingerprints.
     """
     whole = {"stage": stage, "version": version, "config": canonical(config), "inputs": canonical(inputs, "inputs")}
     return hashlib.sha256(json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
@@ -96,12 +87,7 @@ def is_finished(folder: Path) -> bool:
 
 
 class StageLock:
-    """The lock of one stage.
-
-    Args:
-        path: The lock file; it is removed on release.
-        heartbeat_s: Seconds between two refreshes of its time.
-    """
+    """The lock of one stage. Its file is removed on release, and its time is refreshed every `heartbeat_s` seconds."""
 
     def __init__(self, path: Path, heartbeat_s: float) -> None:
         self.path, self.heartbeat_s = path, heartbeat_s
@@ -213,10 +199,7 @@ class Store:
     ) -> StageResult:
         """Finds the stage, or builds it under its lock.
 
-        Args:
-            version, config: See `fingerprint`.
-            inputs: Role -> finished stage it is built from.
-            label: Name for people, in messages and provenance; not part of the identity.
+        `label` names the stage for people and is not part of its identity; see `fingerprint` for the rest.
 
         Raises:
             TypeError: the configuration or the metrics are not JSON; names the key or the stage.
@@ -308,6 +291,8 @@ class Planner(Store):
 
     def __init__(self, root: Path) -> None:
         self.root, self.executions = Path(root), []
+        self.labels: list[str] = []
+        """What was asked for, in order."""
 
     def find(self, name: str, **key: Any) -> None:
         """A plan holds what a run must have, not what happens to be there."""
@@ -315,6 +300,7 @@ class Planner(Store):
     def stage(self, name: str, *, build: Build, label: str = "", **key: Any) -> StageResult:
         """The stage as `Store.stage` would give it, without metrics; `cached` says whether it is finished."""
         digest, final = self.key(name, **key)
+        self.labels.append(label)
         done = is_finished(final)
         return StageResult(name=name, fingerprint=digest, path=final, metrics={}, cached=done, seconds=0.0)
 
