@@ -17,19 +17,19 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 def _values(file: str) -> dict[str, Any]:
-    return dict(yaml.safe_load((CONF / file).read_text(encoding="utf-8")))
+    values = yaml.safe_load((CONF / file).read_text(encoding="utf-8"))
+    for part in (values, values.get("noise", {}), values.get("bands", {})):
+        part.pop("_target_", None)
+    return dict(values)
 
 
 def bands(**more: Any) -> Bands:
-    values = _values("published_data.yaml")["bands"]
-    del values["_target_"]
-    return Bands(**(values | more))
+    return Bands(**(_values("published_data.yaml")["bands"] | more))
 
 
 def toolace(path: Path | str, **more: Any) -> ToolACE:
-    return ToolACE(
-        **(_values("published_data.yaml") | {"bands": bands(), "repair_split_arguments": True} | more), path=str(path)
-    )
+    values = _values("published_data.yaml") | {"bands": bands(), "repair_split_arguments": True}
+    return ToolACE(**(values | more), path=str(path))
 
 
 def xlam(path: Path | str, **more: Any) -> XLAM:
@@ -37,15 +37,11 @@ def xlam(path: Path | str, **more: Any) -> XLAM:
 
 
 def noise(**more: Any) -> Noise:
-    values = _values("data/reversed.yaml")["noise"]
-    del values["_target_"]
-    return Noise(**(values | more))
+    return Noise(**(_values("data/reversed.yaml")["noise"] | more))
 
 
 def reversed_source(**more: Any) -> Reversed:
     """The default world and defects, with fewer questions."""
-    values = _values("data/reversed.yaml")
-    del values["_target_"]
     few = {"seed": 0, "warmup_samples": 300, "explore_samples": 100, "validation_per_band": 20, "test_per_band": 30,
            "test_unseen": 20, "noise": noise()}  # fmt: skip
-    return Reversed(**(values | few | more))
+    return Reversed(**(_values("data/reversed.yaml") | few | more))

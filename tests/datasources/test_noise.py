@@ -118,24 +118,18 @@ def test_a_site_has_a_family_that_can_show_there_and_a_weight() -> None:
     assert set(only.values()) == {"dropped", "wrong_name"}  # a required parameter cannot be dropped
 
 
-@pytest.mark.parametrize(
-    ("family", "key", "arguments", "expected"),
-    [
-        ("wrong_name", "city", {"city": "Bana", "count": 3}, {"town": "Bana", "count": 3}),
-        ("truncated", "title", {"title": "ba do ki"}, {"title": "ba do"}),
-        ("truncated", "ids", {"ids": [1, 2, 3]}, {"ids": [1, 2]}),
-        ("neighbour_value", "city", {"city": "Bana", "count": 3, "person": "Kizo"},
-         {"city": "Kizo", "count": 3, "person": "Kizo"}),
-        ("neighbour_value", "city", {"city": "Bana", "count": 3}, {"city": "Bana", "count": 3}),
-        ("number_as_text", "count", {"count": 3}, {"count": "3"}),
-        ("number_as_text", "count", {"count": "3"}, {"count": "3"}),
-        ("default_value", "amount", {"amount": 512}, {"amount": 100}),
-        ("default_value", "amount", {"amount": "512"}, {"amount": "100"}),
-        ("default_value", "urgent", {"urgent": False}, {"urgent": True}),
-        ("date_order", "date", {"date": "2031-02-03"}, {"date": "03-02-2031"}),
-        ("dropped", "count", {"city": "Bana", "count": 3}, {"city": "Bana"}),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("family", "key", "arguments", "expected"), [
+    ("wrong_name", "city", {"city": "Bana", "count": 3}, {"town": "Bana", "count": 3}),
+    ("truncated", "title", {"title": "ba do ki"}, {"title": "ba do"}),
+    ("truncated", "ids", {"ids": [1, 2, 3]}, {"ids": [1, 2]}),
+    ("neighbour_value", "city", {"city": "Bana", "n": 3, "person": "Kizo"}, {"city": "Kizo", "n": 3, "person": "Kizo"}),
+    ("neighbour_value", "city", {"city": "Bana", "count": 3}, {"city": "Bana", "count": 3}),
+    ("number_as_text", "count", {"count": 3}, {"count": "3"}),
+    ("default_value", "amount", {"amount": 512}, {"amount": 100}),
+    ("default_value", "amount", {"amount": "512"}, {"amount": "100"}),
+    ("date_order", "date", {"date": "2031-02-03"}, {"date": "03-02-2031"}),
+    ("dropped", "count", {"city": "Bana", "count": 3}, {"city": "Bana"}),
+])  # fmt: skip
 def test_families_by_example(family: str, key: str, arguments: dict[str, Any], expected: dict[str, Any]) -> None:
     made = spoil(family, key, arguments)
     assert made == expected

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -34,16 +32,13 @@ def row(number: int, *, query: str | None = None, call: str = "now", tool: str =
     return {"id": number, "query": query, "answers": json.dumps(answers), "tools": json.dumps(tools)}
 
 
-def lines(rows: Iterable[Any]) -> str:
-    return "".join((text if isinstance(text, str) else json.dumps(text)) + "\n" for text in rows)
-
-
 def file_of(folder: Path, rows: Iterable[Any], name: str = "rows.jsonl") -> Path:
     """Writes rows (objects, or raw lines) as JSON lines, gzipped if the name says so."""
-    path = folder / name
-    data = lines(rows).encode()
-    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-    return path
+    data = "".join((text if isinstance(text, str) else json.dumps(text)) + "\n" for text in rows).encode(
+        errors="surrogateescape"
+    )
+    (folder / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return folder / name
 
 
 def built(path: Path | str, out: Path, **more: Any) -> tuple[dict[str, Any], dict[str, list[Sample]]]:
@@ -102,8 +97,7 @@ def test_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_what_is_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    yes = ["Team-ACE/ToolACE", "org/name.v2"]
-    no = ["data/missing", "org/file.jsonl", "name", "/org/name", "../org/name", "a/b/c", "~/x", "./data"]
+    yes, no = ["Team-ACE/ToolACE", "org/name.v2"], ["data/missing", "org/file.jsonl", "name", "/org/name", "a/b/c"]
     assert [path for path in yes + no if is_hub_id(path)] == yes
 
 
@@ -136,13 +130,6 @@ def test_check_finds_missing_and_empty_paths(name: str, problem: str, tmp_path: 
         with pytest.raises(ConfigError, match=rf"^data\.path={tmp_path / name}: .*{problem}.*Set data\.path"):
             act()
     assert not (tmp_path / "rejected.jsonl").exists()
-
-
-def test_importing_loads_neither_torch_nor_datasets() -> None:
-    heavy = {"torch", "datasets", "pyarrow"}
-    code = f"import sys, ttpa.data.toolace, ttpa.data.xlam; print({heavy} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=DATA.parents[1])
-    assert done.stdout.strip() == "set()"
 
 
 def test_splits_are_disjoint_and_stable(tmp_path: Path) -> None:
@@ -186,17 +173,15 @@ def test_rows_that_open_alike_stay_together(tmp_path: Path) -> None:
 
 
 def test_same_input_same_bytes(tmp_path: Path) -> None:
-    path = DATA / "toolace_dialogues.jsonl.gz"
-    digests = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        digests.append(toolace(path).build(tmp_path / name)["content_sha256"])
-    files = [*(f"{name}.jsonl" for name in FILES), "rejected.jsonl", "splits.json"]
-    assert sorted(entry.name for entry in (tmp_path / "a").iterdir()) == sorted(files)
-    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
-    assert json.loads((tmp_path / "a" / "splits.json").read_text()) == SPLITS
-    content = b"".join((tmp_path / "a" / f"{name}.jsonl").read_bytes() for name in FILES)
-    assert digests == [hashlib.sha256(content).hexdigest()] * 2
+    one, two = (toolace(DATA / "toolace_dialogues.jsonl.gz").build(tmp_path / name) for name in ("a", "b"))
+    contents = [{entry.name: entry.read_bytes() for entry in (tmp_path / name).iterdir()} for name in ("a", "b")]
+    assert one == two and contents[0] == contents[1]
+    assert set(contents[0]) == {*(f"{name}.jsonl" for name in FILES), "rejected.jsonl", "splits.json"}
+    assert json.loads(contents[0]["splits.json"]) == SPLITS
+    written = b"".join(contents[0][f"{name}.jsonl"] for name in FILES)
+    assert one["content_sha256"] == hashlib.sha256(written).hexdigest()
 
 
 @pytest.mark.parametrize(("source", "name"), [(xlam, "xlam.jsonl.gz"), (toolace, "toolace_dialogues.jsonl.gz")])
@@ -214,6 +199,7 @@ def test_schemas_survive_the_disk_and_a_columnar_reader(source: Any, name: str, 
 
 BAD = {
     "{garbage": "not JSON: ",
+    "\udcff": "not JSON: 'utf-8' codec",  # a byte that is no UTF-8
     '"text"': "not an object: a str where a row is expected",
     json.dumps({"query": "x", "tools": "[]"}): "missing key: 'answers' must hold a list",
     json.dumps(row(0, call="then")): "tool not in list: calls 'then'",
@@ -237,14 +223,14 @@ def test_bad_row_is_counted_and_kept(line: str, reason: str, tmp_path: Path) -> 
 
 
 def test_too_many_bad_rows_stop_the_build(tmp_path: Path) -> None:
-    path = file_of(tmp_path, [*map(row, range(96)), *list(BAD)[:4]])
+    path = file_of(tmp_path, [*map(row, range(96)), *list(BAD)[2:6]])
     out = tmp_path / "out"
     with pytest.raises(DataError) as caught:
         built(path, out)
     message = str(caught.value)
     assert f"data.path={path}: 4 of 100 rows rejected, more than data.max_bad_fraction=0.02" in message
-    assert all(f"{reason.split(':')[0]} 1" in message for reason in list(BAD.values())[:4])
-    assert "rows.jsonl:97: not JSON" in message and "rows.jsonl:100" not in message  # three places are enough
+    assert all(f"{reason.split(':')[0]} 1" in message for reason in list(BAD.values())[2:6])
+    assert "rows.jsonl:97: not an object" in message and "rows.jsonl:100" not in message  # three places are enough
     assert [entry.name for entry in out.iterdir()] == ["rejected.jsonl"]
     assert built(path, out, max_bad_fraction=0.04)[0]["rows_rejected"] == 4
 
@@ -256,9 +242,8 @@ def test_cut_file_stops_whatever_the_fraction(name: str, tmp_path: Path) -> None
     whole.write_bytes(whole.read_bytes()[:-30])
     with pytest.raises(DataError, match=rf"1 of \d+ rows rejected, and a file is cut short.*{name}:\d+: file cut"):
         built(whole, tmp_path / "out", max_bad_fraction=0.5)
-    metrics, _ = built(whole, tmp_path / "out", max_bad_fraction=1)
-    assert metrics["rejected"] == {"file cut or damaged": 1}
-    assert metrics["rows_read"] > 100  # what could be read is used
+    metrics, _ = built(whole, tmp_path / "out", max_bad_fraction=1)  # what could be read is used
+    assert metrics["rejected"] == {"file cut or damaged": 1} and metrics["rows_read"] > 100
 
 
 def test_duplicates_are_dropped_not_rejected(tmp_path: Path) -> None:
@@ -273,10 +258,3 @@ def test_no_train_sample_is_an_error(tmp_path: Path) -> None:
     empty = {**row(1), "answers": "[]"}
     with pytest.raises(DataError, match=r"1 rows gave no train sample \(1 have no call turn\).*data\.text_turns=true"):
         built(file_of(tmp_path, [empty]), tmp_path / "out", validation_fraction=0, test_fraction=0)
-
-
-def test_invalid_utf8_is_one_bad_row(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(lines(map(row, range(99))).encode() + b'{"query": "\xff"}\n')
-    metrics, _ = built(path, tmp_path / "out")
-    assert (metrics["rows_read"], metrics["rejected"]) == (100, {"not JSON": 1})

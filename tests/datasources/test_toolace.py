@@ -113,16 +113,12 @@ def test_dialogue() -> None:
     assert [sample.kind for sample in replies] == ["call", "text", "call"]
 
 
-@pytest.mark.parametrize(
-    ("text", "custom"),
-    [
-        (BEFORE + json.dumps(FUNCTIONS) + AFTER, ""),
-        (BEFORE + json.dumps(FUNCTIONS, indent=2) + AFTER, ""),
-        ("Today is 2024-05-01.\n" + BEFORE + json.dumps(FUNCTIONS) + AFTER + "\nAnswer in [French].",
-         "Today is 2024-05-01.\nAnswer in [French]."),
-        ("Use the tools [1]: " + json.dumps(FUNCTIONS), "Use the tools [1]:"),  # no marker: the first list of functions
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "custom"), [
+    (BEFORE + json.dumps(FUNCTIONS, indent=2) + AFTER, ""),
+    ("Today is 2024-05-01.\n" + BEFORE + json.dumps(FUNCTIONS) + AFTER + "\nAnswer in [French].",
+     "Today is 2024-05-01.\nAnswer in [French]."),
+    ("Use the tools [1]: " + json.dumps(FUNCTIONS), "Use the tools [1]:"),  # no marker: the first list of functions
+])  # fmt: skip
 def test_system_text(text: str, custom: str) -> None:
     assert split_system(text) == (FUNCTIONS, custom)
 
@@ -135,24 +131,18 @@ def test_looks_like_call(text: str, call: bool) -> None:
     assert looks_like_call(text) is call
 
 
-@pytest.mark.parametrize(
-    ("bad", "reason"),
-    [
-        (row("user: q", "assistant: [Other(n=1)]"), "tool not in list: turn 1 calls 'Other'"),
-        (row("user: q", "assistant: [tags/list(n=]"), "call not parsable: turn 1: "),
-        (row("user: q", "assistant: ok", "user: r", "assistant: [tags/list(1)]"), "call not parsable: turn 3: "),
-        (row("user: q", system="no functions here"), "no tool list: the system text holds no"),
-        (row("user: q", system=BEFORE + '[{"name": "f", "x": [{"name": "g"}]' + AFTER), "no tool list: .*is not JSON"),
-        (row("user: q", functions=[{"description": "nameless"}]), "no tool list"),
-        (row("user: q", functions=[FUNCTIONS[1], {"name": "tags/list", "description": "x"}]), "ambiguous tool name"),
-        (row("user: q", functions=[{"name": "f", "parameters": "no"}]), "parameters not an object: tool 'f'"),
-        (row("assistant: hi"), "no user turn"),
-        (row("user: q", "robot: hi"), "unknown role: turn 1 is from 'robot'"),
-        (row(), "missing key: 'conversations'"),
-        ({"conversations": []}, "missing key: 'system'"),
-        ({"system": BEFORE + "[]", "conversations": [{"from": "user"}]}, "missing key: turn 0"),
-    ],
-)
+@pytest.mark.parametrize(("bad", "reason"), [
+    (row("user: q", "assistant: [Other(n=1)]"), "tool not in list: turn 1 calls 'Other'"),
+    (row("user: q", "assistant: ok", "user: r", "assistant: [tags/list(1)]"), "call not parsable: turn 3: "),
+    (row("user: q", system="no functions here"), "no tool list: the system text holds no"),
+    (row("user: q", system=BEFORE + '[{"name": "f", "x": [{"name": "g"}]' + AFTER), "no tool list: .*is not JSON"),
+    (row("user: q", functions=[{"description": "nameless"}]), "no tool list"),
+    (row("user: q", functions=[FUNCTIONS[1], {"name": "tags/list", "description": "x"}]), "ambiguous tool name"),
+    (row("user: q", functions=[{"name": "f", "parameters": "no"}]), "parameters not an object: tool 'f'"),
+    (row("assistant: hi"), "no user turn"), (row("user: q", "robot: hi"), "unknown role: turn 1 is from 'robot'"),
+    (row(), "missing key: 'conversations'"), ({"conversations": []}, "missing key: 'system'"),
+    ({"system": BEFORE + "[]", "conversations": [{"from": "user"}]}, "missing key: turn 0"),
+])  # fmt: skip
 def test_bad_rows_say_why(bad: dict[str, Any], reason: str) -> None:
     with pytest.raises(BadRow, match=f"^{reason}"):
         source().convert(bad)

@@ -62,24 +62,18 @@ def test_required_rule_and_kept_fields(parameter: dict[str, Any], schema: dict[s
         "type": "object", "properties": {"x": schema}, "required": ["x"] * required}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("bad", "reason"),
-    [
-        (row([{"name": "then", "arguments": {}}]), "tool not in list: calls 'then'; the row lists 'now'"),
-        (row([{"name": "now", "arguments": "zone"}]), "arguments not an object: the call of 'now' has a str"),
-        (row([{"name": "now"}]), "arguments not an object"),
-        (row([{"arguments": {}}]), "missing name: an element of 'answers' has no name"),
-        (row([], tools=[{"description": "x"}]), "missing name: an element of 'tools'"),
-        (row([], tools=[{"name": "f", "parameters": [1]}]), "parameters not an object: tool 'f' has a list"),
-        (row([], tools=[{"name": "f", "parameters": {"a": "str"}}]), "parameter not an object: parameter 'a' is a str"),
-        (row([], tools=[TOOLS[0], {"name": "now"}]), "ambiguous tool name"),
-        ({**row([]), "answers": "[{]"}, "field not JSON: 'answers'"),
-        (row([{"name": "now", "arguments": {"zone": float("nan")}}]), "field not JSON: 'answers' is not JSON .NaN"),
-        (row({}), "field not a list: 'answers'"),
-        ({"query": "x", "tools": "[]"}, "missing key: 'answers'"),
-        ({"tools": "[]", "answers": "[]"}, "missing key: 'query'"),
-    ],
-)
+@pytest.mark.parametrize(("bad", "reason"), [
+    (row([{"name": "then", "arguments": {}}]), "tool not in list: calls 'then'; the row lists 'now'"),
+    (row([{"name": "now", "arguments": "zone"}]), "arguments not an object: the call of 'now' has a str"),
+    (row([{"arguments": {}}]), "missing name: an element of 'answers' has no name"),
+    (row([], tools=[{"description": "x"}]), "missing name: an element of 'tools'"),
+    (row([], tools=[{"name": "f", "parameters": [1]}]), "parameters not an object: tool 'f' has a list"),
+    (row([], tools=[{"name": "f", "parameters": {"a": "str"}}]), "parameter not an object: parameter 'a' is a str"),
+    (row([], tools=[TOOLS[0], {"name": "now"}]), "ambiguous tool name"),
+    ({**row([]), "answers": "[{]"}, "field not JSON: 'answers'"), (row({}), "field not a list: 'answers'"),
+    (row([{"name": "now", "arguments": {"zone": float("nan")}}]), "field not JSON: 'answers' is not JSON .NaN"),
+    ({"query": "x", "tools": "[]"}, "missing key: 'answers'"), ({"tools": "[]"}, "missing key: 'query'"),
+])  # fmt: skip
 def test_bad_rows_say_why(bad: dict[str, Any], reason: str) -> None:
     with pytest.raises(BadRow, match=f"^{reason}"):
         source().convert(bad)

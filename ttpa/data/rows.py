@@ -64,7 +64,7 @@ DECODER = _StrictDecoder(parse_constant=_no_constant)
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether `path` is "organisation/name" of a hub data set: no such path exists, nor its folder, nor is it a file name."""
+    """Whether `path` is "organisation/name" on the hub: no such path, nor its folder, is here; no data file's name."""
     local = Path(path).expanduser()
     return bool(_HUB_ID.fullmatch(path)) and not (local.exists() or local.parent.is_dir() or path.endswith(SUFFIXES))
 
@@ -143,7 +143,7 @@ def _hub_rows(hub_id: str) -> Iterator[RawRow]:
 
 
 def read_rows(path: str) -> Iterator[RawRow]:
-    """Rows of a file, of all data files directly in a folder (sorted), or of a hub data set (DataError: not loadable)."""
+    """Rows of a file, of the data files directly in a folder, or of a hub data set (DataError: it cannot be loaded)."""
     if is_hub_id(path):
         yield from _hub_rows(path)
         return
