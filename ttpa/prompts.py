@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 COMPACT_TOKENS = ("<pad>", "<eos>", "<tools>", "<system>", "<user>", "<assistant>", "<tool>")
+# What the policy is asked when it judges its own answers; the criteria and grades are iTool's, the words are ours.
 JUDGE = (
     "Grade the reply above against the reference reply. Look at the function names, the number of arguments, their "
     "names, their types and values, and whether both mean the same. A part of the reference is as good as the whole.\n"
     "Reference: {target}\nReply: {answer}\nA: excellent. B: acceptable. C: fair. D: poor. Answer with one letter."
 )
-"""What the policy is asked when it judges its own answers; the criteria and grades are iTool's, the words are ours."""
 _TYPE_NAMES = {"integer": "int", "number": "float", "boolean": "bool", "array": "list", "object": "dict"}
 
 
@@ -52,10 +52,8 @@ def compact_segments(sample: Sample, syntax: Syntax) -> list[tuple[str, str]]:
 
 
 class TextStream:
-    """Decodes one answer token by token.
-
-    A token's text can depend on those before it (spaces, characters of several bytes). So it decodes a window from the
-    last token whose text was given out, which grows while its end may still become a character.
+    """Decodes one answer token by token: a window from the last token whose text was given out, which grows while its
+    end may still become a character.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -136,14 +134,10 @@ class Renderer:
         return int(self.tokenizer.eos_token_id)
 
     def prompts(self, samples: Sequence[Sample]) -> list[list[int]]:
-        """Prompt ids of each sample, up to and including what opens the answer.
-
-        DataError: the template refuses the dialogue or drops a tool; names the sample.
-        """
+        """Prompt ids of each sample, with what opens the answer. DataError: the template refuses it or drops a tool."""
         if self.template == "compact":
             return self._compact(samples)
-        texts = [self._checked_chat_text(sample) for sample in samples]
-        return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+        return self._encode([self._checked_chat_text(sample) for sample in samples], special=True)
 
     def _compact(self, samples: Sequence[Sample]) -> list[list[int]]:
         def body(special: str, text: str) -> str:
@@ -160,12 +154,12 @@ class Renderer:
                 prompt += [ids["<eos>"]] * bool(special == "<assistant>" and text)
         return prompts
 
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of plain text: what looks like a special token in it stays text."""
+    def _encode(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+        """Ids of texts; without `special`, what looks like a special token stays text."""
         if not texts:
             return []
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
-        return [list(ids) for ids in encoded["input_ids"]]
+        how = {} if special else {"split_special_tokens": True}
+        return [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False, **how)["input_ids"]]
 
     def _chat_text(self, messages: Sequence[Message], tools: Sequence[ToolSpec], open_answer: bool) -> str:
         rows = [{"role": message.role, "content": _said(message, self.syntax)} for message in messages]

@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field
 
 from ttpa.data.bands import BANDS, Bands
-from ttpa.data.rows import CUT, SUFFIXES, BadRow, RawRow, data_files, file_digest, is_hub_id, read_rows
+from ttpa.data.rows import CUT, SUFFIXES, BadRow, RawRow, data_files, file_digest, is_hub_id, need, read_rows
 from ttpa.data.source import ComputeWaves, compute_here, limited, write_splits
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps, write_jsonl
@@ -49,8 +49,8 @@ def unique_tools(tools: Iterable[ToolSpec]) -> tuple[ToolSpec, ...]:
     """The tools in order, equal repetitions dropped; BadRow where two different tools share a name."""
     seen: dict[str, ToolSpec] = {}
     for tool in tools:
-        if seen.setdefault(tool.name, tool) != tool:
-            raise BadRow("ambiguous tool name", f"two different tools are named {tool.name!r}")
+        same = seen.setdefault(tool.name, tool) == tool
+        need(same, "ambiguous tool name", f"two different tools are named {tool.name!r}")
     return tuple(seen.values())
 
 
@@ -167,7 +167,7 @@ class FileSource(ABC):
             try:
                 converted = self._converted(row)
             except BadRow as problem:
-                reasons[problem.kind] += 1
+                reasons[problem.args[0]] += 1
                 kept = {"row": dict(row.value)} if row.value is not None and _writable(row.value) else {}
                 rejected.append({"file": row.file, "line": row.line, "reason": str(problem)} | kept)
                 continue
@@ -204,8 +204,8 @@ class FileSource(ABC):
         if row.value is None:
             raise row.problem or BadRow("not an object", "the row is empty")
         converted = self.convert(row.value)
-        if not all(_writable(sample.to_json()) for sample in converted.samples):
-            raise BadRow("not text", "holds half of a surrogate pair")
+        whole = all(_writable(sample.to_json()) for sample in converted.samples)
+        need(whole, "not text", "holds half of a surrogate pair")
         return converted
 
     def _judge(self, counts: Counter[str], reasons: Counter[str], rejected: list[dict[str, Any]], file: Path) -> None:

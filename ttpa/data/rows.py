@@ -24,11 +24,16 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class BadRow(Exception):
-    """Why a row cannot be used: a `kind` to count by, and a detail about this row."""
+    """Why a row cannot be used: a kind to count by, and a detail about this row."""
 
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(f"{kind}: {detail}")
-        self.kind = kind
+    def __str__(self) -> str:
+        return f"{self.args[0]}: {self.args[1]}"
+
+
+def need(holds: object, kind: str, detail: str) -> None:
+    """BadRow where a condition does not hold."""
+    if not holds:
+        raise BadRow(kind, detail)
 
 
 class RawRow(NamedTuple):

@@ -16,7 +16,7 @@ from ttpa.calls.schema import normalise_schema
 from ttpa.calls.syntaxes import ParseError, get_syntax
 from ttpa.data.published import Converted, FileSource, content_key, unique_tools
 from ttpa.data.repair import parse_split
-from ttpa.data.rows import DECODER, BadRow
+from ttpa.data.rows import DECODER, BadRow, need
 from ttpa.options import option
 from ttpa.records import Message, Sample, ToolCall, ToolSpec
 
@@ -75,8 +75,8 @@ def _custom_text(before: str, after: str) -> str:
 
 def _tool(item: Mapping[str, Any]) -> ToolSpec:
     parameters = item.get("parameters") or {}
-    if not isinstance(parameters, dict):
-        raise BadRow("parameters not an object", f"tool {item['name']!r} has a {type(parameters).__name__} for them")
+    detail = f"tool {item['name']!r} has a {type(parameters).__name__} for them"
+    need(isinstance(parameters, dict), "parameters not an object", detail)
     schema = normalise_schema(parameters)
     schema.setdefault("type", "object")
     schema.setdefault("properties", {})
@@ -102,28 +102,24 @@ def _calls(text: str, number: int, tools: Mapping[str, ToolSpec], repair: bool) 
     if isinstance(calls, ParseError) or not calls:
         fault = f": {calls}" if calls else " opens like a call list and holds no call"
         raise BadRow("call not parsable", f"turn {number}{fault}")
-    for call in calls:
-        if call.name not in tools:
-            raise BadRow("tool not in list", f"turn {number} calls {call.name!r}, none of the row's {len(tools)} tools")
+    for name in (call.name for call in calls):
+        need(name in tools, "tool not in list", f"turn {number} calls {name!r}, none of the row's {len(tools)} tools")
     return calls, mended is not None
 
 
 def _turns(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(role, text) of every turn; the first one must be the user's."""
-    if not isinstance(row.get("system"), str):
-        raise BadRow("missing key", "'system' must hold the instruction and the function list")
     listed = row.get("conversations")
-    if not isinstance(listed, list) or not listed:
-        raise BadRow("missing key", "'conversations' must hold the turns")
+    need(isinstance(row.get("system"), str), "missing key", "'system' must hold the instruction and the function list")
+    need(listed and isinstance(listed, list), "missing key", "'conversations' must hold the turns")
     turns: list[tuple[str, str]] = []
-    for number, turn in enumerate(listed):
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("from", "value")):
-            raise BadRow("missing key", f"turn {number} must hold 'from' and 'value' as text")
-        if turn["from"] not in _ROLES:
-            raise BadRow("unknown role", f"turn {number} is from {turn['from']!r}, not {', '.join(_ROLES)}")
+    for number, turn in enumerate(listed or ()):
+        whole = isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("from", "value"))
+        need(whole, "missing key", f"turn {number} must hold 'from' and 'value' as text")
+        detail = f"turn {number} is from {turn['from']!r}, not {', '.join(_ROLES)}"
+        need(turn["from"] in _ROLES, "unknown role", detail)
         turns.append((turn["from"], turn["value"]))
-    if turns[0][0] != "user":
-        raise BadRow("no user turn", f"the dialogue opens with a turn from {turns[0][0]!r}")
+    need(turns[0][0] == "user", "no user turn", f"the dialogue opens with a turn from {turns[0][0]!r}")
     return turns
 
 

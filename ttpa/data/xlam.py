@@ -14,7 +14,7 @@ from typing import Any
 
 from ttpa.calls.schema import normalise_type
 from ttpa.data.published import Converted, FileSource, content_key, unique_tools
-from ttpa.data.rows import DECODER, BadRow
+from ttpa.data.rows import DECODER, BadRow, need
 from ttpa.options import option
 from ttpa.records import Message, ToolCall, ToolSpec
 
@@ -23,29 +23,28 @@ _OPTIONAL = re.compile(r"\boptional\b", re.IGNORECASE)
 
 def _rows_of(row: Mapping[str, Any], key: str) -> list[Any]:
     """The list in a field: a JSON string, in some copies of the set the list itself."""
-    value = row.get(key)
+    value: Any = row.get(key)
     if isinstance(value, str):
         try:
             value = DECODER.decode(value)
         except ValueError as error:
             raise BadRow("field not JSON", f"{key!r} is not JSON ({error})") from None
-    if not isinstance(value, list):
-        raise BadRow("missing key" if value is None else "field not a list", f"{key!r} must hold a list")
-    return value
+    kind = "missing key" if value is None else "field not a list"
+    need(isinstance(value, list), kind, f"{key!r} must hold a list")
+    return list(value)
 
 
 def _name_of(item: Any, key: str) -> str:
-    if not isinstance(item, dict) or not isinstance(item.get("name"), str) or not item["name"]:
-        raise BadRow("missing name", f"an element of {key!r} has no name")
-    return str(item["name"])
+    name = item.get("name") if isinstance(item, dict) else None
+    need(name and isinstance(name, str), "missing name", f"an element of {key!r} has no name")
+    return str(name)
 
 
 def parameters_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """JSON Schema of a tool's flat parameters; see the module header for what is required."""
     schema: dict[str, Any] = {"type": "object", "properties": {}, "required": []}
     for name, spec in parameters.items():
-        if not isinstance(spec, dict):
-            raise BadRow("parameter not an object", f"parameter {name!r} is a {type(spec).__name__}")
+        need(isinstance(spec, dict), "parameter not an object", f"parameter {name!r} is a {type(spec).__name__}")
         annotation = str(spec.get("type") or "")
         kept = {key: spec[key] for key in ("description", "default") if key in spec}
         schema["properties"][name] = (normalise_type(annotation) if annotation else {}) | kept
@@ -57,18 +56,18 @@ def parameters_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
 def _tool(item: Any) -> ToolSpec:
     name = _name_of(item, "tools")
     parameters = item.get("parameters") or {}
-    if not isinstance(parameters, dict):
-        raise BadRow("parameters not an object", f"tool {name!r} has a {type(parameters).__name__} of parameters")
+    detail = f"tool {name!r} has a {type(parameters).__name__} of parameters"
+    need(isinstance(parameters, dict), "parameters not an object", detail)
     return ToolSpec(name=name, description=str(item.get("description") or ""), parameters=parameters_schema(parameters))
 
 
 def _call(item: Any, tools: Mapping[str, ToolSpec]) -> ToolCall:
     name = _name_of(item, "answers")
     arguments = item.get("arguments")
-    if not isinstance(arguments, dict):
-        raise BadRow("arguments not an object", f"the call of {name!r} has a {type(arguments).__name__} of arguments")
-    if name not in tools:
-        raise BadRow("tool not in list", f"calls {name!r}; the row lists {', '.join(map(repr, tools)) or 'no tool'}")
+    detail = f"the call of {name!r} has a {type(arguments).__name__} of arguments"
+    need(isinstance(arguments, dict), "arguments not an object", detail)
+    listed = ", ".join(map(repr, tools)) or "no tool"
+    need(name in tools, "tool not in list", f"calls {name!r}; the row lists {listed}")
     return ToolCall(name=name, arguments=arguments)
 
 
@@ -82,12 +81,11 @@ class XLAM(FileSource):
     def convert(self, row: Mapping[str, Any]) -> Converted:
         """Rows that differ only in `id` (null in part of the copies) or the spacing of their JSON are duplicates."""
         query = row.get("query")
-        if not isinstance(query, str) or not query.strip():
-            raise BadRow("missing key", "'query' must hold the question")
+        need(isinstance(query, str) and query.strip(), "missing key", "'query' must hold the question")
         listed, answers = _rows_of(row, "tools"), _rows_of(row, "answers")
         tools = unique_tools(_tool(item) for item in listed)
         by_name = {tool.name: tool for tool in tools}
         target = tuple(_call(item, by_name) for item in answers)
-        key = content_key(query, answers, listed)
+        key, query = content_key(query, answers, listed), str(query)
         made = self.sample(f"xlam-{key}", tools, [Message(role="user", content=query)], target, "")
         return Converted(key, query, (made,) if target or self.text_turns else ())
