@@ -34,9 +34,8 @@ def row(number: int, *, query: str | None = None, call: str = "now", tool: str =
 
 def file_of(folder: Path, rows: Iterable[Any], name: str = "rows.jsonl") -> Path:
     """Writes rows (objects, or raw lines) as JSON lines, gzipped if the name says so."""
-    data = "".join((text if isinstance(text, str) else json.dumps(text)) + "\n" for text in rows).encode(
-        errors="surrogateescape"
-    )
+    texts = ((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    data = "".join(texts).encode(errors="surrogateescape")
     (folder / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     return folder / name
 
@@ -184,17 +183,16 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
     assert one["content_sha256"] == hashlib.sha256(written).hexdigest()
 
 
-@pytest.mark.parametrize(("source", "name"), [(xlam, "xlam.jsonl.gz"), (toolace, "toolace_dialogues.jsonl.gz")])
+@pytest.mark.parametrize(("source", "name"), [(xlam, "xlam"), (toolace, "toolace_dialogues")])
 def test_schemas_survive_the_disk_and_a_columnar_reader(source: Any, name: str, tmp_path: Path) -> None:
     import datasets
 
-    source(DATA / name, validation_fraction=0.0, test_fraction=0.0).build(tmp_path)
+    source(DATA / f"{name}.jsonl.gz", validation_fraction=0.0, test_fraction=0.0).build(tmp_path)
     rows = list(read_jsonl(tmp_path / "train.jsonl"))
-    texts = [entry["tools"] for entry in rows]
     assert [Sample.from_json(entry).to_json() for entry in rows] == rows
     files, cache = str(tmp_path / "train.jsonl"), str(tmp_path / "cache")
     loaded = datasets.load_dataset("json", data_files=files, split="train", cache_dir=cache)
-    assert [tools_to_text(Sample.from_json(entry).tools) for entry in loaded] == texts
+    assert [tools_to_text(Sample.from_json(entry).tools) for entry in loaded] == [entry["tools"] for entry in rows]
 
 
 BAD = {
@@ -223,12 +221,10 @@ def test_bad_row_is_counted_and_kept(line: str, reason: str, tmp_path: Path) -> 
 
 
 def test_too_many_bad_rows_stop_the_build(tmp_path: Path) -> None:
-    path = file_of(tmp_path, [*map(row, range(96)), *list(BAD)[2:6]])
-    out = tmp_path / "out"
-    with pytest.raises(DataError) as caught:
+    path, out = file_of(tmp_path, [*map(row, range(96)), *list(BAD)[2:6]]), tmp_path / "out"
+    with pytest.raises(DataError, match=r": 4 of 100 rows rejected, more than data.max_bad_fraction=0.02") as caught:
         built(path, out)
     message = str(caught.value)
-    assert f"data.path={path}: 4 of 100 rows rejected, more than data.max_bad_fraction=0.02" in message
     assert all(f"{reason.split(':')[0]} 1" in message for reason in list(BAD.values())[2:6])
     assert "rows.jsonl:97: not an object" in message and "rows.jsonl:100" not in message  # three places are enough
     assert [entry.name for entry in out.iterdir()] == ["rejected.jsonl"]
@@ -250,8 +246,7 @@ def test_duplicates_are_dropped_not_rejected(tmp_path: Path) -> None:
     copies = [{**row(number), "id": None} for number in range(10)]  # the same content under another id
     metrics, splits = built(file_of(tmp_path, [*map(row, range(50)), *copies]), tmp_path / "out")
     assert (metrics["rows_read"], metrics["rows_duplicate"], metrics["rows_rejected"]) == (60, 10, 0)
-    ids = [sample.id for samples in splits.values() for sample in samples]
-    assert len(ids) == len(set(ids)) == 50
+    assert len({sample.id for samples in splits.values() for sample in samples}) == 50
 
 
 def test_no_train_sample_is_an_error(tmp_path: Path) -> None:

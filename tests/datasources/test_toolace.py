@@ -23,14 +23,10 @@ BEFORE = (
 )
 AFTER = ". \nShould you decide to return the function call(s). \nNO other text MUST be included."
 FUNCTIONS = [
-    {
-        "name": "Get Zip (US)",
-        "description": "[zip]",
-        "parameters": {"type": "dict", "properties": {"n": {"type": "int"}}},
-        "required": None,
-    },
+    {"name": "Get Zip (US)", "description": "[zip]", "required": None,
+     "parameters": {"type": "dict", "properties": {"n": {"type": "int"}}}},
     {"name": "tags/list", "parameters": {"type": "dict", "properties": {"x": {"type": "str"}}}, "required": ["x"]},
-]
+]  # fmt: skip
 ZIP, TAGS = ToolCall(name="Get Zip (US)", arguments={"n": 1}), ToolCall(name="tags/list")
 
 
@@ -90,27 +86,22 @@ def test_text_turns(tmp_path: Path) -> None:
 
 def test_dialogue() -> None:
     entry = row("user: zip?", "assistant: [Get Zip (US)(n=1), tags/list()]", 'tool: [{"a": 1}]', "assistant: Done.",
-                "user: tags?", "assistant: [tags/list()]", system=None)  # fmt: skip
+                "user: tags?", "assistant: [tags/list()]")  # fmt: skip
     converted = source().convert(entry)
     first, second = converted.samples
-    assert converted.opening == "zip?"
-    assert first.messages == (Message(role="user", content="zip?"),)
-    assert first.target == (ZIP, TAGS)
-    assert second.messages == (
-        Message(role="user", content="zip?"),
-        Message(role="assistant", calls=(ZIP, TAGS)),
-        Message(role="tool", content='[{"a": 1}]'),
-        Message(role="assistant", content="Done."),
-        Message(role="user", content="tags?"),
-    )
-    assert second.target == (TAGS,)
+    assert (converted.opening, first.target, second.target) == ("zip?", (ZIP, TAGS), (TAGS,))
+    assert first.messages == second.messages[:1] == (Message(role="user", content="zip?"),)
+    assert second.messages[1:] == (
+        Message(role="assistant", calls=(ZIP, TAGS)), Message(role="tool", content='[{"a": 1}]'),
+        Message(role="assistant", content="Done."), Message(role="user", content="tags?"),
+    )  # fmt: skip
     assert (first.dialogue_id, first.tools) == (second.dialogue_id, second.tools)
     zip_tool, tags = first.tools
     assert zip_tool.parameters == {"type": "object", "properties": {"n": {"type": "integer"}}, "required": []}
     assert tags.required == ("x",)  # a list beside the parameters is their own
     replies = source(text_turns=True).convert(entry).samples
-    assert [sample.target_text for sample in replies] == [None, "Done.", None]
-    assert [sample.kind for sample in replies] == ["call", "text", "call"]
+    assert [(sample.kind, sample.target_text) for sample in replies] == [
+        ("call", None), ("text", "Done."), ("call", None)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "custom"), [
