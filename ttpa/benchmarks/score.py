@@ -18,13 +18,14 @@ from pydantic.dataclasses import dataclass
 from ttpa.benchmarks.bfcl.cases import Case, answer_row, read_answer, read_cases, unknown_id
 from ttpa.benchmarks.bfcl.categories import category_of_id
 from ttpa.benchmarks.bfcl.totals import Summary, interval
-from ttpa.benchmarks.scored import Shares, compared, print_table, read_shares, share_text, writer
+from ttpa.benchmarks.scored import Shares, compared, print_table, read_shares, writer
 from ttpa.calls.six_errors import LABELS, primary_error, read_call, six_errors
 from ttpa.calls.syntaxes import ParseError, Syntax, get_syntax
 from ttpa.errors import ConfigError, DataError, nearest
 from ttpa.io import JsonLine, dumps, read_lines
 from ttpa.options import arguments
 from ttpa.records import Candidate, Sample, ToolCall
+from ttpa.results.stats import share_text
 
 if TYPE_CHECKING:
     from ttpa.benchmarks.bfcl.multi_turn import MultiTurnCase
@@ -147,7 +148,7 @@ def _bfcl(keys: BFCLKeys) -> None:
 
     def show(*_: object) -> None:
         rows = [
-            (one.category, share_text({"value": one.value, "low": one.low, "high": one.high}), f"{one.answers:,}",
+            (one.category, share_text({"value": one.value, "low": one.low, "high": one.high}, 4), f"{one.answers:,}",
              f"{one.cases:,} of {one.published or one.cases:,}")
             for one in summary.accuracies()
         ]  # fmt: skip
@@ -197,7 +198,7 @@ def _scorer(keys: ScorerKeys) -> None:
     def show(ours: Shares, errors: Counter[str]) -> None:
         exact = dict(zip(("value", "low", "high"), interval(ours.by_cluster()), strict=True))
         answers = errors.total()
-        rows = [("exact", share_text(exact), f"{answers:,}")]
+        rows = [("exact", share_text(exact, 4), f"{answers:,}")]
         rows.append((f"mean {keys.scorer}", f"{values[0] / answers:.4f}", f"{answers:,}"))
         print_table("Scores, 95 % interval over dialogues", ("", "value", "answers"), rows)
 

@@ -92,13 +92,6 @@ def compared(ours: Shares, theirs: Shares) -> str:
     return f"outputs - against: {mean:+.4f} [{low:+.4f}, {high:+.4f}], {verdict} ({len(both):,} questions{left})"
 
 
-def share_text(entry: Mapping[str, Any] | None) -> str:
-    """A share `{value, low, high}` as text; a dash where nothing was measured."""
-    if not entry or entry["value"] is None:
-        return "-"
-    return f"{entry['value']:.4f}" + ("" if entry["low"] is None else f" [{entry['low']:.4f}, {entry['high']:.4f}]")
-
-
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints a table whose first column is text and whose others are numbers."""
     from rich.console import Console

@@ -106,6 +106,14 @@ def share(rows: Sequence[Mapping[str, Any]], holds: Callable[[Mapping[str, Any]]
     return {"value": value, "low": low, "high": high, "n": len(rows)}
 
 
+def share_text(entry: Mapping[str, Any] | None, digits: int, *, interval: bool = True) -> str:
+    """A `share` as text, a dash where there was nothing to measure."""
+    if not entry or entry["value"] is None:
+        return "-"
+    spread = f" [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]" if entry["low"] is not None else ""
+    return f"{entry['value']:.{digits}f}{spread if interval else ''}"
+
+
 # --- over seeds, and between rows of a table -------------------------------------------------------------------------
 
 

@@ -10,14 +10,15 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from functools import partial
+from typing import IO
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from ttpa.calls.six_errors import LABELS
-from ttpa.results.stats import exact_by_id, paired_difference
+from ttpa.results.stats import exact_by_id, paired_difference, share_text
 from ttpa.run.pipeline import Outcome
 from ttpa.run.store import StageResult
 
@@ -161,12 +162,7 @@ def policies(outcome: Outcome) -> Policies:
     return rows
 
 
-def share_text(entry: Mapping[str, Any] | None, *, interval: bool = False) -> str:
-    """A share `{value, low, high}` as text, a dash where there was nothing to measure."""
-    if not entry or entry["value"] is None:
-        return "-"
-    spread = f" [{entry['low']:.3f}, {entry['high']:.3f}]" if interval and entry["low"] is not None else ""
-    return f"{entry['value']:.3f}{spread}"
+_brief = partial(share_text, digits=3, interval=False)
 
 
 def tables(outcome: Outcome, found: Policies) -> Iterator[tuple[str, list[str], list[list[str]]]]:
@@ -181,7 +177,7 @@ def tables(outcome: Outcome, found: Policies) -> Iterator[tuple[str, list[str], 
         metrics, tokens = evaluation.metrics, stage.metrics.get("tokens")
         shares = [metrics["bands"].get(band) for band in first["bands"]] + [metrics["unseen_tool"] for _ in unseen]
         costs = (f"{stage.seconds:.0f}", f"{tokens:,}" if tokens else "-")
-        rows.append([name, share_text(metrics["accuracy"], interval=True), *map(share_text, shares), *costs])
+        rows.append([name, share_text(metrics["accuracy"], 3), *map(_brief, shares), *costs])
     for stage in (stage for role, stage in stages.items() if role.startswith("explore")):
         blank = [""] * (len(columns) - 3)
         rows.append(["(exploration)", *blank, f"{stage.seconds:.0f}", f"{stage.metrics['tokens']:,}"])
@@ -190,19 +186,19 @@ def tables(outcome: Outcome, found: Policies) -> Iterator[tuple[str, list[str], 
 
     rows = []
     for category in first.get("categories", ()):
-        rows.append([category, *(share_text(one["categories"][category], interval=True) for one in each.values())])
+        rows.append([category, *(share_text(one["categories"][category], 3) for one in each.values())])
     if "bounds" in first:  # of a benchmark that cannot tell about every answer
-        rows.append(["share that can be judged", *(share_text(one["decidable"]) for one in each.values())])
+        rows.append(["share that can be judged", *(_brief(one["decidable"]) for one in each.values())])
         for bound, about in (("low", "the rest wrong"), ("high", "the rest right")):
-            rows.append([f"all answers, {about}", *(share_text(one["bounds"][bound]) for one in each.values())])
+            rows.append([f"all answers, {about}", *(_brief(one["bounds"][bound]) for one in each.values())])
     for version, totals in first.get("totals", {}).items():
         for name, total in totals.items():
             covered = "" if total["covered"] == 1 else f", {total['covered']:.0%} covered"
             title = f"{version}{'  ' * total['depth']} {name.replace('_', ' ')}{covered}"
-            rows.append([title, *(share_text(one["totals"][version][name]) for one in each.values())])
+            rows.append([title, *(_brief(one["totals"][version][name]) for one in each.values())])
     yield "Accuracy by category, 95 % interval", ["category", *found], rows
 
-    rows = [[name, *(share_text(metrics["errors"][label]) for label in LABELS)] for name, metrics in each.items()]
+    rows = [[name, *(_brief(metrics["errors"][label]) for label in LABELS)] for name, metrics in each.items()]
     yield "Share of answers with each error", ["policy", *(label.replace("_", " ") for label in LABELS)], rows
 
 

@@ -123,14 +123,14 @@ class WandbRun:
         path = folder / inside
         if not inside or not path.exists():
             return None
-        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        files = sorted(file for file in (path, *path.rglob("*")) if file.is_file())
         size_mb = sum(file.stat().st_size for file in files) / 1e6
         if size_mb > self.options.max_artifact_mb:
             log.warning("logger=wandb: %s has %.0f MB, over logger.max_artifact_mb; not uploaded", path, size_mb)
             self.run.summary.update({f"not_uploaded/{folder.name}": str(path)})
             return None
         made = wandb.Artifact(folder.name, type=kind, metadata={"stage": folder.name, "run": self.facts.run})
-        for file in sorted(files):  # not `add_dir`, which writes to the screen
+        for file in files:  # not `add_dir`, which writes to the screen
             made.add_file(str(file), name=file.name if path.is_file() else file.relative_to(path).as_posix())
         return made
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 from ttpa.benchmarks.apibank.values import literal, parameters_schema, typed
 from ttpa.data.rows import DECODER
 from ttpa.errors import ConfigError, DataError
-from ttpa.io import dumps, read_lines
+from ttpa.io import JsonLine, dumps, read_lines
 from ttpa.records import Message, Sample, ToolCall, ToolSpec
 
 Format = Literal["auto", "dialogues", "instances"]
@@ -76,7 +76,13 @@ def read_samples(files: LevelFiles) -> list[Sample]:
     """All samples of a level, in the order of its files; a DataError names the file and line that cannot be read."""
     specs = {spec.name: spec for spec in _read(files.specs, lambda row: [_spec(row)])}
     reader = _instance if files.format == "instances" else _dialogue
-    samples: list[Sample] = _read(files.samples, partial(reader, level=files.level, specs=specs))
+    samples = []
+    for name, number, tools, messages, target in _read(files.samples, partial(reader, level=files.level, specs=specs)):
+        dialogue, tags = f"apibank-{files.level}-{name}", [f"level-{files.level}"]
+        if all(tool.name != target.name for tool in tools):
+            tags.append("tool_not_listed")
+        one = {"tools": tools, "messages": messages, "target": (target,), "tags": tuple(tags), "source": "apibank"}
+        samples.append(Sample(id=f"{dialogue}-{number}", dialogue_id=dialogue, **one))
     repeated = [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]
     if repeated or not samples:
         problem = f"{repeated[0]} is there twice" if repeated else f"no calls of level {files.level} in it"
@@ -87,24 +93,19 @@ def read_samples(files: LevelFiles) -> list[Sample]:
     return samples
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """(place, row) of a file; of a published folder's, (file, the whole dialogue)."""
-    lines = read_lines(path, DECODER.decode)
-    if path.parent.name in DIALOGUES.values():
-        yield str(path), {"file": path.name, "turns": [line.row for line in lines]}
-    else:
-        yield from ((str(line), line.row) for line in lines)
-
-
 def _read(paths: Iterable[Path], reader: Callable[[Row], list[Any]]) -> list[Any]:
     """What a reader makes of the rows of files."""
     made = []
-    for place, row in (one for path in paths for one in _rows(path)):
-        try:
-            made += reader(row)
-        except (LookupError, TypeError, AttributeError, ValueError) as problem:
-            reason = f"{type(problem).__name__}: {problem}"
-            raise DataError(f"{place}: not an API-Bank row ({reason}). Take the file as published.") from None
+    for path in paths:
+        lines = list(read_lines(path, DECODER.decode))
+        if path.parent.name in DIALOGUES.values():  # a published folder: a file a dialogue, a turn a row
+            lines = [JsonLine(str(path), 1, {"file": path.name, "turns": [line.row for line in lines]})]
+        for line in lines:
+            try:
+                made += reader(line.row)
+            except (LookupError, TypeError, AttributeError, ValueError) as problem:
+                reason = f"{type(problem).__name__}: {problem}"
+                raise DataError(f"{line}: not an API-Bank row ({reason}). Take the file as published.") from None
     return made
 
 
@@ -121,23 +122,11 @@ def _call(name: Any, arguments: Any, tools: Mapping[str, ToolSpec]) -> ToolCall:
     return ToolCall(name=name, arguments={key: typed(value, schemas.get(key, {})) for key, value in arguments.items()})
 
 
-def _sample(
-    level: int, dialogue: str, number: object, tools: Iterable[ToolSpec], messages: Sequence[Message], target: ToolCall
-) -> Sample:
-    tools = tuple(tools)
-    listed = any(tool.name == target.name for tool in tools)
-    return Sample(
-        id=f"apibank-{level}-{dialogue}-{number}",
-        dialogue_id=f"apibank-{level}-{dialogue}",
-        source="apibank",
-        tags=(f"level-{level}",) if listed else (f"level-{level}", "tool_not_listed"),
-        tools=tools,
-        messages=tuple(messages),
-        target=(target,),
-    )
+Parts = tuple[str, object, tuple[ToolSpec, ...], tuple[Message, ...], ToolCall]
+"""Of a sample: dialogue, number, tools, messages and target."""
 
 
-def _dialogue(row: Row, level: int, specs: Mapping[str, ToolSpec]) -> list[Sample]:
+def _dialogue(row: Row, level: int, specs: Mapping[str, ToolSpec]) -> list[Parts]:
     turns = row["turns"]
     documented = {name: specs[name] for name in (turn["api_name"] for turn in turns if turn["role"] == "API")}
     tools = documented if level == 1 else {SEARCHER: specs[SEARCHER]}
@@ -148,7 +137,7 @@ def _dialogue(row: Row, level: int, specs: Mapping[str, ToolSpec]) -> list[Sampl
             messages.append(Message(role=_ROLES[turn["role"]], content="" + turn["text"]))  # a TypeError without words
             continue
         call = _call(turn["api_name"], turn["param_dict"], specs)
-        samples.append(_sample(level, row["file"].removesuffix(".jsonl"), number, tools.values(), messages, call))
+        samples.append((row["file"].removesuffix(".jsonl"), number, tuple(tools.values()), tuple(messages), call))
         output = turn["result"]["output"] if turn["result"]["exception"] is None else turn["result"]
         messages.append(Message(role="assistant", calls=(call,)))
         messages.append(Message(role="tool", content=output if isinstance(output, str) else dumps(output)))
@@ -158,7 +147,7 @@ def _dialogue(row: Row, level: int, specs: Mapping[str, ToolSpec]) -> list[Sampl
     return samples
 
 
-def _instance(row: Row, level: int, specs: Mapping[str, ToolSpec]) -> list[Sample]:
+def _instance(row: Row, level: int, specs: Mapping[str, ToolSpec]) -> list[Parts]:
     section = _TOOLS.search(row["system"])
     if section is None:
         raise ValueError("'system' lists no tools")
@@ -171,9 +160,8 @@ def _instance(row: Row, level: int, specs: Mapping[str, ToolSpec]) -> list[Sampl
     known = {**specs, **{tool.name: tool for tool in tools}}
     (answer,) = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
     target, other = _call(answer["name"], answer["parameters"], known), row["other"]
-    place = (str(other["sample_id"]), other["api_id"]) if level == 3 else (other["file"], other["id"])
-    messages = list(_history(row["user"], known))
-    return [_sample(level, place[0].removesuffix(".jsonl"), place[1], tools, messages, target)]
+    name, number = (str(other["sample_id"]), other["api_id"]) if level == 3 else (other["file"], other["id"])
+    return [(name.removesuffix(".jsonl"), number, tuple(tools), tuple(_history(row["user"], known)), target)]
 
 
 def _history(user: str, tools: Mapping[str, ToolSpec]) -> Iterator[Message]:

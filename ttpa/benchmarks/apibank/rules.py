@@ -2,11 +2,10 @@
 
 Official (GitHub `AlibabaResearch/DAMO-ConvAI`, `api-bank/`): the first predicted call runs on a fresh database, and the
 API compares input, output and exception with the recorded ones. Here only inputs are compared, since equal inputs give
-equal outputs. OUTPUT_MISMATCH, KEY_ERROR and exceptions of the database cannot be computed. Not decidable are other
-inputs of the APIs in `OUTPUT_ONLY`, and samples whose recorded call breaks the document of its own API (TimedSwitch,
-CancelTimedSwitch, and BookHotel in some instances). The reference folds text in each API differently (here all alike),
-sometimes leaves an input out, and never accepts a successful DeleteMeeting, since it looks for an input that is not
-there. ToolRL (GitHub `qiancheng0/ToolRL`): some predicted call has the recorded name and equal typed arguments.
+equal outputs; the reference folds their text in each API differently, here all alike. Not decidable are other inputs of
+the APIs in `OUTPUT_ONLY`, and samples whose recorded call breaks the document of its own API (TimedSwitch,
+CancelTimedSwitch, some BookHotel). The reference never accepts a successful DeleteMeeting; here equal inputs are right.
+ToolRL (GitHub `qiancheng0/ToolRL`): some predicted call has the recorded name and equal typed arguments.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from ttpa.benchmarks.scored import Shares, compared, output_path, print_table, read_shares, share_text
+from ttpa.benchmarks.scored import Shares, compared, output_path, print_table, read_shares
 from ttpa.benchmarks.toolbench.answers import SUBSETS, ToolBenchAnswer, read_answers, read_ids
 from ttpa.benchmarks.toolbench.judge import Judge, JudgeKeys
 from ttpa.benchmarks.toolbench.scoring import COMPARING, MEASURES, Panel, score_answer, summarise
@@ -21,6 +21,7 @@ from ttpa.calls.six_errors import SIX
 from ttpa.errors import ConfigError
 from ttpa.io import write_jsonl
 from ttpa.options import CommaList, Count
+from ttpa.results.stats import share_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +109,13 @@ def show(summary: Mapping[str, Any], measures: Sequence[str]) -> None:
     parts = {name: part for name, part in parts.items() if any(part)}
     parts["all"] = [summary[one]["all"] for one in shown]
     rows = [
-        (name, f"{max((entry['n'] for entry in part if entry), default=0):,}", *map(share_text, part))
+        (name, f"{max((entry['n'] for entry in part if entry), default=0):,}", *(share_text(one, 4) for one in part))
         for name, part in parts.items()
     ]
     means = [summary[one]["average"] for one in shown]
     rows.append(("mean of 6", "", *("-" if mean is None else f"{mean:.4f}" for mean in means)))
     print_table("Share of queries, 95 % interval", ("", "queries", *shown), rows)
-    errors = [(label.replace("_", " "), share_text(summary["errors"][label])) for label in SIX]
+    errors = [(label.replace("_", " "), share_text(summary["errors"][label], 4)) for label in SIX]
     print_table("Answers with a call that shows the error", ("error", "share"), errors)
     notes: dict[str, Any] = {
         "votes": summary["votes"],
