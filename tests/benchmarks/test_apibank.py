@@ -19,7 +19,9 @@ from ttpa.benchmarks.apibank.rules import LABELS
 from ttpa.benchmarks.apibank.values import compared, literal, moment, parameters_schema, typed
 from ttpa.calls.six_errors import LABELS as SIX
 from ttpa.errors import ConfigError, DataError
+from ttpa.policy.policy import Policy
 from ttpa.records import Candidate, Message, Sample, ToolCall, ToolSpec
+from ttpa.run.parts import fitting
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "apibank"
 NOWHERE = Path("of no use")
@@ -38,9 +40,6 @@ def answer(sample: Sample, *calls: ToolCall, **more: Any) -> Candidate:
 def published(name: str) -> list[dict[str, Any]]:
     with gzip.open(DATA / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
 
 
 def test_every_recorded_call_of_a_dialogue_is_a_sample_with_what_was_said_and_found_before() -> None:
@@ -113,7 +112,6 @@ TURNS, INSTANCE = published("level-1-given-desc")[0], published("level-3-instanc
     [
         ("level-1-given-desc", [TURNS, {"file": "x.jsonl"}], r"desc\.jsonl:2: .*'turns'.*as published"),
         ("level-1-given-desc", [{**TURNS, "turns": [{"role": "Bot", "text": ""}]}], r":1: .*'Bot'"),
-        ("level-1-given-desc", [{**TURNS, "turns": [5]}], r":1: .*int"),
         ("level-1-given-desc", [{**TURNS, "turns": [{"role": "User", "text": 5}]}], r":1: .*int"),
         ("level-1-given-desc", [{**TURNS, "turns": [{**TURNS["turns"][3], "api_name": "Fly"}]}], r":1: .*'Fly'"),
         ("level-1-given-desc", [TURNS, TURNS], r"apibank-1-\S+ is there twice"),
@@ -148,8 +146,6 @@ def test_missing_files_and_bad_levels_are_named_before_any_work(tmp_path: Path) 
             bank(levels=levels)
 
 
-# --- values ----------------------------------------------------------------------------------------------------------
-
 STRING, WHEN, DAY = {"type": "string"}, {"description": "Format: %Y-%m-%d %H:%M:%S"}, {"description": "Format: %m-%d"}
 INTEGER, LIST = {"type": "integer"}, {"type": "array"}
 
@@ -161,16 +157,13 @@ INTEGER, LIST = {"type": "integer"}, {"type": "array"}
         ("location", "Room 1", "Room 2", STRING, False),
         ("token", "A1", "a1", STRING, False),
         ("time", "2023-3-5 9:00:00", "2023-03-05 09:00:00", WHEN, True),
-        ("time", "tomorrow", "2023-03-05 09:00:00", WHEN, False),
         ("date", "2024-02-29", "02-29", DAY, True),
         ("date", "2023-02-29", "02-29", DAY, False),
         ("formula", "(5+6) * 3", "(5 + 6)*3", STRING, True),
-        ("content", "a b", "ab", STRING, False),
         ("n", "2", 2.0, INTEGER, True),
         ("n", "two", 2, INTEGER, False),
         ("on", "True", True, {"type": "boolean"}, True),
         ("on", "true", True, {"type": "boolean"}, False),
-        ("attendees", "['John', 'Jane']", ["john", "jane"], LIST, True),
         ("attendees", ["Jane", "John"], ["John", "Jane"], LIST, False),
         ("health_data", [{"name": "a"}, {"name": "b"}], "[{'name': 'b'}, {'name': 'a'}]", LIST, True),
     ],
@@ -185,9 +178,6 @@ def test_text_that_stands_for_values() -> None:
     assert typed("2.50", {"type": "number"}) == 2.5 and typed("False", {"type": "boolean"}) is False
     assert literal("[" * 5000) is None and literal("{'a': ['b']}") == {"a": ["b"]} and literal("John") is None
     assert moment("03-05", DAY) == moment("1999-03-05", DAY) and moment(5, WHEN) is moment("5", STRING) is None
-
-
-# --- rules -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", ["official", "toolrl"])
@@ -337,9 +327,6 @@ def test_no_answer_of_a_model_raises_and_rows_hold_together(rule: str) -> None:
     assert 0 < sum(row["exact"] for row in rows) < len(rows) and json.dumps(evaluation.summarise(rows))
 
 
-# --- numbers ---------------------------------------------------------------------------------------------------------
-
-
 def row(number: int, cluster: str, right: bool | None, level: int = 1, **more: Any) -> dict[str, Any]:
     base = {"id": str(number), "cluster": cluster, "tags": [f"level-{level}"], "right": right, "exact": right is True}
     base |= {"equal": right is True, "doubt": "" if right is not None else "output_only", "level": level, "api": "A"}
@@ -370,15 +357,17 @@ def test_a_whole_task_counts_when_all_of_its_calls_do() -> None:
     assert (found["value"], found["n"], found["left_out"]) == (0.5, 2, 2)
 
 
-def test_a_run_evaluates_on_it_and_says_so_where_nothing_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_evaluates_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    chosen = ("eval=apibank", f"eval.path={DATA}", "eval.limit=1")
-    shown = run_here(*chosen)
+    shown = run_here("eval=apibank", f"eval.path={DATA}", "eval.limit=1")
     assert built(tmp_path).count("evaluate") == 2 and "API-Bank" in shown
     for stage in (tmp_path / "store").glob("evaluate-*"):
         found = json.loads((stage / "summary.json").read_text())
         rows = [json.loads(line) for line in (stage / "rows.jsonl").read_text().splitlines()]
         assert {row["level"] for row in rows} == {1, 2, 3}
         assert found["accuracy"]["n"] == sum(not row["doubt"] for row in rows)
-    with pytest.raises(DataError, match=r"evaluate: none of 1 samples fits model\.max_tokens=300 .*Raise model"):
-        run_here(*chosen, "eval.levels=[1]", "model.max_tokens=300")
+
+
+def test_an_evaluation_of_which_nothing_fits_says_so(tiny_policy: Policy, toy_samples: tuple[Sample, ...]) -> None:
+    with pytest.raises(DataError, match=r"evaluate: none of 6 samples fits model\.max_tokens=256 .*Raise model"):
+        fitting(tiny_policy, toy_samples, 256, "evaluate")

@@ -86,9 +86,6 @@ def bfcl(run: Any, tmp_path: Path) -> Any:
     return call
 
 
-# --- BFCL ------------------------------------------------------------------------------------------------------------
-
-
 def test_outputs_of_a_published_run(run: Any) -> None:
     """Rows in the order of the file with the published verdicts, and the table of the run."""
     source = DATA / "outputs" / "glyphh-ada-1.1.jsonl.gz"
@@ -238,7 +235,7 @@ def test_multi_turn_without_the_package(bfcl: Any, monkeypatch: pytest.MonkeyPat
     ("words", "parts"),
     [
         ("benchmark=bfcl data=d outputs=o top_k=3", ["top_k=3", "no such option"]),
-        ("benchmark=bfcl outputs=o", ["needs data"]),
+        ("benchmark=bfcl outputs=o", ["data=None", "needs it"]),
         ("benchmark=bfcl data=d outputs=o mode=x", ["mode='x'", "'prompt' or 'fc'"]),
         ("benchmark=chess data=d outputs=o", ["benchmark=chess", "bfcl or toolbench"]),
         ("scorer=esm samples=s outputs=o sampels=d", ["sampels=d", "Did you mean samples?"]),
@@ -304,9 +301,6 @@ def test_a_cut_file_keeps_what_was_scored_and_memory_does_not_grow_with_the_rows
     assert tracemalloc.get_traced_memory()[1] < 4e6
     tracemalloc.stop()
     assert 4000 < (tmp_path / "scored").read_text().count("\n") < 16000
-
-
-# --- scorers ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

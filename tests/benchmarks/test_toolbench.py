@@ -118,9 +118,6 @@ def test_hostile_answers_stay_between_the_markers(tmp_path: Path) -> None:
         prompts[0].encode()
 
 
-# --- votes and ties by hand ------------------------------------------------------------------------------------------
-
-
 class Scripted:
     """A judge that says one thing a vote: status, task or preference."""
 

@@ -28,3 +28,10 @@ def without_key(folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("NETRC", str(folder / "no-netrc"))
     patch.setenv("OMP_NUM_THREADS", "1")
     patch.chdir(folder)
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory without anybody's W&B key."""
+    without_key(tmp_path, monkeypatch)
+    return tmp_path

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from tests.results.conftest import without_key
 from ttpa.calls.six_errors import LABELS
 from ttpa.errors import ConfigError, TtpaError
 from ttpa.results import dashboard
@@ -18,12 +17,6 @@ from ttpa.results.dashboard import PAGES
 from ttpa.run.tracking import option_key
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")  # its own, of pydantic
-
-
-@pytest.fixture
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    without_key(tmp_path, monkeypatch)
-    return tmp_path
 
 
 @pytest.fixture
@@ -108,7 +101,7 @@ def test_with_a_key_both_pages_are_saved_and_a_refusal_is_one_line(
     [
         (["a/b"], "target='a/b'"),
         (["demo", "projct=x"], r"projct=x: .*Did you mean project\?"),
-        (["project=x"], "needs target"),
+        (["project=x"], "target=None: .* needs it"),
         (["demo", "out=folder"], r"out=folder: cannot be written \(Is a directory\)\. Give a file"),
     ],
 )

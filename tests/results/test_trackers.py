@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,17 +63,16 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.folder = path.parent
-        found = list(records(path))
-        (self.run,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]
-        self.exits = [record.exit.exit_code for record in found if record.WhichOneof("record_type") == "exit"]
-        self.history = [items(r.history.item) for r in found if r.WhichOneof("record_type") == "history"]
-        artifacts = [r.artifact for r in found if r.WhichOneof("record_type") == "artifact"]
-        self.artifacts = [one for one in artifacts if one.type != "run_table"]  # wandb's own, one a table
-        self.summary: dict[str, Any] = {}
-        for record in found:
-            if record.WhichOneof("record_type") == "summary":
-                self.summary |= items(record.summary.update)
+        kinds: dict[str, list[Any]] = defaultdict(list)
+        for record in records(path):
+            kind = record.WhichOneof("record_type")
+            kinds[kind].append(getattr(record, kind))
+        (self.run,) = kinds["run"]
         self.config = items(self.run.config.update)
+        self.exits = [one.exit_code for one in kinds["exit"]]
+        self.history = [items(one.item) for one in kinds["history"]]
+        self.artifacts = [one for one in kinds["artifact"] if one.type != "run_table"]  # wandb's own, one a table
+        self.summary = {key: value for one in kinds["summary"] for key, value in items(one.update).items()}
 
     def table(self, name: str) -> dict[str, Any]:
         (path,) = [row[f"{name}/path"] for row in self.history if f"{name}/path" in row]
@@ -89,20 +89,19 @@ def runs_below(folder: Path) -> dict[str, Run]:
     return {one.run.run_id: one for one in found}
 
 
-def sweep(folder: Path) -> str:
+def sweep(folder: Path) -> None:
     """Two cells one after the other in one process, followed by W&B without a key."""
     with pytest.MonkeyPatch.context() as patch:
         without_key(folder, patch)
         words = ["-m", "logger=wandb", "experiment=ttpa", "objective=dpo,simpo", *TINY]
         done = subprocess.run([sys.executable, "-m", "ttpa.cli", *words], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert done.returncode == 0 and "wandb:" not in said, f"the screen belongs to the view: {said}"
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("swept")
-    assert "wandb:" not in sweep(folder), "the screen belongs to the view"
+    sweep(folder := tmp_path_factory.mktemp("swept"))
     return folder
 
 
@@ -120,6 +119,9 @@ def test_every_trained_explored_or_evaluated_stage_is_one_run(swept: Path) -> No
         assert one.run.display_name.endswith(", ttpa, seed 0")
         steps = [row["trainer/global_step"] for row in one.history if "loss" in row]
         assert len(steps) == {"warmup": 4, "align": 2}.get(one.run.job_type, 0) and steps == sorted(set(steps))
+    before = sorted((swept / "runs" / "wandb").iterdir())
+    sweep(swept)
+    assert sorted((swept / "runs" / "wandb").iterdir()) == before, "the same command again opens no run"
 
 
 def test_tags_and_configuration_are_those_that_decided_the_stage(swept: Path) -> None:
@@ -148,8 +150,7 @@ def test_pairs_errors_and_answers_are_tables(swept: Path) -> None:
         if stage == "evaluate":
             assert one.summary["accuracy/value"] == metrics["accuracy"]["value"]
             shares = {row[0]: row[1] for row in one.table("tables/six_errors")["data"]}
-            assert shares == {label: found["value"] for label, found in metrics["errors"].items()}
-            assert len(shares) == 7
+            assert shares == {label: found["value"] for label, found in metrics["errors"].items()} and len(shares) == 7
             written = (folder / "rows.jsonl").read_text().splitlines()
             assert {row[0] for row in one.table("tables/answers")["data"]} == {json.loads(r)["id"] for r in written}
 
@@ -164,18 +165,6 @@ def test_policies_and_pairs_are_artifacts_with_what_they_were_made_from(swept: P
         made = json.loads((stages(swept)[key] / "provenance.json").read_text())["inputs"]
         assert {name.rsplit("-", 1)[1] for name in used} == {fp for role, fp in made.items() if role != "data"}
         assert all(logged[name] == contents for name, contents in used.items()), "the very same contents"
-
-
-def test_the_same_command_again_opens_no_run(swept: Path) -> None:
-    before = sorted((swept / "runs" / "wandb").iterdir())
-    sweep(swept)
-    assert sorted((swept / "runs" / "wandb").iterdir()) == before
-
-
-@pytest.fixture
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    without_key(tmp_path, monkeypatch)
-    return tmp_path
 
 
 class Silent:
