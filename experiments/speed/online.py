@@ -39,9 +39,8 @@ from trl_side import tokenizer_of  # noqa: E402
 from ttpa.policy.decode import HFEngine  # noqa: E402
 from ttpa.policy.engine import Sampling  # noqa: E402
 from ttpa.policy.forward import tree_token_logps  # noqa: E402
-from ttpa.train.grpo import GRPOModule  # noqa: E402
+from ttpa.train.grpo import Answer, Group, GRPOModule, RolloutData  # noqa: E402
 from ttpa.train.policy_gradient import GRPO  # noqa: E402
-from ttpa.train.rollouts import Answer, Group, RolloutData  # noqa: E402
 from ttpa.train.settings import AlignRecipe  # noqa: E402
 
 Split = dict[str, float]
@@ -97,11 +96,11 @@ def ours(prompts: list[list[int]], group: int, answer: int, steps: int) -> list[
     loss = GRPO(**loss_fields(aggregation="dapo"))
     draw = draws(HFEngine(policy=policy, rows=256), prompts, group, answer)
     data = RolloutData(
-        prompts=len(prompts), draw=draw, loss=loss, batch_size=len(prompts), steps=steps, seed=0, micro_tokens=8192,
-        trees=True, file=None,
+        prompts=len(prompts), draw=draw, loss=loss, batch_size=len(prompts), total_steps=steps, seed=0,
+        micro_tokens=8192, trees=True, max_new_tokens=answer,
     )  # fmt: skip
     settings = AlignRecipe(**{**recipe, "lr": LEARNING_RATE, "schedule": "constant", "warmup_steps": 0})
-    module = Timed(policy, settings, (steps,), tree_token_logps, loss=loss, rollouts=data, max_new_tokens=answer)
+    module = Timed(policy, settings, (steps,), tree_token_logps, rollouts=data)
     module.splits = []
     pl.Trainer(
         max_steps=steps, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,

@@ -1,14 +1,23 @@
-"""Option objects for tests of training: every field has a plain value, the test names those that matter to it."""
+"""Option objects for tests of training (every field has a plain value, a test names those that matter) and a small model."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytorch_lightning as pl
+import torch
 from torch import Tensor
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from ttpa.policy.tree import TokenRow
 from ttpa.train.losses import DPO, IPO, ORPO, Hinge, PreferenceLoss, RobustDPO, SimPO
 from ttpa.train.policy_gradient import GRPO
 from ttpa.train.settings import AlignRecipe, TrainerOptions, Warmup, WarmupRecipe
+from ttpa.train.train import train
 
 OPTIMISATION: dict[str, Any] = {
     "steps": None, "epochs": None, "optimizer": "adamw", "lr": 1e-3, "muon_lr": 1e-2, "betas": [0.9, 0.95],
@@ -84,3 +93,87 @@ def grpo_loss(
         answers=answers,
         tokens=tokens,
     )
+
+
+VOCAB, PAD, HUGE = 50, 0, 1_000_000
+MODELS: dict[str, Any] = {"qwen2": (Qwen2ForCausalLM, Qwen2Config), "llama": (LlamaForCausalLM, LlamaConfig)}
+
+
+@dataclass
+class FakePolicy:
+    """What a module asks of a policy: a model and the id that fills batches."""
+
+    model: torch.nn.Module
+    renderer: SimpleNamespace
+
+
+def small_policy(layers: int = 1, name: str = "qwen2") -> Any:
+    torch.manual_seed(5)
+    kind, config = MODELS[name]
+    model = kind(
+        config(
+            vocab_size=VOCAB, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=1,
+            intermediate_size=24, max_position_embeddings=128, tie_word_embeddings=name == "qwen2", pad_token_id=PAD,
+            eos_token_id=1, bos_token_id=None,
+        )
+    )  # fmt: skip
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=0.2)
+    return FakePolicy(model, SimpleNamespace(pad_id=PAD))
+
+
+def weights_of(module: Any) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in module.model.named_parameters()}
+
+
+def furthest(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def plain_logps(model: torch.nn.Module, row: TokenRow) -> Tensor:
+    """Log-probs of all tokens but the first, from the full logits of one row without padding, shape (T - 1,)."""
+    ids = torch.tensor([[*row.prompt, *row.answer]])
+    return -F.cross_entropy(model(input_ids=ids).logits[0, :-1].float(), ids[0, 1:], reduction="none")
+
+
+def gradients(module: Any) -> dict[str, Tensor]:
+    """Takes them: zero where a weight has none."""
+    trained = [(name, p) for name, p in module.model.named_parameters() if p.requires_grad]
+    found = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in trained}
+    module.zero_grad()
+    return found
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAfter(pl.Callback):
+    """Raises once so many optimiser steps are done, before the resume point of the last one is written."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.steps:
+            raise Killed
+
+
+def run_training(
+    made: tuple[Any, Any], folder: Path, *extra: pl.Callback, every: int = 1000, logger: Any = False
+) -> dict[str, Any]:
+    """Trains to the end, in what is there of the folder."""
+    folder.mkdir(exist_ok=True)
+    seen: list[tuple[int, int]] = []
+    metrics = train(
+        *made,
+        folder,
+        trainer=trainer(checkpoint_every_steps=every),
+        logger=logger,
+        progress=lambda done, total, speed, note: seen.append((done, total)),
+        callbacks=extra,
+    )
+    assert not seen or seen[-1] == (made[1].total_steps, made[1].total_steps)
+    return metrics

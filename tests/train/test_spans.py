@@ -6,22 +6,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tests.train import plain
-from ttpa.policy.tree import TokenRow
+from ttpa.policy.logprobs import token_logps
 from ttpa.records import Candidate, Pair, Score
-from ttpa.run.stages import aligning
-from ttpa.run.stages.aligning import pair_row
+from ttpa.run.stages.training import pair_examples, pair_row
 from ttpa.train.losses import DPO, SimPO
 
 PROMPT = (100, 101, 102)
+Ids = tuple[int, ...]
 
 
-def pair(chosen: tuple[int, ...], rejected: tuple[int, ...], ends: tuple[int, int] | None = None) -> Pair:
+def pair(chosen: Ids, rejected: Ids, ends: tuple[int, int] | None = None) -> Pair:
     sides = [Candidate(sample_id="s", index=i, text="", token_ids=ids) for i, ids in enumerate((chosen, rejected))]
     return Pair(
         sample_id="s",
@@ -33,38 +31,27 @@ def pair(chosen: tuple[int, ...], rejected: tuple[int, ...], ends: tuple[int, in
     )
 
 
-def sides(one: Pair, over: str) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def sides(one: Pair, over: str, prompt: Ids = PROMPT) -> list[tuple[Ids, Ids]]:
     """(prompt, answer) of each side."""
-    rows = [pair_row(PROMPT, one, side, over) for side in ("chosen", "rejected")]
+    rows = [pair_row(prompt, one, side, over) for side in ("chosen", "rejected")]
     return [(tuple(row.prompt), tuple(row.answer)) for row in rows]
 
 
-def test_whole_answers_are_taken_as_they_are() -> None:
-    one = pair((1, 2, 3, 9), (1, 2, 4, 5, 9), (3, 4))
-    assert sides(one, "answer") == [(PROMPT, (1, 2, 3, 9)), (PROMPT, (1, 2, 4, 5, 9))]
-
-
-def test_a_span_begins_where_the_answers_part_and_ends_with_them() -> None:
-    """What they share belongs to the prompt then."""
-    one = pair((1, 2, 3, 9), (1, 2, 4, 5, 9))
-    assert sides(one, "span") == [((*PROMPT, 1, 2), (3, 9)), ((*PROMPT, 1, 2), (4, 5, 9))]
-    apart = pair((1, 9), (2, 9))
-    assert sides(apart, "span") == [(PROMPT, (1, 9)), (PROMPT, (2, 9))]
-
-
-def test_a_span_of_a_search_ends_where_the_search_says() -> None:
-    """Each side for itself, in tokens of the whole answer."""
-    one = pair((1, 2, 3, 4, 5, 9), (1, 2, 6, 7, 9), (4, 3))
-    assert sides(one, "span") == [((*PROMPT, 1, 2), (3, 4)), ((*PROMPT, 1, 2), (6,))]
-    # A span that ends before the answers part (copies of a child are siblings too) has the token at which they do.
-    early = pair((1, 2, 3, 9), (1, 2, 4, 9), (1, 2))
-    assert sides(early, "span") == [((*PROMPT, 1, 2), (3,)), ((*PROMPT, 1, 2), (4,))]
-
-
-def test_an_answer_that_is_the_beginning_of_the_other_keeps_its_last_token() -> None:
-    """It was cut off there: the other one goes on."""
-    one = pair((1, 2), (1, 2, 3, 9))
-    assert sides(one, "span") == [((*PROMPT, 1), (2,)), ((*PROMPT, 1, 2), (3, 9))]
+@pytest.mark.parametrize(
+    ("one", "shared", "chosen", "rejected"),
+    [
+        # A span begins where the answers part; what they share belongs to the prompt then.
+        (pair((1, 2, 3, 9), (1, 2, 4, 5, 9)), (1, 2), (3, 9), (4, 5, 9)),
+        (pair((1, 9), (2, 9)), (), (1, 9), (2, 9)),
+        # It ends where the search says, each side for itself, in tokens of the whole answer.
+        (pair((1, 2, 3, 4, 5, 9), (1, 2, 6, 7, 9), (4, 3)), (1, 2), (3, 4), (6,)),
+        # A span that ends before the answers part (copies of a child are siblings too) has the token at which they do.
+        (pair((1, 2, 3, 9), (1, 2, 4, 9), (1, 2)), (1, 2), (3,), (4,)),
+    ],
+)
+def test_spans_worked_by_hand(one: Pair, shared: Ids, chosen: Ids, rejected: Ids) -> None:
+    assert sides(one, "span") == [((*PROMPT, *shared), chosen), ((*PROMPT, *shared), rejected)]
+    assert sides(one, "answer") == [(PROMPT, one.chosen.token_ids), (PROMPT, one.rejected.token_ids)]
 
 
 @given(
@@ -73,8 +60,9 @@ def test_an_answer_that_is_the_beginning_of_the_other_keeps_its_last_token() -> 
     ends=st.none() | st.tuples(st.integers(0, 7), st.integers(0, 7)),
 )
 def test_a_span_is_a_part_of_its_answer_that_is_never_empty(
-    chosen: tuple[int, ...], rejected: tuple[int, ...], ends: tuple[int, int] | None
+    chosen: Ids, rejected: Ids, ends: tuple[int, int] | None
 ) -> None:
+    """An answer that is the beginning of the other keeps its last token."""
     one = pair(chosen, rejected, ends)
     for (prompt, answer), ids in zip(sides(one, "span"), (chosen, rejected), strict=True):
         assert answer and (*prompt, *answer) == (*PROMPT, *ids)[: len(prompt) + len(answer)]
@@ -84,40 +72,19 @@ def test_a_span_is_a_part_of_its_answer_that_is_never_empty(
         assert left == right and one_answer[0] != other_answer[0]
 
 
+@pytest.mark.parametrize("over", ["answer", "span"])
 @pytest.mark.parametrize("kind", [SimPO, DPO])
-def test_the_stage_trains_on_the_rows_of_the_setting(kind: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    """What reaches the module, the reference and the plan's lengths."""
+def test_the_stage_trains_on_the_rows_of_the_setting(kind: Any, over: str, tmp_path: Any) -> None:
+    """So do the reference's log-probs, which are kept on disk, and the lengths."""
     pairs = [pair((5, 6, 7, 1), (5, 6, 8, 9, 1)), pair((5, 1), (6, 7, 1), (1, 2))]
-    seen: dict[str, Any] = {}
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-            intermediate_size=8, pad_token_id=0, eos_token_id=1, bos_token_id=None,
-        )
-    ).to(torch.float32)  # fmt: skip
-
-    def fit(parts: Any, module: Any, data: Any, workdir: Any, progress: Any) -> dict[str, Any]:
-        examples = sorted(data.steps[0], key=lambda example: example.unit)
-        for side, name in enumerate(("chosen", "rejected")):
-            seen[name] = [example.rows[side] for example in examples]
-        return {}
-
-    monkeypatch.setattr(aligning, "fit", fit)
-    for over in ("answer", "span"):
-        policy = SimpleNamespace(model=model, renderer=SimpleNamespace(pad_id=0), start_training=lambda seed: None)
-        loss = plain.loss(kind, over=over)
-        recipe = SimpleNamespace(align=plain.align_recipe(batch_size=2))
-        parts: Any = SimpleNamespace(objective=loss, recipe=recipe, trainer=plain.trainer(micro_tokens=1000), seed=0)
-        folder = tmp_path / f"{over}"
-        folder.mkdir()
-        made = aligning._align_pairs(parts, policy, loss, pairs, {"s": [3, 4]}, folder, lambda *news: None)  # type: ignore[arg-type]
-        assert made == {"pairs": 2}
-        expected = [[pair_row([3, 4], one, side, over) for one in pairs] for side in ("chosen", "rejected")]
-        assert as_tuples(seen["chosen"]) == as_tuples(expected[0])
-        assert as_tuples(seen["rejected"]) == as_tuples(expected[1])
-        assert (folder / "reference_logps.jsonl").exists() == loss.needs_reference
-    assert as_tuples(seen["chosen"]) == [((3, 4, 5, 6), (7, 1)), ((3, 4), (5,))]
-
-
-def as_tuples(rows: list[TokenRow]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    return [(tuple(row.prompt), tuple(row.answer)) for row in rows]
+    policy: Any = plain.small_policy()
+    parts: Any = SimpleNamespace(trainer=plain.trainer(micro_tokens=1000))
+    loss = plain.loss(kind, over=over)
+    examples = pair_examples(parts, policy, loss, pairs, {"s": (3, 4)}, token_logps, tmp_path)
+    for example, one in zip(examples, pairs, strict=True):
+        assert [(tuple(row.prompt), tuple(row.answer)) for row in example.rows] == sides(one, over, (3, 4))
+        assert example.weight == len(example.rows[0].answer)
+        sums = token_logps(policy.model, example.rows, pad_id=0).sums().tolist()
+        assert example.reference == (pytest.approx(tuple(sums), abs=1e-5) if loss.needs_reference else None)
+    again = pair_examples(parts, None, loss, pairs, {"s": (3, 4)}, token_logps, tmp_path)  # type: ignore[arg-type]
+    assert [one.reference for one in again] == [one.reference for one in examples]

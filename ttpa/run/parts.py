@@ -24,12 +24,12 @@ from ttpa.run.evaluation import Evaluation
 from ttpa.run.tracking import Tracking
 from ttpa.run.waves import Executor, Shard, run_waves
 from ttpa.train.losses import RFT, Gold, PreferenceLoss
-from ttpa.train.policy_gradient import GRPO
 from ttpa.train.settings import NoWarmup, Recipe, TrainerOptions, Warmup
 
 if TYPE_CHECKING:
     from ttpa.policy.policy import Policy
     from ttpa.policy.tree import TokenRow
+    from ttpa.train.policy_gradient import GRPO
 
 Progress = Callable[[int, int, float, str], None]
 

@@ -19,9 +19,8 @@ from ttpa.io import write_jsonl
 from ttpa.run import config
 from ttpa.run.cluster import joined, place
 from ttpa.run.parts import VERSIONS, Parts, Progress, build_data, build_parts, check_compatible
-from ttpa.run.stages.aligning import build_align
 from ttpa.run.stages.decoding import build_evaluate, build_explore, build_select
-from ttpa.run.stages.training import build_warmup
+from ttpa.run.stages.training import build_align, build_warmup
 from ttpa.run.store import Planner, StageResult, Store, fingerprint
 from ttpa.run.tracking import StageFacts
 

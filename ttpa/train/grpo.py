@@ -1,17 +1,20 @@
-"""GRPO: answers drawn by the policy in training, compared within their group (2402.03300), over token trees.
+"""GRPO: rounds of answers that the policy draws in training, compared within their group (2402.03300), as token trees.
 
-A prompt and its answers are one tree, so the prompt is computed once. Log-probs of the policy that drew the answers come
-from the training forward: in the first step of a round they are those of the step itself; where a round has several
-steps they are computed once before the first. The reference is the policy the stage starts from.
+A round takes the next prompts of an endless shuffled stream, has `sampler.n` answers drawn to each by the current policy
+and serves its optimiser steps. What is drawn follows from the seed, the position in the stream and the policy; rounds
+are kept on disk and in resume points, so that any step can be done again. Who draws and scores, the stage brings.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import math
+import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,49 +23,200 @@ import torch
 from torch import Tensor
 
 from ttpa.calls.six_errors import LABELS
-from ttpa.io import write_text
+from ttpa.errors import DataError
+from ttpa.io import dumps, write_lines, write_text
 from ttpa.policy.policy import snapshot
-from ttpa.train.module import PolicyModule
-from ttpa.train.plan import Step, cut_step
+from ttpa.policy.tree import TokenRow
+from ttpa.train.module import PolicyModule, StepData
+from ttpa.train.plan import Example, Step, cut_step
 from ttpa.train.policy_gradient import GRPO, decoupled_advantages, group_advantages
-from ttpa.train.rollouts import Answer, AnswerExample, RolloutData, Round
 
 TABLE = ("step", "sample_id", "answer", "reward", "score", "advantage", "exact", "errors", "finish", "text")
+
+
+@dataclass(slots=True, kw_only=True)
+class Answer:
+    """One answer of a group. Log-probs are kept where the loss asks for them."""
+
+    token_ids: Sequence[int]
+    logps: Sequence[float]  # the engine's
+    text: str
+    finish: str
+    score: float
+    reward: float  # the score and what length costs
+    exact: bool
+    detail: Mapping[str, float] = field(default_factory=dict)  # parts of the score
+    errors: Sequence[str] = ()
+    advantage: float = 0.0
+    old_logps: Sequence[float] | None = None  # of the training forward under the policy that drew it
+    ref_logps: Sequence[float] | None = None  # the same under the reference
+
+
+@dataclass(slots=True, kw_only=True)
+class Group:
+    """The answers to one prompt. `place` is the prompt's position in the stream; it names the random numbers."""
+
+    place: int
+    sample_id: str
+    prompt: Sequence[int]
+    answers: list[Answer]
+
+
+@dataclass(slots=True, kw_only=True)
+class Round:
+    """What is drawn and learned from at once. `drawn` counts groups, those thrown away for want of a difference too."""
+
+    number: int
+    groups: list[Group]
+    drawn: int = 0
+    generated: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def answers(self) -> list[Answer]:
+        """All answers, group after group."""
+        return [answer for group in self.groups for answer in group.answers]
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Round:
+        """From what `dataclasses.asdict` gave."""
+        groups = [Group(**{**group, "answers": [Answer(**one) for one in group["answers"]]}) for group in row["groups"]]
+        return cls(**{**row, "groups": groups})
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerExample(Example):
+    """An answer behind its prompt; it weighs its tokens, or nothing where it does not count."""
+
+    answer: Answer
+
+
+Draw = Callable[[Sequence[int], Sequence[int], int], tuple[list[Group], dict[str, float]]]
+"""(prompt numbers, places in the stream, optimiser step) -> scored groups, seconds by what they were spent on."""
+
+
+@dataclass(kw_only=True, eq=False)
+class RolloutData(StepData):
+    """Draws answers as training asks for them. The DataLoader ships numbers of steps: it runs ahead of training."""
+
+    prompts: int  # how many there are
+    draw: Draw
+    loss: GRPO
+    batch_size: int  # prompts an optimiser step
+    total_steps: int
+    seed: int
+    micro_tokens: int  # of one training forward
+    trees: bool  # whether training computes shared prefixes once
+    max_new_tokens: int
+    temperature: float = 1.0  # answers are drawn at it; log-probs are of the distribution divided by it
+    own_engine: bool = True  # the engine runs the trainer's own model: its log-probs need no correction
+    score_weights: dict[str, float] | None = None  # of a score's parts where each is normalised by itself
+    file: Path | None = None  # where rounds are kept, one JSON line a round
+    table: tuple[Path, int] | None = None  # a file of sampled answers, and optimiser steps between its entries
+    kept: Sequence[Round] | None = None  # rounds to be served instead of drawing answers
+    place: int = field(default=0, init=False)
+    round: Round | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def prompt_at(self, place: int) -> int:
+        """Number of the prompt at a position of the stream: one shuffled pass after the other."""
+        order = list(range(self.prompts))
+        random.Random(f"grpo:{self.seed}:{place // self.prompts}").shuffle(order)
+        return order[place % self.prompts]
+
+    def round_at(self, step: int, finish: Callable[[Round], None]) -> Round:
+        """The round that an optimiser step belongs to: drawn at its first step, completed by `finish` and kept.
+
+        Raises:
+            DataError: rounds are served from a file, which does not hold this one.
+        """
+        number = step // self.loss.steps_a_round
+        if self.kept is not None:
+            if number >= len(self.kept):
+                raise DataError(f"rollouts: round {number} of step {step} was not kept. Do fewer steps again.")
+            return self.kept[number]
+        if self.round is None or self.round.number != number:
+            self.round = self._drawn(number, step)
+            finish(self.round)
+            if self.file is not None:
+                with self.file.open("a" if number else "w", encoding="utf-8") as out:
+                    out.write(dumps(asdict(self.round)) + "\n")
+        return self.round
+
+    def _drawn(self, number: int, step: int) -> Round:
+        wanted = self.batch_size * self.loss.minibatches
+        flat: list[Group] = []
+        found = Round(number=number, groups=[])
+        for _ in range(1 + self.loss.refills):
+            places = range(self.place, self.place + wanted - len(found.groups))
+            if not places:
+                break
+            self.place = places.stop
+            groups, seconds = self.draw([self.prompt_at(place) for place in places], places, step)
+            for name, spent in seconds.items():
+                found.seconds[name] = found.seconds.get(name, 0.0) + spent
+            found.drawn += len(groups)
+            found.generated += sum(len(answer.token_ids) for group in groups for answer in group.answers)
+            for group in groups:
+                differs = len({answer.reward for answer in group.answers}) > 1
+                (found.groups if differs or not self.loss.refills else flat).append(group)
+        # A batch stays whole: where too few prompts made a difference, flat groups fill it and add nothing.
+        found.groups += flat[: wanted - len(found.groups)]
+        return found
+
+    def examples(self, found: Round) -> list[list[AnswerExample]]:
+        """The answers of a round, group by group."""
+
+        def example(number: int, group: Group, answer: Answer) -> AnswerExample:
+            counts = not (self.loss.mask_truncated and answer.finish == "length")
+            row = TokenRow(group.prompt, answer.token_ids)
+            return AnswerExample((row,), len(row.answer) * counts, number, answer)
+
+        return [[example(number, group, one) for one in group.answers] for number, group in enumerate(found.groups)]
+
+    def step(self, found: Round, step: int) -> Step:
+        """The micro-batches of an optimiser step on a round; each pass takes the groups in another order."""
+        groups = self.examples(found)
+        turn = step % self.loss.steps_a_round // self.loss.minibatches
+        random.Random(f"grpo:{self.seed}:{found.number}:{turn}").shuffle(groups)
+        mine = groups[step % self.loss.minibatches :: self.loss.minibatches]
+        return cut_step([one for group in mine for one in group], self.micro_tokens, self.trees)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"place": self.place, "round": None if self.round is None else asdict(self.round)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.place, found = state_dict["place"], state_dict["round"]
+        self.round = None if found is None else Round.from_json(found)
+        if self.file is not None and self.file.exists():
+            # Line n holds round n. Not `splitlines`: JSON leaves Unicode's line breaks, which a model may write.
+            lines = self.file.read_text(encoding="utf-8").split("\n")
+            write_lines(self.file, lines[: 0 if self.round is None else self.round.number + 1])
+
+
+def read_rounds(file: Path) -> list[Round]:
+    """The rounds of a finished or running stage, to look at or to do a step again."""
+    with file.open(encoding="utf-8") as lines:
+        return [Round.from_json(json.loads(line)) for line in lines if line.endswith("\n")]
 
 
 class GRPOModule(PolicyModule):
     """Clipped policy gradients on groups of answers.
 
-    Args:
-        settings, options: See `PolicyModule`.
-        loss: The objective.
-        rollouts: Draws the answers.
-        max_new_tokens: Longest answer, in tokens.
-        temperature: Answers were drawn at it; log-probs are of the distribution divided by it.
-        own_engine: Whether the engine runs the trainer's own model, so that its log-probs need no correction.
-        score_weights: Weights of a score's parts where each is normalised by itself (`Weighted`), or None.
-        table: File of sampled answers, and optimiser steps between its entries; None keeps no table.
+    In the first step of a round, log-probs of the policy that drew it are those of the step itself; for a round of several
+    steps they are computed before the first. The reference is the policy the stage starts from.
     """
 
-    def __init__(
-        self,
-        *settings: Any,
-        loss: GRPO,
-        rollouts: RolloutData,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        own_engine: bool = True,
-        score_weights: dict[str, float] | None = None,
-        table: tuple[Path, int] | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, *settings: Any, rollouts: RolloutData, **options: Any) -> None:
         super().__init__(*settings, **options)
-        self.loss, self.rollouts, self.score_weights, self.table = loss, rollouts, score_weights, table
-        self.max_new_tokens, self.temperature, self.own_engine = max_new_tokens, temperature, own_engine
-        self.round: Round | None = None
+        self.rollouts, self.loss = rollouts, rollouts.loss
+        self.round = Round(number=-1, groups=[])
         self.began = self.waited = 0.0
         self._gaps: list[Tensor] = []
-        self._reference = snapshot(self.model) if loss.needs_reference else None
+        self._reference = snapshot(self.model) if self.loss.needs_reference else None
 
     def step_of(self, batch: Any) -> Step:
         """Draws the answers where a round begins; the step's share of them."""
@@ -72,8 +226,8 @@ class GRPOModule(PolicyModule):
         step = self.rollouts.step(self.round, number)
         self.waited = perf_counter() - self.began
         self._gaps.clear()
-        if self.table is not None and number % self.table[1] == 0:
-            self._tabulate(self.round, number, self.table[0])
+        if self.rollouts.table is not None and number % self.rollouts.table[1] == 0:
+            self._tabulate(self.round, number, self.rollouts.table[0])
         return step
 
     def _finish(self, found: Round) -> None:
@@ -83,41 +237,45 @@ class GRPOModule(PolicyModule):
             answer.advantage = advantage
         began = perf_counter()
         if self.loss.steps_a_round > 1:
-            self._measure(found, self.model, "old_logps")
+            self._measure(found, "old_logps")
         if self._reference is not None:
             with self._reference():
-                self._measure(found, self.model, "ref_logps")
+                self._measure(found, "ref_logps")
         found.seconds["measure"] = perf_counter() - began
         found.metrics = {name: float(value) for name, value in metrics.items()} | _answer_metrics(found)
 
     def _advantages(self, found: Round) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.score_weights is None:
+        if self.rollouts.score_weights is None:
             rewards_BG = torch.tensor([[one.reward for one in group.answers] for group in found.groups])
             return group_advantages(rewards_BG.double(), scale=self.loss.scale, eps=self.loss.eps)
         # What length adds to the reward is a part of its own, of weight 1.
-        weights_K = torch.tensor([*self.score_weights.values(), 1.0], dtype=torch.float64)
-        rewards = [[*map(one.detail.__getitem__, self.score_weights), one.reward - one.score] for one in found.answers]
+        weights_K = torch.tensor([*self.rollouts.score_weights.values(), 1.0], dtype=torch.float64)
+        rewards = [
+            [*map(one.detail.__getitem__, self.rollouts.score_weights), one.reward - one.score] for one in found.answers
+        ]
         rewards_BGK = torch.tensor(rewards, dtype=torch.float64).view(len(found.groups), -1, len(weights_K))
         return decoupled_advantages(rewards_BGK, weights_K, eps=self.loss.eps)
 
     @torch.no_grad()
-    def _measure(self, found: Round, model: torch.nn.Module, name: str) -> None:
+    def _measure(self, found: Round, name: str) -> None:
         """Log-probs of every answer's tokens with the training forward, kept in the answers' field `name`."""
-        examples = [example for group in found.examples(self.loss) for example in group]
-        training = model.training
-        model.eval()
+        examples = [example for group in self.rollouts.examples(found) for example in group]
+        training, pad_id = self.model.training, self.policy.renderer.pad_id
+        self.model.eval()
         for micro in cut_step(examples, self.rollouts.micro_tokens, trees=True).micros:
-            rows, pad_id = [example.rows[0] for example in micro], self.policy.renderer.pad_id
-            logps_GT, _ = self.token_logps(model, rows, pad_id=pad_id, temperature=self.temperature).padded()
-            for example, row, logps in zip(micro, rows, logps_GT.tolist(), strict=True):
-                assert isinstance(example, AnswerExample)
-                setattr(example.answer, name, tuple(logps[: len(row.answer)]))
-        model.train(training)
+            rows = [example.rows[0] for example in micro]
+            logps_GT, _ = self.token_logps(
+                self.model, rows, pad_id=pad_id, temperature=self.rollouts.temperature
+            ).padded()
+            for example, logps in zip(micro, logps_GT.tolist(), strict=True):
+                setattr(example.answer, name, logps[: len(example.answer.token_ids)])  # type: ignore[attr-defined]
+        self.model.train(training)
 
     def micro_loss(self, examples: Sequence[AnswerExample], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         answers = [example.answer for example in examples]
-        rows = [example.rows[0] for example in examples]
-        found = self.logps_of(rows, temperature=self.temperature, entropy=True)
+        found = self.logps_of(
+            [example.rows[0] for example in examples], temperature=self.rollouts.temperature, entropy=True
+        )
         logps_GT, written_GT = found.padded()
         counted_G1 = torch.tensor([[example.weight > 0] for example in examples], device=logps_GT.device)
         mask_GT = written_GT & counted_G1
@@ -126,7 +284,7 @@ class GRPOModule(PolicyModule):
             logps_GT,
             torch.tensor([one.advantage for one in answers], device=logps_GT.device),
             mask_GT,
-            max_length=self.max_new_tokens,
+            max_length=self.rollouts.max_new_tokens,
             old_logps_GT=old_GT,
             ref_logps_GT=_padded([one.ref_logps for one in answers], logps_GT),
             weights_GT=self._corrections(answers, logps_GT.detach() if old_GT is None else old_GT, mask_GT),
@@ -134,28 +292,25 @@ class GRPOModule(PolicyModule):
             tokens=step.weight,
         )
         assert found.entropy_N is not None
-        entropy_GT = found.entropy_N.new_zeros(mask_GT.shape)
-        entropy_GT = entropy_GT.masked_scatter(written_GT, found.entropy_N[found.is_answer_N])
         tokens = mask_GT.sum()
-        metrics["entropy"] = (entropy_GT * mask_GT).sum() / tokens.clamp(min=1)
+        entropy_A = found.entropy_N[found.is_answer_N]
+        metrics["entropy"] = (entropy_A * mask_GT[written_GT]).sum() / tokens.clamp(min=1)
         # Means over tokens, handed on so that their mean over examples is the mean over the step's tokens.
         share = tokens * (step.examples / len(examples)) / max(1.0, step.weight)
         return loss, {name: value * share for name, value in metrics.items()}
 
     def _corrections(self, answers: Sequence[Answer], logps_GT: Tensor, mask_GT: Tensor) -> Tensor | None:
         """Truncated importance weights for an engine with log-probs of its own; the gap to it is noted."""
-        if self.temperature != 1.0:  # the engine's log-probs are those before the temperature
+        if self.rollouts.temperature != 1.0:  # the engine's log-probs are those before the temperature
             return None
         engine_GT = _padded([one.logps for one in answers], logps_GT)
-        assert engine_GT is not None
         gap_GT = (logps_GT - engine_GT).masked_fill(~mask_GT, 0)
         self._gaps.append(gap_GT.abs()[mask_GT])
-        if self.own_engine or self.loss.truncated_importance is None:
+        if self.rollouts.own_engine or self.loss.truncated_importance is None:
             return None
         return gap_GT.clamp(max=math.log(self.loss.truncated_importance)).exp()
 
     def step_metrics(self) -> dict[str, float]:
-        assert self.round is not None
         found = dict(self.round.metrics)
         gaps = torch.cat(self._gaps) if self._gaps else torch.empty(0)
         if len(gaps):
@@ -169,29 +324,29 @@ class GRPOModule(PolicyModule):
 
     def _tabulate(self, found: Round, step: int, path: Path) -> None:
         """Adds the answers of the round's first two groups to the table, and to loggers that take tables."""
-        rows = [
+        new = [
             [step, group.sample_id, k, one.reward, one.score, one.advantage, one.exact, " ".join(one.errors), one.finish,
              one.text]
             for group in found.groups[:2]
             for k, one in enumerate(group.answers)
         ]  # fmt: skip
-        kept = []
+        rows: list[Any] = [TABLE]
         if step and path.exists():  # what a run that was killed had written beyond its resume point goes
             with path.open(newline="", encoding="utf-8") as file:
-                kept = [row for row in list(csv.reader(file))[1:] if int(row[0]) < step]
+                rows += [row for row in list(csv.reader(file))[1:] if int(row[0]) < step]
         text = io.StringIO(newline="")
-        csv.writer(text).writerows([TABLE, *kept, *rows])
+        csv.writer(text).writerows([*rows, *new])
         write_text(path, text.getvalue())
         for logger in self.trainer.loggers:
             if hasattr(logger, "log_table"):
-                logger.log_table("answers", columns=list(TABLE), data=rows, step=step)
+                logger.log_table("answers", columns=list(TABLE), data=new, step=step)
 
 
-def _padded(rows: Sequence[Sequence[float] | None], like_GT: Tensor) -> Tensor | None:
+def _padded(rows: Sequence[Sequence[float] | None], like_GT: Tensor) -> Any:
     """Numbers of each row in the shape of `like_GT`, zero where a row ends; None if a row has none."""
-    if any(row is None for row in rows):
-        return None
     padded = [[*row, *[0.0] * (like_GT.shape[1] - len(row))] for row in rows if row is not None]
+    if len(padded) < len(rows):
+        return None
     return torch.tensor(padded, device=like_GT.device, dtype=torch.float32).view(like_GT.shape)
 
 

@@ -1,14 +1,12 @@
-"""What the align stage minimises offline: one frozen class a loss, its formula in `__call__`; no model, no torch at import.
+"""What the align stage minimises offline: one frozen class a loss, with its formula; no torch at import.
 
-Notation: `pi_w, pi_l` are the summed log-probs of the chosen and the rejected answer under the policy, `ref_w, ref_l`
-the same under the reference, `|w|, |l|` the answers' tokens, and `D = (pi_w - ref_w) - (pi_l - ref_l)`. B is the number
-of pairs. `consumes` says what a loss learns from: "pair" needs the explore stage, "sample" learns from targets, "prompt"
-draws answers while it trains; `recipe` names the block of numbers that its stage reads. GRPO and its relatives are in `ttpa.train.policy_gradient`. Metric names are TRL's where TRL has one.
+B pairs; `w`, `l` are the chosen and the rejected answer, `pi`, `ref` their summed log-probs under the policy and the
+reference, `D = (pi_w - ref_w) - (pi_l - ref_l)`. `consumes` is what a loss learns from: "pair" (of the explore stage),
+"sample" (targets) or "prompt" (answers drawn while training: `ttpa.train.policy_gradient`). Metrics have TRL's names.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
     Metrics = dict[str, Tensor]
 
 FlipShare = Annotated[float, Field(ge=0, lt=0.5)]
-"""Share of pairs whose labels are assumed to be flipped, in [0, 0.5)."""
 
 
 def wide(values: Tensor) -> Tensor:
@@ -31,7 +28,7 @@ def wide(values: Tensor) -> Tensor:
 
 
 def weighted_nll(logps_N: Tensor, weights_N: Tensor) -> Tensor:
-    """The SFT loss `-sum w log p`, a sum: the caller divides by the weight of the whole optimiser step. Scalar."""
+    """The SFT loss `-sum w log p`, a sum: the caller divides by the weight of the whole optimiser step."""
     return -(wide(logps_N) * weights_N).sum()
 
 
@@ -43,11 +40,7 @@ def log_sigmoid(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class PairLogps:
-    """What a preference loss reads of B pairs; every field has shape (B,).
-
-    `chosen_B, rejected_B` are summed log-probs of the answers, `chosen_tokens_B, rejected_tokens_B` their lengths with
-    the end of turn, `ref_chosen_B, ref_rejected_B` the reference's log-probs (None for a loss without a reference).
-    """
+    """Summed log-probs and token counts of B pairs, each of shape (B,); a loss without a reference needs no `ref_*`."""
 
     chosen_B: Tensor
     rejected_B: Tensor
@@ -57,12 +50,10 @@ class PairLogps:
     ref_rejected_B: Tensor | None = None
 
     def log_ratios(self) -> tuple[Tensor, Tensor]:
-        """`pi - ref` of the chosen and of the rejected answers."""
         assert self.ref_chosen_B is not None and self.ref_rejected_B is not None
         return wide(self.chosen_B) - wide(self.ref_chosen_B), wide(self.rejected_B) - wide(self.ref_rejected_B)
 
     def token_means(self) -> tuple[Tensor, Tensor]:
-        """`pi / |answer|` of the chosen and of the rejected answers."""
         return wide(self.chosen_B) / self.chosen_tokens_B, wide(self.rejected_B) / self.rejected_tokens_B
 
 
@@ -78,7 +69,7 @@ def reward_metrics(chosen_B: Tensor, rejected_B: Tensor) -> Metrics:
 
 
 @option
-class PreferenceLoss(ABC):
+class PreferenceLoss:
     """A loss that contrasts the two answers of a pair.
 
     Args:
@@ -96,72 +87,59 @@ class PreferenceLoss(ABC):
     contrasts: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
 
-    @abstractmethod
     def __call__(self, pairs: PairLogps) -> tuple[Tensor, Metrics]:
         """Loss of each pair (B,) without the anchor, and metrics (means over the pairs)."""
+        compared = pairs.log_ratios() if self.needs_reference else pairs.token_means()
+        chosen_B, rejected_B = (self.beta * values_B for values_B in compared)
+        return self.of_margins(chosen_B - rejected_B), reward_metrics(chosen_B, rejected_B)
+
+    def of_margins(self, margins_B: Tensor) -> Tensor:
+        """The loss from `beta D`, or without a reference from `beta (pi_w/|w| - pi_l/|l|)`."""
+        raise NotImplementedError
 
 
 @option
 class DPO(PreferenceLoss):
     """Direct preference optimisation (2305.18290, Eq. 7): `-(1-e) logsigmoid(beta D) - e logsigmoid(-beta D)`.
 
-    Args:
-        beta: Strength of the KL constraint; the paper uses 0.1.
-        label_smoothing: e above (cDPO), the assumed share of flipped pairs. TRL's DPOTrainer ignores it, its
-            CPOTrainer has this form.
+    `label_smoothing` is e (cDPO), the assumed share of flipped pairs; TRL's CPOTrainer has it, its DPOTrainer ignores it.
     """
 
     label_smoothing: FlipShare
 
-    def __call__(self, pairs: PairLogps) -> tuple[Tensor, Metrics]:
-        chosen_B, rejected_B = (self.beta * ratios_B for ratios_B in pairs.log_ratios())
-        margins_B, flipped = chosen_B - rejected_B, self.label_smoothing
-        losses_B = -(1 - flipped) * log_sigmoid(margins_B) - flipped * log_sigmoid(-margins_B)
-        return losses_B, reward_metrics(chosen_B, rejected_B)
+    def of_margins(self, margins_B: Tensor) -> Tensor:
+        flipped = self.label_smoothing
+        return -(1 - flipped) * log_sigmoid(margins_B) - flipped * log_sigmoid(-margins_B)
 
 
 @option
 class RobustDPO(PreferenceLoss):
-    """Robust DPO (2403.00409): `(-(1-e) logsigmoid(beta D) + e logsigmoid(-beta D)) / (1-2e)`.
+    """Robust DPO (2403.00409): `(-(1-e) logsigmoid(beta D) + e logsigmoid(-beta D)) / (1-2e)`; e = 0 is DPO.
 
-    Where a share e of the pairs is flipped at random, its expectation is DPO's loss on the unflipped pairs. It is below
-    zero for pairs far in the right order.
-
-    Args:
-        beta: Strength of the KL constraint.
-        label_smoothing: e above; 0 is DPO.
+    Where a share e of the pairs is flipped at random, its expectation is DPO's loss on the unflipped pairs.
     """
 
     label_smoothing: FlipShare
 
-    def __call__(self, pairs: PairLogps) -> tuple[Tensor, Metrics]:
-        chosen_B, rejected_B = (self.beta * ratios_B for ratios_B in pairs.log_ratios())
-        margins_B, flipped = chosen_B - rejected_B, self.label_smoothing
-        losses_B = (-(1 - flipped) * log_sigmoid(margins_B) + flipped * log_sigmoid(-margins_B)) / (1 - 2 * flipped)
-        return losses_B, reward_metrics(chosen_B, rejected_B)
+    def of_margins(self, margins_B: Tensor) -> Tensor:
+        flipped = self.label_smoothing
+        return (-(1 - flipped) * log_sigmoid(margins_B) + flipped * log_sigmoid(-margins_B)) / (1 - 2 * flipped)
 
 
 @option
 class Hinge(PreferenceLoss):
-    """The hinge of SLiC-HF (2305.10425) on log-ratios, as RSO has it (2309.06657): `relu(1 - beta D)`.
+    """The hinge of SLiC-HF (2305.10425) on log-ratios, as RSO has it (2309.06657): `relu(1 - beta D)`."""
 
-    Args:
-        beta: One over the margin, in nats, beyond which a pair has no gradient.
-    """
-
-    def __call__(self, pairs: PairLogps) -> tuple[Tensor, Metrics]:
-        chosen_B, rejected_B = (self.beta * ratios_B for ratios_B in pairs.log_ratios())
-        return (1 - (chosen_B - rejected_B)).relu(), reward_metrics(chosen_B, rejected_B)
+    def of_margins(self, margins_B: Tensor) -> Tensor:
+        return (1 - margins_B).relu()
 
 
 @option
 class IPO(PreferenceLoss):
-    """Identity preference optimisation (2310.12036, Eq. 17): `(D - 1 / (2 beta))^2`.
+    """Identity preference optimisation (2310.12036, Eq. 17; beta is its tau): `(D - 1 / (2 beta))^2`.
 
-    Args:
-        beta: The paper's tau; the margin aimed at is 1 / (2 beta).
-        length_normalised: Each log-ratio is divided by its answer's tokens, so that the margin is in nats a token
-            (TRL's form, which has it from the authors) instead of nats an answer (as printed).
+    `length_normalised` divides each log-ratio by its answer's tokens (TRL's form, from the authors): the margin is in
+    nats a token instead of nats an answer.
     """
 
     length_normalised: bool
@@ -178,29 +156,22 @@ class IPO(PreferenceLoss):
 class SimPO(PreferenceLoss):
     """Simple preference optimisation (2405.14734, Eq. 6): `-logsigmoid(beta (pi_w/|w| - pi_l/|l| - ratio))`.
 
-    Args:
-        beta: Scale of the length-averaged log-probs; the paper uses 2.0 to 10.
-        gamma_beta_ratio: The target margin divided by beta (gamma = ratio * beta).
+    `gamma_beta_ratio` is the target margin divided by beta.
     """
 
     gamma_beta_ratio: NonNegative
     needs_reference: ClassVar[bool] = False
 
-    def __call__(self, pairs: PairLogps) -> tuple[Tensor, Metrics]:
-        chosen_B, rejected_B = (self.beta * means_B for means_B in pairs.token_means())
-        losses_B = -log_sigmoid(chosen_B - rejected_B - self.beta * self.gamma_beta_ratio)
-        return losses_B, reward_metrics(chosen_B, rejected_B)
+    def of_margins(self, margins_B: Tensor) -> Tensor:
+        return -log_sigmoid(margins_B - self.beta * self.gamma_beta_ratio)
 
 
 @option
 class ORPO(PreferenceLoss):
     """Odds-ratio preference optimisation (2403.07691, Eq. 7): `-beta logsigmoid(log odds(w) - log odds(l))`.
 
-    `odds = p / (1 - p)`, p the geometric mean of an answer's token probabilities. With `sft_weight=1` the loss is the
-    paper's Eq. 6. TRL's ORPOTrainer takes the NLL over the prompt as well.
-
-    Args:
-        beta: Weight of the odds ratio, the paper's lambda.
+    `odds = p / (1 - p)`, p the geometric mean of an answer's token probabilities; `sft_weight=1` makes it Eq. 6. TRL's
+    ORPOTrainer takes the NLL over the prompt as well.
     """
 
     needs_reference: ClassVar[bool] = False
@@ -209,23 +180,18 @@ class ORPO(PreferenceLoss):
         chosen_B, rejected_B = pairs.token_means()
         log_odds_B = _log_odds(chosen_B) - _log_odds(rejected_B)
         log_ratios_B = log_sigmoid(log_odds_B)
-        metrics = {
-            **reward_metrics(self.beta * chosen_B, self.beta * rejected_B),
-            "log_odds_ratio": log_ratios_B.detach().mean(),
-            "log_odds_chosen": log_odds_B.detach().mean(),
-        }
+        metrics = reward_metrics(self.beta * chosen_B, self.beta * rejected_B)
+        metrics["log_odds_ratio"] = log_ratios_B.detach().mean()
+        metrics["log_odds_chosen"] = log_odds_B.detach().mean()
         return -self.beta * log_ratios_B, metrics
 
 
 def _log_odds(mean_logps_B: Tensor) -> Tensor:
-    """`log(p / (1 - p))` of `log p`. An answer that is certain to rounding counts as one float step below certain.
-
-    Without that step its odds are infinite and the gradient is 0 times infinity. The step passes the gradient on.
-    """
+    """`log(p / (1 - p))` of `log p`. A certain answer counts as one float step below certain (else 0 times infinity)."""
     from torch import finfo
 
     least = -finfo(mean_logps_B.dtype).eps
-    logps_B = mean_logps_B + (mean_logps_B.clamp(max=least) - mean_logps_B).detach()
+    logps_B = mean_logps_B + (mean_logps_B.clamp(max=least) - mean_logps_B).detach()  # the gradient passes the step
     return logps_B - (-logps_B.expm1()).log()
 
 
@@ -239,9 +205,7 @@ class RFT:
 
 
 @option
-class Gold:
+class Gold(RFT):
     """NLL of the targets of the same prompts. The control of every exploration."""
 
     consumes: ClassVar[str] = "sample"
-    recipe: ClassVar[str] = "recipe.align"
-    contrasts: ClassVar[bool] = False

@@ -1,22 +1,22 @@
-"""The training loop that every objective shares, and what SFT and preference learning put into it.
+"""The training loop that every objective shares, what SFT and preference learning put into it, and the optimisers.
 
-A batch of the DataLoader is one whole optimiser step: its micro-batches of examples, rows and all. Every micro-batch's
-loss is a *sum* divided by the weight of the whole step over all ranks, so that neither the micro-batch size nor the
-number of devices changes the step (averaging micro-batch means is the mistake of transformers issue 34191). Manual
-optimisation, because Lightning's accumulation divides by the number of micro-batches.
+A batch of the DataLoader is one whole optimiser step. Every micro-batch's loss is a *sum* divided by the weight of the
+whole step over all ranks, so that neither the micro-batch size nor the number of devices changes the step. Manual
+optimisation, because Lightning's accumulation divides by the number of micro-batches (transformers issue 34191).
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from ttpa.policy.forward import Forward
@@ -24,9 +24,10 @@ from ttpa.policy.logprobs import TokenLogps, token_logps
 from ttpa.policy.policy import Policy
 from ttpa.policy.tree import TokenRow
 from ttpa.train.losses import PairLogps, PreferenceLoss, weighted_nll
-from ttpa.train.optim import build_optimizer
 from ttpa.train.plan import Example, Plan, Step, cut_step
 from ttpa.train.settings import Optimisation
+
+log = logging.getLogger("ttpa")
 
 CLOCK = ("time/", "step_time")
 """Prefixes of timing metrics: logged, but left out of results."""
@@ -42,29 +43,34 @@ class StepStream(IterableDataset[Any]):
         return iter(self.steps[self.start :])
 
 
-class PlanData(pl.LightningDataModule):
-    """Serves the steps of a plan, cut into micro-batches and divided among ranks.
+class StepData(pl.LightningDataModule):
+    """Serves optimiser steps, one a batch."""
 
-    Args:
-        plan: The examples of each step.
-        micro_tokens: Tokens of one micro-batch.
-        trees: See `cut_step`.
-    """
+    total_steps: int
+    trainer: Any
+
+    def steps(self, rank: int, world: int) -> Sequence[Any]:
+        """What each step of one rank of `world` ranks is told; here its number."""
+        return range(self.total_steps)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        steps = self.steps(self.trainer.global_rank, self.trainer.world_size)
+        return DataLoader(StepStream(steps, self.trainer.global_step), batch_size=None)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch
+
+
+class PlanData(StepData):
+    """The steps of a plan, cut into micro-batches of `micro_tokens` and divided among ranks; `trees` as in `cut_step`."""
 
     def __init__(self, plan: Plan, micro_tokens: int, trees: bool) -> None:
         super().__init__()
         self.plan, self.micro_tokens, self.trees = plan, micro_tokens, trees
         self.total_steps = len(plan.steps)
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        trainer = self.trainer
-        assert trainer is not None
-        rank, world = trainer.global_rank, trainer.world_size
-        steps = [cut_step(examples, self.micro_tokens, self.trees, rank, world) for examples in self.plan.steps]
-        return DataLoader(StepStream(steps, trainer.global_step), batch_size=None)
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return batch
+    def steps(self, rank: int, world: int) -> Sequence[Any]:
+        return [cut_step(examples, self.micro_tokens, self.trees, rank, world) for examples in self.plan.steps]
 
 
 class PolicyModule(pl.LightningModule):
@@ -86,8 +92,7 @@ class PolicyModule(pl.LightningModule):
         self.strict_loading = False
         self.policy, self.settings, self.boundaries = policy, settings, tuple(boundaries)
         self.model = policy.model
-        self.tokens_seen = 0
-        self.tokens_computed = 0
+        self.tokens_seen = self.tokens_computed = 0
         self.last_metrics: dict[str, float] = {}
 
     @abstractmethod
@@ -96,8 +101,8 @@ class PolicyModule(pl.LightningModule):
 
     def step_of(self, batch: Any) -> Step:
         """The step that a batch of the DataLoader stands for."""
-        assert isinstance(batch, Step)
-        return batch
+        step: Step = batch
+        return step
 
     def step_metrics(self) -> dict[str, float]:
         """What is logged of a step beside the means over its micro-batches."""
@@ -111,10 +116,8 @@ class PolicyModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.model.named_parameters(), self.settings)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.settings.factor(step, self.boundaries)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: self.settings.factor(n, self.boundaries))
+        return {"optimizer": optimizer, "lr_scheduler": factor}
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         optimizer: Any = self.optimizers()
@@ -163,10 +166,7 @@ def sft_example(row: TokenRow, prompt_weight: float, unit: Any) -> Example:
 
 
 class SFTModule(PolicyModule):
-    """Weighted token NLL: answer tokens weigh 1, prompt tokens `prompt_weight`.
-
-    With `prompt_weight` 0 the prompt stays out of the loss and out of the LM head. Other arguments: see `PolicyModule`.
-    """
+    """Weighted token NLL: answer tokens weigh 1, prompt tokens `prompt_weight`; with 0 they stay out of the LM head."""
 
     def __init__(self, *settings: Any, prompt_weight: float, **options: Any) -> None:
         super().__init__(*settings, **options)
@@ -183,7 +183,7 @@ class SFTModule(PolicyModule):
 
 @dataclass(frozen=True, slots=True)
 class PairExample(Example):
-    """A chosen and a rejected row; `reference` are their summed log-probs under the reference, where a loss asks for them.
+    """A chosen and a rejected row, and their summed log-probs under the reference, where a loss asks for them.
 
     Its weight is the number of tokens of the chosen answer.
     """
@@ -192,10 +192,7 @@ class PairExample(Example):
 
 
 class PreferenceModule(PolicyModule):
-    """Pairs through the policy, chosen and rejected in one forward: the loss and its NLL anchor on the chosen answers.
-
-    Other arguments: see `PolicyModule`.
-    """
+    """Pairs through the policy, chosen and rejected in one forward: the loss and its NLL anchor on the chosen answers."""
 
     def __init__(self, *settings: Any, loss: PreferenceLoss, **options: Any) -> None:
         super().__init__(*settings, **options)
@@ -206,12 +203,77 @@ class PreferenceModule(PolicyModule):
         sums_2B = self.logps_of(rows).sums()
         chosen_B, rejected_B = sums_2B.chunk(2)
         tokens_B, rejected_tokens_B = torch.tensor([len(row.answer) for row in rows], device=sums_2B.device).chunk(2)
-        pairs = PairLogps(chosen_B, rejected_B, tokens_B, rejected_tokens_B)
+        known: tuple[Tensor, ...] = ()
         if self.loss.needs_reference:
-            reference_B2 = torch.tensor([example.reference for example in examples], device=sums_2B.device)
-            pairs = PairLogps(chosen_B, rejected_B, tokens_B, rejected_tokens_B, *reference_B2.unbind(1))
-        losses_B, metrics = self.loss(pairs)
+            known = torch.tensor([example.reference for example in examples], device=sums_2B.device).unbind(1)
+        losses_B, metrics = self.loss(PairLogps(chosen_B, rejected_B, tokens_B, rejected_tokens_B, *known))
         nll = -chosen_B.float().sum()
         metrics["nll_loss"] = (nll / tokens_B.sum()).detach()
         metrics["logps/chosen"], metrics["logps/rejected"] = chosen_B.detach().mean(), rejected_B.detach().mean()
         return losses_B.sum() / step.examples + self.loss.sft_weight * nll / step.weight, metrics
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon (Jordan 2024) and AdamW stepping together; `param_groups` are theirs, so a scheduler reaches both.
+
+    One optimiser instead of two keeps Lightning's step count equal to the number of optimiser steps.
+    """
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+        super().__init__([p for part in parts for group in part.param_groups for p in group["params"]], {})
+        self._join()
+
+    def _join(self) -> None:
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        loss = closure() if closure is not None else None
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self._join()  # loading replaced the groups: schedules must reach the new ones
+
+
+def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], settings: Optimisation) -> torch.optim.Optimizer:
+    """An optimiser over the parameters that require gradients. Weight decay is for matrices only.
+
+    Embeddings are told by "embed" or "lm_head" in a parameter's name; they are no matrices here.
+    """
+    trained = [(name, p) for name, p in named if p.requires_grad]
+    inner = [p.ndim == 2 and "embed" not in name and "lm_head" not in name for name, p in trained]
+    matrices = [p for (_, p), matrix in zip(trained, inner, strict=True) if matrix]
+    rest = [p for (_, p), matrix in zip(trained, inner, strict=True) if not matrix]
+    betas, decay = (settings.betas[0], settings.betas[1]), settings.weight_decay
+    if settings.optimizer == "muon_adamw":
+        muon = torch.optim.Muon(matrices, lr=settings.muon_lr, momentum=0.95, weight_decay=decay)
+        if not rest:  # an adapter is matrices only
+            return muon
+        return MuonAdamW(muon, torch.optim.AdamW(rest, lr=settings.lr, betas=betas, weight_decay=0.0))
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+    kind: Any = torch.optim.AdamW
+    if settings.optimizer == "adamw_8bit":
+        kind = _eight_bit(trained[0][1].device.type) or kind
+    optimizer: torch.optim.Optimizer = kind([g for g in groups if g["params"]], lr=settings.lr, betas=betas)
+    return optimizer
+
+
+def _eight_bit(device: str) -> Any:
+    """bitsandbytes' AdamW with states of 8 bits (2110.02861), or None, which the log tells."""
+    problem = "it runs on GPUs alone"
+    if device == "cuda":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+
+            return AdamW8bit
+        except ImportError as error:
+            problem = f"bitsandbytes is missing ({error}): pip install 'ttpa[qlora]'"
+    log.warning("optimizer=adamw_8bit: %s; using AdamW with states of full size", problem)
+    return None

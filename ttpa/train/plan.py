@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ttpa.policy.tree import TokenRow, bucket_by_tokens, pack
 from ttpa.train.settings import AlignRecipe, Warmup, WarmupRecipe
@@ -21,8 +22,8 @@ BAND_ORDER = ("easy", "medium", "hard")
 class Example:
     """What is learned from at once: one sequence, or the two of a pair.
 
-    `weight` is what the example adds to the weight of its step (tokens, for NLL losses). Examples of one `unit` (the turns
-    of a dialogue, the answers of a group) share prefixes and stay together, so that a token tree can share them.
+    `weight` is what it adds to the weight of its step (tokens, for NLL losses). Examples of one `unit` (the turns of a
+    dialogue, the answers of a group) share prefixes and stay together.
     """
 
     rows: tuple[TokenRow, ...]
@@ -32,10 +33,9 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimiser step on one rank.
+    """One optimiser step on one rank, in micro-batches, and this rank's real tokens.
 
-    `micros` are the micro-batches. `weight` and `examples` count over the whole step and all ranks: sums are divided by
-    them. `tokens` counts the real tokens of this rank.
+    `weight` and `examples` count over the whole step and all ranks: sums are divided by them.
     """
 
     micros: tuple[tuple[Example, ...], ...]
@@ -69,12 +69,8 @@ def shared_tokens(bundle: Sequence[Example]) -> int:
 def cut_step(examples: Sequence[Example], budget: int, trees: bool, rank: int = 0, world: int = 1) -> Step:
     """The share of a step that belongs to one rank, in micro-batches. Every rank gets the same number of them.
 
-    Args:
-        examples: Those of the whole step.
-        budget: Tokens of a micro-batch.
-        trees: Whether prefixes are computed once: units stay whole and are packed, best fit first. Else rows are padded
-            side by side.
-        rank, world: Which rank of how many.
+    A micro-batch has at most `budget` tokens where it can. With `trees` prefixes are computed once: units stay whole and
+    are packed, best fit first. Else rows are padded side by side.
     """
     bundles = by_unit(examples) if trees else [[example] for example in examples]
     costs = [
@@ -103,9 +99,7 @@ def _epoch(examples: Sequence[Example], budget: int, rng: random.Random) -> list
     return [tuple(example for k in batch for example in bundles[k]) for batch in batches]
 
 
-def _passes(
-    examples: Sequence[Example], recipe: WarmupRecipe, steps: int | None, rng: random.Random
-) -> list[tuple[Example, ...]]:
+def _passes(examples: Sequence[Example], recipe: WarmupRecipe, steps: int | None, rng: random.Random) -> Any:
     plan = _epoch(examples, recipe.batch_tokens, rng)
     wanted = steps if steps is not None else max(1, math.ceil(len(plan) * (recipe.epochs or 0)))
     while len(plan) < wanted:
@@ -116,14 +110,7 @@ def _passes(
 def plan_warmup(
     examples: Sequence[Example], bands: Sequence[str], settings: Warmup, recipe: WarmupRecipe, seed: int
 ) -> Plan:
-    """The steps of the warm-up.
-
-    Args:
-        examples: The demonstrations, one row each.
-        bands: Band of each; one that is not known counts as hard.
-        settings, recipe: Order and replay; length and batch size.
-        seed: Order of examples and batches.
-    """
+    """The steps of the warm-up on demonstrations of one row each; a band that is not known counts as hard."""
     rng = random.Random(f"warmup:{seed}")
     if settings.order == "shuffled":
         steps = _passes(examples, recipe, recipe.steps, rng)
@@ -132,9 +119,7 @@ def plan_warmup(
     for example, band in zip(examples, bands, strict=True):
         groups[band if band in BAND_ORDER else "hard"].append(example)
     total, seen = sum(len(example.rows[0]) for example in examples), 0
-    plan: list[tuple[Example, ...]] = []
-    boundaries: list[int] = []
-    earlier: list[Example] = []
+    plan, boundaries, earlier = list[tuple[Example, ...]](), list[int](), list[Example]()
     for group in filter(None, groups.values()):
         replayed = rng.sample(earlier, min(len(earlier), round(settings.replay * len(group))))
         seen += sum(len(example.rows[0]) for example in group)
@@ -150,17 +135,14 @@ def plan_alignment(examples: Sequence[Example], recipe: AlignRecipe, seed: int) 
     rng, count = random.Random(f"align:{seed}"), len(examples)
     size = min(recipe.batch_size, count)
     wanted = recipe.steps if recipe.steps is not None else max(1, math.ceil(count * (recipe.epochs or 0) / size))
-    queue: list[int] = []
-    steps: list[tuple[Example, ...]] = []
+    queue, steps = list[int](), list[tuple[Example, ...]]()
     while len(steps) < wanted:
         if len(queue) < size:
             fresh = list(range(count))
             rng.shuffle(fresh)
             # An example is not drawn twice into one step: what fills the step leaves out those that wait in it.
-            waiting = set(queue)
-            first = [number for number in fresh if number not in waiting][: size - len(queue)]
-            used = set(first)
-            queue += first + [number for number in fresh if number not in used]
+            first = [number for number in fresh if number not in queue][: size - len(queue)]
+            queue += first + [number for number in fresh if number not in first]
         steps.append(tuple(examples[number] for number in queue[:size]))
         queue = queue[size:]
     return Plan(tuple(steps), (len(steps),))

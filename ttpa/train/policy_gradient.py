@@ -1,9 +1,8 @@
-"""GRPO and its relatives: advantages of groups of answers, and the loss over token log-probs. No model, no torch at import.
+"""GRPO and its relatives: advantages of groups of answers, and the loss over token log-probs; no torch at import.
 
-`conf/objective/{grpo,dr_grpo,dapo,gspo,cispo,sapo}.yaml` name the published settings of the one class; what draws and
-scores answers is `ttpa.train.rollouts`. B is the number of groups; G answers are in a group or, for the loss, in the
-micro-batch; T is the tokens of the longest answer. Log-ratios are cut at 20 nats, as in verl, so that one token cannot
-make a loss infinite.
+`conf/objective/{grpo,dr_grpo,dapo,gspo,cispo,sapo}.yaml` name the published settings of the one class. B groups; G
+answers of a group or, for the loss, of a micro-batch; T tokens of the longest answer. Log-ratios are cut at 20 nats, as
+in verl, so that one token cannot make a loss infinite.
 """
 
 from __future__ import annotations
@@ -31,30 +30,25 @@ class GRPO:
     and makes `minibatches * num_iterations` optimiser steps on them.
 
     Args:
-        clip_low, clip_high: How far a probability ratio may fall and rise before its gradient stops (0.2 and 0.2 in
-            GRPO, 0.2 and 0.28 in DAPO, 3e-4 and 4e-4 for GSPO's sequence ratios). With "cispo" clip_high is the largest
-            weight.
+        clip_low, clip_high: How far a probability ratio may fall and rise before its gradient stops. With "cispo"
+            clip_high is the largest weight.
         beta: Weight of the KL divergence (k3 estimate) from the policy the stage starts from; 0 needs no reference.
-        aggregation: How token losses become one number: "grpo", the mean over answers of an answer's mean; "dr_grpo",
-            the sum / (answers * longest answer allowed) (2503.20783); "dapo", the sum / tokens (2503.14476). All count
-            over the whole optimiser step, so "bnpo", TRL's name for the tokens of a micro-batch, is "dapo" here.
-        scale: What advantages are divided by: the deviation of the "group", of the "batch" (a round), or "none".
-        eps: Added to that deviation; 1e-4 in TRL, 1e-6 in verl.
+        aggregation: "grpo", the mean over answers of an answer's mean; "dr_grpo", the sum / (answers * longest answer
+            allowed) (2503.20783); "dapo", the sum / tokens (2503.14476). All count over the whole optimiser step, so
+            "bnpo", TRL's name for the tokens of a micro-batch, is "dapo" here.
+        scale, eps: See `group_advantages`.
         importance: Probability ratio of a "token", or of the "sequence" (GSPO, 2507.18071, Eq. 6 and 7).
         kl_weighted: The KL term is multiplied by the ratio, TRL 1.16's `use_bias_correction_kl`.
-        num_iterations: Passes over a round's answers.
-        minibatches: Optimiser steps a pass.
-        refills: Times that groups without any difference in reward are thrown away and other prompts drawn in their
-            place (DAPO's dynamic sampling); 0 keeps such groups, which add nothing.
+        num_iterations, minibatches: Passes over a round's answers, and optimiser steps a pass.
+        refills: Times that groups without any difference in reward are replaced (DAPO's dynamic sampling).
         overlong: Soft overlong punishment (2503.14476, Eq. 13): within this last share of the longest answer, length
-            costs up to 1, and an answer that was cut off costs 1; 0.2 in the paper, 0 switches it off.
+            costs up to 1, and an answer that was cut off costs 1.
         mask_truncated: Answers that were cut off do not count in the loss.
         truncated_importance: Largest weight of a token that corrects for an engine with log-probs of its own (vLLM);
-            None does not correct. Engines that run the trainer's model need none.
-        surrogate: What a token's ratio w and advantage A make: "clip", `-min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`;
-            "cispo", `-min(w, clip_high) A logp` without gradient through w (2506.13585); "sapo",
-            `-(4 / t) sigmoid(t (w - 1)) A` (2511.20347).
-        sapo_temperature_pos, sapo_temperature_neg: t of "sapo" where A is positive, and elsewhere.
+            None does not correct.
+        surrogate: Of ratio w and advantage A: "clip", `-min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`; "cispo",
+            `-min(w, clip_high) A logp` without gradient through w (2506.13585); "sapo", `-(4 / t) sigmoid(t (w - 1)) A`
+            (2511.20347), t `sapo_temperature_pos` where A is positive, else `sapo_temperature_neg`.
     """
 
     clip_low: Annotated[float, Field(gt=0, le=1)]
@@ -80,22 +74,14 @@ class GRPO:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the loss asks for the policy the stage starts from."""
         return self.beta > 0
 
     @property
     def steps_a_round(self) -> int:
-        """Optimiser steps on the answers of one round."""
         return self.minibatches * self.num_iterations
 
     def length_penalty(self, length: int, limit: int, finished: bool) -> float:
-        """What an answer's length adds to its reward, in [-1, 0].
-
-        Args:
-            length: Tokens of the answer.
-            limit: Longest answer allowed.
-            finished: Whether the answer ended by itself.
-        """
+        """What an answer of `length` tokens, of at most `limit`, adds to its reward, in [-1, 0]."""
         if not self.overlong:
             return 0.0
         if not finished:
@@ -119,25 +105,24 @@ class GRPO:
         """The loss of some answers: `surrogate + beta (exp(q) - q - 1)` for each token, with `q = ref - logp`, aggregated.
 
         Args:
-            logps_GT: Log-probs of the answers' tokens under the policy.
+            logps_GT, old_logps_GT, ref_logps_GT: Log-probs of the answers' tokens under the policy; the one that sampled
+                (None: every ratio is 1); the reference (with beta 0 the divergence is only measured).
             advantages_G: Advantage of each answer.
             mask_GT: True for tokens that count. Elsewhere inputs may hold NaN.
             max_length: Longest answer allowed, for "dr_grpo".
-            old_logps_GT: Log-probs under the policy that sampled; None: those of `logps_GT`, so every ratio is 1.
-            ref_logps_GT: Log-probs under the reference policy. With beta 0 the divergence is only measured.
             weights_GT: Factor of each token's surrogate, shape (G, T) or (G, 1), for answers of another policy.
             answers, tokens: What the whole optimiser step counts; None: what is in this call.
 
         Returns:
-            Loss (scalar), this call's share of the step; `clip_ratio/*` (shares of tokens whose gradient clipping
-            stopped) and `kl`, means over the tokens of this call.
-
-        Raises:
-            ValueError: beta is not 0 and there are no log-probs of a reference.
+            This call's share of the step's loss (scalar); `clip_ratio/*` and `kl`, means over the tokens of this call.
         """
         own_GT, mask_GT, advantages_G1 = wide(logps_GT), mask_GT.bool(), wide(advantages_G).detach()[:, None]
         old_GT = own_GT.detach() if old_logps_GT is None else wide(old_logps_GT).detach()
-        ratio_GT = self._ratio(own_GT, old_GT, mask_GT)
+        moved_GT = _log_ratio(own_GT, old_GT, mask_GT)
+        if self.importance == "sequence":
+            moved_G1 = moved_GT.sum(1, keepdim=True) / mask_GT.sum(1, keepdim=True).clamp(min=1)
+            moved_GT = moved_G1.expand_as(moved_GT)
+        ratio_GT = moved_GT.exp()
         loss_GT, clipped = self._surrogate(own_GT, ratio_GT, advantages_G1)
         count = mask_GT.sum().clamp(min=1)
         metrics = {name: (which_GT & mask_GT).sum() / count for name, which_GT in clipped.items()}
@@ -159,22 +144,14 @@ class GRPO:
             return loss_GT.sum() / (answers * max_length), metrics
         return loss_GT.sum() / (count if tokens is None else max(tokens, 1)), metrics
 
-    def _ratio(self, own_GT: Tensor, old_GT: Tensor, mask_GT: Tensor) -> Tensor:
-        moved_GT = _log_ratio(own_GT, old_GT, mask_GT)
-        if self.importance == "sequence":
-            moved_G1 = moved_GT.sum(1, keepdim=True) / mask_GT.sum(1, keepdim=True).clamp(min=1)
-            moved_GT = moved_G1.expand_as(moved_GT)
-        return moved_GT.exp()
-
     def _surrogate(self, own_GT: Tensor, ratio_GT: Tensor, advantages_G1: Tensor) -> tuple[Tensor, Metrics]:
-        """The term of the advantages, and which tokens clipping concerned (by metric name)."""
+        """The term of the advantages, and the tokens whose gradient clipping stopped, by metric name."""
         rises_G1, falls_G1 = advantages_G1 > 0, advantages_G1 < 0
         if self.surrogate == "cispo":
             weights_GT = ratio_GT.clamp(max=self.clip_high).detach()
             return -weights_GT * advantages_G1 * own_GT, {"cispo_clip_ratio": (ratio_GT > self.clip_high) & rises_G1}
         if self.surrogate == "sapo":
-            positive, negative = self.sapo_temperature_pos, self.sapo_temperature_neg
-            t_G1 = rises_G1 * positive + ~rises_G1 * negative
+            t_G1 = rises_G1 * self.sapo_temperature_pos + ~rises_G1 * self.sapo_temperature_neg
             return -(t_G1 * (ratio_GT - 1)).sigmoid() * 4 / t_G1 * advantages_G1, {}
         low_GT = (ratio_GT < 1 - self.clip_low) & falls_G1
         high_GT = (ratio_GT > 1 + self.clip_high) & rises_G1
@@ -200,21 +177,15 @@ def _moments(rewards: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def group_advantages(rewards_BG: Tensor, *, scale: str, eps: float) -> tuple[Tensor, Metrics]:
-    """Advantages of answers over their group: `(r - mean) / (std + eps)` (GRPO, 2402.03300, Sec. 4.1.2).
+    """Advantages of answers over their group: `(r - mean) / (std + eps)`, std unbiased (GRPO, 2402.03300, Sec. 4.1.2).
 
-    The standard deviation is unbiased. A reward that is NaN or infinite is no reward: it is left out of mean and
-    deviation and its advantage is 0. So is every advantage in a group whose rewards are all equal, a group of one
-    among them: exactly 0, where subtracting a rounded mean would leave noise of the order of 1e-8 / eps.
-
-    Args:
-        rewards_BG: Row by row the answers to one prompt.
-        scale: "group" divides by the group's deviation, "batch" by that of all rewards (2508.08221), "none" by
-            nothing (Dr. GRPO, 2503.20783).
-        eps: Added to the deviation; 1e-4 in TRL, 1e-6 in verl.
+    A reward that is NaN or infinite is no reward: it is left out of mean and deviation and its advantage is 0. So is
+    every advantage in a group whose rewards are all equal, where subtracting a rounded mean would leave noise. The
+    deviation is that of the "group", of the "batch" (2508.08221), or `scale="none"` does not divide (2503.20783).
 
     Returns:
-        Advantages (B, G) and metrics: `reward` and `reward_std` over all rewards, `frac_reward_zero_std`, the share of
-        groups without any difference (in TRL with "batch": 1 if the batch has none, else 0).
+        Advantages (B, G); `reward` and `reward_std` over all rewards, and `frac_reward_zero_std`, the share of groups
+        without any difference (in TRL with "batch": 1 if the batch has none, else 0).
     """
     rewards_BG = wide(rewards_BG).detach()
     known_BG = rewards_BG.isfinite()
@@ -234,18 +205,11 @@ def group_advantages(rewards_BG: Tensor, *, scale: str, eps: float) -> tuple[Ten
 
 
 def decoupled_advantages(rewards_BGK: Tensor, weights_K: Tensor, *, eps: float) -> tuple[Tensor, Metrics]:
-    """Advantages where each reward is normalised before they are added (GDPO, 2601.05242; TRL's `normalize_then_sum`).
+    """Advantages where each of K rewards is normalised before they are added (GDPO, 2601.05242; TRL's
+    `normalize_then_sum`), so that rewards on different scales weigh what their weights say.
 
     The weighted sum of each reward's group advantages, of which mean and deviation over all answers are taken out.
-    Rewards on different scales then weigh what their weights say.
-
-    Args:
-        rewards_BGK: K rewards an answer.
-        weights_K: Weight of each reward.
-        eps: Added to each deviation.
-
-    Returns:
-        Advantages (B, G); metrics as `group_advantages`, of the weighted sums of the raw rewards.
+    Metrics as `group_advantages`, of the weighted sums of the raw rewards.
     """
     rewards_BGK, weights_K = wide(rewards_BGK).detach(), wide(weights_K)
     parts = [group_advantages(rewards_BG, scale="group", eps=eps)[0] for rewards_BG in rewards_BGK.unbind(-1)]

@@ -19,55 +19,34 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 @option
 class Optimisation:
-    """How long and how fast something is minimised.
+    """How long and how fast something is minimised; exactly one of `steps` and `epochs` is given.
 
-    Args:
-        steps, epochs: Length; exactly one of them is given.
-        optimizer: "adamw"; "adamw_8bit", with bitsandbytes' states of 8 bits where that is installed and there is a GPU
-            (else AdamW, and a line in the log says so); or "muon_adamw": Muon (Jordan 2024) on matrices, AdamW on
-            embeddings, norms and biases.
-        lr: Peak learning rate of AdamW.
-        muon_lr: Peak learning rate of Muon.
-        betas: AdamW's two.
-        weight_decay: Decoupled, on matrices only.
-        schedule: What follows the linear rise over `warmup_steps`.
-        restarts: Cosines of "cosine_with_restarts", all of one length.
-        warmup_steps: Linear rise from zero.
-        final_fraction: Share of the peak that the schedule would reach one step after the last.
-        clip: Largest gradient norm.
+    "adamw_8bit" is bitsandbytes' AdamW where there is a GPU, else AdamW and a warning; "muon_adamw" is Muon (Jordan 2024)
+    on matrices, AdamW on embeddings, norms and biases.
     """
 
     steps: Count | None
     epochs: Positive | None
     optimizer: Literal["adamw", "adamw_8bit", "muon_adamw"]
-    lr: Positive
+    lr: Positive  # the peak, of AdamW
     muon_lr: Positive
     betas: Annotated[Sequence[Beta], Field(min_length=2, max_length=2)]
-    weight_decay: NonNegative
-    schedule: Literal["linear", "cosine", "cosine_with_restarts", "constant"]
-    restarts: Count
+    weight_decay: NonNegative  # decoupled, on matrices only
+    schedule: Literal["linear", "cosine", "cosine_with_restarts", "constant"]  # after the linear rise
+    restarts: Count  # cosines of one length
     warmup_steps: Index
-    final_fraction: NonNegative
-    clip: Positive
+    final_fraction: NonNegative  # share of the peak that the schedule would reach one step after the last
+    clip: Positive  # largest gradient norm
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
-            raise ConfigError.at(
-                "steps",
-                self.steps,
-                f"exactly one of steps and epochs={self.epochs} must be given",
-                "Set the other to null, for example steps=100 epochs=null",
-            )
+            problem = f"exactly one of steps and epochs={self.epochs} must be given"
+            raise ConfigError.at("steps", self.steps, problem, "Set the other to null, as in steps=100 epochs=null")
 
     def factor(self, step: int, boundaries: Sequence[int]) -> float:
         """Share of the peak learning rate at a step. Each phase that ends at a boundary has a schedule of its own."""
-        start = 0
-        for end in boundaries:
-            if step < end:
-                break
-            start = end
-        else:
-            start, end = (boundaries[-2] if len(boundaries) > 1 else 0), boundaries[-1]
+        phases = list(zip((0, *boundaries), boundaries, strict=False))
+        start, end = next((phase for phase in phases if step < phase[1]), phases[-1])
         here, total = step - start, max(1, end - start)
         if here < self.warmup_steps:
             return (here + 1) / self.warmup_steps
@@ -82,12 +61,7 @@ class Optimisation:
 
 @option
 class WarmupRecipe(Optimisation):
-    """Supervised fine-tuning.
-
-    Args:
-        batch_tokens: Padded tokens an optimiser step.
-        prompt_weight: Loss weight of prompt tokens; answer tokens weigh 1.
-    """
+    """Supervised fine-tuning: padded tokens an optimiser step, and the loss weight of prompt tokens (answers' weigh 1)."""
 
     batch_tokens: Count
     prompt_weight: Fraction
@@ -95,26 +69,14 @@ class WarmupRecipe(Optimisation):
 
 @option
 class AlignRecipe(Optimisation):
-    """The align stage.
-
-    Args:
-        batch_size: Pairs, answers or (online) prompts an optimiser step, over all devices.
-    """
+    """The align stage; `batch_size` counts pairs, answers or (online) prompts an optimiser step, over all devices."""
 
     batch_size: Count
 
 
 @option
 class Recipe:
-    """Numbers that suit a model's size. Stages read their own block; options of other groups refer to the rest.
-
-    Args:
-        max_new_tokens: Longest answer.
-        sft_weight: NLL anchor of preference objectives.
-        num_iterations: Passes over a round's answers, of online objectives.
-        warmup, align, online: What warm-up, objectives that learn from pairs or targets, and objectives that draw their
-            answers read.
-    """
+    """Numbers that suit a model's size. Stages read their own block; options of other groups refer to the rest."""
 
     max_new_tokens: Count
     sft_weight: NonNegative
@@ -157,14 +119,8 @@ NOT_EXECUTION = (
 class TrainerOptions:
     """Where and how fast, never what: nothing here changes a number beyond float rounding.
 
-    Args:
-        accelerator, devices, num_nodes, strategy, log_every_n_steps: Arguments of Lightning's Trainer.
-        options: Further arguments of it.
-        forward: "tree" computes what sequences share once (`ttpa.policy.forward`); "padded" is the reference way.
-        threads: CPU threads of torch; 0 leaves torch's choice.
-        micro_tokens: Padded tokens of one forward in training; an optimiser step is cut into as many as it needs.
-        checkpoint_every_steps: Optimiser steps between resume points.
-        answers_every_steps: GRPO: optimiser steps between entries of the table of sampled answers.
+    The first five and `options` are arguments of Lightning's Trainer. Forward "tree" computes what sequences share once;
+    "padded" is the reference way (`ttpa.policy.forward`).
     """
 
     accelerator: str
@@ -174,20 +130,17 @@ class TrainerOptions:
     log_every_n_steps: Count
     options: dict[str, Any]
     forward: Literal["tree", "padded"]
-    threads: Index
-    micro_tokens: Count
+    threads: Index  # of torch on the CPU; 0 leaves torch's choice
+    micro_tokens: Count  # padded tokens of one forward in training; a step is cut into as many as it needs
     checkpoint_every_steps: Count
-    answers_every_steps: Count
+    answers_every_steps: Count  # between entries of GRPO's table of sampled answers
 
     def __post_init__(self) -> None:
         for key in NOT_EXECUTION:
             if key in self.options:
-                raise ConfigError.at(
-                    f"options.{key}",
-                    self.options[key],
-                    "decides numbers or is set by the training loop",
-                    "Use model.dtype, the steps and batch sizes of recipe, or the logger group",
-                )
+                remedy = "Use model.dtype, the steps and batch sizes of recipe, or the logger group"
+                problem = "decides numbers or is set by the training loop"
+                raise ConfigError.at(f"options.{key}", self.options[key], problem, remedy)
 
     def lightning(self, **arguments: Any) -> Trainer:
         """Lightning's Trainer with these options and what the training loop sets."""

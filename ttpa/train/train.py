@@ -1,4 +1,4 @@
-"""Runs a Lightning module over a plan inside a stage's working directory, resuming from its last checkpoint."""
+"""Runs a Lightning module over its data inside a stage's working directory, resuming from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 from ttpa.errors import DataError
-from ttpa.train.module import PlanData, PolicyModule
-from ttpa.train.rollouts import RolloutData
+from ttpa.train.module import PlanData, PolicyModule, StepData
 from ttpa.train.settings import TrainerOptions
 
 Progress = Callable[[int, int, float, str], None]
@@ -30,28 +29,25 @@ class _Reporter(pl.Callback):
 
     def __init__(self, progress: Progress, total: int) -> None:
         self.progress, self.total, self.last = progress, total, 0.0
-        self.mark = (time.monotonic(), 0)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, PolicyModule)
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.mark = (time.monotonic(), pl_module.tokens_seen)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         now = time.monotonic()
         if now - self.last < 0.3 and trainer.global_step < self.total:
             return
         self.last = now
-        assert isinstance(pl_module, PolicyModule)
         speed = (pl_module.tokens_seen - self.mark[1]) / max(1e-9, now - self.mark[0])
         loss = trainer.callback_metrics.get("loss")
         self.progress(trainer.global_step, self.total, speed, "" if loss is None else f"loss {float(loss):.3f}")
 
 
 class _LeaveSignals(pl.Callback):
-    """Gives SIGTERM back to whom it belonged before the Trainer took it.
+    """Gives SIGTERM back to whom it belonged before the Trainer took it; the resume point makes that safe.
 
-    Lightning would leave after the batch with exit status 0. Under submitit that would end a job that was only warned
-    and is to be queued again; elsewhere nobody would see that the run was stopped. The resume point makes both safe.
+    Lightning would leave after the batch with exit status 0: submitit would not queue the job again, and elsewhere nobody
+    would see that the run was stopped.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -63,18 +59,26 @@ class _LeaveSignals(pl.Callback):
 
 
 def environment_plugins() -> list[SLURMEnvironment]:
-    """Inside a SLURM job: its environment without Lightning's requeue, which would resubmit the job a second time.
-
-    Lightning would also save a resume point of its own in the working directory, and the next stage would load it.
+    """Inside a SLURM job: its environment without Lightning's requeue, which would resubmit the job a second time and
+    save a resume point that the next stage would load.
     """
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         return [SLURMEnvironment(auto_requeue=False)]
     return []
 
 
+def fit(module: PolicyModule, data: StepData, workdir: Path, **options: Any) -> dict[str, Any]:
+    """Trains as `train` does, from the last resume point if there is one, and saves the policy."""
+    metrics = train(module, data, workdir, **options)
+    module.policy.model = module.model
+    module.policy.save(workdir / "policy")
+    (workdir / "last.ckpt").unlink(missing_ok=True)
+    return metrics
+
+
 def train(
     module: PolicyModule,
-    data: PlanData | RolloutData,
+    data: StepData,
     workdir: Path,
     *,
     trainer: TrainerOptions,
@@ -82,19 +86,9 @@ def train(
     progress: Progress,
     callbacks: Sequence[pl.Callback] = (),
 ) -> dict[str, Any]:
-    """Trains to the end of the plan; a second call in the same folder continues from `last.ckpt`.
+    """Trains to the last step; a second call in the same folder continues from `last.ckpt`, which the caller removes.
 
-    Args:
-        module, data: What to train on what.
-        workdir: The stage's working directory.
-        trainer: Where and how fast; how often a resume point is written.
-        logger: A Lightning logger, or False; the caller closes it.
-        progress: Told about every few steps.
-        callbacks: Further callbacks of Lightning.
-
-    Returns:
-        Final metrics as plain numbers, with `steps` and `tokens`. The resume point stays: the caller removes it when it
-        has saved what it wants.
+    Returns final metrics as plain numbers, with `steps` and `tokens`. The caller closes the `logger`, if it is not False.
 
     Raises:
         DataError: there is no step to do.
@@ -113,7 +107,7 @@ def train(
         save_on_train_epoch_end=False,
     )
     # Beside drawing answers, writing down a step costs nothing.
-    often = {"log_every_n_steps": 1} if isinstance(data, RolloutData) else {}
+    often = {} if isinstance(data, PlanData) else {"log_every_n_steps": 1}
     runner = trainer.lightning(
         **often,
         max_steps=data.total_steps,
@@ -126,18 +120,15 @@ def train(
     )
     last = workdir / "last.ckpt"
     runner.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+
+    def over_ranks(value: float, how: str) -> float:
+        here = torch.tensor(value, dtype=torch.float64, device=runner.strategy.root_device)
+        return float(runner.strategy.reduce(here, reduce_op=how)) if runner.world_size > 1 else value
+
     # Tokens of all sequences, and those the model was run on: what shared prefixes saved, or padding cost.
-    sums = {"tokens": module.tokens_seen, "tokens_computed": module.tokens_computed}
-    last_metrics = module.last_metrics
-    if runner.world_size > 1:
-        # Counts and the loss, of which every device has its share, add up; means over a device's rows are averaged.
-        sums = {name: round(_reduced(runner, value, "sum")) for name, value in sums.items()}
-        last_metrics = {
-            name: _reduced(runner, value, "sum" if name == "loss" else "mean") for name, value in last_metrics.items()
-        }
-    return {"steps": data.total_steps, **sums, **last_metrics}
-
-
-def _reduced(runner: pl.Trainer, value: float, how: str) -> float:
-    here = torch.tensor(value, dtype=torch.float64, device=runner.strategy.root_device)
-    return float(runner.strategy.reduce(here, reduce_op=how))
+    tokens = {"tokens": module.tokens_seen, "tokens_computed": module.tokens_computed}
+    sums = {name: round(over_ranks(value, "sum")) for name, value in tokens.items()}
+    # The loss, of which every device has its share, adds up too; means over a device's rows are averaged.
+    last_metrics = module.last_metrics.items()
+    means = {name: over_ranks(value, "sum" if name == "loss" else "mean") for name, value in last_metrics}
+    return {"steps": data.total_steps, **sums, **means}

@@ -1,22 +1,31 @@
-"""The warm-up stage, and how any stage trains. The align stage is `ttpa.run.stages.aligning` and `.online`."""
+"""The warm-up and align stages: training on demonstrations, pairs, their chosen answers (RFT) or targets (gold).
+
+Objectives that draw their answers while they train are `ttpa.run.stages.online`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttpa.data.source import read_split
+from ttpa.errors import DataError
+from ttpa.io import read_jsonl, write_jsonl
 from ttpa.policy.models import HFModel, TinyModel
-from ttpa.records import Sample
-from ttpa.run.parts import Parts, Progress, fitting, set_threads
-from ttpa.train.settings import NoWarmup, Optimisation
+from ttpa.records import Pair, Sample
+from ttpa.run.parts import Parts, Progress, fitting, selected_samples, set_threads
+from ttpa.train.losses import PreferenceLoss
+from ttpa.train.settings import NoWarmup
 
 if TYPE_CHECKING:
+    from ttpa.policy.forward import Forward
     from ttpa.policy.policy import Policy
-    from ttpa.train.module import PolicyModule
+    from ttpa.policy.tree import TokenRow
+    from ttpa.train.module import PairExample
     from ttpa.train.plan import Plan
-    from ttpa.train.rollouts import RolloutData
 
 TOKENIZER_TEXTS = 3000
 """Demonstrations that the small model's tokenizer is trained on."""
@@ -24,23 +33,23 @@ TOKENIZER_TEXTS = 3000
 
 def build_warmup(parts: Parts, data: Path, workdir: Path, progress: Progress) -> dict[str, Any]:
     """The starting policy, fine-tuned on the demonstrations unless `warmup=none`."""
+    from ttpa.policy.forward import choose_forward
     from ttpa.policy.policy import create_policy
-
-    set_threads(parts)
-    demonstrations = read_split(data, "warmup")
-    policy = create_policy(parts.model, _tokenizer_texts(parts.model, demonstrations[:TOKENIZER_TEXTS]), parts.seed)
-    if isinstance(parts.warmup, NoWarmup):
-        policy.save(workdir / "policy")
-        return {"steps": 0, "tokens": 0, "parameters": policy.model.num_parameters()}
     from ttpa.train.module import sft_example
     from ttpa.train.plan import plan_warmup
 
-    samples, rows, too_long = fitting(policy, demonstrations, None, "warm-up")
-    recipe = parts.recipe.warmup
+    set_threads(parts)
+    samples = read_split(data, "warmup")
+    policy = create_policy(parts.model, _tokenizer_texts(parts.model, samples[:TOKENIZER_TEXTS]), parts.seed)
+    if isinstance(parts.warmup, NoWarmup):
+        policy.save(workdir / "policy")
+        return {"steps": 0, "tokens": 0, "parameters": policy.model.num_parameters()}
+    samples, rows, too_long = fitting(policy, samples, None, "warm-up")
+    recipe, forward = parts.recipe.warmup, choose_forward(policy.model, parts.trainer.forward)
     examples = [sft_example(row, recipe.prompt_weight, one.cluster) for one, row in zip(samples, rows, strict=True)]
     plan = plan_warmup(examples, [sample.band for sample in samples], parts.warmup, recipe, parts.seed)
-    metrics = fit_sft(parts, policy, plan, recipe, recipe.prompt_weight, workdir, progress)
-    return {"samples": len(samples), "too_long": too_long, "parameters": policy.model.num_parameters(), **metrics}
+    counts = {"samples": len(samples), "too_long": too_long, "parameters": policy.model.num_parameters()}
+    return counts | _fit_plan(parts, policy, recipe, plan, recipe.prompt_weight, forward, workdir, progress)
 
 
 def _tokenizer_texts(model: TinyModel | HFModel, samples: Sequence[Sample]) -> Iterator[str]:
@@ -53,42 +62,122 @@ def _tokenizer_texts(model: TinyModel | HFModel, samples: Sequence[Sample]) -> I
         yield syntax.print(sample.target) if sample.target else sample.target_text or ""
 
 
-def fit_sft(
+def _fit_plan(
     parts: Parts,
     policy: Policy,
+    recipe: Any,
     plan: Plan,
-    recipe: Optimisation,
-    prompt_weight: float,
+    learns: PreferenceLoss | float,
+    forward: Forward,
     workdir: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Trains on demonstrations; see `fit`."""
-    from ttpa.policy.forward import choose_forward
-    from ttpa.train.module import SFTModule
-
-    forward = choose_forward(policy.model, parts.trainer.forward)
-    policy.start_training(parts.seed)
-    module = SFTModule(policy, recipe, plan.boundaries, forward, prompt_weight=prompt_weight)
-    return fit(parts, module, plan, workdir, progress)
-
-
-def fit(
-    parts: Parts, module: PolicyModule, data: Plan | RolloutData, workdir: Path, progress: Progress
-) -> dict[str, Any]:
-    """Trains a module on a plan or on rollouts, from the last resume point if there is one, and saves the policy."""
+    """Trains on the pairs of a plan with a loss, or on its demonstrations with a weight of their prompt tokens."""
     from ttpa.policy.logprobs import token_logps
-    from ttpa.train.module import PlanData
-    from ttpa.train.plan import Plan
-    from ttpa.train.train import train
+    from ttpa.train.module import PlanData, PolicyModule, PreferenceModule, SFTModule
+    from ttpa.train.train import fit
 
-    if isinstance(data, Plan):
-        served: PlanData | RolloutData = PlanData(
-            data, parts.trainer.micro_tokens, trees=module.token_logps is not token_logps
-        )
+    policy.start_training(parts.seed)
+    settings = (policy, recipe, plan.boundaries, forward)
+    if isinstance(learns, PreferenceLoss):
+        module: PolicyModule = PreferenceModule(*settings, loss=learns)
     else:
-        served = data
-    metrics = train(module, served, workdir, trainer=parts.trainer, logger=parts.tracking.logger, progress=progress)
-    module.policy.model = module.model
-    module.policy.save(workdir / "policy")
-    (workdir / "last.ckpt").unlink(missing_ok=True)
-    return metrics
+        module = SFTModule(*settings, prompt_weight=learns)
+    served = PlanData(plan, parts.trainer.micro_tokens, trees=forward is not token_logps)
+    return fit(module, served, workdir, trainer=parts.trainer, logger=parts.tracking.logger, progress=progress)
+
+
+def build_align(
+    parts: Parts,
+    policy_dir: Path,
+    data: Path,
+    select: Path | None,
+    explore: Path | None,
+    workdir: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The policy after the objective. `explore` is None where the objective needs no pairs.
+
+    Raises:
+        DataError: exploration gave no pairs.
+    """
+    if parts.objective.consumes == "prompt":
+        from ttpa.run.stages.online import align_online
+
+        return align_online(parts, policy_dir, data, select, workdir, progress)
+    from ttpa.policy.forward import choose_forward
+    from ttpa.policy.policy import load_policy
+    from ttpa.policy.tree import TokenRow
+    from ttpa.train.module import sft_example
+    from ttpa.train.plan import plan_alignment
+
+    set_threads(parts)
+    policy, loss, recipe = load_policy(policy_dir), parts.objective, parts.recipe.align
+    forward = choose_forward(policy.model, parts.trainer.forward)
+    fit_plan = partial(_fit_plan, parts, policy, recipe, forward=forward, workdir=workdir, progress=progress)
+    counts: dict[str, Any] = {}
+    if loss.consumes == "sample":
+        _, rows, counts["too_long"] = fitting(policy, selected_samples(parts, data, select), None, "align")
+    else:
+        assert explore is not None
+        pairs = [Pair.from_json(row) for row in read_jsonl(explore / "pairs.jsonl")]
+        if not pairs:
+            raise DataError(
+                f"{explore / 'pairs.jsonl'}: exploration gave no pairs, so there is nothing to align on. Use "
+                "pairs=released (the target stands in where no candidate is right), more candidates or a longer warm-up."
+            )
+        samples = read_split(data, "explore")
+        prompts = dict(zip((sample.id for sample in samples), policy.renderer.prompts(samples), strict=True))
+        if isinstance(loss, PreferenceLoss):
+            contrasts = pair_examples(parts, policy, loss, pairs, prompts, forward, workdir)
+            return {"pairs": len(pairs), **fit_plan(plan_alignment(contrasts, recipe, parts.seed), learns=loss)}
+        answers = dict.fromkeys((pair.sample_id, pair.chosen.token_ids) for pair in pairs)
+        rows = [TokenRow(prompts[sample_id], ids) for sample_id, ids in answers]
+    plan = plan_alignment([sft_example(row, 0.0, number) for number, row in enumerate(rows)], recipe, parts.seed)
+    return {"answers": len(rows), **counts, **fit_plan(plan, learns=0.0)}
+
+
+def pair_examples(
+    parts: Parts,
+    policy: Policy,
+    loss: PreferenceLoss,
+    pairs: Sequence[Pair],
+    prompts: Mapping[str, Sequence[int]],
+    forward: Forward,
+    workdir: Path,
+) -> list[PairExample]:
+    """Pairs as the loss asks for them. Log-probs under the policy the stage starts from are kept in `workdir`."""
+    from ttpa.policy.forward import answer_sums
+    from ttpa.train.module import PairExample
+
+    rows = [
+        (
+            pair_row(prompts[pair.sample_id], pair, "chosen", loss.over),
+            pair_row(prompts[pair.sample_id], pair, "rejected", loss.over),
+        )
+        for pair in pairs
+    ]
+    file, known = workdir / "reference_logps.jsonl", repeat(None)
+    if loss.needs_reference:
+        if not file.exists():
+            pad_id, budget = policy.renderer.pad_id, parts.trainer.micro_tokens
+            sums = answer_sums(forward, policy.model, rows, pad_id=pad_id, budget=budget)
+            write_jsonl(file, ({"chosen": chosen, "rejected": rejected} for chosen, rejected in sums))
+        known = ((row["chosen"], row["rejected"]) for row in read_jsonl(file))
+    return [
+        PairExample((chosen, rejected), len(chosen.answer), number, reference)
+        for number, ((chosen, rejected), reference) in enumerate(zip(rows, known, strict=False))
+    ]
+
+
+def pair_row(prompt: Sequence[int], pair: Pair, side: str, over: str) -> TokenRow:
+    """One side of a pair: the whole answer, or only the span in which it parts from the other side."""
+    from ttpa.policy.tree import TokenRow
+
+    ids: tuple[int, ...] = getattr(pair, side).token_ids
+    if over == "answer":
+        return TokenRow(prompt, ids)
+    # Two answers of which one is the beginning of the other part behind its end: their last token tells them apart.
+    start = min(pair.branch, len(ids) - 1)
+    stop = pair.provenance.get("spans", {}).get(side, len(ids))
+    return TokenRow((*prompt, *ids[:start]), ids[start : max(stop, start + 1)])
