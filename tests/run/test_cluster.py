@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from ttpa.errors import ConfigError, TtpaError
 from ttpa.run import cluster
-from ttpa.train import train as train_module
+from ttpa.train import module as train_module
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = sorted(path.stem for path in (ROOT / "conf" / "cluster").glob("*.yaml"))

@@ -15,9 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from ttpa.policy.tree import TokenRow
 from ttpa.train.losses import DPO, IPO, ORPO, Hinge, PreferenceLoss, RobustDPO, SimPO
+from ttpa.train.module import train
 from ttpa.train.policy_gradient import GRPO
 from ttpa.train.settings import AlignRecipe, TrainerOptions, Warmup, WarmupRecipe
-from ttpa.train.train import train
 
 OPTIMISATION: dict[str, Any] = {
     "steps": None, "epochs": None, "optimizer": "adamw", "lr": 1e-3, "muon_lr": 1e-2, "betas": [0.9, 0.95],

@@ -525,18 +525,3 @@ def test_killed_after_any_step_a_run_goes_on_to_the_same_bits(kind: str, tmp_pat
         for name in ("rollouts.jsonl", "answers.csv"):
             ours, theirs = ((place / name).read_text("utf-8") for place in (folder, tmp_path / "whole"))
             assert SECONDS.sub("", ours) == SECONDS.sub("", theirs), (stop, name)
-
-
-@pytest.mark.parametrize("kind", ROUNDS)
-def test_steps_are_done_again_from_the_rounds_on_disk(kind: str, tmp_path: Path) -> None:
-    """Nobody draws: the rounds of the whole run's file give the same weights."""
-
-    def nobody(*_: Any) -> Any:
-        raise AssertionError("answers were drawn")
-
-    whole, metrics, _ = whole_run(kind, tmp_path / "whole")
-    loss, steps = ROUNDS[kind]
-    kept = read_rounds(tmp_path / "whole" / "rollouts.jsonl")
-    both = made(loss, steps=steps, script=nobody, kept=kept)
-    assert run_training(both, tmp_path / "again") == metrics
-    assert furthest(weights_of(whole[0]), weights_of(both[0])) == 0.0

@@ -197,34 +197,19 @@ def test_epochs_are_passes_over_the_prompts(steps: Any, epochs: Any, loss: dict[
     assert _steps(plain.align_recipe(steps=steps, epochs=epochs), plain.grpo(**loss), 12) == expected
 
 
-def test_execution_options_change_neither_answers_nor_policy(folder: Path, warm: Path) -> None:
-    first = aligned(folder, "objective=grpo", BY_LENGTH)
-    ours: dict[str, Any] = json.loads((first / "metrics.json").read_text())
-    kept, trained = tokens(first), weights(first / "policy")
-    shutil.rmtree(first)
-    stage = aligned(
-        folder, "objective=grpo", BY_LENGTH, "engine.rows=3", "trainer.micro_tokens=64", "trainer.forward=padded"
-    )
-    theirs = json.loads((stage / "metrics.json").read_text())
-    assert stage == first and tokens(stage) == kept and len(kept) == 48
-    assert furthest(weights(stage / "policy"), trained) < 1e-5 < 1e-3 < furthest(trained, start(folder))
-    del ours["tokens_computed"], theirs["tokens_computed"]
-    assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
-
-
 # --- what is refused ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["sampler=mcts"], r"objective=grpo .*independent draws.* sampler=mcts gives others\. Use sampler=group8 "),
-        (["sampler=tps", "sampler.n=4"], r"objective=grpo .* sampler=tps gives others\. Use sampler=group8 "),
         (["sampler.top_p=0.9"], r"objective=grpo .* sampler\.top_p=0\.9 gives others\. Use .*sampler\.top_p=1\."),
         (["sampler.n=1"], r"objective=grpo compares the answers of a group, and sampler\.n=1\. Use sampler\.n=8\."),
-        (["rounds=2"], r"objective=grpo draws its own answers inside .* rounds=2 must be 1\. Use rounds=1, or objective="),
+        (
+            ["rounds=2"],
+            r"objective=grpo draws its own answers inside .* rounds=2 must be 1\. Use rounds=1, or objective=",
+        ),
         (["engine=vllm", "sampler.temperature=0.7"], r"sampler\.temperature=0\.7: .* Use sampler\.temperature=1 or en"),
-        (["pairs=siblings"], r"pairs=siblings .* sampler=group grows none\. Use sampler=mcts, or pairs=verified\."),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, list) else "",
 )
@@ -294,7 +279,7 @@ def killed(folder: Path, least: int) -> None:
             if files and files[0].read_bytes().count(b"\n") >= least:
                 time.sleep(random.random() / 20)
                 break
-            time.sleep(0.002)
+            time.sleep(0.02)
     finally:
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)

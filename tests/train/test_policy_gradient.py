@@ -190,20 +190,6 @@ def test_weights_worked_by_hand() -> None:
         assert floats(logps.grad) == floats(expected)
 
 
-def test_on_policy_the_gradient_is_that_of_reinforce() -> None:
-    """Nothing is clipped; the gradient in each token's log-prob is -A / tokens, with old log-probs or without."""
-    mask, advantages = torch.tensor([[1, 1, 1], [1, 0, 0]]), torch.tensor([0.7, -1.4])
-    for given in (True, False):
-        logps = drawn(2, 3).requires_grad_()
-        old = logps.detach().clone() if given else None
-        loss, metrics = grpo_loss(logps, old, None, advantages, mask, **CLIP, aggregation="bnpo")
-        loss.backward()
-        assert loss.item() == pytest.approx(-(3 * 0.7 - 1.4) / 4)
-        assert logps.grad is not None
-        assert floats(logps.grad) == floats(torch.tensor([[-0.175] * 3, [0.35, 0.0, 0.0]]))
-        assert all(float(value) == 0 for value in metrics.values())
-
-
 @pytest.mark.parametrize(
     ("ratio", "advantage", "moves"),
     [

@@ -30,22 +30,9 @@ class GRPO:
     and makes `minibatches * num_iterations` optimiser steps on them.
 
     Args:
-        clip_low, clip_high: How far a probability ratio may fall and rise before its gradient stops. With "cispo"
-            clip_high is the largest weight.
-        beta: Weight of the KL divergence (k3 estimate) from the policy the stage starts from; 0 needs no reference.
         aggregation: "grpo", the mean over answers of an answer's mean; "dr_grpo", the sum / (answers * longest answer
             allowed) (2503.20783); "dapo", the sum / tokens (2503.14476). All count over the whole optimiser step, so
             "bnpo", TRL's name for the tokens of a micro-batch, is "dapo" here.
-        scale, eps: See `group_advantages`.
-        importance: Probability ratio of a "token", or of the "sequence" (GSPO, 2507.18071, Eq. 6 and 7).
-        kl_weighted: The KL term is multiplied by the ratio, TRL 1.16's `use_bias_correction_kl`.
-        num_iterations, minibatches: Passes over a round's answers, and optimiser steps a pass.
-        refills: Times that groups without any difference in reward are replaced (DAPO's dynamic sampling).
-        overlong: Soft overlong punishment (2503.14476, Eq. 13): within this last share of the longest answer, length
-            costs up to 1, and an answer that was cut off costs 1.
-        mask_truncated: Answers that were cut off do not count in the loss.
-        truncated_importance: Largest weight of a token that corrects for an engine with log-probs of its own (vLLM);
-            None does not correct.
         surrogate: Of ratio w and advantage A: "clip", `-min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`; "cispo",
             `-min(w, clip_high) A logp` without gradient through w (2506.13585); "sapo", `-(4 / t) sigmoid(t (w - 1)) A`
             (2511.20347), t `sapo_temperature_pos` where A is positive, else `sapo_temperature_neg`.
@@ -53,18 +40,18 @@ class GRPO:
 
     clip_low: Annotated[float, Field(gt=0, le=1)]
     clip_high: Positive
-    beta: NonNegative
+    beta: NonNegative  # of the KL divergence (k3 estimate) from the policy the stage starts from; 0 needs no reference
     aggregation: Literal["grpo", "bnpo", "dr_grpo", "dapo"]
-    scale: Literal["group", "batch", "none"]
+    scale: Literal["group", "batch", "none"]  # see `group_advantages`
     eps: Positive
-    importance: Literal["token", "sequence"]
-    kl_weighted: bool
-    num_iterations: Count
-    minibatches: Count
-    refills: Index
-    overlong: Fraction
-    mask_truncated: bool
-    truncated_importance: Annotated[float, Field(ge=1)] | None
+    importance: Literal["token", "sequence"]  # the ratio of a token, or of the sequence (GSPO, 2507.18071, Eq. 6 and 7)
+    kl_weighted: bool  # the KL term times the ratio, TRL 1.16's `use_bias_correction_kl`
+    num_iterations: Count  # passes over a round's answers
+    minibatches: Count  # optimiser steps a pass
+    refills: Index  # times that groups without any difference in reward are replaced (DAPO's dynamic sampling)
+    overlong: Fraction  # last share of the longest answer in which length costs (DAPO, Eq. 13)
+    mask_truncated: bool  # answers that were cut off do not count in the loss
+    truncated_importance: Annotated[float, Field(ge=1)] | None  # largest correction of a token of another engine (vLLM)
     surrogate: Literal["clip", "cispo", "sapo"]
     sapo_temperature_pos: Positive
     sapo_temperature_neg: Positive
@@ -104,17 +91,11 @@ class GRPO:
     ) -> tuple[Tensor, Metrics]:
         """The loss of some answers: `surrogate + beta (exp(q) - q - 1)` for each token, with `q = ref - logp`, aggregated.
 
-        Args:
-            logps_GT, old_logps_GT, ref_logps_GT: Log-probs of the answers' tokens under the policy; the one that sampled
-                (None: every ratio is 1); the reference (with beta 0 the divergence is only measured).
-            advantages_G: Advantage of each answer.
-            mask_GT: True for tokens that count. Elsewhere inputs may hold NaN.
-            max_length: Longest answer allowed, for "dr_grpo".
-            weights_GT: Factor of each token's surrogate, shape (G, T) or (G, 1), for answers of another policy.
-            answers, tokens: What the whole optimiser step counts; None: what is in this call.
+        Inputs may hold NaN where `mask_GT` is False. Without old log-probs every ratio is 1; with beta 0 the divergence
+        from a reference is only measured. `weights_GT`, (G, T) or (G, 1), multiply each token's surrogate. `answers` and
+        `tokens` are what the whole optimiser step counts (None: what is in this call), `max_length` is for "dr_grpo".
 
-        Returns:
-            This call's share of the step's loss (scalar); `clip_ratio/*` and `kl`, means over the tokens of this call.
+        Returns this call's share of the step's loss (scalar); `clip_ratio/*` and `kl`, means over the tokens of this call.
         """
         own_GT, mask_GT, advantages_G1 = wide(logps_GT), mask_GT.bool(), wide(advantages_G).detach()[:, None]
         old_GT = own_GT.detach() if old_logps_GT is None else wide(old_logps_GT).detach()
@@ -179,13 +160,12 @@ def _moments(rewards: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 def group_advantages(rewards_BG: Tensor, *, scale: str, eps: float) -> tuple[Tensor, Metrics]:
     """Advantages of answers over their group: `(r - mean) / (std + eps)`, std unbiased (GRPO, 2402.03300, Sec. 4.1.2).
 
-    A reward that is NaN or infinite is no reward: it is left out of mean and deviation and its advantage is 0. So is
-    every advantage in a group whose rewards are all equal, where subtracting a rounded mean would leave noise. The
-    deviation is that of the "group", of the "batch" (2508.08221), or `scale="none"` does not divide (2503.20783).
+    A reward that is NaN or infinite is no reward: its advantage is 0, as in a group whose rewards are all equal, where
+    subtracting a rounded mean would leave noise. The deviation is that of the "group" or of the "batch" (2508.08221);
+    `scale="none"` does not divide (2503.20783).
 
-    Returns:
-        Advantages (B, G); `reward` and `reward_std` over all rewards, and `frac_reward_zero_std`, the share of groups
-        without any difference (in TRL with "batch": 1 if the batch has none, else 0).
+    Returns advantages (B, G); `reward` and `reward_std` over all rewards, and `frac_reward_zero_std`, the share of groups
+    without any difference (in TRL with "batch": 1 if the batch has none, else 0).
     """
     rewards_BG = wide(rewards_BG).detach()
     known_BG = rewards_BG.isfinite()

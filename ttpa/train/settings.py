@@ -90,14 +90,11 @@ class Recipe:
 class Warmup:
     """Supervised fine-tuning on the demonstrations, by `recipe.warmup`.
 
-    Args:
-        order: "shuffled", or "bands": easy, then medium, then hard, one learning-rate schedule each (iTool). Steps are
-            divided by the bands' tokens.
-        replay: With bands: samples of earlier bands mixed into a later one, as a share of that band's samples.
+    "bands" are easy, then medium, then hard, one learning-rate schedule each (iTool), with steps by the bands' tokens.
     """
 
     order: Literal["shuffled", "bands"]
-    replay: NonNegative
+    replay: NonNegative  # samples of earlier bands mixed into a later one, as a share of that band's samples
     recipe: ClassVar[str | None] = "recipe.warmup"
 
 

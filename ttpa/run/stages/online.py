@@ -23,9 +23,9 @@ from ttpa.policy.forward import choose_forward, tree_token_logps
 from ttpa.policy.policy import Policy, load_policy
 from ttpa.run.parts import Parts, Progress, fitting, selected_samples, set_threads
 from ttpa.train.grpo import Answer, Group, GRPOModule, RolloutData, read_rounds
+from ttpa.train.module import fit
 from ttpa.train.policy_gradient import GRPO
 from ttpa.train.settings import AlignRecipe
-from ttpa.train.train import fit
 
 
 def align_online(
@@ -47,7 +47,7 @@ def align_online(
     forward = choose_forward(policy.model, parts.trainer.forward)
     policy.start_training(parts.seed)
     engine = parts.engine(policy=policy) if rollouts is None else None
-    refresh = _refresh(engine, policy, workdir / "served")
+    refresh, normalised = _refresh(engine, policy, workdir / "served"), getattr(parts.scorer, "normalise", None)
 
     def draw(numbers: Sequence[int], places: Sequence[int], step: int) -> tuple[list[Group], dict[str, float]]:
         """Groups of scored answers to some prompts, by the policy as it is now."""
@@ -89,7 +89,7 @@ def align_online(
         max_new_tokens=sampler.max_new_tokens,
         temperature=sampler.policy_temperature,
         own_engine=parts.engine_name == "HFEngine" if engine is None else not hasattr(engine, "use_adapter"),
-        score_weights=_score_weights(parts.scorer),
+        score_weights=dict(parts.scorer.weights) if normalised == "normalise_then_sum" else None,
         file=None if rollouts else workdir / "rollouts.jsonl",
         table=(workdir / "answers.csv", parts.trainer.answers_every_steps),
         kept=read_rounds(rollouts) if rollouts else None,
@@ -112,11 +112,8 @@ def replay(
 ) -> dict[str, Any]:
     """Does the first `steps` optimiser steps (None: all) of a finished stage again from its `rollouts.jsonl`.
 
-    Nothing is drawn or scored. The other arguments are those of `build_align`, with an empty folder for `workdir`. Returns
-    what the stage's `metrics.json` holds, the loss of the last step among it.
-
-    Raises:
-        DataError: the file does not hold a round that is asked for.
+    Nothing is drawn or scored. `workdir` is an empty folder. Returns what the stage's `metrics.json` holds, with the loss of
+    the last step; raises DataError where the file does not hold a round that is asked for.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     return align_online(parts, policy_dir, data, select, workdir, lambda *news: None, rollouts, steps)
@@ -128,13 +125,6 @@ def _steps(recipe: AlignRecipe, loss: GRPO, prompts: int) -> int:
         return recipe.steps
     rounds = math.ceil(prompts * (recipe.epochs or 0) / (recipe.batch_size * loss.minibatches))
     return max(1, rounds) * loss.steps_a_round
-
-
-def _score_weights(scorer: Any) -> dict[str, float] | None:
-    """Weights of the parts of a score that are normalised one by one, or None."""
-    if getattr(scorer, "normalise", None) != "normalise_then_sum":
-        return None
-    return {name: float(weight) for name, weight in scorer.weights.items()}
 
 
 def _refresh(engine: Any, policy: Policy, folder: Path) -> Callable[[], None]:

@@ -6,8 +6,6 @@ Objectives that draw their answers while they train are `ttpa.run.stages.online`
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from ttpa.policy.forward import Forward
     from ttpa.policy.policy import Policy
     from ttpa.policy.tree import TokenRow
-    from ttpa.train.module import PairExample
+    from ttpa.train.module import PairExample, PolicyModule
     from ttpa.train.plan import Plan
 
 TOKENIZER_TEXTS = 3000
@@ -35,7 +33,7 @@ def build_warmup(parts: Parts, data: Path, workdir: Path, progress: Progress) ->
     """The starting policy, fine-tuned on the demonstrations unless `warmup=none`."""
     from ttpa.policy.forward import choose_forward
     from ttpa.policy.policy import create_policy
-    from ttpa.train.module import sft_example
+    from ttpa.train.module import SFTModule, sft_example
     from ttpa.train.plan import plan_warmup
 
     set_threads(parts)
@@ -48,8 +46,10 @@ def build_warmup(parts: Parts, data: Path, workdir: Path, progress: Progress) ->
     recipe, forward = parts.recipe.warmup, choose_forward(policy.model, parts.trainer.forward)
     examples = [sft_example(row, recipe.prompt_weight, one.cluster) for one, row in zip(samples, rows, strict=True)]
     plan = plan_warmup(examples, [sample.band for sample in samples], parts.warmup, recipe, parts.seed)
+    policy.start_training(parts.seed)
+    module = SFTModule(policy, recipe, plan.boundaries, forward, prompt_weight=recipe.prompt_weight)
     counts = {"samples": len(samples), "too_long": too_long, "parameters": policy.model.num_parameters()}
-    return counts | _fit_plan(parts, policy, recipe, plan, recipe.prompt_weight, forward, workdir, progress)
+    return counts | _fit(parts, module, plan, workdir, progress)
 
 
 def _tokenizer_texts(model: TinyModel | HFModel, samples: Sequence[Sample]) -> Iterator[str]:
@@ -62,28 +62,11 @@ def _tokenizer_texts(model: TinyModel | HFModel, samples: Sequence[Sample]) -> I
         yield syntax.print(sample.target) if sample.target else sample.target_text or ""
 
 
-def _fit_plan(
-    parts: Parts,
-    policy: Policy,
-    recipe: Any,
-    plan: Plan,
-    learns: PreferenceLoss | float,
-    forward: Forward,
-    workdir: Path,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Trains on the pairs of a plan with a loss, or on its demonstrations with a weight of their prompt tokens."""
+def _fit(parts: Parts, module: PolicyModule, plan: Plan, workdir: Path, progress: Progress) -> dict[str, Any]:
     from ttpa.policy.logprobs import token_logps
-    from ttpa.train.module import PlanData, PolicyModule, PreferenceModule, SFTModule
-    from ttpa.train.train import fit
+    from ttpa.train.module import PlanData, fit
 
-    policy.start_training(parts.seed)
-    settings = (policy, recipe, plan.boundaries, forward)
-    if isinstance(learns, PreferenceLoss):
-        module: PolicyModule = PreferenceModule(*settings, loss=learns)
-    else:
-        module = SFTModule(*settings, prompt_weight=learns)
-    served = PlanData(plan, parts.trainer.micro_tokens, trees=forward is not token_logps)
+    served = PlanData(plan, parts.trainer.micro_tokens, trees=module.token_logps is not token_logps)
     return fit(module, served, workdir, trainer=parts.trainer, logger=parts.tracking.logger, progress=progress)
 
 
@@ -108,13 +91,12 @@ def build_align(
     from ttpa.policy.forward import choose_forward
     from ttpa.policy.policy import load_policy
     from ttpa.policy.tree import TokenRow
-    from ttpa.train.module import sft_example
+    from ttpa.train.module import PreferenceModule, SFTModule, sft_example
     from ttpa.train.plan import plan_alignment
 
     set_threads(parts)
     policy, loss, recipe = load_policy(policy_dir), parts.objective, parts.recipe.align
     forward = choose_forward(policy.model, parts.trainer.forward)
-    fit_plan = partial(_fit_plan, parts, policy, recipe, forward=forward, workdir=workdir, progress=progress)
     counts: dict[str, Any] = {}
     if loss.consumes == "sample":
         _, rows, counts["too_long"] = fitting(policy, selected_samples(parts, data, select), None, "align")
@@ -130,11 +112,16 @@ def build_align(
         prompts = dict(zip((sample.id for sample in samples), policy.renderer.prompts(samples), strict=True))
         if isinstance(loss, PreferenceLoss):
             contrasts = pair_examples(parts, policy, loss, pairs, prompts, forward, workdir)
-            return {"pairs": len(pairs), **fit_plan(plan_alignment(contrasts, recipe, parts.seed), learns=loss)}
+            plan = plan_alignment(contrasts, recipe, parts.seed)
+            policy.start_training(parts.seed)
+            contrast = PreferenceModule(policy, recipe, plan.boundaries, forward, loss=loss)
+            return {"pairs": len(pairs), **_fit(parts, contrast, plan, workdir, progress)}
         answers = dict.fromkeys((pair.sample_id, pair.chosen.token_ids) for pair in pairs)
         rows = [TokenRow(prompts[sample_id], ids) for sample_id, ids in answers]
     plan = plan_alignment([sft_example(row, 0.0, number) for number, row in enumerate(rows)], recipe, parts.seed)
-    return {"answers": len(rows), **counts, **fit_plan(plan, learns=0.0)}
+    policy.start_training(parts.seed)
+    module = SFTModule(policy, recipe, plan.boundaries, forward, prompt_weight=0.0)
+    return {"answers": len(rows), **counts, **_fit(parts, module, plan, workdir, progress)}
 
 
 def pair_examples(
@@ -157,16 +144,16 @@ def pair_examples(
         )
         for pair in pairs
     ]
-    file, known = workdir / "reference_logps.jsonl", repeat(None)
+    file, known = workdir / "reference_logps.jsonl", list[Any]([None] * len(rows))
     if loss.needs_reference:
         if not file.exists():
             pad_id, budget = policy.renderer.pad_id, parts.trainer.micro_tokens
             sums = answer_sums(forward, policy.model, rows, pad_id=pad_id, budget=budget)
             write_jsonl(file, ({"chosen": chosen, "rejected": rejected} for chosen, rejected in sums))
-        known = ((row["chosen"], row["rejected"]) for row in read_jsonl(file))
+        known = [(row["chosen"], row["rejected"]) for row in read_jsonl(file)]
     return [
         PairExample((chosen, rejected), len(chosen.answer), number, reference)
-        for number, ((chosen, rejected), reference) in enumerate(zip(rows, known, strict=False))
+        for number, ((chosen, rejected), reference) in enumerate(zip(rows, known, strict=True))
     ]
 
 
