@@ -36,8 +36,6 @@ Backend = Literal["GorillaFileSystem", "MathAPI", "MessageAPI", "TicketAPI", "Tr
                   "VehicleControlAPI"]  # fmt: skip
 """Those of the multi-turn categories; the package has others, which use the network or files."""
 
-# --- answers to calls ------------------------------------------------------------------------------------------------
-
 
 def read_step(result: Any, function_calling: bool | None = None) -> list[str]:
     """The calls of one step, a text or a list of `{name: json}`, in the official text form; none ends a turn.
@@ -208,9 +206,6 @@ def _run(request: Mapping[str, Any]) -> dict[str, Any]:
     details = found.get("details", {})
     what = [str(one)[:200] for one in (*details.get("differences", ()), *details.get("missing_items", ()))]
     return {"error_type": found.get("error_type"), "turn": turns - 1, "what": what[:3]}
-
-
-# --- calls -----------------------------------------------------------------------------------------------------------
 
 
 def _call_method(instances: Mapping[str, Any], text: str) -> Any:

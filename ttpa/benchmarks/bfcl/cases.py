@@ -23,9 +23,7 @@ from ttpa.calls.schema import normalise_schema
 from ttpa.calls.six_errors import show
 from ttpa.errors import DataError
 from ttpa.io import JsonLine, dumps, read_lines
-from ttpa.records import Candidate, Sample, ToolSpec
-
-# --- forms of rows ---------------------------------------------------------------------------------------------------
+from ttpa.records import Candidate, ToolSpec
 
 
 class Form(BaseModel, strict=True):
@@ -59,7 +57,7 @@ def checked(form: type[F], row: Any, place: object, remedy: str = "Take the file
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
-        problem = f"{key}={show(first['input'])}: {first['msg']}"
+        problem = f"{key}={show(first['input'])}: {first['msg']}" if key else first["msg"]
         raise DataError(f"{place}: {f'no {key}' if first['type'] == 'missing' else problem}. {remedy}") from None
 
 
@@ -171,12 +169,12 @@ def tool_of(function: Mapping[str, Any], language: Language = "python") -> ToolS
 
 
 def judged_row(
-    sample: Sample, category: Category, verdict: Verdict, result: Any, answers: Sequence[Candidate]
+    case_id: str, category: Category, verdict: Verdict, result: Any, answers: Sequence[Candidate]
 ) -> dict[str, Any]:
     """The row of `eval=bfcl` for a question: its verdict, the result in the official form, and the policy's answers."""
     return {
-        "id": sample.id,
-        "cluster": sample.cluster,
+        "id": case_id,
+        "cluster": case_id,
         "band": "",
         "tags": [],
         "finish": next((one.finish for one in answers if one.finish != "stop"), "stop"),
@@ -255,8 +253,6 @@ def read_cases(folder: str | Path) -> dict[str, Case]:
         raise DataError(f"data={folder}: no questions. BFCL_v4_<category>.json files belong there, as published.")
     return cases
 
-
-# --- answers of models -----------------------------------------------------------------------------------------------
 
 _TOKEN = re.compile(r'"(?:[^"\\]+|\\.?)*"?|[\[\]{}]', re.DOTALL)
 """A text, also one that is cut off, or a bracket."""

@@ -1,11 +1,10 @@
 """One call against one expected call, by the rules of BFCL's checker, and the verdict on an answer.
 
 In this order, and the first failure counts: name; required parameters; then each given parameter in turn: documented
-and in the answer, type, value; at last the parameters that were not given but had to be. Types are exact (True is no
-integer, 5.0 is none), with three exceptions: a whole number where a float is asked for; a tuple where the document says
-tuple; and a value of the type of the accepted answers, which is taken for a variable and compared literally. Strings are
-compared without case, spaces and the characters `,./-_*^`, with one kind of quotes; only the first level of a list or
-dict is compared in this way. Where the official checker crashes there is no verdict to match; here it is a value error.
+and in the answer, type, value; at last the parameters that were not given but had to be. Types are exact, with three
+exceptions: a whole number where a float is asked for; a tuple where the document says tuple; and a value of the type of
+the accepted answers, which is taken for a variable and compared literally. Strings are compared without case, spaces and
+`,./-_*^`, on the first level of a list or dict only. Where the official checker crashes, a value error is given.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ _TYPES: Mapping[Language, Mapping[str, type]] = {
     **{language: {name: of for name, (of, _) in kinds.items()} for language, kinds in KINDS.items()},
 }  # fmt: skip
 _IGNORED = str.maketrans({**dict.fromkeys(" ,./-_*^", None), "'": '"'})
-
 _SIX = {  # of the part behind the colon, else of the part before it; the rest are values
     "wrong_func_name": "tool_name", "missing_required": "missing_required", "unexpected_param": "parameter_name",
     "wrong_count": "call_count", "force_terminated": "call_count", "empty_turn_model_response": "call_count",

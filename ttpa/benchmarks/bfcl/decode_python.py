@@ -124,8 +124,6 @@ def _value(node: ast.expr | None) -> Any:
     raise Undecodable("a value is neither a literal nor a name nor a call")
 
 
-# --- arithmetic ------------------------------------------------------------------------------------------------------
-
 _OPERATORS: Mapping[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow, ast.LShift: operator.lshift,
@@ -158,9 +156,7 @@ def _compute(node: ast.expr) -> Any:
 def evaluate(node: ast.expr | None, call: Callable[[ast.Call, Callable[[ast.expr], Any]], Any]) -> Any:
     """The value of an expression without names; `call` makes a call in it, given a function for its arguments.
 
-    Raises:
-        Undecodable: it holds something else, or its value would be too large.
-        Exception: whatever its operators raise.
+    Raises Undecodable where it holds something else or its value would be too large, and what its operators raise.
     """
     value = partial(evaluate, call=call)
     match node:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,9 +31,10 @@ from ttpa.options import Count, option
 from ttpa.records import Candidate, Message, Sample
 from ttpa.results.stats import share
 
+# Names whose handlers in the official tool read lists of calls, or text, without changing names.
 _READERS = {"training": "qwen3-235b-a22b-instruct-2507-FC", "official": "gpt-4o-2024-11-20"}
-"""Names whose handlers in the official tool read lists of calls, or text, without changing names."""
 _EVALUATED = (*SINGLE_TURN, "multi_turn")
+_cases = lru_cache(maxsize=2)(read_cases)
 _LOST = Verdict("failed", "the answer could not be had", "format")
 
 
@@ -46,10 +48,8 @@ class BFCL:
 
     Args:
         path: Folder with `BFCL_v4_<category>.json` files and `possible_answer/`.
-        max_new_tokens: Longest answer, in tokens.
         categories: Names of version 4 or 3; None: every single-turn category in the folder; "all": the multi-turn ones
             there too.
-        prompt: "training" or "official".
         limit: The first so many questions of each category; None: all.
         model: Name below `result/`. The official tool reads names it knows only, each in its own way; None: one that
             reads calls (training) or text (official) as they are.
@@ -83,9 +83,8 @@ class BFCL:
         """The content of the files instead of their path."""
         wanted, folder = self._wanted(), Path(self.path)
         files = [path for path, category in question_files(folder) if category in wanted]
-        stems = {path.name.removesuffix(".gz") for path in files}
-        answers = sorted((folder / "possible_answer").glob("BFCL_*"))
-        files += [path for path in answers if path.name.removesuffix(".gz") in stems]
+        names = [f"{path.name.removesuffix('.gz')}*" for path in files]
+        files += [path for name in names for path in sorted((folder / "possible_answer").glob(name))]
         if any(category.rule == "multi_turn" for category in wanted):
             files += sorted((folder / DOCUMENTS).glob("*.json*"))
         return {"path": [[path.name, file_digest(path)] for path in files]}
@@ -116,17 +115,17 @@ class BFCL:
         """The row of an answer. In multi-turn categories only one that could not be had comes here."""
         category, calling = CATEGORIES[sample.source], self.prompt == "training"
         if category.rule == "multi_turn":
-            return judged_row(sample, category, _LOST, [], [candidate])
+            return judged_row(sample.id, category, _LOST, [], [candidate])
         calls = [{call.name: dumps(call.arguments)} for call in candidate.calls or () if calling]
         verdict, result = _LOST, calls or candidate.text
         if candidate.error != "failed":
             verdict = _cases(self.path)[sample.id].judge(result, function_calling=calling)
-        return judged_row(sample, category, verdict, result, [candidate])
+        return judged_row(sample.id, category, verdict, result, [candidate])
 
     def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Accuracy over all answers and in each category, and the totals: None where something was not run."""
         by_category = {name: [row for row in rows if row["category"] == name] for name in CATEGORIES}
-        categories = {name: share(some, _exact) for name, some in by_category.items() if some}
+        categories = {name: share(some, itemgetter("exact")) for name, some in by_category.items() if some}
         scores = {name: found["value"] for name, found in categories.items()}
         counts = {name: found["n"] for name, found in categories.items()}
         totals: dict[str, dict[str, Any]] = {"v4": {}, "v3": {}}
@@ -134,7 +133,7 @@ class BFCL:
             for one in aggregates(scores, cases=counts, version=version):
                 found[one.name] = {"value": one.value, "covered": one.covered, "depth": one.depth}
         return {
-            "accuracy": share(rows, _exact),
+            "accuracy": share(rows, itemgetter("exact")),
             "bands": {},
             "unseen_tool": None,
             "errors": {label: share(rows, lambda row, label=label: label in row["errors"]) for label in LABELS},
@@ -175,12 +174,3 @@ class BFCL:
             turn, tools = official.official_messages(turn, case.functions, case.category), []
         messages = tuple(Message(role=one["role"], content=one["content"]) for one in turn)
         return Sample(id=case.case_id, tools=tuple(tools), messages=messages, target=(), source=case.category.name)
-
-
-def _exact(row: Mapping[str, Any]) -> bool:
-    return bool(row["exact"])
-
-
-@lru_cache(maxsize=2)
-def _cases(path: str) -> dict[str, Case]:
-    return read_cases(path)

@@ -15,7 +15,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, model_validator
 
 from ttpa.benchmarks.bfcl import official
 from ttpa.benchmarks.bfcl.backends import Backend, compare, execute, read_step
@@ -48,20 +48,14 @@ class MultiTurnCase(Form, frozen=True):
     missed_function: dict[str, list[str]] = {}  # turn, counted from 0 -> names of the functions withheld until then
     truth: list[list[str]] = Field(alias="ground_truth")  # none in a turn in which nothing can be done yet
 
-    @field_validator("missed_function")
-    @classmethod
-    def _known(cls, missed: dict[str, list[str]], info: ValidationInfo) -> dict[str, list[str]]:
-        known = {document["name"] for document in info.data.get("documents", ())}
-        if not all(turn.isdecimal() and known.issuperset(names) for turn, names in missed.items()):
-            raise ValueError("not turns with names of the question's functions")
-        return missed
-
-    @field_validator("truth")
-    @classmethod
-    def _as_long(cls, truth: list[list[str]], info: ValidationInfo) -> list[list[str]]:
-        if len(truth) != len(info.data.get("question", truth)):
-            raise ValueError("other turns than in the question")
-        return truth
+    @model_validator(mode="after")
+    def _belongs_together(self) -> MultiTurnCase:
+        known = {document["name"] for document in self.documents}
+        if not all(turn.isdecimal() and known.issuperset(names) for turn, names in self.missed_function.items()):
+            raise ValueError("missed_function has not turns with names of the question's functions")
+        if len(self.truth) != len(self.question):
+            raise ValueError("ground_truth has other turns than the question")
+        return self
 
     @property
     def backends(self) -> dict[str, Any]:
@@ -92,11 +86,11 @@ class MultiTurnCase(Form, frozen=True):
         error_type, at, what = found["error_type"], found["turn"] + 1, show(found["what"])
         if error_type is None:
             return Verdict(None, "states and results are as after the expected calls")
-        sentence = {
-            "multi_turn:empty_turn_model_response": f"no call in turn {at}, {len(self.truth[at - 1])} expected",
-            "multi_turn:instance_state_mismatch": f"the state after turn {at} differs in {what}",
-        }.get(error_type, f"after turn {at} an expected result is missing: {what}")
-        return refused(error_type, sentence)
+        if error_type == "multi_turn:empty_turn_model_response":
+            return refused(error_type, f"no call in turn {at}, {len(self.truth[at - 1])} expected")
+        state = error_type == "multi_turn:instance_state_mismatch"
+        problem = "the state differs in" if state else "an expected result is missing:"
+        return refused(error_type, f"after turn {at} {problem} {what}")
 
 
 @lru_cache(maxsize=8)
@@ -151,11 +145,9 @@ class Conversation:
 
     def sample(self) -> Sample | None:
         """What is to be answered next; None when the conversation is over."""
-        return None if self._over else self._sample()
-
-    def _sample(self) -> Sample:
         case, tools, messages = self._case, tuple(self._tools), tuple(self._messages)
-        return Sample(id=case.case_id, tools=tools, messages=messages, target=(), source=case.category.name)
+        made = Sample(id=case.case_id, tools=tools, messages=messages, target=(), source=case.category.name)
+        return None if self._over else made
 
     def take(self, candidate: Candidate) -> None:
         """Runs the answer's calls; without any, or without end, the turn is over."""
@@ -185,7 +177,7 @@ class Conversation:
         """The judgement of the conversation, when it is over."""
         case = self._case
         verdict = _LIMIT if self._ended else case.judge(self._result, function_calling=not self._official)
-        return judged_row(self._sample(), case.category, verdict, self._result, self._answers)
+        return judged_row(case.case_id, case.category, verdict, self._result, self._answers)
 
     def _begin_turn(self) -> None:
         case, turn = self._case, len(self._result)

@@ -6,8 +6,7 @@ Unlike on the leaderboard, where it counts as 0, a category that was not run mak
     v3       a third each: non-live (irrelevance inside), live (irrelevance and relevance inside), multi-turn
     v3_exec  as v3, non-live with the five executable categories: until 2025-04, the columns of papers of that time
 
-`live` is weighted by published rows, everything else is a plain mean. Intervals resample questions, since answers to one
-question are not independent.
+Intervals resample questions, since answers to one question are not independent.
 """
 
 from __future__ import annotations
@@ -95,9 +94,6 @@ def aggregates(
     return [*walk(VERSIONS[version], 0, True), *shown, *walk(Term("relevance", ("live_relevance",)), 0, False)]
 
 
-# --- verdicts to accuracies ------------------------------------------------------------------------------------------
-
-
 class Accuracy(NamedTuple):
     """Accuracy of one category with its 95 % interval, None where there is nothing to tell one from."""
 
@@ -142,10 +138,7 @@ class Summary:
 
 def interval(counts: list[list[int]]) -> tuple[float, float | None, float | None]:
     """Mean and interval of [answers, valid ones] per question, questions resampled; None for a missing bound."""
-    if len({answers for answers, _ in counts}) == 1:  # as many answers each: their means do, and stay few
-        values, clusters = [valid / answers for answers, valid in counts], list(range(len(counts)))
-    else:
-        values = [float(at < valid) for answers, valid in counts for at in range(answers)]
-        clusters = [at for at, (answers, _) in enumerate(counts) for _ in range(answers)]
+    values = [float(at < valid) for answers, valid in counts for at in range(answers)]
+    clusters = [at for at, (answers, _) in enumerate(counts) for _ in range(answers)]
     mean, low, high = bootstrap_interval(values, clusters)
     return mean, None if math.isnan(low) else low, None if math.isnan(high) else high
