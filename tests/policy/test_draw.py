@@ -7,7 +7,6 @@ import random
 from collections import Counter
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -88,17 +87,6 @@ def test_random_bits_are_those_of_splitmix64() -> None:
         for position in (0, 17, 511):
             found = random_bits(torch.tensor([key]), position, 40)
             assert found.tolist() == [[bits(key, position, t) for t in range(40)]]
-
-
-def test_random_bits_are_uniform_and_unrelated_between_keys_positions_and_tokens() -> None:
-    numbers = torch.stack([random_bits(keys(60), position, 50) for position in range(60)]).double() / 2**32
-    assert float(numbers.min()) >= 0 and float(numbers.max()) < 1
-    counts = torch.histc(numbers.float(), 100, 0, 1) - 1800
-    assert float((counts**2).sum()) / 1800 < 149  # 99 degrees of freedom, one seed in a thousand
-    for axis in range(3):
-        moved = numbers.roll(1, axis)
-        correlation = np.corrcoef(numbers.flatten().numpy(), moved.flatten().numpy())[0, 1]
-        assert abs(correlation) < 0.01  # four standard deviations of 180,000 pairs
 
 
 def race(weights: dict[int, float], key: int, position: int) -> int:
@@ -257,27 +245,6 @@ def test_the_largest_random_number_keeps_nobody_from_arriving_and_the_smallest_w
 ) -> None:
     monkeypatch.setattr("ttpa.policy.draw.random_bits", lambda key_R, *_: torch.tensor([numbers] * len(key_R)))
     assert tokens(ordinary(), scripts(1)) == [winner] and tokens(ruled(1, 0.0), scripts(1)) == [1]
-
-
-WAYS = {
-    "greedy": ordinary(temperature=0.0),
-    "hot": ordinary(temperature=2.0),
-    "small nucleus": ordinary(top_p=0.4, temperature=0.7),
-    "penalty": ordinary(repetition_penalty=1.3),
-    "uniform": ruled(),
-    "renormalised": ruled(4, 1.0, "renormalised"),
-}
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_rows_do_not_see_each_other(way: str) -> None:
-    rows, key_R = noise(3, 20, 12), keys(20)
-    seen, inside = noise(4, 20, 12) > 0, torch.arange(20) % 2 == 0
-    together = drawn(WAYS[way], rows, key_R, 4, seen_RV=seen, inside_R=inside)
-    for at in range(20):
-        here = slice(at, at + 1)
-        alone = drawn(WAYS[way], rows[here], key_R[here], 4, seen_RV=seen[here], inside_R=inside[here])
-        assert torch.equal(alone.token_R, together.token_R[here])
 
 
 @given(

@@ -212,16 +212,6 @@ def test_entropies_are_the_padded_ones_and_those_of_the_softmax(kind: str, tempe
     assert plain.entropy_N is None and torch.allclose(plain.logps_N, tree.logps_N, atol=1e-6)
 
 
-def test_equal_rows_get_equal_log_probs_and_a_gradient_each() -> None:
-    model, row = model_of("llama"), HARD[0]
-    _, once = passed(over_tree, model, [row])
-    found = over_tree(model, [row] * 3)
-    assert torch.equal(found.logps_N[:3], found.logps_N[3:6]) and found.row_N.tolist() == [0] * 3 + [1] * 3 + [2] * 3
-    weights_N = 1 + 0.5 * torch.cos(torch.arange(3).float())
-    (found.logps_N * weights_N.repeat(3)).sum().div(3).backward()
-    assert furthest(gradients(model), {name: 3 * grad for name, grad in once.items()}) < 1e-5
-
-
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj", "down_proj"], ["q_proj", "lm_head"]])
 def test_adapters_get_the_padded_gradients(targets: list[str]) -> None:
     """An adapter on the head runs within the tiles. With it off, the log-probs are those of the base model."""
@@ -241,7 +231,7 @@ def test_adapters_get_the_padded_gradients(targets: list[str]) -> None:
     assert torch.equal(without, before) and float((over_tree(model, HARD).logps_N - without).detach().abs().max()) > 0.1
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "llama", "gemma"])
+@pytest.mark.parametrize("kind", ["qwen2", "gemma"])
 def test_bfloat16_agrees_as_far_as_it_goes(kind: str) -> None:
     """Log-probs within 0.1 of the padded ones, and no further from float32 than twice what padded bfloat16 is."""
     rows, narrow = [*HARD, *long_rows()], fresh(kind).to(torch.bfloat16)

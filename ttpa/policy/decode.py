@@ -30,14 +30,12 @@ from ttpa.policy.policy import Policy
 from ttpa.policy.tree import TokenRow, bucket_by_tokens
 from ttpa.prompts import CallWatch
 
-PREFILL_TOKENS = 8_192
-"""Padded prompt tokens of one forward."""
+PREFILL_TOKENS = 8_192  # padded prompt tokens of one forward
 COMPACT_BELOW = 0.75
 """Share of rows still needed below which the others leave the batch; moving the cache costs about a step."""
 ATTENTION = "ttpa_decode"
 
-Beginning = tuple[Ids, Ids]
-"""Prompt and prefix."""
+Beginning = tuple[Ids, Ids]  # prompt and prefix
 
 
 @dataclass(kw_only=True)
@@ -154,13 +152,10 @@ class Beginnings:
 
     def apart(self) -> list[Beginnings]:
         """Each by itself, without its padding; copies, so that none holds the others in memory."""
+        parts = zip(self.length_C.tolist(), self.length_C.split(1), self.logits_CV.split(1), strict=True)
         return [
-            Beginnings(
-                [x[c : c + 1, :, :size].clone() for x in self.cache],
-                self.length_C[c : c + 1],
-                self.logits_CV[c : c + 1].clone(),
-            )
-            for c, size in enumerate(self.length_C.tolist())
+            Beginnings([x[c : c + 1, :, :size].clone() for x in self.cache], length, logits.clone())
+            for c, (size, length, logits) in enumerate(parts)
         ]
 
     @classmethod
@@ -175,9 +170,7 @@ class Beginnings:
         )
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Attention of the new tokens, (C, H, L, D), to what stands before them. Padding is behind all real tokens, so
-        none of these sees it.
-        """
+        """Attention of the new tokens, (C, H, L, D), to what stands before them; padding stands behind."""
         places, at, mask = self.place_CL, 2 * layer, None
         if at == len(self.cache):  # the first tokens of all
             self.cache += [key, value]
@@ -203,14 +196,12 @@ class Rows:
     closed: Tensor | None = field(init=False)
 
     def __post_init__(self) -> None:
-        places = torch.arange(self.before.cache[0].shape[2], device=self.before.length_C.device)
-        closed_CS = places >= self.before.length_C[:, None]
+        length_C = self.before.length_C
+        closed_CS = torch.arange(self.before.cache[0].shape[2], device=length_C.device) >= length_C[:, None]
         self.closed = closed_CS[:, None, None] if bool(closed_CS.any()) else None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Attention of one new token a row, (R, H, 1, D), under one softmax over beginning and own tokens. One matrix
-        product for each beginning, not for each row, reads the beginning's keys.
-        """
+        """Attention of one new token a row, (R, H, 1, D). The keys of a beginning are read once, not for each row."""
         R, H, _, D = query.shape
         J, M = key.shape[1], self.per_beginning
         C, G, at = R // M, H // J, 2 * layer
@@ -255,7 +246,6 @@ def _run(model: Any, state: Beginnings | Rows, ids: Tensor, places: Tensor) -> T
 def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None = None, **_: Any
 ) -> tuple[Tensor, None]:
-    """transformers' signature: heads before tokens in the arguments, behind them in the result."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = _STATE.get().attend(module.layer_idx, query, key, value, scale)
     return out.transpose(1, 2).contiguous(), None
@@ -355,9 +345,7 @@ class _Decoding:
             model.generation_config = own
 
     def _draw(self, logits_RV: Tensor, slots: Sequence[Slot], step: int) -> Tensor:
-        """Draws a token for each slot and writes it to its answer; a slot that fills up a batch stands several times
-        and is written once.
-        """
+        """Draws a token for each slot and writes it to its answer, once if the slot stands several times."""
         device = logits_RV.device
         inside_R, seen_RV = None, None
         if self.slots[0].watch is not None:

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from ttpa.policy.engine import Sampling, TokenRule
 
-ROUNDING = 1e-6
-"""Probabilities computed in float32 differ from the true ones by less."""
+ROUNDING = 1e-6  # probabilities computed in float32 differ from the true ones by less
 _ODD = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
 """Odd 64-bit constants: the golden ratio's and the two of the splitmix64 finaliser (Steele et al. 2014), as signed."""
 
@@ -42,8 +41,8 @@ def draw(
     inside_R: Tensor | None = None,
     seen_RV: Tensor | None = None,
 ) -> Drawn:
-    """One token a row, for float32 logits and the answers' random keys (`key_of`). `inside_R` says which rows are inside
-    a call, for a rule; `seen_RV` which tokens prompt and answer hold, for a repetition penalty.
+    """One token a row, for float32 logits and the answers' keys (`key_of`). `inside_R` says which rows are inside a
+    call, for a rule; `seen_RV` which tokens prompt and answer hold, for a penalty.
     """
     logps_RV = torch.log_softmax(logits_RV, -1)
     options = None

@@ -16,11 +16,8 @@ if TYPE_CHECKING:
 
 @option
 class HFOptions:
-    """Decodes with a transformers model in this process.
-
-    Args:
-        rows: Answers decoded side by side; memory grows with it.
-        kept_tokens: Prompt tokens whose keys and values are kept for the next call of a search.
+    """Decodes with a transformers model in this process, `rows` answers side by side. Of `kept_tokens` prompt tokens,
+    keys and values are kept for the next call of a search.
     """
 
     name: ClassVar[str] = "HFEngine"
@@ -35,12 +32,9 @@ class HFOptions:
 
 @option
 class VLLMOptions:
-    """Answers with vLLM in this process.
+    """Answers with vLLM in this process; it decides how many of the `rows` asked for at once are decoded together.
 
     Args:
-        rows: Answers that are asked for at once; vLLM decides how many it decodes together.
-        gpu_memory_utilization: Share of each GPU's memory that vLLM may take.
-        tensor_parallel_size: GPUs that the model is split over.
         max_model_len: Longest prompt plus answer, in tokens; an answer ends there. None: `model.max_tokens`.
         rules: Whether `sampling.rule` may be used; that needs vLLM's first model runner and synchronous scheduling.
     """

@@ -33,17 +33,15 @@ CALL_COST = 10_000
 """What one more attention call costs, in query-key pairs; subtrees that cost less share a masked call."""
 BY_TOKEN = ("mlp", "self_attn.q_proj", "self_attn.o_proj")
 """Parts of a layer that map each token by itself, by the names most architectures give them."""
-MOST_READ = 0.7
-"""Share of the nodes above which the last layer is computed whole."""
-WORTH = 0.9
-"""Share of the padded tokens below which a tree is used."""
+MOST_READ = 0.7  # share of the nodes above which the last layer is computed whole
+WORTH = 0.9  # share of the padded tokens below which a tree is used
 
 Forward = Callable[..., TokenLogps]
 """(model, rows, *, pad_id, with_prompt, temperature, entropy) -> TokenLogps: `token_logps` or `tree_token_logps`."""
 
 
 def choose_forward(model: Any, wanted: str) -> Forward:
-    """`tree_token_logps`, or `token_logps` where "padded" is wanted or the model leaves no choice (a warning)."""
+    """`tree_token_logps`, or `token_logps` where "padded" is wanted or, with a warning, the model leaves no choice."""
     if wanted == "tree":
         problem = tree_problem(model)
         if problem is None:
@@ -79,9 +77,7 @@ def tree_problem(model: Any) -> str | None:
 def answer_sums(
     forward: Forward, model: torch.nn.Module, groups: Sequence[Sequence[TokenRow]], *, pad_id: int, budget: int
 ) -> list[list[float]]:
-    """Summed answer log-prob of each row, in evaluation mode. The rows of a group stay in one batch; groups of similar
-    length share batches of `budget` tokens.
-    """
+    """Summed answer log-prob of each row, in evaluation mode. A group stays in one batch of at most `budget` tokens."""
     sums: list[list[float]] = [[] for _ in groups]
     for batch in bucket_by_tokens(range(len(groups)), [sum(map(len, group)) for group in groups], budget):
         with evaluating(model):
@@ -138,10 +134,8 @@ def tree_token_logps(
 
 
 class Block(NamedTuple):
-    """One attention call: nodes [start, stop) look at `keys` (their common ancestors, if any) and at themselves.
-
-    `mask` (stop - start, stop - start) says who sees whom inside; None means causal. The first `skip` nodes are keys
-    only: nobody reads what they would look at.
+    """One attention call: nodes [start, stop) look at `keys` (their common ancestors, if any) and at themselves. `mask`
+    says who sees whom inside; None means causal. The first `skip` nodes are keys only: nobody reads their results.
     """
 
     start: int
@@ -230,9 +224,7 @@ def _thin_last_layer(layout: Layout) -> list[Any]:
 
     modules = {} if layout.last_layer is None else dict(layout.last_layer.named_modules())
     parts = [modules[name] for name in BY_TOKEN if name in modules]
-    return [
-        hook for part in parts for hook in (part.register_forward_pre_hook(pick), part.register_forward_hook(spread))
-    ]
+    return [*(x.register_forward_pre_hook(pick) for x in parts), *(x.register_forward_hook(spread) for x in parts)]
 
 
 def flex_mask(tree: TokenTree, device: torch.device) -> Any:
@@ -263,7 +255,7 @@ def plan_blocks(tree: TokenTree) -> list[Block]:
     blocks: list[Block] = []
 
     def visit(first: int, last: int, above: Ints) -> None:
-        """Nodes [first, last) are whole subtrees that hang on the path `above`."""
+        # Nodes [first, last) are whole subtrees that hang on the path `above`.
         size, at = last - first, first
         by_runs = costs[np.searchsorted(starts, last)] - costs[np.searchsorted(starts, first)]
         if stop_of[first] != last and size * (len(above) + size) <= by_runs:
@@ -296,13 +288,7 @@ def _lower_right(queries: int, keys: int) -> Tensor:
 
 
 def tree_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **kwargs: Any,
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None = None, **_: Any
 ) -> tuple[Tensor, None]:
     """Attention of one packed row, (1, H, T, D) to (1, T, H, D); the signature is transformers'."""
     layout = _LAYOUT.get()

@@ -19,8 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ttpa.policy.tree import TokenRow
 
-TILE_ELEMENTS = 1 << 22
-"""Logits held at a time: 16 MiB in float32."""
+TILE_ELEMENTS = 1 << 22  # logits held at a time: 16 MiB in float32
 
 SCALINGS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "final_logit_softcapping")
 """Configuration keys of what an architecture does to its logits: times, divided by, times, soft cap."""
@@ -133,8 +132,7 @@ def target_logps(
 ) -> tuple[Tensor, Tensor | None]:
     """Float32 log-probs (M,) of target tokens; if asked for, the entropies (N,) of all positions, without a gradient.
 
-    Target m is predicted from the last hidden state `hidden_NH[position_M[m]]`, at logits divided by the temperature.
-    Positions ascend; targets that share one (the branches behind a node) share its logits.
+    Target m is predicted from `hidden_NH[position_M[m]]`. Positions ascend; targets that share one share its logits.
     """
     _, head, config = decoder_and_head(model)
     scaled = any(getattr(config, name, None) for name in SCALINGS)
@@ -160,10 +158,8 @@ def target_logps(
 
 @dataclass(frozen=True, slots=True)
 class TokenLogps:
-    """Natural-log probabilities of selected tokens, flat over rows, and which tokens these are.
-
-    `computed` counts the tokens that the model was run on: padding included, shared ones once. `entropy_N` holds the
-    entropies, in nats, of the distributions that the tokens were drawn from, without a gradient.
+    """Natural-log probabilities of selected tokens, flat over rows, and which tokens these are. `computed` counts the
+    tokens that the model was run on; `entropy_N`, in nats, has no gradient.
     """
 
     logps_N: Tensor
@@ -197,10 +193,8 @@ def token_logps(
     temperature: float = 1.0,
     entropy: bool = False,
 ) -> TokenLogps:
-    """Log-probs of every answer token given what stands before it, in one forward of a padded batch.
-
-    Rows are padded on the right, where a causal model never sees it. Tokens come in row order, then position order;
-    `with_prompt` also selects the prompt tokens (all but the first), `temperature` divides the logits.
+    """Log-probs of every answer token given what stands before it, in row order, then position order, in one forward of
+    a batch that is padded on the right. `with_prompt` also selects the prompt tokens (all but the first).
     """
     device = next(model.parameters()).device
     ids_BT = torch.full((len(rows), max(map(len, rows))), pad_id)

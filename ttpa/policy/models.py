@@ -19,13 +19,8 @@ MaxTokens = Annotated[int, Field(ge=16)]
 
 @option
 class Lora:
-    """Low-rank adapters (2106.09685).
-
-    Args:
-        r: Rank.
-        alpha: The update is scaled by alpha / r.
-        target_modules: Names of modules, or "all-linear".
-        dora: Weight-decomposed adapters (2402.09353).
+    """Low-rank adapters (2106.09685) of rank `r`, scaled by alpha / r, on modules by name or on "all-linear"; `dora`
+    makes them weight-decomposed (2402.09353).
     """
 
     r: Count
@@ -42,7 +37,7 @@ class TinyModel:
         hidden, layers, heads, feed_forward: Sizes; the head dimension is hidden / heads and must be even.
         vocab: Tokens of the tokenizer, 256 bytes and the special tokens included.
         max_tokens: Longest prompt plus answer.
-        dtype, syntax, template: Number format, how calls are written, how prompts are written.
+        dtype, syntax, template: Number format, and how calls and prompts are written.
     """
 
     lora: ClassVar[None] = None
@@ -64,7 +59,7 @@ class TinyModel:
             raise ConfigError.at("heads", self.heads, problem, "For example hidden 128 with heads 8")
 
     def identity(self) -> dict[str, Any]:
-        """See `HFModel.identity`: nothing."""
+        """What a fingerprint needs to know beyond the options."""
         return {}
 
     def to_json(self) -> dict[str, Any]:
@@ -102,11 +97,9 @@ class HFModel:
     def identity(self) -> dict[str, Any]:
         """What a fingerprint needs to know beyond the options: the files of a local folder, their sizes and ages."""
         folder = Path(self.name)
-        if not folder.is_dir():
-            return {}
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
         stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in files]
-        return {"files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]}
+        return {"files": [[name, s.st_size, s.st_mtime_ns] for name, s in stats]} if folder.is_dir() else {}
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "hf", **asdict(self)}

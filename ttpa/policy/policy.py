@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -25,11 +25,8 @@ from ttpa.calls.syntaxes import get_syntax
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps, write_text
 from ttpa.policy.logprobs import head_agrees
-from ttpa.policy.models import HFModel, Lora, TinyModel, model_from_json
+from ttpa.policy.models import HFModel, TinyModel, model_from_json
 from ttpa.prompts import COMPACT_TOKENS, Renderer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 transformers_logging.disable_progress_bar()
 # Notices to the library's own developers, repeated at every load.
@@ -62,24 +59,11 @@ class Policy:
             self.weights = self.weights()
         return self.weights
 
-    @model.setter
-    def model(self, model: PreTrainedModel) -> None:
-        self.weights = model
-
-    @property
-    def max_tokens(self) -> int:
-        """Longest prompt plus answer."""
-        return self.spec.max_tokens
-
-    @property
-    def lora(self) -> Lora | None:
-        """Options of the adapter; None where all weights are trained."""
-        return self.spec.lora
-
     def start_training(self, seed: int) -> None:
         """Makes the trained weights trainable: all, or the adapter, which `seed` draws if there is none yet."""
         self.model.train()
-        if self.lora is None:
+        lora = self.spec.lora
+        if lora is None:
             self.model.requires_grad_(True)
             return
         from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
@@ -89,23 +73,22 @@ class Policy:
             prepare_model_for_kbit_training(self.model if fresh else self.model.get_base_model())
         if fresh:
             torch.manual_seed(seed)
-            lora = self.lora
             names = {"lora_alpha": lora.alpha, "target_modules": lora.target_modules, "use_dora": lora.dora}
-            self.model = get_peft_model(self.model, LoraConfig(task_type="CAUSAL_LM", r=lora.r, **names))
+            self.weights = get_peft_model(self.model, LoraConfig(task_type="CAUSAL_LM", r=lora.r, **names))
         for name, weight in self.model.named_parameters():
             weight.requires_grad_("lora_" in name)
 
     def save(self, folder: Path) -> None:
         """Writes the policy into a folder, which is made if missing."""
         folder.mkdir(parents=True, exist_ok=True)
-        if self.lora is None:
+        if self.spec.lora is None:
             self.model.save_pretrained(folder / "model")
         elif isinstance(self.weights, torch.nn.Module) and hasattr(self.weights, "peft_config"):
             self.weights.save_pretrained(folder / "adapter")
         elif self.folder is not None and (self.folder / "adapter").is_dir():  # as it was loaded
             shutil.copytree(self.folder / "adapter", folder / "adapter", dirs_exist_ok=True)
         self.tokenizer.save_pretrained(folder / "tokenizer")
-        write_text(folder / "policy.json", dumps({"spec": self.spec.to_json(), "full": self.lora is None}))
+        write_text(folder / "policy.json", dumps({"spec": self.spec.to_json(), "full": self.spec.lora is None}))
 
 
 def snapshot(model: torch.nn.Module) -> Callable[[], AbstractContextManager[None]]:
@@ -136,8 +119,8 @@ def create_policy(spec: TinyModel | HFModel, texts: Iterable[str], seed: int) ->
 
 
 def load_policy(folder: Path, *, merged: bool = False) -> Policy:
-    """The policy that `Policy.save` wrote. `merged` adds the adapter to the weights, which decodes faster, for a policy
-    that is not trained on; on a quantised base, where adding would round it off, the adapter stays beside the weights.
+    """The policy that `Policy.save` wrote. `merged` adds the adapter to the weights, for a policy that is not trained;
+    on a quantised base, where adding would round it off, it stays beside them.
 
     Raises:
         DataError: the folder holds no policy.
@@ -157,7 +140,6 @@ def load_policy(folder: Path, *, merged: bool = False) -> Policy:
 
 
 def _pretrained(spec: Any, folder: Path | None = None, merged: bool = False) -> Policy:
-    """The policy of a pretrained model, with the adapter of a policy folder if there is one."""
     with _known(spec):
         tokenizer = AutoTokenizer.from_pretrained(spec.name, revision=spec.revision)
     return Policy(spec=spec, weights=partial(_weights, spec, folder, merged), tokenizer=tokenizer, folder=folder)
@@ -200,6 +182,7 @@ def _tiny(spec: TinyModel, texts: Iterable[str], seed: int) -> Policy:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     tokenizer = train_tokenizer(texts, spec.vocab)
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=spec.hidden,
@@ -209,12 +192,9 @@ def _tiny(spec: TinyModel, texts: Iterable[str], seed: int) -> Policy:
         intermediate_size=spec.feed_forward,
         max_position_embeddings=spec.max_tokens,
         tie_word_embeddings=True,
-        use_sliding_window=False,
         attn_implementation="sdpa",
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
         dtype=spec.dtype,
+        **special,
     )
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(config)
@@ -227,7 +207,7 @@ def _tiny(spec: TinyModel, texts: Iterable[str], seed: int) -> Policy:
     return Policy(spec=spec, weights=model.to(getattr(torch, spec.dtype)), tokenizer=tokenizer)
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
     """A byte-level BPE of `vocab_size` tokens, special ones and bytes included. Special tokens in a text stay text."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

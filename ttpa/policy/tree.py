@@ -52,9 +52,8 @@ class TokenTree:
 
     @classmethod
     def build(cls, sequences: Sequence[Sequence[int]]) -> TokenTree:
-        """Merges sequences by their shared prefixes. Empty sequences and duplicates are allowed.
-
-        In lexicographic order, each adds the tokens behind the prefix that it shares with the one before, in preorder.
+        """Merges sequences by their shared prefixes: in lexicographic order, each adds, in preorder, the tokens behind
+        the prefix that it shares with the one before. Empty sequences and duplicates are allowed.
         """
         arrays = [np.asarray(sequence, dtype=np.int64).reshape(-1) for sequence in sequences]
         order = sorted(range(len(arrays)), key=lambda k: arrays[k].tolist())
@@ -88,12 +87,11 @@ def pack(sizes: Sequence[int], budget: int) -> list[list[int]]:
     room: list[int] = []
     for k in sorted(range(len(sizes)), key=lambda k: (-sizes[k], k)):
         fitting = [(left, b) for b, left in enumerate(room) if left >= sizes[k]]
-        if fitting:
-            _, best = min(fitting)
-        else:
-            best = len(batches)
+        if not fitting:
+            fitting = [(budget, len(room))]
             batches.append([])
             room.append(budget)
+        best = min(fitting)[1]
         batches[best].append(k)
         room[best] -= sizes[k]
     return batches

@@ -8,7 +8,6 @@ prefix cache computes their prompt once. Log-probs are the model's own (`raw_log
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -17,31 +16,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttpa.errors import ConfigError, DataError
+from ttpa.errors import ConfigError
 from ttpa.policy.engine import Branch, Generated, Ids, Sampling, TokenRule, key_of
-from ttpa.policy.models import HFModel
+from ttpa.policy.models import TinyModel
 from ttpa.prompts import CallWatch
 
 if TYPE_CHECKING:
     from ttpa.policy.policy import Policy
 
-VERSIONS = ((0, 24), (0, 33))
-"""The first release supported, and the first that is not."""
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes as `max_lora_rank`."""
-MAX_LOGPROBS = 128
-"""Log-probs of one position that a request may ask for."""
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as `max_lora_rank`
+MAX_LOGPROBS = 128  # log-probs of one position that a request may ask for
 RULE_PROCESSOR = "ttpa.policy.vllm_rule:RuleProcessor"
 
 
 @dataclass(kw_only=True)
 class VLLMEngine:
-    """Answers prompts with vLLM; see `ttpa.policy.engines.VLLMOptions` for the options. Of the policy it never looks at
-    the weights: it serves what is in `policy.folder` (None: the base model as it is).
-
-    Raises:
-        ConfigError: vllm is missing or of another version, or it cannot serve the policy.
-        DataError: the policy's folder holds no policy.
+    """Answers prompts with vLLM; see `ttpa.policy.engines.VLLMOptions` for the options. It serves what is in the folder
+    of the policy and never looks at its weights. A missing or unsupported vllm, or policy, is a `ConfigError`.
     """
 
     policy: Policy
@@ -55,7 +46,7 @@ class VLLMEngine:
 
     def __post_init__(self) -> None:
         self._vllm = _import_vllm(self.rules)
-        spec, lora = self.policy.spec, self.policy.lora
+        spec, lora = self.policy.spec, self.policy.spec.lora
         self._limit = self.max_model_len or spec.max_tokens
         source, adapter = _weights(self.policy)
         self._tokenizer = (source["tokenizer"], source.get("tokenizer_revision"))
@@ -95,21 +86,17 @@ class VLLMEngine:
             raise ConfigError.at("engine.rules", self.rules, problem, "Set engine.rules=true")
         starts = prefixes or [()] * len(prompts)
         asked = [(i, c) for i in range(len(prompts)) for c in range(n)]
-        outputs = self._ask(
-            [[*prompts[i], *starts[i]] for i, _ in asked],
-            [self._params(sampling, seeds[i], c, starts[i]) for i, c in asked],
-        )
+        params = [self._params(sampling, seeds[i], c, starts[i]) for i, c in asked]
+        outputs = self._ask([[*prompts[i], *starts[i]] for i, _ in asked], params)
         answers = [self._answer(out, sampling.rule, starts[i]) for out, (i, _) in zip(outputs, asked, strict=True)]
         self.counts["generated"] += sum(len(answer.token_ids) for answer in answers)
         return [answers[i * n : i * n + n] for i in range(len(prompts))]
 
     def next_logps(self, prompts: Sequence[Ids], tokens: Ids) -> list[list[float]]:
-        """See `ttpa.policy.engine.Engine.next_logps`: under the full softmax, 128 different tokens at most.
-
-        These requests go by themselves: vLLM's first model runner mixes them up with others (vllm 51789).
-        """
+        """See `ttpa.policy.engine.Engine.next_logps`: under the full softmax, 128 different tokens at most."""
         named = list(dict.fromkeys(tokens))
-        # Greedy, so that nothing changes the logits. Both counts are given because older releases read only `logprobs`.
+        # Greedy, so that nothing changes the logits. Older releases read only `logprobs`. These requests go by
+        # themselves: vLLM's first model runner mixes them up with others (vllm 51789).
         params = self._vllm.SamplingParams(
             temperature=0.0, max_tokens=1, logprobs=len(named), logprob_token_ids=named, detokenize=False
         )
@@ -128,9 +115,8 @@ class VLLMEngine:
         from vllm.lora.request import LoRARequest
 
         self._adapters += 1
-        self._lora = LoRARequest(
-            lora_name=f"adapter-{self._adapters}", lora_int_id=self._adapters, lora_path=str(folder)
-        )
+        name = f"adapter-{self._adapters}"
+        self._lora = LoRARequest(lora_name=name, lora_int_id=self._adapters, lora_path=str(folder))
 
     def _params(self, sampling: Sampling, seed: str, candidate: int, prefix: Ids) -> Any:
         how: dict[str, Any] = {
@@ -199,11 +185,8 @@ def _import_vllm(rules: bool) -> Any:
         raise ConfigError(f"engine=vllm needs the package vllm ({error}): pip install 'ttpa[vllm]'.") from None
     found = re.match(r"(\d+)\.(\d+)", vllm.__version__)
     version = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not VERSIONS[0] <= version < VERSIONS[1]:
-        first, last = (".".join(map(str, version)) for version in VERSIONS)
-        raise ConfigError(
-            f"engine=vllm: vllm is {vllm.__version__}, supported is >={first},<{last}. pip install 'ttpa[vllm]'."
-        )
+    if not (0, 24) <= version < (0, 33):
+        raise ConfigError(f"engine=vllm: vllm {vllm.__version__} is not >=0.24,<0.33. Run pip install 'ttpa[vllm]'.")
     if rules and (set_to := os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")) != "0":
         problem = "token rules need vLLM's first model runner"
         remedy = "Unset the variable, or set engine.rules=false where no sampler=tps is used"
@@ -211,19 +194,15 @@ def _import_vllm(rules: bool) -> Any:
     return vllm
 
 
-def _weights(policy: Policy) -> tuple[dict[str, str], Path | None]:
+def _weights(policy: Policy) -> tuple[dict[str, str | None], Path | None]:
     """Where vLLM finds model and tokenizer, and the adapter."""
     spec, folder = policy.spec, policy.folder
-    if folder is not None:
-        try:
-            full = json.loads((folder / "policy.json").read_text(encoding="utf-8"))["full"]
-        except OSError as error:
-            raise DataError(f"{folder}: no policy.json ({error}). Give the folder of a trained stage.") from None
-        if full:
-            return {"model": str(folder / "model"), "tokenizer": str(folder / "tokenizer")}, None
-    if not isinstance(spec, HFModel):
+    if folder is not None and spec.lora is None:
+        return {"model": str(folder / "model"), "tokenizer": str(folder / "tokenizer")}, None
+    if isinstance(spec, TinyModel):
         raise ConfigError("engine=vllm: the small model is not saved yet, and vLLM loads files. Use engine=hf.")
-    source = {"model": spec.name, "tokenizer": spec.name if folder is None else str(folder / "tokenizer")}
-    if spec.revision is not None:
-        source |= {"revision": spec.revision} | ({"tokenizer_revision": spec.revision} if folder is None else {})
-    return source, folder / "adapter" if folder is not None and (folder / "adapter").is_dir() else None
+    source = {"model": spec.name, "revision": spec.revision}
+    if folder is None:
+        return {**source, "tokenizer": spec.name, "tokenizer_revision": spec.revision}, None
+    adapter = folder / "adapter"
+    return {**source, "tokenizer": str(folder / "tokenizer")}, adapter if adapter.is_dir() else None

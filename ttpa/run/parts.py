@@ -186,12 +186,14 @@ def fitting(
     rows = [
         TokenRow(p, a) for p, a in zip(policy.renderer.prompts(samples), policy.renderer.answers(samples), strict=True)
     ]
-    fits = [len(row.prompt) + (len(row.answer) if reserve is None else reserve) <= policy.max_tokens for row in rows]
+    fits = [
+        len(row.prompt) + (len(row.answer) if reserve is None else reserve) <= policy.spec.max_tokens for row in rows
+    ]
     kept = [sample for sample, fit in zip(samples, fits, strict=True) if fit]
     if not kept:
         shortest = min((len(row.prompt) for row in rows), default=0)
         raise DataError(
-            f"{where}: none of {len(samples)} samples fits model.max_tokens={policy.max_tokens} (shortest prompt: "
+            f"{where}: none of {len(samples)} samples fits model.max_tokens={policy.spec.max_tokens} (shortest prompt: "
             f"{shortest} tokens). Raise model.max_tokens."
         )
     return kept, [row for row, fit in zip(rows, fits, strict=True) if fit], len(samples) - len(kept)

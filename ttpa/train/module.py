@@ -329,7 +329,7 @@ def environment_plugins() -> list[SLURMEnvironment]:
 def fit(module: PolicyModule, data: StepData, workdir: Path, **options: Any) -> dict[str, Any]:
     """Trains as `train` does, from the last resume point if there is one, and saves the policy."""
     metrics = train(module, data, workdir, **options)
-    module.policy.model = module.model
+    module.policy.weights = module.model
     module.policy.save(workdir / "policy")
     (workdir / "last.ckpt").unlink(missing_ok=True)
     return metrics

@@ -250,7 +250,7 @@ class _Judge:
         """
         while going := [(one, sample) for one in dialogues if (sample := one.sample()) is not None]:
             prompts = self.policy.renderer.prompts([sample for _, sample in going])
-            room = self.policy.max_tokens - self.evaluation.max_new_tokens
+            room = self.policy.spec.max_tokens - self.evaluation.max_new_tokens
             asked = [(sample, ids) for (_, sample), ids in zip(going, prompts, strict=True) if len(ids) <= room]
             answers = iter(self._answer([sample for sample, _ in asked], [ids for _, ids in asked]))
             for (dialogue, sample), ids in zip(going, prompts, strict=True):
