@@ -213,12 +213,6 @@ def test_seed_and_round_change_what_is_drawn(world: World, explored: Callable[[s
     assert len(texts) == 3
 
 
-def test_two_samples_with_one_prompt_draw_for_themselves(explored: Callable[[str], Explored]) -> None:
-    by_id = {row["id"]: [c["text"] for c in row["candidates"]] for row in explored("group, verified").rows()}
-    assert by_id["toy-1"] != by_id["again-toy-1"]
-    assert len({row["seed"] for row in explored("group, verified").rows()}) == len(by_id)
-
-
 # --- what is written ---------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from tests.options import made
 from ttpa.errors import ConfigError
 from ttpa.explore.mcts import MCTS
 from ttpa.explore.sampler import Drawn, Task
-from ttpa.explore.search_tree import SearchNode, Selection, overlap, self_evaluation, shaped_reward, text_cuts
+from ttpa.explore.search_tree import SearchNode, Selection, self_evaluation, shaped_reward, text_cuts
 from ttpa.policy.engine import Generated, Ids
 
 PRESETS = ("mcts", "mcts_as_released")
@@ -223,18 +223,6 @@ def test_scores_on_paper(rule: Selection, scores: list[float]) -> None:
     assert [rule.score(child) for child in root.children] == pytest.approx(scores, abs=2e-6)
 
 
-def test_the_released_formula_takes_no_logarithm_of_nothing() -> None:
-    root = grown(("", 1.0, 0, 0.0), ("0", 0.5, 0, -0.6))
-    assert selection("released").score(root.children[0]) == -0.6
-
-
-def test_ties_go_to_the_first_child_also_when_rounding_says_otherwise() -> None:
-    """0.1 + 0.2 is a little more than 0.3 in floating point."""
-    root = grown(("", 1.0, 3, 1.0), ("0", 0.5, 1, 0.3), ("1", 0.5, 1, 0.1 + 0.2))
-    for rule in (selection(c=0.0), selection("released", c=0.0)):
-        assert rule.leaf(root) is rule.best(root.children) is rule.worst(root.children) is root.children[0]
-
-
 def test_virtual_loss_sends_a_wave_to_other_leaves_and_then_is_gone() -> None:
     """c = 1. Two branches, N = 6: 0.0 and 0.1 in the first (Q 0.8, n 4), 1 alone (Q 0.7, n 2); all priors 0.1.
 
@@ -358,20 +346,6 @@ def test_an_exact_answer_and_an_unchanged_best_child_end_the_search() -> None:
     assert settling(1.0, settle=None) == settling(0.999, settle=1) == 7
 
 
-def test_a_tree_of_ends_alone_is_finished_and_the_others_go_on() -> None:
-    """Depth 1: whole answers, one round. A tree without cuts is finished too, while its neighbour is not."""
-    engine = language()
-    found = preset(depth=1, settle=None, max_new_tokens=12).explore(engine, three_tasks(), "s")
-    assert len(engine.calls) == 1 and {drawn.counts["rounds"] for drawn in found} == {1}
-    assert all(row["terminal"] for drawn in found for row in drawn.tree[1:])
-
-    engine = language()
-    whole = task(name="w", prompt="w", cuts=lambda ids: [])
-    found = preset(settle=None, max_new_tokens=12).explore(engine, [whole, *three_tasks()[:1]], "s")
-    assert [drawn.counts["rounds"] for drawn in found] == [1, 5]
-    assert [call.prompts for call in engine.calls] == [["w", "x"], ["x"], ["x"], ["x"], ["x"]]
-
-
 # ---- spans and pairs ------------------------------------------------------------------------------------------------
 
 
@@ -428,17 +402,6 @@ def test_a_span_that_begins_another_gets_the_token_that_differs() -> None:
 
     assert found(1.0, 0.2) == [("abx$", "abb$", 3, 4)]
     assert found(0.2, 1.0) == [("abb$", "abx$", 4, 3)]
-
-
-def test_an_answer_is_no_pair_of_itself() -> None:
-    """Of "a" and "abx", "a" leads to abx as well. Sums: a 0.4 + 0.5 + 0.5, abx 0.5."""
-    script = {("?", ""): ["acx$", "abx$"], ("?", "a"): ["bx$", "bx$"]}
-    one = task({"acx": 0.4, "abx": 0.5}, cuts=lambda ids: [1] if decode(ids) == "acx" else [])
-    sampler = preset(width=2, rounds=2, values="sum")
-    (drawn,) = sampler.explore(ScriptedEngine(script=script, chances={"a": 0.9, "b": 0.01, "x": 0.01}), [one], "s")
-    found = [(row["text"], row["value"], row["answers"]) for row in drawn.tree[1:]]
-    assert found == [("a", 1.4, [0, 1]), ("bx", 1.0, [1]), ("abx", 0.5, [1])]
-    assert drawn.siblings == []
 
 
 # ---- fragments of text ----------------------------------------------------------------------------------------------
@@ -587,60 +550,4 @@ def test_no_request_repeats_and_every_completion_is_an_answer_that_the_policy_wr
             assert answer.finish == "stop" or len(answer.token_ids) == 12
 
 
-@pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("answer", ["$", " $", ""])
-def test_empty_text_is_no_division_by_zero(name: str, answer: str) -> None:
-    """In the release one span without a word loses all pairs of its tree."""
-    assert overlap("", "a b") == overlap("a", "") == overlap(" ", "a") == 0.0
-    assert shaped_reward("", TARGET) == pytest.approx(-0.6)
-    script = {("?", ""): [answer, "a(b=c$"]}
-    engine = ScriptedEngine(script=script, verdicts=lambda prompt: [float(prompt == "?!a(b=c"), 0, 0, 1e-6])
-    one = task(lambda said: float(said == "a(b=c"), target=TARGET)
-    (drawn,) = preset(name, width=2, rounds=1, min_chosen=-1.0).explore(engine, [one], "s")
-    ((chosen, rejected, chosen_end, rejected_end),) = pairs(drawn)
-    assert (chosen, rejected) == ("a(b=c$", answer)
-    assert chosen_end <= len(chosen) and rejected_end <= len(answer)
-
-
-def test_overlap_limit_removing_fine_grained_pairs_mcts_keeps_them() -> None:
-    """22 words that differ in one: 21 / 22 = 0.9545 are shared, over 0.95. With 20, 19 / 20 = 0.95 is not over it."""
-
-    def found(name: str, words: int, **changes: Any) -> int:
-        right = " ".join(f"k{at}=1" for at in range(words))
-        wrong = right.removesuffix("1") + "2"
-        script = {("?", ""): [f"{right}$", f"{wrong}$"]}
-        sampler = preset(name, width=2, depth=1, max_new_tokens=999, value="target", **changes)
-        one = task({right: 1.0, wrong: 0.0}, target=right)
-        return len(sampler.explore(ScriptedEngine(script=script), [one], "s")[0].siblings)
-
-    assert [found("mcts", words) for words in (20, 22)] == [1, 1]
-    assert [found("mcts_as_released", words) for words in (20, 22)] == [1, 0]
-    assert found("mcts_as_released", 22, overlap_limit=None) == found("mcts", 20, overlap_limit=0.95) == 1
-    assert found("mcts", 22, overlap_limit=0.95) == 0
-
-
 # ---- options --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("width", 1),
-        ("depth", 0),
-        ("leaves", 0),
-        ("c", math.inf),
-        ("temperature", 0.0),
-        ("repetition_penalty", math.inf),
-        ("selection", "ucb"),
-        ("values", "max"),
-        ("value", "judge"),
-        ("cut", "words"),
-        ("settle", 0),
-        ("min_gap", -0.1),
-        ("min_chosen", math.nan),
-        ("overlap_limit", 1.1),
-    ],
-)
-def test_a_value_out_of_range_names_its_key_and_value(key: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=rf"^{key}='?{value}'?: "):
-        preset(**{key: value})

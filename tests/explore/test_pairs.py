@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.options import made
-from ttpa.errors import ConfigError
 from ttpa.explore.pairs import PairRule, make_pairs, pair_siblings, with_parting
 from ttpa.explore.sampler import SiblingPair
 from ttpa.records import Candidate, Pair, Sample, Score, ToolCall
@@ -58,11 +57,6 @@ def test_above_the_gate_the_last_best_candidate_beats_the_worse() -> None:
     assert pairs[0].provenance["chosen"] == "candidate"
     assert pairs[0].provenance["rule"]["gold_below"] == 0.8
     assert Pair.from_json(json.loads(json.dumps(pairs[0].to_json()))) == pairs[0]
-
-
-@pytest.mark.parametrize("scored", [[], [call(0, 0, 1.0, True)], [call(0, 1, 0.9), call(1, 2, 0.9)]])
-def test_nothing_when_a_side_is_empty(scored: list[tuple[Candidate, Score]]) -> None:
-    assert make_pairs(SAMPLE, scored, GOLD, RELEASED) == []
 
 
 def test_identical_answers_count_once() -> None:
@@ -124,23 +118,6 @@ def test_margin_and_thinning() -> None:
     drawn = [chosen(rejected="random", seed=seed) for seed in range(40)]
     assert {index for (index,) in drawn} == {0, 1, 2, 3}
     assert drawn == [chosen(rejected="random", seed=seed) for seed in range(40)]
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("gold_below", 1.5),
-        ("gold_below", float("nan")),
-        ("min_margin", -0.1),
-        ("require_exact_chosen", 1),
-        ("rejected", "some"),
-        ("between", "cousins"),
-        ("max_pairs_per_sample", 0),
-    ],
-)
-def test_bad_configuration(key: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=f"^{key}='?{value}'?: "):
-        rule(**{key: value})
 
 
 def released_rule(scored: list[tuple[Candidate, Score]]) -> list[tuple[int, int]]:
@@ -262,13 +239,6 @@ def test_siblings_that_say_the_same_or_whose_chosen_answer_cannot_win_give_no_pa
     assert of_tree(scored, (0, 2), (0, 3), (0, 5)) == [(0, 2), (0, 3), (0, 5)]
     text = replace(SAMPLE, target=(), target_text="hello")
     assert indices(pair_siblings(text, scored, [pair(3, 5), pair(3, 4), pair(2, 3)], SIBLINGS)) == [(3, 5)]
-
-
-def test_siblings_found_at_several_nodes_are_one_pair() -> None:
-    """The first, with what was known there; the other way round is another pair."""
-    scored = [call(0, 1, 0.5), call(1, 2, 0.5)]
-    pairs = pair_siblings(SAMPLE, scored, [pair(0, 1, search=1), pair(1, 0), pair(0, 1, search=2)], SIBLINGS)
-    assert indices(pairs) == [(0, 1), (1, 0)] and pairs[0].provenance["search"] == 1
 
 
 def test_what_else_applies_to_siblings() -> None:

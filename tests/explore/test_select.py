@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.options import made
-from ttpa.errors import ConfigError, DataError
+from ttpa.errors import DataError
 from ttpa.explore.select import SelectPerplexity
 from ttpa.records import Sample, ToolCall
 
@@ -73,12 +73,6 @@ def test_seven_hundredths_of_a_hundred_are_seven() -> None:
 def test_what_cannot_be_ranked_is_named(nlls: Any) -> None:
     with pytest.raises(DataError, match="^sample a: "):
         select().select(samples("a"), nlls)
-
-
-@pytest.mark.parametrize("share", [0, 1.01, math.nan, True, "0.1"])
-def test_bad_share(share: Any) -> None:
-    with pytest.raises(ConfigError, match="^keep_fraction="):
-        select(keep_fraction=share)
 
 
 @given(st.lists(st.floats(0, 50), min_size=1, max_size=40), st.floats(0.01, 1), st.booleans())

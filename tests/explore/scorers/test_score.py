@@ -292,24 +292,3 @@ TEXTS = st.one_of(
     st.lists(JSON, max_size=3).map(lambda rows: "\n".join(map(json.dumps, rows))),
     st.fixed_dictionaries({"name": st.just("f") | JSON, "parameters": JSON}).map(json.dumps),
 )
-
-
-@EVERY
-@given(text=TEXTS, wrapped=st.booleans(), step=st.sampled_from(STEPS))
-@settings(max_examples=40, deadline=None)
-def test_any_text(scorer: Scorer, text: str, wrapped: bool, step: int) -> None:
-    said = f"<think></think>\n<tool_call>\n{text}\n</tool_call>" if wrapped else text
-    for target in (sample(GOLD), sample(text="Done.")):
-        found = score(scorer, target, plain(said), step)
-        assert found.value <= best(scorer, target, step).value + 1e-9
-
-
-@EVERY
-def test_calls_that_came_from_elsewhere(scorer: Scorer) -> None:
-    """Records read from a file may hold arguments that are no object; the text need not agree with the calls."""
-    odd: list[Any] = ["{", "[1]", "no JSON", '{"city": "Rome", "days": 3}', [1], None, 1, math.nan, {"city": math.nan}]
-    for arguments in odd:
-        calls = (ToolCall(name="f", arguments=arguments),)
-        for text in ("", '[{"name": "f", "arguments": {}}]'):
-            for target in (sample(GOLD), sample(text="Done.")):
-                score_answer(scorer, target, Candidate(sample_id="s", index=0, text=text, calls=calls))

@@ -12,7 +12,6 @@ import pytest
 
 from tests.options import made as option
 from ttpa.calls.syntaxes import ParseError, get_syntax
-from ttpa.errors import ConfigError
 from ttpa.explore.scorers.toolrl import ToolRL
 from ttpa.records import Candidate, Sample, ToolCall
 
@@ -140,13 +139,6 @@ def test_calls_that_cannot_be_read_are_at_the_floor(body: str, similarity: Any) 
     score = toolrl(similarity=similarity)(sample(GOLD), answer(block(body)))
     assert (score.detail["correct"], score.exact) == (-3, False)
     assert not any(score.detail[key] for key in ("name", "param", "value", "call") if key in score.detail)
-
-
-def test_a_surrogate_on_its_own_is_a_wrong_value() -> None:
-    text = '{"name": "A", "parameters": {"x": 1, "y": "\\ud800"}}'
-    score = toolrl()(sample(GOLD), answer(block(text)))
-    assert score.value == 2.5
-    score.explanation.encode()
 
 
 @pytest.mark.parametrize(
@@ -296,22 +288,3 @@ def test_plain_format() -> None:
     assert of(sample(text="Done."), text[:-1]) == (0, 0)
     said = scorer(sample(GOLD), plain(f"Sure. {text}", "hermes")).explanation
     assert said == "the text is not calls alone; calls equal the target"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"format": "xml"}, "format=.xml.: should be .rlla. or .plain."),
-        ({"matching": None}, "matching=None"),
-        ({"similarity": "fine"}, "similarity=.fine."),
-        ({"correct_max": 2}, "correct_max=2: should be 3 or 1"),
-        ({"schedule": "cosine"}, "schedule=.cosine."),
-        ({"length": True}, "length=True"),
-        ({"value_equality": "bfcl"}, "value_equality=.bfcl."),
-        ({"syntax": "xml"}, "syntax=xml"),
-        ({"format": "plain", "length": "fixed"}, "length=fixed: .* Use scorer.length=none"),
-    ],
-)
-def test_bad_configuration(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        toolrl(**options)

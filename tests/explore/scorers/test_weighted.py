@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,6 @@ from hydra import compose, initialize_config_module
 
 from tests.options import made
 from ttpa.calls.syntaxes import get_syntax
-from ttpa.errors import ConfigError
 from ttpa.explore.scorers.score import Scorer
 from ttpa.explore.scorers.weighted import Weighted
 from ttpa.records import Candidate, Sample, Score, ToolCall
@@ -59,12 +57,6 @@ def test_sum_and_what_is_remembered() -> None:
     assert (score.exact, score.explanation) == (True, "0.5")
 
 
-def test_the_order_of_the_weights_does_not_matter() -> None:
-    parts = {"a": Fixed(0.5), "b": Fixed(1.0)}
-    one, two = (weighted(parts=parts, weights=dict(items)) for items in ([("a", 1), ("b", 2)], [("b", 2), ("a", 1)]))
-    assert one == two and one(SAMPLE, ANSWER) == two(SAMPLE, ANSWER)
-
-
 def test_bounds_are_those_of_the_parts() -> None:
     parts: dict[str, Scorer] = {"esm": ESM, "tool": TOOLRL, "step": Step()}
     assert weighted(parts, {"esm": 1, "tool": 1, "step": 1}).bounds == (-4, 15)
@@ -83,26 +75,6 @@ def test_the_step_reaches_the_parts_that_take_it() -> None:
         parts={"tool": made("scorer", "toolrl_as_released", syntax="any", schedule="linear")}, weights={"tool": 1}
     )
     assert [scheduled(SAMPLE, ANSWER, step=step).value for step in (0, 75, 150)] == [-4, -3.5, -4]
-
-
-@pytest.mark.parametrize(
-    ("parts", "weights", "message"),
-    [
-        ({}, {}, "^parts={}: "),
-        (None, {}, "^parts=None: "),
-        ({"a": 1}, {"a": 1}, "^parts.a=1: "),
-        ({"a/b": Fixed(1)}, {"a/b": 1}, "^parts=.*without a slash"),
-        ({"": Fixed(1)}, {"": 1}, "^parts"),
-        ({"a": Fixed(1)}, {"b": 1}, "The parts are a"),
-        ({"a": Fixed(1)}, {"a": 1, "b": 1}, "must give each part a weight"),
-        ({"a": Fixed(1)}, {"a": math.nan}, "^weights.a=nan"),
-        ({"a": Fixed(1)}, {"a": True}, "^weights.a=True"),
-        ({"a": Fixed(1)}, {"a": 0}, "are all 0"),
-    ],
-)
-def test_bad_configuration(parts: Any, weights: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        weighted(parts, weights)
 
 
 def test_the_option_of_this_name_stays_in_0_and_1() -> None:
