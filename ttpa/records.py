@@ -150,14 +150,11 @@ class Sample(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate(Record):
-    """One answer of a policy to one sample.
+    """One answer of a policy to one sample (`index` -1: the target itself).
 
-    Attributes:
-        index: Number of the candidate, or -1 for the target itself.
-        token_ids: The sampled tokens, with the end-of-turn token of a finished answer.
-        logps: Natural-log probabilities of the tokens under the sampling policy.
-        calls: None when the text does not parse; `error` then says why.
-        branches: (position, [(token id, probability), ...]) for each token at which the sampler had a choice.
+    `token_ids` include the end-of-turn token of a finished answer; `logps` are natural logarithms under the sampling
+    policy. `calls` is None when the text does not parse; `error` then says why. `branches` are (position, [(token id,
+    probability), ...]) for each token at which the sampler had a choice.
     """
 
     AS_TEXT = ("calls",)

@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from tests.sources import CONF, toolace, xlam
+from tests.sources import toolace, xlam
 from ttpa.data.published import SPLITS, split_of_opening
 from ttpa.data.rows import is_hub_id, read_rows
-from ttpa.data.source import DataSource
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import read_jsonl
 from ttpa.records import Sample, tools_to_text
-from ttpa.run import config
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 FILES = ("train", "validation", "test")
@@ -107,14 +104,6 @@ def test_what_is_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_bad_values_name_key_and_value(key: str, value: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{key}=.*{said}"):
         xlam("x.jsonl", **{key: value})
-
-
-@pytest.mark.parametrize("name", ["toolace", "xlam"])
-def test_the_option_files_describe_the_sources(name: str) -> None:
-    with initialize_config_dir(str(CONF), version_base=None):
-        made = config.instantiate(compose("config", [f"data={name}", "data.path=x.jsonl"]).data, "data")
-    assert made == {"toolace": toolace, "xlam": xlam}[name]("x.jsonl")
-    assert isinstance(made, DataSource)
 
 
 @pytest.mark.parametrize(("name", "problem"), [

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -70,21 +68,12 @@ def test_another_seed_draws_other_training_questions_and_another_world_other_hel
     assert list(few.samples("warmup")) == list(many.samples("warmup"))[:20]
 
 
-WORKER = """
-import pickle, sys
-make_work, waves = pickle.load(sys.stdin.buffer)
-work = make_work()
-pickle.dump([work(wave) for wave in waves], sys.stdout.buffer)
-"""
-
-
-class AnotherProcess(LocalExecutor):
-    """Computes in another process, and gives waves back from the last to the first."""
+class Backwards(LocalExecutor):
+    """Sends the work as to another process, and gives waves back from the last to the first."""
 
     def run(self, make_work: Callable[[], Work], waves: Sequence[Wave]) -> Iterator[tuple[int, Rows]]:  # type: ignore[override]
-        sent = pickle.dumps((make_work, waves))
-        done = subprocess.run([sys.executable, "-c", WORKER], input=sent, capture_output=True, check=True, cwd=ROOT)
-        yield from reversed(list(enumerate(pickle.loads(done.stdout))))
+        work = pickle.loads(pickle.dumps(make_work))()
+        yield from reversed([(number, work(wave)) for number, wave in enumerate(pickle.loads(pickle.dumps(waves)))])
 
 
 class Killed(BaseException):
@@ -117,8 +106,8 @@ def plain(tmp_path: Path) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
         yield metrics, files(tmp_path / "plain")
 
 
-def test_another_process_that_answers_backwards_writes_the_same_files(tmp_path: Path, plain: Any) -> None:
-    assert (staged(tmp_path / "out", AnotherProcess()), files(tmp_path / "out")) == plain
+def test_workers_that_answer_backwards_write_the_same_files(tmp_path: Path, plain: Any) -> None:
+    assert (staged(tmp_path / "out", Backwards()), files(tmp_path / "out")) == plain
     assert set(plain[1]) == {"warmup.jsonl", "explore.jsonl", "validation.jsonl", "test.jsonl", "splits.json"}
 
 

@@ -45,14 +45,9 @@ def split_of_value(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of parameter.
-
-    Attributes:
-        name, synonym: The usual name of the parameter, and a wrong one.
-        type, items: Its JSON type, and that of the elements of an array.
-        draw: Draws a value; a question says it by `phrase`.
-        splittable: Whether there are enough values to hold some out of training.
-        default: What an annotator fills in who did not read the question; None where there is no such habit.
+    """A kind of parameter: its usual name and a wrong one, its JSON type (and its elements', `items`), how to draw a
+    value and to say it (`phrase`), whether there are enough values to hold some out of training (`splittable`), and
+    what an annotator fills in who did not read the question (`default`, None where there is no such habit).
     """
 
     name: str
