@@ -211,7 +211,8 @@ def write_value(value: Any, *, python: bool = False, compact: bool = False) -> s
         return write_value(part, python=True, compact=compact)
 
     if python and isinstance(value, Mapping):
-        return f"{{{comma.join(f'{write_value(key_text(key))}{colon}{text(part)}' for key, part in value.items())}}}"
+        parts = (f"{write_value(key_text(key))}{colon}{text(part)}" for key, part in value.items())
+        return f"{{{comma.join(parts)}}}"
     if python and isinstance(value, list | tuple):
         return f"[{comma.join(map(text, value))}]"
     if python and (value is None or isinstance(value, bool)):

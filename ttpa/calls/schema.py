@@ -142,9 +142,7 @@ def _is_of(value: Any, wanted: Any, depth: int) -> bool:
         return True
     if wanted not in _PYTHON_TYPES:
         return type_ok(value, _type_of(wanted), depth + 1)
-    if isinstance(value, bool):
-        return wanted == "boolean"
-    return isinstance(value, _PYTHON_TYPES[wanted])
+    return wanted == "boolean" if isinstance(value, bool) else isinstance(value, _PYTHON_TYPES[wanted])
 
 
 def _parts(value: Any, schema: Mapping[str, Any]) -> list[tuple[Any, Any]]:

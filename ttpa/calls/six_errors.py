@@ -167,5 +167,7 @@ def _schema_of(spec: ToolSpec | None, key: str) -> Any:
     """The schema of a parameter; None when neither `properties` nor `additionalProperties` of the tool allow it."""
     if spec is None:
         return None
+    if key in spec.properties:
+        return spec.properties[key] or {}
     other = spec.parameters.get("additionalProperties", False)
-    return spec.properties[key] or {} if key in spec.properties else None if other is False else other
+    return None if other is False else other
