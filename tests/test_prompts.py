@@ -97,7 +97,8 @@ def published() -> list[Sample]:
     sets = {"toolace_dialogues": toolace, "toolace_from_rlla": toolace, "xlam": xlam}
     sources = {DATA / f"{name}.jsonl.gz": kind(DATA / f"{name}.jsonl.gz") for name, kind in sets.items()}
     rows = [(source, row) for path, source in sources.items() for row in read_jsonl(path)]
-    return [sample for source, row in rows[:-2] for sample in source.convert(row).samples]
+    del rows[-2]  # the one row that is refused: two of its tools share a name
+    return [sample for source, row in rows for sample in source.convert(row).samples]
 
 
 def test_a_compact_prompt_is_signatures_messages_and_an_open_answer(
