@@ -122,12 +122,15 @@ def test_the_correction_counts_the_differences_that_have_a_p(folder: Path) -> No
     assert third.mean is None and third.verdict == "not measured" and "over the 2 that have one." in str(table.notes)
 
 
-@pytest.mark.parametrize("odd", [{"exact": None}, {"cluster": ["a"]}, {"id": [0]}, {"tags": 3}, {"id": "1"}])
-def test_odd_samples_in_the_store_are_no_samples(odd: dict[str, Any], folder: Path) -> None:
-    fill(folder, (80, 82, 78), (40, 40, 40))
-    path = Path("store/evaluate-ours0/rows.jsonl")
-    path.write_text(path.read_text() + json.dumps({"id": "x", "cluster": "x", "tags": [], "exact": 1} | odd) + "\n")
-    assert shown()[4] == "3 seeds" and "no samples of both in the store" in str(made().notes)
+def test_odd_samples_in_the_store_are_no_samples(folder: Path) -> None:
+    fill(folder, (80,), (40,))
+    path, plain = Path("store/evaluate-ours0/rows.jsonl"), {"id": "x", "cluster": "x", "tags": [], "exact": 1}
+    rows = path.read_text()
+    odd: list[dict[str, Any]] = [{"exact": None}, {"cluster": ["a"]}, {"id": [0]}, {"tags": 3}, {"id": "1"}]
+    for change in odd:
+        path.write_text(rows + json.dumps(plain | change) + "\n")
+        reason = "no interval: one seed, and no samples of both in the store"
+        assert shown()[1:] == ["+40.0", "-", "-", "1 seed", reason], change
 
 
 def test_lower_is_better_where_the_column_says_so(folder: Path) -> None:
@@ -135,8 +138,3 @@ def test_lower_is_better_where_the_column_says_so(folder: Path) -> None:
     for cell, value in zip(found(folder)[3:9], (0.5, 0.5, 0.5, 0.1, 0.1, 0.11), strict=True):
         write(cell, metrics=metrics(0.5, errors=value))
     assert shown()[-1] == "better" and render.main_grid(made()).rows[2][2].best
-
-
-def test_a_difference_with_one_seed_and_no_samples_says_so(folder: Path) -> None:
-    fill(folder, (60,), (50,), samples=False)
-    assert shown()[1:] == ["+10.0", "-", "-", "1 seed", "no interval: one seed, and no samples of both in the store"]

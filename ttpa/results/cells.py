@@ -89,7 +89,7 @@ class Composer:
         """The configuration of a row, its own copy; raises what `compose_run` raises."""
         if any("searchpath" in word for word in words):  # options of a user's own may depend on each other
             return compose_run(words)
-        shared, options, values = [], dict[str, str](), []
+        shared, options, values = list[str](), dict[str, str](), list[str]()
         for word in words:
             key, _, value = word.partition("=")
             if key in config.IDENTITY and re.fullmatch(r"[\w.-]+", value):

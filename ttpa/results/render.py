@@ -179,20 +179,25 @@ def _latex_cell(text: str) -> str:
     return "--" if text == DASH else text.translate(_LATEX)
 
 
+Escape = Callable[[str], str]
+_STYLES: dict[str, tuple[Escape, Escape, str, str, Escape]] = {
+    "md": (lambda text: text.translate(_MARKDOWN), _markdown_cell, "**{}**", "<sup>{}</sup>", str),
+    "tex": (
+        lambda text: text.translate(_LATEX),
+        _latex_cell,
+        r"\textbf{{{}}}",
+        r"\textsuperscript{{{}}}",
+        _after_break,
+    ),
+    "html": (html.escape, html.escape, "<strong>{}</strong>", "<sup>{}</sup>", str),
+}
+"""Format -> how to write a text, a cell of a grid, the best of a column, a mark, and what stands after a line break."""
+
+
 def _templated(suffix: str, table: Table, with_cost: bool = False) -> str:
     import jinja2
 
-    escape, cell, bold, mark, line = {
-        "md": (lambda text: text.translate(_MARKDOWN), _markdown_cell, "**{}**", "<sup>{}</sup>", str),
-        "tex": (
-            lambda text: text.translate(_LATEX),
-            _latex_cell,
-            r"\textbf{{{}}}",
-            r"\textsuperscript{{{}}}",
-            _after_break,
-        ),
-        "html": (html.escape, html.escape, "<strong>{}</strong>", "<sup>{}</sup>", str),
-    }[suffix]
+    escape, cell, bold, mark, line = _STYLES[suffix]
 
     def whole(one: GridCell) -> str:
         text = line(bold.format(cell(one.text)) if one.best and one.text else cell(one.text))

@@ -174,7 +174,7 @@ class Published(_Part):
 class Preset(_Part):
     """One way to run the table. `comparable`: whether the published numbers were measured on the same thing."""
 
-    name: str = Field("", validation_alias="(name)")  # no key of a preset in the file
+    name: str = Field(default="", validation_alias="(name)")  # no key of a preset in the file
     overrides: list[Annotated[str, AfterValidator(_override)]]
     seeds: Seeds
     waves: Waves = [None]
@@ -193,8 +193,8 @@ class Paper(_Part):
 class TableSpec(_Part):
     """A whole table.yaml. `name` is that of its folder."""
 
-    name: str = Field("", validation_alias="(name)")  # name and file are no keys of the file
-    file: Path = Field(Path(), validation_alias="(file)")
+    name: str = Field(default="", validation_alias="(name)")  # name and file are no keys of the file
+    file: Path = Field(default=Path(), validation_alias="(file)")
     title: OneLine
     claim: str
     paper: Paper | None = None
@@ -257,7 +257,13 @@ def _explain(error: pydantic.ValidationError, file: Path) -> ConfigError:
         return ConfigError(f"{file}: {key} is missing. Add it.")
     shown = f"{first['input']!r:.80}"
     if first["type"] == "extra_forbidden":
-        parts = {"columns": Column, "rows": RowEntry, "published": Published, "presets": Preset, "paper": Paper}
+        parts: dict[str, type[_Part]] = {
+            "columns": Column,
+            "rows": RowEntry,
+            "published": Published,
+            "presets": Preset,
+            "paper": Paper,
+        }
         model = parts.get(str(loc[0]), TableSpec) if len(loc) > 1 else TableSpec
         known = [name for name, field in model.model_fields.items() if field.validation_alias is None]
         return ConfigError.at(f"{file}: {key}", shown, "unknown key", nearest(str(loc[-1]), known))

@@ -2,16 +2,15 @@
 
 Fingerprints of stages follow from the configuration alone, so the plan walks the graph of a run with a store that only
 names stages. The rest is read off the disk: a record, a finished stage, a lock with its heartbeat, an `error.txt`.
-Nothing is written or taken over. This module launches nothing and asks no scheduler: a queued job is missing here.
+Nothing is written or taken over, and no scheduler is asked: a queued job is missing here.
 """
 
 from __future__ import annotations
 
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from omegaconf import DictConfig
 from pydantic.dataclasses import dataclass
@@ -48,10 +47,8 @@ def plan(cfg: DictConfig) -> dict[str, StageResult]:
 
 def is_current(record: Record, cell: TableCell, stages: Mapping[str, StageResult]) -> bool:
     """Whether a cell's record comes from the evaluation that a run would make now."""
-    return (
-        record.evaluation(cell.row.warmup_only)
-        == stages["baseline" if cell.row.warmup_only else "evaluation"].path.name
-    )
+    role = "baseline" if cell.row.warmup_only else "evaluation"
+    return record.evaluation(cell.row.warmup_only) == stages[role].path.name
 
 
 def error_file(stage: StageResult) -> Path:
@@ -59,42 +56,35 @@ def error_file(stage: StageResult) -> Path:
     return stage.path.with_name(f"{stage.path.name}.part") / "error.txt"
 
 
-class CellState(NamedTuple):
-    """One of `STATES`, and what a person wants to know about it."""
-
-    name: str
-    note: str = ""
-
-
-def state_of(cell: TableCell, records: Records) -> CellState:
-    """Looks at the record, then at the first stage that is not finished."""
+def state_of(cell: TableCell, records: Records) -> tuple[str, str]:
+    """One of `STATES` by the record, else by the first stage that is not finished; and a note for people."""
     record = records.find(cell)
     try:
         stages = plan(cell.cfg)
     except TtpaError as error:
-        return CellState("done") if record else CellState("failed", str(error))
+        return ("done", "") if record else ("failed", str(error))
     if record is not None:
         if is_current(record, cell, stages):
-            return CellState("done")
+            return "done", ""
         old = record.outdated().items()
         built = ", ".join(f"{name} {'of no version' if version is None else version}" for name, version in old)
-        return CellState("done", f"outdated: built by {built or 'other files'}, see {record.path}")
+        return "done", f"outdated: built by {built or 'other files'}, see {record.path}"
     if cell.row.warmup_only:
         stages = {role: stage for role, stage in stages.items() if role in WARMUP_ROLES}
     unfinished = [(role, stage) for role, stage in stages.items() if not stage.cached]
     if not unfinished:
-        return CellState("missing", "every stage is there, only the record is not")
+        return "missing", "every stage is there, only the record is not"
     role, stage = unfinished[0]
     done = len(stages) - len(unfinished)
     what = f"{role} ({stage.path.name}), {done} of {len(stages)} stages done"
     lock = stage.path.with_name(f"{stage.path.name}.lock")
-    if (seen := look(lock)) is not None:
+    if seen := look(lock):
         holder, age_s = seen
-        who = f"pid {holder.get('pid')} on {holder.get('host')} since {holder.get('started')}"
-        return CellState("running", f"{what}: {who}, heartbeat {age_s:.0f} s ago")
+        who = "pid {pid} on {host} since {started}".format_map(defaultdict(lambda: None, holder))
+        return "running", f"{what}: {who}, heartbeat {age_s:.0f} s ago"
     if error_file(stage).exists():
-        return CellState("failed", f"{what}: {error_file(stage)}")
-    return CellState("missing", f"{what}: interrupted, its holder is gone" if lock.exists() else what if done else "")
+        return "failed", f"{what}: {error_file(stage)}"
+    return "missing", f"{what}: interrupted, its holder is gone" if lock.exists() else what if done else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +112,10 @@ def main(words: Sequence[str]) -> int:
     for warning in dict.fromkeys(records.warnings):
         print(f"ttpa status: warning: {warning}", file=sys.stderr)
     width = max(map(len, states))
-    for label, state in states.items():
-        print(f"{label:{width}}  {state.name:7}  {state.note}".rstrip())
-    count = Counter(state.name for state in states.values())
-    outdated = sum(state.note.startswith("outdated") for state in states.values())
+    for label, (name, note) in states.items():
+        print(f"{label:{width}}  {name:7}  {note}".rstrip())
+    count = Counter(name for name, _ in states.values())
+    outdated = sum(note.startswith("outdated") for _, note in states.values())
     parts = ", ".join(f"{count[name]} {name}" for name in STATES if count[name])
     said = f" ({outdated} of them outdated)" if outdated else ""
     print(f"{len(cells)} cells of {spec.name}, preset {preset.name}: {parts}{said}")

@@ -2,9 +2,8 @@
 
 A wave (`until=warmup`, `until=explore`, the whole run) is one call of the configured launcher, so one SLURM array. In
 the early waves cells that would build the same stage send one of them, by fingerprint. A failed cell does not stop the
-rest; cells that need a stage it failed to build are not sent to fail again. Hydra's own sweepers know products and no
-lists of cells, so this module calls the launcher itself. It keeps no state: records, the store and its locks are all
-there is, so it can be killed at any moment, and the same command again launches what is missing then.
+rest; cells that need a stage it failed to build are not sent to fail again. No state is kept but records and store, so
+a sweep can be killed at any moment, and the same command again launches what is missing then.
 """
 
 from __future__ import annotations
@@ -54,12 +53,7 @@ class Sweep:
         """Collects the cells to run, each configuration once. A cell that is refused before any work fails here.
 
         A row that shows the warm-up policy is served by any run over the same warm-up: one that is to be run anyway,
-        else that of another row, else its own.
-
-        Args:
-            cells: All cells of the table.
-            records: Their records.
-            outdated: Whether to run cells again whose record is not current.
+        else that of another row, else its own. `outdated` also runs cells whose record is not current.
         """
         self.todo: list[TableCell] = []
         self.plans: dict[str, Mapping[str, StageResult]] = {}
@@ -77,7 +71,6 @@ class Sweep:
                 self._add(cell, runner, records, outdated)
 
     def _add(self, cell: TableCell, runner: TableCell, records: Records, outdated: bool) -> None:
-        """Adds the cell that would run for a cell, where its record is missing or, on request, outdated."""
         record = records.find(cell)
         if runner.key.whole in self.plans or (record is not None and not outdated):
             return
@@ -92,13 +85,7 @@ class Sweep:
             self.todo.append(runner)
 
     def run(self, waves: Sequence[str | None], name: str, launch: Launch) -> None:
-        """Sends the waves off, one after the other.
-
-        Args:
-            waves: Values of `until=`.
-            name: Name of the runs.
-            launch: Runs a list of jobs.
-        """
+        """Sends the waves (values of `until=`) off, one after the other, as runs of that name."""
         for wave in waves:
             groups: dict[object, list[TableCell]] = {}
             for cell in self.todo:
@@ -117,7 +104,10 @@ class Sweep:
         leaders = [group[0] for group in groups.values()]
         before = [self._tracebacks(cell) for cell in leaders]
         again: dict[object, list[TableCell]] = {}
-        errors = launch([[*cell.overrides, f"name={name}", *self._ends(cell, wave)] for cell in leaders])
+        jobs = [[*cell.overrides, f"name={name}", f"until={wave or 'null'}"] for cell in leaders]
+        for job_words, cell in zip(jobs, leaders, strict=True):
+            job_words += ["baseline=true"] * (wave is None and cell.key.warmup in self._warmups)
+        errors = launch(jobs)
         for error, old, (shared, (leader, *others)) in zip(errors, before, groups.items(), strict=True):
             if error is None:
                 continue
@@ -131,12 +121,6 @@ class Sweep:
                 self._drop(cell, f"not launched: {leader.label} failed to build {shared.name}, which it needs")
         return again
 
-    def _ends(self, cell: TableCell, wave: str | None) -> list[str]:
-        """The overrides that say how far a job goes."""
-        if wave is None and cell.key.warmup in self._warmups:
-            return ["until=null", "baseline=true"]
-        return [f"until={wave or 'null'}"]
-
     def _drop(self, cell: TableCell, why: str) -> None:
         self.failures[cell.label] = " ".join(why.split())
         self.todo = [other for other in self.todo if other is not cell]
@@ -148,10 +132,7 @@ class Sweep:
 
 
 def _target(stages: Mapping[str, StageResult], wave: str) -> StageResult | None:
-    """The stage for whose sake a cell takes part in an early wave; None where it has nothing to do there.
-
-    Exploration is the first one: later rounds depend on the objective, so no two cells share them.
-    """
+    """The stage for whose sake a cell takes part in an early wave, the first round's; None where nothing is to do."""
     stage = stages.get({"warmup": "warmup", "explore": "explore1", "align": "align1"}[wave])
     return None if stage is None or (stage.path / "done.json").exists() else stage
 
@@ -160,11 +141,7 @@ class HydraLaunch:
     """The launcher of the composed configuration, as Hydra's own sweeper uses it; Hydra must be open."""
 
     def __init__(self, overrides: Sequence[str]) -> None:
-        """Composes the launcher, which all jobs share, from the overrides of one of them.
-
-        Raises:
-            ConfigError: no such launcher or option.
-        """
+        """Composes the launcher, which all jobs share, from the overrides of one of them; a wrong one is a ConfigError."""
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         try:
@@ -218,11 +195,7 @@ class SweepForm:
 
 
 def main(words: Sequence[str], launcher: Callable[[Sequence[str]], Launch] = HydraLaunch) -> int:
-    """`ttpa sweep`: runs what is missing; 0 when every cell has its record, else 1.
-
-    Args:
-        words: The words behind the command.
-        launcher: Overrides of one cell -> what launches them all.
+    """`ttpa sweep`: runs what is missing; 0 when every cell has its record, else 1. `launcher` takes a cell's overrides.
 
     Raises:
         ConfigError: words, a table.yaml or overrides that cannot work.
@@ -236,9 +209,8 @@ def main(words: Sequence[str], launcher: Callable[[Sequence[str]], Launch] = Hyd
         launch = launcher(cells[0].overrides)
         records = Records(cells)
         sweep = Sweep(cells, records, form.outdated)
-        print(
-            f"ttpa sweep: {spec.name}, preset {preset.name}: {len(sweep.todo)} of {len(cells)} cells to run", flush=True
-        )
+        said = f"{len(sweep.todo)} of {len(cells)} cells to run"
+        print(f"ttpa sweep: {spec.name}, preset {preset.name}: {said}", flush=True)
         if sweep.todo:
             sweep.run(preset.waves, spec.name, launch)
             records = Records(cells)
