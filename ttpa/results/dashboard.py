@@ -106,9 +106,8 @@ def report(wr: Any, keys: DashboardKeys, *, online: bool) -> Any:
         stages = PAGES["stages"][section]
         filters = f"Metric('Group') == '{keys.target}'" + (f" and Metric('JobType') in {stages}" if stages else "")
         width = 12 if section == "Accuracy by option" else 8  # the grid is 24 wide
-        for number, panel in enumerate(some):
-            y, x = divmod(number * width, 24)
-            panel.layout = wr.Layout(x=x, y=y * 8, w=width, h=8)
+        for panel in some:
+            panel.layout = wr.Layout(w=width, h=8)  # the package moves panels that would lie on one another
         runset = wr.Runset(name=f"{keys.target}: {', '.join(stages) or 'all stages'}", filters=filters, **source)
         blocks += [wr.H2(section), wr.P(PAGES["texts"][section]), wr.PanelGrid(runsets=[runset], panels=some)]
     return wr.Report(
