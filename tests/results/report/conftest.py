@@ -54,32 +54,35 @@ class Lab:
         return name
 
     def row(self, seed: int = 0, right: int = 2, settings: Mapping[str, Any] | None = None, **choices: str) -> Path:
-        """A result row and its stages. Groups that are not named are the same in every row; `right` of the samples with
-        seen tools are answered right, of the warm-up one.
-        """
-        chosen = {"data": "made", "model": "tiny", "warmup": "plain", "select": "all", "sampler": "tps",
-                  "scorer": "esm", "pairs": "verified", "objective": "dpo", "eval": "heldout", **choices}  # fmt: skip
-        cell = f"{sorted(chosen.items())}/{sorted((settings or {}).items())}"
+        """A result row and its stages; `right` of the samples with seen tools are answered right, of the warm-up one."""
+        chosen = {"data": "made", "model": "tiny", "warmup": "plain", "sampler": "tps", "objective": "dpo", **choices}
+        cell = f"{seed}/{sorted(chosen.items())}/{sorted((settings or {}).items())}"
         data = self.stage("data", f"{seed}")
-        start = f"{seed}/{chosen['warmup']}"
-        warmup = self.stage("warmup", start, {"data": data[-12:]})
+        warmup = self.stage("warmup", f"{seed}", {"data": data[-12:]})
         up = {"policy": warmup[-12:], "data": data[-12:]}
         explore = self.stage("explore", f"{seed}/{chosen['sampler']}", up, pid=2)
-        align = self.stage("align", f"{seed}/{cell}", {**up, "explore": explore[-12:]}, pid=2)
-        stages = {"data": data, "warmup": warmup, "baseline": self.stage("evaluate", start, up), "explore1": explore,
-                  "align1": align, "evaluation": self.stage("evaluate", f"{seed}/{cell}", up, pid=2)}  # fmt: skip
+        align = self.stage("align", cell, {**up, "explore": explore[-12:]}, pid=2)
+        start, last = self.stage("evaluate", f"{seed}", up), self.stage("evaluate", cell, up, pid=2)
+        stages = {"data": data, "warmup": warmup, "baseline": start, "explore1": explore, "align1": align}
+        stages["evaluation"] = last
         whole: dict[str, Any] = {group: {} for group in config.IDENTITY}
-        whole |= {
-            "data": {"seed": seed, "noise": self.text.replace("\ud800", "")},
-            "objective": {"name": chosen["objective"]},
-        }
-        for key, value in (settings or {}).items():
+        whole["data"] = {"seed": seed, "noise": self.text.replace("\ud800", "")}
+        for key, value in {"objective.name": chosen["objective"], **(settings or {})}.items():
             whole[key.partition(".")[0]][key.partition(".")[2]] = value
         self.made += 1
-        row = {"run": f"{self.made:012x}", "row_version": 1, "name": "made", "seed": seed, "rounds": 1,
-               "choices": chosen, "config": whole, "stages": stages, "versions": {"data": 1},
-               "baseline": self._answers(stages["baseline"], 1), "metrics": self._answers(stages["evaluation"], right),
-               "cost": {role: {"seconds": 2.0, "tokens": 30} for role in stages}}  # fmt: skip
+        row = {
+            "run": f"{self.made:012x}",
+            "row_version": 1,
+            "name": "made",
+            "seed": seed,
+            "rounds": 1,
+            "choices": chosen,
+        }
+        row |= {"config": whole, "stages": stages, "versions": {"data": 1}, "baseline": self._answers(start, 1)}
+        row |= {
+            "metrics": self._answers(last, right),
+            "cost": {role: {"seconds": 2.0, "tokens": 30} for role in stages},
+        }
         file = self.results / f"made-{self.made:012x}.jsonl"
         write_jsonl(file, [row])
         return file
@@ -111,35 +114,32 @@ class Lab:
         tools = (ToolSpec(name=f"tool {self.text}"), ToolSpec(name="second"))
         target = (ToolCall(name="f", arguments={"a": self.text}),)
         for split, letter, number in (("explore", "s", 6), ("test", "q", self.samples + 1)):
-            said = {f"{letter}{k}": f"please {letter}{k} {self.text}" for k in range(number)}
-            rows = [Sample(id=name, source="lab", tools=tools, target=target, messages=(Message(role="user", content=one),))
-                    for name, one in said.items()]  # fmt: skip
+            names = [f"{letter}{k}" for k in range(number)]
+            said = [(Message(role="user", content=f"please {name} {self.text}"),) for name in names]
+            pairs = zip(names, said, strict=True)
+            rows = [Sample(id=name, source="lab", tools=tools, target=target, messages=one) for name, one in pairs]
             write_jsonl(folder / f"{split}.jsonl", rows)
 
     def _explore(self, folder: Path) -> None:
-        nodes = [(None, "", 4), (0, "[f(", 4), (1, f"a={self.text}", 3), (1, f"b={self.text}", 1)]
-        tree = [{"id": k, "parent": up, "tokens": 1, "text": text, "prior": 0.5, "visits": visits, "value": 0.75,
-                 "terminal": k > 1, "answers": [k % 2]} for k, (up, text, visits) in enumerate(nodes)]  # fmt: skip
-        self.explored(folder, [((5, 6, 7), f"[f(a={self.text})]"), ((5, 8), f"[f(b={self.text})]")], tree)
-
-    def explored(
-        self, folder: Path, answers: list[tuple[tuple[int, ...], str]], tree: Any = None, **fields: Any
-    ) -> None:
-        """Answers to six samples, of which the first is right, and the pair of the first two of each sample."""
+        """Six samples, each with a right and a wrong answer, their pair and a tree."""
+        ids, logps = [(5, 6, 7), (5, 8)], [(-0.1, -0.2, 0.0), (-0.1, -1.5)]
         good = Score(value=1.0, exact=True, detail={"name": 1.0, self.text: 1.0}, explanation=self.text)
-        scores = [
-            good,
-            *[Score(value=0.25, exact=False, detail={"name": 0.0}, explanation="wrong")] * (len(answers) - 1),
-        ]
+        bad = Score(value=0.25, exact=False, detail={"name": 0.0}, explanation="wrong")
         how = {"parting": {"chosen": {"probability": 0.8187}}, "search": {"values": [0.9, 0.2]}}
+        nodes = [(None, ""), (0, "[f("), (1, f"a={self.text}"), (1, f"b={self.text}")]
+        tree = [{"id": k, "parent": up, "text": text, "answers": [k % 2]} for k, (up, text) in enumerate(nodes)]
+        tree = [
+            {"tokens": 1, "prior": 0.5, "visits": 4, "value": 0.75, "terminal": one["id"] > 1, **one} for one in tree
+        ]
         rows, pairs = [], []
         for name in (f"s{k}" for k in range(6)):
-            own = [Candidate(sample_id=name, index=k, text=text, token_ids=ids, logps=(-1.5,) * len(ids), **fields)
-                   for k, (ids, text) in enumerate(answers)]  # fmt: skip
-            rows.append({"id": name, "candidates": [one.to_json() for one in own], "tree": tree, "counts": {"made": 5},
-                         "scores": [one.to_json() for one in scores]})  # fmt: skip
-            pairs.append(Pair(sample_id=name, chosen=own[0], rejected=own[1], chosen_score=good, rejected_score=scores[1],
-                              provenance=how))  # fmt: skip
+            texts = [f"[f({key}={self.text})]" for key in "ab"]
+            given = [{"index": k, "text": texts[k], "token_ids": ids[k], "logps": logps[k]} for k in (0, 1)]
+            first, second = (Candidate(sample_id=name, **fields) for fields in given)
+            scored = {"candidates": [first.to_json(), second.to_json()], "scores": [good.to_json(), bad.to_json()]}
+            rows.append({"id": name, **scored, "tree": tree, "counts": {"generated": 5}})
+            scores = {"chosen_score": good, "rejected_score": bad}
+            pairs.append(Pair(sample_id=name, chosen=first, rejected=second, **scores, provenance=how))
         write_jsonl(folder / "candidates.jsonl", rows)
         write_jsonl(folder / "pairs.jsonl", pairs)
 
@@ -167,9 +167,7 @@ def lab(tmp_path: Path) -> Lab:
     return Lab(tmp_path)
 
 
-VOID = {"br", "hr", "img", "input", "link", "meta"}
-# Which an open paragraph would be closed by: then the page's own end tag is one too many.
-BLOCKS = {"div", "table", "ul", "dl", "details", "figure", "section", "p", "h1", "h2", "h3"}
+VOID, INLINE = {"img", "input", "link", "meta"}, {"span", "code", "mark", "button"}  # others would close a paragraph
 
 
 class Html(HTMLParser):
@@ -197,7 +195,7 @@ class Html(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {name: value or "" for name, value in attrs}
         assert len(attrs) == len(given), f"<{tag}> has an attribute twice: {attrs}"
-        assert not (tag in BLOCKS and "p" in self.open), f"<{tag}> inside of <p>, line {self.getpos()[0]}"
+        assert "p" not in self.open or tag in INLINE, f"<{tag}> inside of <p>, line {self.getpos()[0]}"
         self.tags.append((tag, given))
         if tag == "table":
             self.rows = self.tables[given["aria-label"]] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from tests.results.table_cases import found, row_of
 from ttpa.errors import TtpaError
 from ttpa.io import write_jsonl
 from ttpa.results import table
-from ttpa.results.cells import TableCell
 from ttpa.results.report import report as command
 from ttpa.results.report.study import records_of, study_of
 
@@ -26,27 +24,18 @@ def test_a_page_is_written_and_named_with_its_size(lab: Lab) -> None:
     lab.row()
     words = [sys.executable, "-m", "ttpa.cli", "report", "made"]
     done = subprocess.run(words, cwd=lab.root, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"made.html ({(lab.root / 'made.html').stat().st_size / 1e6:.2f} MB)\n"
+    assert done.stdout == f"made.html ({(lab.root / 'made.html').stat().st_size / 1e6:.2f} MB)\n", done.stderr
     assert {path.name for path in lab.root.iterdir()} == {"made.html", "results", "store"}
-
-
-def test_help_names_every_key() -> None:
     keys = command.Form.__dataclass_fields__.keys() - {"target", "overrides"}
     assert all(f"{key}=" in command.HELP for key in keys)
 
 
 MISTAKES = {
-    "no such run": (["nobody"], ["TARGET=nobody", "nothing of that name in results", "there are made"]),
-    "one of two names": (["made,nobody"], ["TARGET=nobody"]),
-    "no folder of results": (["made", "results=elsewhere"], ["elsewhere", "holds no results"]),
+    "no such run": (["made,nobody"], ["TARGET=nobody", "nothing of that name in results", "there are made"]),
     "unknown key": (["made", "sample=3"], ["sample=3"]),
     "an override of a run": (["made", "~logger"], ["~logger: for tables only"]),
-    "a preset of a run": (["made", "preset=foo"], ["preset=foo: for tables only"]),
     "not a count": (["made", "samples=many"], ["samples='many'"]),
-    "negative": (["made", "answers=-1"], ["answers='-1'"]),
     "one axis": (["made", "axes=sampler"], ["axes=sampler", "two names"]),
-    "an axis twice": (["made", "axes=sampler,sampler"], ["two names that differ"]),
     "unknown axis": (["made", "axes=sampler,color"], ["axes=color", "no option group"]),
     "a folder without a table": (["results"], ["table.yaml"]),
     "out is a folder": (["made", "out=results"], ["out=results", "is a folder"]),
@@ -83,53 +72,44 @@ def test_a_damaged_row_among_others_is_left_out_and_said(
     assert capsys.readouterr().err.startswith("ttpa report: warning: ")
 
 
-@pytest.mark.parametrize(
-    ("word", "out"),
-    [
-        ("a,b", "a+b.html"),
-        ("experiments/itool_main/", "itool_main.html"),
-        ("experiments/itool_main/table.yaml", "itool_main.html"),
-        ("results/demo-0123456789ab.jsonl", "demo-0123456789ab.html"),
-    ],
-)
-def test_where_a_page_goes(word: str, out: str) -> None:
-    assert str(command.parse([word]).page) == out
+def test_where_a_page_goes() -> None:
+    files = {
+        "a,b": "a+b",
+        "experiments/demo/": "demo",
+        "experiments/demo/table.yaml": "demo",
+        "results/x-0.jsonl": "x-0",
+    }
+    assert {word: str(command.parse([word]).page) for word in files} == {
+        word: f"{name}.html" for word, name in files.items()
+    }
 
 
 # --- the page of a table's folder ------------------------------------------------------------------------------------
 
 
-def fill(folder: Path, wanted: Callable[[TableCell], bool] = lambda cell: True, **changes: object) -> None:
+def fill(folder: Path, warmup_only: bool = False, **changes: object) -> None:
     """Records of the cells, whose stages are not in the store."""
     Path("results").mkdir()
     for number, cell in enumerate(found(folder)):
-        if wanted(cell):
-            stages = {
-                role: f"{role[:4]}-{cell.seed:06x}{abs(hash(cell.row.key)) % 16**6:06x}"
-                for role in row_of(cell)["stages"]
-            }
+        if cell.row.warmup_only or not warmup_only:
+            stages = {role: f"{role[:4]}-{cell.seed:06x}{len(cell.row.key):06x}" for role in row_of(cell)["stages"]}
             row = row_of(cell, stages=stages, run=f"{number}", **changes)
-            row["metrics"]["accuracy"]["value"] = 0.5 + number / 100
             write_jsonl(Path("results") / f"x-{number:012x}.jsonl", [row])
 
 
 def test_the_page_of_a_table(folder: Path, report: Callable[..., str]) -> None:
+    html = Html(report(str(folder), preset="cluster"))
+    assert html.sections == {"accuracy"} and "0 of 3 cells have a result" in html.text
     fill(folder)
     html = Html(report(str(folder)))
-    for words in ("SimPO & friends: 100 % of #1_a", "Claim: the claim.", "58.1", "ours - SFT", "preset embedded", "v5, Table 2",
-                  "are not in the store"):  # fmt: skip
+    for words in ("SimPO & friends", "Claim: the claim.", "58.1", "ours - SFT", "v5, Table 2", "are not in the store"):
         assert words in html.text, words
     assert [row[0][2:].removesuffix(" \u2020") for row in html.tables["All numbers"][1:]] == ["warm-up", "SFT", "ours"]
 
 
-def test_a_table_that_nobody_ran_is_holes(folder: Path, report: Callable[..., str]) -> None:
-    html = Html(report(str(folder), preset="cluster"))
-    assert html.sections == {"accuracy"} and "0 of 3 cells have a result" in html.text
-
-
 def test_a_warm_up_row_takes_nothing_of_a_foreign_policy(folder: Path, report: Callable[..., str]) -> None:
     """A record behind a warm-up row may be of any sweep that began with it; its policy is not in the table."""
-    fill(folder, lambda cell: cell.row.warmup_only, choices={"objective": "stranger"})
+    fill(folder, warmup_only=True, choices={"objective": "stranger"})
     html = Html(report(str(folder)))
     assert "stranger" not in html.text and "3 of 9 cells" in html.text
     assert {row[1] for row in html.tables["Stages"][1:]} == {"data", "warmup", "baseline"}
@@ -140,10 +120,8 @@ def test_a_warm_up_that_no_row_shows_is_a_policy(lab: Lab) -> None:
         lab.row(seed)
     records, _ = records_of("made", lab.results)
     rows = [row for row in table.from_records(records, lab.store).rows if not row.spec.warmup_only]
-    study = study_of([replace(row) for row in rows], lab.store)
-    assert [(arm.label, arm.warmup, sorted(arm.records)) for arm in study.arms] == [
-        ("warm-up", True, [0, 1]), (rows[0].spec.label, False, [0, 1]),
-    ]  # fmt: skip
+    study = study_of(rows, lab.store)
+    assert next((arm.label, arm.warmup, sorted(arm.records)) for arm in study.arms) == ("warm-up", True, [0, 1])
     assert [one.stages.get("align1") for one in study.records] == [one.stages["align1"] for one in records]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from tests.results.report.conftest import NASTY, Html, Lab
 from ttpa.records import Candidate, Pair, Score
 from ttpa.results.report import stages
 from ttpa.results.report.numbers import _tones
-from ttpa.results.report.pairs import drawn, pair_block
+from ttpa.results.report.samples import drawn, pair_block
 from ttpa.results.report.study import StageFolder
 from ttpa.results.stats import Estimate
 
@@ -66,7 +68,7 @@ def test_what_is_gone_is_named(lab: Lab, report: Report) -> None:
     for seed in (0, 1):
         (lab.folder(f"data/{seed}") / "test.jsonl").unlink()
     assert "The questions are not in the data stage" in report("made")
-    (lab.folder("evaluate/1/plain") / "rows.jsonl").unlink()
+    (lab.folder("evaluate/1") / "rows.jsonl").unlink()
     assert re.search(r"The answers of 1 evaluation are not in the store.*warm-up, seed 1", report("made"))
     shutil.rmtree(lab.store)
     page = Html(report("made"))
@@ -121,43 +123,39 @@ def test_samples_are_limited_and_it_is_said(lab: Lab, report: Report) -> None:
 
 
 def test_lines_are_drawn_evenly_and_the_same_each_time(lab: Lab) -> None:
-    counts = [0] * 50
+    counts = Counter[int]()
     for number in range(400):
         folder = lab.store / f"explore-{number:012x}"
         folder.mkdir(parents=True)
         (folder / "rows").write_text("".join(f'{{"at":{k}}}\n' for k in range(50)))
         rows, total = drawn(StageFolder(folder), "rows", 5)
-        assert total == 50 and rows == sorted(rows, key=lambda row: row["at"]) and len(rows) == 5
-        assert rows == drawn(StageFolder(folder), "rows", 5)[0]
-        for row in rows:
-            counts[row["at"]] += 1
-    assert min(counts) > 15 and max(counts) < 70  # 40 expected, deviation 6
+        counts.update(ats := [row["at"] for row in rows])
+        assert total == 50 and ats == sorted(ats) and (rows, total) == drawn(StageFolder(folder), "rows", 5)
+    assert min(counts.values()) > 15 and max(counts.values()) < 70  # 40 expected, deviation 6
 
 
 SEARCH = {"spans": {"chosen": 4}, "parting": {"chosen": {"probability": 0.00012}}}
 
 
 @pytest.mark.parametrize(
-    ("texts", "tokens", "how", "parts", "chances"),
+    ("texts", "how", "parts", "chances"),
     [
-        (("f(ab)", "f(xyz"), True, {}, [["f(", "a", "", "b)"], ["f(", "x", "", "yz"]], [0.6065, 0.6065]),  # exp(-0.5)
-        (("f(ab)", "f(xyz"), False, {}, [["f(", "a", "", "b)"], ["f(", "x", "", "yz"]], [0.6065, 0.6065]),
-        (("f(abcd", "f"), True, SEARCH, [["f", "(", "ab", "cd"], ["f", "", "", ""]], [0.00012, None]),
+        ("f(ab) f(xyz", {}, ["f(|a||b)", "f(|x||yz"], [math.exp(-0.5)] * 2),
+        ("f(abcd f", SEARCH, ["f|(|ab|cd", "f|||"], [0.00012, None]),
     ],
 )
-def test_a_pair_is_cut_where_it_parts(
-    texts: tuple[str, str], tokens: bool, how: dict, parts: list, chances: list
-) -> None:
+def test_a_pair_is_cut_where_it_parts(texts: str, how: dict, parts: list, chances: list) -> None:
     good, bad = (
         Candidate(sample_id="a", index=0, text=one, token_ids=tuple(map(ord, one)), logps=(-0.5,) * len(one))
-        for one in texts
+        for one in texts.split()
     )
-    pair = Pair(sample_id="a", chosen=good, rejected=bad, chosen_score=Score(value=1.0, exact=True),
-                rejected_score=Score(value=0.5, exact=False), provenance=how)  # fmt: skip
-    sides = pair_block(pair, {}, (lambda ids: list(map(chr, ids))) if tokens else None)["sides"]
-    assert [side["parts"] for side in sides] == parts
-    assert [one and round(one, 5) for one in chances] == [side["probability"] and pytest.approx(side["probability"], abs=1e-4)
-                                                          for side in sides]  # fmt: skip
+    high, low = Score(value=1.0, exact=True), Score(value=0.5, exact=False)
+    pair = Pair(sample_id="a", chosen=good, rejected=bad, chosen_score=high, rejected_score=low, provenance=how)
+    sides = pair_block(pair, {}, lambda ids: list(map(chr, ids)))["sides"]
+    assert ["|".join(side["parts"]) for side in sides] == parts
+    assert [side["probability"] for side in sides] == chances
+    without = pair_block(pair, {}, None)["sides"]  # no tokenizer: by characters
+    assert [side["parts"][:2] for side in without] == [side["parts"][:2] for side in sides]
 
 
 # --- colours ---------------------------------------------------------------------------------------------------------
@@ -192,22 +190,13 @@ def luminance(colour: str) -> float:
 def test_contrast(mode: int) -> None:
     """WCAG 2: text at least 4.5 to 1 on its ground, lines at least 3 to 1, in the light and in the dark mode."""
     css = re.findall(r":root\{(.*?)\}", (TEMPLATES / "style.css").read_text(), re.DOTALL)[mode]
-    known = dict(re.findall(r"--(\w+):(#[0-9a-f]{6})", css))
-    grounds = [name for name in known if name.startswith(("up", "down"))] + ["same", "good", "bad", "warn"]
-    pairs = [("ink", ground, 4.5) for ground in grounds] + [
-        (front, ground, least)
-        for ground in ("paper", "panel")
-        for front, least in [
-            ("ink", 4.5),
-            ("soft", 4.5),
-            ("link", 4.5),
-            ("edge", 3),
-            *((f"c{n}", 3) for n in range(1, 9)),
-        ]
-    ]
-    for front, ground, least in pairs:
-        low, high = sorted((luminance(known[front]), luminance(known[ground])))
-        assert (high + 0.05) / (low + 0.05) >= least, (front, ground)
+    light = {name: luminance(colour) for name, colour in re.findall(r"--(\w+):(#[0-9a-f]{6})", css)}
+    least = {"ink": 4.5, "soft": 4.5, "link": 4.5, "edge": 3, **{f"c{number}": 3 for number in range(1, 9)}}
+    pairs = {(front, ground): ratio for front, ratio in least.items() for ground in ("paper", "panel")}
+    pairs |= {("ink", ground): 4.5 for ground in light if re.match("up|down|same|good|bad|warn", ground)}
+    for (front, ground), ratio in pairs.items():
+        low, high = sorted((light[front], light[ground]))
+        assert (high + 0.05) / (low + 0.05) >= ratio, (front, ground)
 
 
 def test_tones_know_the_interval() -> None:
@@ -217,35 +206,23 @@ def test_tones_know_the_interval() -> None:
     assert _tones(gaps, "low")[:3] == [0, -3, 1] and _tones([Estimate(value=0, low=0, high=0)]) == [0]
 
 
-def test_only_a_clear_difference_has_a_colour_in_the_heat_map(lab: Lab, report: Report) -> None:
+def test_the_heat_map_colours_clear_differences_and_says_what_its_cells_are(lab: Lab, report: Report) -> None:
     lab.samples = 60
     for sampler, objective, right in (("tps", "dpo", 50), ("tps", "rft", 1), ("mcts", "dpo", 2), ("mcts", "rft", 30)):
         lab.row(right=right, sampler=sampler, objective=objective)
-    text = report("made", axes="sampler,objective")
     caption = "Accuracy in %, sampler (rows) by objective (columns)"
+    text = report("made", axes="sampler,objective")
     table = text[text.index(f'<table class="sortable" aria-label="{caption}"') :].partition("</table>")[0]
-    head, *rows = Html(text).tables[caption]
-    tones = dict(
-        zip(
-            [(row[0], one) for row in rows for one in head[1:]],
-            re.findall(r'<td class="k t(-?\d)"', table),
-            strict=True,
-        )
-    )
+    cells = [(row[0], objective) for row in Html(text).tables[caption][1:] for objective in ("dpo", "rft")]
+    tones = dict(zip(cells, re.findall(r'<td class="k t(-?\d)"', table), strict=True))
     assert tones == {("tps", "dpo"): "3", ("tps", "rft"): "0", ("mcts", "dpo"): "0", ("mcts", "rft"): "2"}
     assert "paired difference to the warm-up" in text
-
-
-def test_cells_of_several_policies_and_of_fewer_seeds_are_said(lab: Lab, report: Report) -> None:
-    for sampler in ("tps", "mcts"):
-        for objective in ("dpo", "rft"):
-            for seed in (0, 1) if (sampler, objective) != ("mcts", "rft") else (0,):
-                lab.row(seed, sampler=sampler, objective=objective)
-    lab.row(0, sampler="tps", objective="dpo", pairs="siblings")
+    lab.row(1, right=50, sampler="tps", objective="dpo")
+    lab.row(1, right=50, sampler="tps", objective="dpo", pairs="siblings")
     page = Html(report("made", axes="sampler,objective"))
-    assert "up to 2 policies that differ in other settings" in page.text and "* fewer than the 2 seeds" in page.text
-    rows = {row[0]: row[1:] for row in page.tables["Accuracy in %, sampler (rows) by objective (columns)"][1:]}
-    assert rows["mcts"][1].endswith("*") and rows["tps"][0].startswith("50.0")
+    assert "up to 2 policies that differ in other settings" in page.text
+    (row,) = [row for row in page.tables[caption] if row[0] == "tps"]
+    assert row[1] == "83.3" and "difference to the mean of all cells" in page.text
 
 
 # --- stages ----------------------------------------------------------------------------------------------------------
@@ -269,21 +246,15 @@ def test_lines_of_data_and_of_training(lab: Lab, report: Report) -> None:
     assert ("Accuracy by select.limit, %", [[0, 25], [10, 50], [40, 75]]) in lines  # begins with the warm-up
 
 
-@pytest.mark.parametrize(
-    ("file", "why"),
-    [
-        ("", "logger=csv writes one for this page"),
-        ("logs/events.out.tfevents.1.h", "tensorboard --logdir"),
-        ("logs/version_0/metrics.csv", "fewer than two logged points"),
-    ],
-)
-def test_why_there_is_no_curve(lab: Lab, report: Report, file: str, why: str) -> None:
+def test_why_there_is_no_curve(lab: Lab, report: Report) -> None:
     lab.row()
-    shutil.rmtree(lab.folder("align/") / "logs")
-    if file:
-        (lab.folder("align/") / file).parent.mkdir(parents=True)
-        (lab.folder("align/") / file).write_text("step,loss\n9,1\n")
-    assert re.search(rf"No curve of dpo: [^.]*{re.escape(why)}", Html(report("made")).text)
+    logs = lab.folder("align/") / "logs"
+    (logs / "version_0" / "metrics.csv").write_text("step,loss\n9,1\n")
+    assert "No curve of dpo: fewer than two logged points" in report("made")
+    (logs / "version_0" / "events.out.tfevents.1.h").touch()
+    assert "No curve of dpo: TensorBoard has it" in report("made")
+    shutil.rmtree(logs)
+    assert "No curve of dpo: logger=csv writes one for this page" in report("made")
 
 
 def test_stages_say_who_built_them_how_large_they_are_and_what_failed(lab: Lab, report: Report) -> None:
@@ -299,7 +270,7 @@ def test_stages_say_who_built_them_how_large_they_are_and_what_failed(lab: Lab, 
         (lab.store / f"{name}.part" / "error.txt").write_text(f"Traceback\n  a line\n{error}\n")
     tables = Html(report("made")).tables
     found = {row[0]: dict(zip(tables["Stages"][0], row, strict=True)) for row in tables["Stages"]}
-    assert found[lab.stages["data/0"]]["state"] == found[lab.stages["warmup/0/plain"]]["state"] == "cached"
+    assert found[lab.stages["data/0"]]["state"] == found[lab.stages["warmup/0"]]["state"] == "cached"
     assert found[lab.stages["explore/0/tps"]]["state"] == "built"
     assert (found[gone]["state"], found[gone]["error"]) == ("failed", "OutOfMemoryError: 3 GiB")
     assert found["warmup-0000000000ff"]["error"] == "ValueError: no steps"

@@ -1,6 +1,5 @@
-"""What was measured: accuracy by policy, paired differences, the six errors, the heat map, accuracy against data.
-
-Numbers come from result rows, `ttpa.results.stats` and `ttpa.results.table`, in per cent; nothing is fitted here.
+"""What was measured, in per cent: accuracy by policy, paired differences, the six errors, the heat map, accuracy against
+data. Numbers come from `ttpa.results.table` and `ttpa.results.stats`; nothing is fitted here.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import product
@@ -17,11 +16,12 @@ from typing import Any
 
 from ttpa.calls.six_errors import LABELS
 from ttpa.errors import ConfigError
-from ttpa.results import render, table
+from ttpa.results import render
 from ttpa.results.records import is_number, number_at
 from ttpa.results.report.page import Block, Cell, as_text, grid, pictures, plural, text
 from ttpa.results.report.study import Arm, Study, as_mapping, warmup_key
 from ttpa.results.stats import Estimate, over_seeds
+from ttpa.results.table import Table
 
 AMOUNT = re.compile(r"(data|select)\.(?!validation|test)(\w+_samples|max_rows|\w*fraction|\w*share|limit)")
 """Settings that say how much of the data a policy saw."""
@@ -29,9 +29,9 @@ AMOUNT = re.compile(r"(data|select)\.(?!validation|test)(\w+_samples|max_rows|\w
 
 def _by_seed(arm: Arm, path: str) -> list[Estimate]:
     found = list[Estimate | None]()
-    for seed in arm.records:
+    for record in arm.records.values():
         with suppress(KeyError):
-            found.append(number_at(arm.metrics(seed), path))
+            found.append(number_at(record.measured(arm.warmup), path))
     return [one for one in found if one]
 
 
@@ -43,9 +43,9 @@ def estimate_of(arm: Arm, path: str) -> Estimate | None:
     return known[0].scaled(100) if known else None
 
 
-def accuracy(made: table.Table, study: Study) -> list[Block]:
+def accuracy(made: Table, study: Study) -> list[Block]:
     """Pictures of accuracy, of all samples and by band, and the table of all numbers."""
-    bands = [as_mapping(arm.metrics(seed).get("bands")) for arm in study.arms for seed in arm.records]
+    bands = [as_mapping(one.measured(arm.warmup).get("bands")) for arm in study.arms for one in arm.records.values()]
     paths = dict.fromkeys([*(f"bands.{band}" for each in bands for band in each), "unseen_tool"])
     parts = [path for path in paths if any(estimate_of(arm, path) for arm in study.arms)]
     charts = []
@@ -60,64 +60,54 @@ def accuracy(made: table.Table, study: Study) -> list[Block]:
     kept = [at for at, column in enumerate(made.columns) if not column.key.startswith("errors.")]
     columns = tuple(made.columns[at] for at in kept)
     shown = tuple(replace(row, values=tuple(row.values[at] for at in kept)) for row in made.rows)
-    tones = {}
+    tones: dict[tuple[str, int], int] = {}
     for at, column in enumerate(columns):
         estimates = [row.values[at].estimate for row in shown]
-        mean = statistics.fmean([one.value for one in estimates if one] or [0])
-        tones[column.label] = _tones([_minus(one, mean) for one in estimates], column.better)
+        found = _tones(estimates, column.better, _mean(estimates))
+        # A table of mostly grey cells would say nothing: here what is not clear has no colour.
+        tones |= {(column.label, line): tone for line, tone in enumerate(found) if tone}
     main = replace(render.main_grid(replace(made, columns=columns, rows=shown)), caption="All numbers")
     said = text("Coloured: the interval excludes the mean of the column. Blue is better, orange is worse.")
-    legend = [said] if any(tone for column in tones.values() for tone in column) else []
-    return [*pictures(charts), _grid(main, study, [row.spec.key for row in shown], tones), *legend]
+    table = _grid(main, study, [row.spec.key for row in shown], tones)
+    return [*pictures(charts), table, *[said] * bool(tones)]
 
 
-def _grid(made: render.Grid, study: Study, keys: Sequence[str], tones: Mapping[str, Sequence[int | None]]) -> Block:
-    """A table of texts with the marks of its policies and the tones of its cells."""
+def _grid(made: render.Grid, study: Study, keys: Sequence[str], tones: Mapping[tuple[str, int], int]) -> Block:
+    """A table of texts with the marks of its policies and the tones of its cells by head and line."""
     arms = {arm.key: number for number, arm in enumerate(study.arms)}
     rows = []
     for line, (texts, key) in enumerate(zip(made.rows, keys, strict=True)):
-        # A table of mostly grey cells would say nothing: here what is not clear has no colour.
-        cells = [
-            Cell(
-                f"{one.text} {one.mark}".strip(),
-                tone=(tones[head][line] or None) if head in tones else None,
-                best=one.best,
-            )
-            for head, one in zip(made.head, texts, strict=True)
-        ]
+        pairs = [(one, tones.get((head, line))) for head, one in zip(made.head, texts, strict=True)]
+        cells = [Cell(f"{one.text} {one.mark}".strip(), tone=tone, best=one.best) for one, tone in pairs]
         rows.append([cells[0]._replace(arm=arms.get(key)), *cells[1:]])
     return grid(made.caption, [made.head[0] or "policy", *made.head[1:]], rows)
 
 
-def _tones(gaps: Sequence[Estimate | None], better: str = "high") -> list[int | None]:
-    """Tones of differences: 0 where the interval holds 0, so that only what is clearly better (up to 3) or worse (down
-    to -3) has a colour; None without a difference or an interval.
+def _tones(found: Sequence[Estimate | None], better: str = "high", reference: float = 0.0) -> list[int | None]:
+    """Tones of differences to a number: 0 where the interval holds it, so that only what is clearly better (up to 3) or
+    worse (down to -3) has a colour; None without an interval.
     """
-    known = [gap if gap and gap.low is not None and gap.high is not None else None for gap in gaps]
-    # An end may miss 0 by rounding alone.
-    clear = [gap is not None and max(gap.low or 0, -(gap.high or 0)) > 1e-9 for gap in known]
-    most = max((abs(gap.value) for gap, sure in zip(known, clear, strict=True) if gap and sure), default=1.0)
-    sign = 1 if better == "high" else -1
-    return [
-        None if gap is None else int(math.copysign(math.ceil(3 * abs(gap.value) / most), sign * gap.value)) * sure
-        for gap, sure in zip(known, clear, strict=True)
-    ]
+    known = [one if one and one.low is not None and one.high is not None else None for one in found]
+    # An end may miss the number by rounding alone.
+    clear = [one and not (one.low or 0) - 1e-9 <= reference <= (one.high or 0) + 1e-9 for one in known]
+    gaps = [one.value - reference if one else 0 for one in known]
+    most = max((abs(gap) for gap, sure in zip(gaps, clear, strict=True) if sure), default=1.0)
+    sizes = [math.copysign(math.ceil(3 * abs(gap) / most), gap if better == "high" else -gap) for gap in gaps]
+    return [None if sure is None else int(size * bool(sure)) for size, sure in zip(sizes, clear, strict=True)]
 
 
-def _minus(found: Estimate | None, reference: float) -> Estimate | None:
-    if found is None:
-        return None
-    low, high = (None if end is None else end - reference for end in (found.low, found.high))
-    return replace(found, value=found.value - reference, low=low, high=high)
+def _mean(found: Iterable[Estimate | None]) -> float:
+    return statistics.fmean([one.value for one in found if one] or [0.0])
 
 
-def differences(made: table.Table, study: Study) -> list[Block]:
+def differences(made: Table, study: Study) -> list[Block]:
     """One set of paired differences, as the table takes them."""
     if not made.differences:
         missing = "No paired differences: no warm-up was evaluated (baseline=true adds one) and no run is a control."
         return [] if made.spec.claim else [text(missing)]
     shown = render.difference_grid(made)
-    tones = {shown.head[1]: _tones([one.mean for one in made.differences], made.columns[0].better)}
+    found = _tones([one.mean for one in made.differences], made.columns[0].better)
+    tones = {(shown.head[1], line): tone for line, tone in enumerate(found) if tone}
     return [_grid(shown, study, [one.ours for one in made.differences], tones)]
 
 
@@ -128,12 +118,9 @@ def errors(study: Study) -> list[Block]:
     return [{"kind": "errors", "kinds": kinds, "policies": found}] if kinds else []
 
 
-def heat_map(made: table.Table, study: Study, axes: Sequence[str]) -> list[Block]:
-    """Accuracy over two axes, option groups or dotted settings. A cell has a colour where its interval says that it
-    differs: by the paired difference to the warm-up where every cell has one, else by that to the mean of all cells.
-
-    Raises:
-        ConfigError: an axis that no policy has.
+def heat_map(made: Table, study: Study, axes: Sequence[str]) -> list[Block]:
+    """Accuracy over two axes, option groups or dotted settings (a ConfigError where no policy has one), coloured by the
+    paired difference to the warm-up where every cell has one, else by that to the mean of all cells.
     """
     wholes = [{**arm.settings, **arm.first.choices} for arm in study.aligned]
     for axis in axes:
@@ -151,16 +138,12 @@ def heat_map(made: table.Table, study: Study, axes: Sequence[str]) -> list[Block
     for at, mine in cells.items():
         known = [one for one in (estimate_of(arm, "accuracy") for arm in mine) if one]
         # The interval of a mean over several policies is not known.
-        mean = Estimate(value=statistics.fmean([one.value for one in known])) if len(known) > 1 else None
-        found[at] = mean or (known[0] if known else None)
+        found[at] = Estimate(value=_mean(known)) if len(known) > 1 else next(iter(known), None)
     starts = {arm.key for arm in study.arms if arm.warmup}
     paired = {one.ours: one.mean for one in made.differences if one.against in starts}
     by_pairs = all(len(mine) < 2 and all(paired.get(arm.key) for arm in mine) for mine in cells.values())
-    gaps = [paired.get(mine[0].key) if mine else None for mine in cells.values()]
-    if not by_pairs:
-        middle = statistics.fmean([one.value for one in found.values() if one] or [0])
-        gaps = [_minus(one, middle) for one in found.values()]
-    tones = dict(zip(cells, _tones(gaps), strict=True))
+    gaps = [paired.get(mine[0].key) if mine else None for mine in cells.values()] if by_pairs else list(found.values())
+    tones = dict(zip(cells, _tones(gaps, reference=0.0 if by_pairs else _mean(found.values())), strict=True))
     seeds = {at: min(len(arm.records) for arm in mine) for at, mine in cells.items() if mine}
     fewer = {at for at, count in seeds.items() if count < max(seeds.values())}
 

@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 from ttpa import __version__
 
-LONGEST = 2000
-"""Characters of one value; longer ones are cut."""
 TEMPLATES = resources.files("ttpa.results.report") / "templates"
 HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufffe\uffff\ud800-\udfff]"
@@ -26,15 +24,13 @@ Block = dict[str, Any]
 
 
 class Cell(NamedTuple):
-    """A cell of a table: `hint` is a tooltip; the mark of policy `arm` stands before the text, a bar of `share` (in
-    [0, 1]) lies below it. `tone` colours it: from -3 (worse) to 3 (better), 0 for no clear difference, None for no colour.
+    """A cell of a table: `hint` is a tooltip; the mark of policy `arm` stands before the text. `tone` colours it: from -3
+    (worse) to 3 (better), 0 for no clear difference, None for no colour.
     """
 
     text: str
     hint: str = ""
-    href: str = ""
     tone: int | None = None
-    share: float | None = None
     arm: int | None = None
     best: bool = False
 
@@ -65,7 +61,7 @@ def pictures(charts: Sequence[Block]) -> list[Block]:
     return [{"kind": "pictures", "charts": charts}] if charts else []
 
 
-def short(said: str, limit: int = LONGEST) -> str:
+def short(said: str, limit: int = 2000) -> str:
     """The beginning of a text that is too long."""
     return said if len(said) <= limit else said[: limit - 1] + "\u2026"
 

@@ -1,7 +1,6 @@
 """`ttpa report`: one page of HTML for a run, a sweep or a table. Imports no torch and writes nothing but the page.
 
-This module decides what stands on a page. What is missing in the store is said on the page and is no mistake:
-result rows outlive the stages they came from.
+What is missing in the store is said on the page and is no mistake: result rows outlive the stages they came from.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from ttpa.errors import ConfigError
 from ttpa.io import write_text
 from ttpa.options import CommaList, Index, arguments
 from ttpa.results import render, table
-from ttpa.results.report import answers, numbers, page, pairs, stages
+from ttpa.results.report import numbers, page, samples, stages
 from ttpa.results.report.study import Study, records_of, study_of
 
 HELP = """\
@@ -122,13 +121,13 @@ def page_of(form: Form) -> tuple[dict[str, Any], list[str]]:
     shown = [*said, *numbers.accuracy(made, study), *numbers.differences(made, study), notes]
     sections = {
         "errors": numbers.errors(study),
-        "answers": answers.browser(study, form.answers),
+        "answers": samples.browser(study, form.answers),
         "heat": numbers.heat_map(made, study, form.axes),
         "decay": numbers.gain_decay(study),
         "curves": stages.curves(study),
-        "pairs": pairs.explorations(study, form.samples, pairs.pairs_of),
-        "trees": pairs.explorations(study, form.samples, pairs.trees_of),
-        "drawn": pairs.groups_of(study, form.samples),
+        "pairs": samples.explorations(study, form.samples, samples.pairs_of),
+        "trees": samples.explorations(study, form.samples, samples.trees_of),
+        "drawn": samples.groups_of(study, form.samples),
         "stages": stages.stage_table(study),
         "settings": stages.configurations(study),
         "provenance": stages.provenance(study),
@@ -137,19 +136,12 @@ def page_of(form: Form) -> tuple[dict[str, Any], list[str]]:
     return {"title": title, "subtitle": subtitle, "head": head, "sections": {"accuracy": shown, **sections}}, warnings
 
 
-def _head(study: Study) -> dict[str, str]:
-    """What stands below the title."""
+def _head(study: Study) -> dict[str, Any]:
+    """What stands below the title: options that differ and that are the same, seeds, when and on what it was built."""
     firsts = [arm.first.choices for arm in study.aligned or study.arms]
-    groups = dict.fromkeys(group for first in firsts for group in first)
+    options = {group: list(dict.fromkeys(str(one.get(group)) for one in firsts)) for one in firsts for group in one}
     made = [stage.provenance for stage in study.stages.values() if stage.provenance]
-    times = sorted(str(one[key])[:16].replace("T", " ") for one in made for key in ("started", "ended") if one.get(key))
     machines = [f"{one.get('gpu') or 'no GPU'}, {one.get('cpu')}, {one.get('cpu_count')} CPUs" for one in made]
-    gone = "not known: the stages are not in the store"
-    head = {
-        "options that differ": [f"{g}={'|'.join(dict.fromkeys(str(f.get(g)) for f in firsts))}" for g in study.varying],
-        "options of all": [f"{group}={firsts[0][group]}" for group in groups if group not in study.varying],
-        "seeds": sorted({str(record.seed) for record in study.records}, key=int),
-        "built": [f"{times[0]} to {times[-1]} UTC" if times else gone],
-        "hardware": dict.fromkeys(machines) or [gone],
-    }
-    return {name: ", ".join(said) for name, said in head.items() if said}
+    times = sorted(str(one[key])[:16].replace("T", " ") for one in made for key in ("started", "ended") if one.get(key))
+    seeds = sorted({record.seed for record in study.records})
+    return {"options": options, "seeds": seeds, "times": times, "machines": list(dict.fromkeys(machines))}

@@ -13,7 +13,7 @@ from typing import Any
 
 from ttpa.results.records import is_number
 from ttpa.results.report.page import Block, Cell, as_text, folded, grid, pictures, plural, short, some, text
-from ttpa.results.report.study import StageFolder, Study, as_mapping, lines_of, objects, read_json
+from ttpa.results.report.study import StageFolder, Study, as_mapping, lines_of, objects
 
 FEW, MOST_ARMS, MOST_CURVES, POINTS = 30, 24, 12, 160
 """Rows of a table that is not folded; columns of configurations; training stages with curves; points of a curve."""
@@ -23,16 +23,11 @@ CURVES = (
 )  # fmt: skip
 """Metrics that are drawn, in this order; page.html has their names."""
 MADE_WITH = ("commit", "dirty", "packages", "python", "platform", "host", "cpu", "cpu_count", "gpu")
-"""What a stage's provenance says of the code and the machine that built it."""
-
-Curve = dict[float, float]
-"""Optimiser step (or round) -> value."""
+Curve = dict[float, float]  # optimiser step (or round) -> value
 
 
 def logged(stage: StageFolder) -> dict[str, Curve]:
-    """What a training stage logged, by metric. An attempt that goes on from a checkpoint logs some steps again: the last
-    one counts. Rounds of drawn answers hold rewards in full.
-    """
+    """What a training stage logged, by metric. Of a step that was logged again after a restart the last value counts."""
     found: dict[str, Curve] = {}
 
     def add(step: Any, values: Mapping[str, Any]) -> None:
@@ -44,7 +39,7 @@ def logged(stage: StageFolder) -> dict[str, Curve]:
     for file in sorted(stage.path.glob("logs/version_*/metrics.csv"), key=lambda one: (len(one.parent.name), one)):
         for row in csv.DictReader(lines_of(file)):
             add(row.get("step"), row)
-    if len(found.get("reward", {})) < 3:
+    if len(found.get("reward", {})) < 3:  # rounds of drawn answers hold rewards in full
         for drawn in objects(lines_of(stage.path / "rollouts.jsonl")):
             add(drawn.get("number"), as_mapping(drawn.get("metrics")))
     return {key: found[key] for key in CURVES if len(found.get(key, {})) > 1}
@@ -63,11 +58,8 @@ def curves(study: Study) -> list[Block]:
     without: dict[str, list[str]] = {}
     for names, (at, label) in list(trained.items())[:MOST_CURVES]:
         logs = [logged(study.stages[name]) for name in names]
-        drawn = [
-            _curve(metric, at, label, [log[metric] for log in logs if metric in log])
-            for metric in CURVES
-            if any(metric in log for log in logs)
-        ]
+        runs = {metric: [log[metric] for log in logs if metric in log] for metric in CURVES}
+        drawn = [_curve(metric, at, label, curves) for metric, curves in runs.items() if curves]
         if not drawn:
             without.setdefault(_no_curve([study.stages[name] for name in names]), []).append(label)
             continue
@@ -76,8 +68,8 @@ def curves(study: Study) -> list[Block]:
         if drawn[3:]:
             blocks.append(folded(f"{plural(len(drawn) - 3, 'more curve')} of {label}", pictures(drawn[3:])))
     blocks += [text(f"No curve of {'; '.join(labels)}: {reason}.") for reason, labels in without.items()]
-    more = [text(f"The first {MOST_CURVES} of {len(trained)} training stages.")] if trained else []
-    return [*blocks, *more * (len(trained) > MOST_CURVES)]
+    more = text(f"The first {MOST_CURVES} of {len(trained)} training stages.")
+    return [*blocks, *[more] * (len(trained) > MOST_CURVES)]
 
 
 def _curve(metric: str, arm: int, label: str, runs: Sequence[Curve]) -> Block:
@@ -94,12 +86,11 @@ def _curve(metric: str, arm: int, label: str, runs: Sequence[Curve]) -> Block:
 
 def _no_curve(stages: Sequence[StageFolder]) -> str:
     """Why stages have no curve, by what is in their folders; which logger a run had is written nowhere."""
-    files = [file.name for stage in stages for file in stage.path.glob("logs/**/*")]
     if not all(stage.exists for stage in stages):
         return "the stage is not in the store"
-    if any(name.startswith("events.out.tfevents.") for name in files):
+    if any(any(stage.path.glob("logs/**/events.out.tfevents.*")) for stage in stages):
         return "TensorBoard has it (tensorboard --logdir)"
-    if "metrics.csv" in files:
+    if any(any(stage.path.glob("logs/**/metrics.csv")) for stage in stages):
         return "fewer than two logged points (trainer.lightning.log_every_n_steps)"
     return "logger=csv writes one for this page; with logger=wandb see the stage's W&B run"
 
@@ -114,8 +105,8 @@ def stage_table(study: Study) -> list[Block]:
         users = [one for one in study.records if stage.id in one.stages.values()]
         roles = dict.fromkeys(role for one in users for role, used in one.stages.items() if used == stage.id)
         arms = [arm for arm in study.arms if any(stage.id in one.stages.values() for one in arm.records.values())]
-        makers = [_maker(study.stages[one.evaluation("evaluation" not in one.stages)]) for one in users]
-        reused = sum(maker != _maker(stage) for maker in makers)
+        makers = [study.stages[one.evaluation("evaluation" not in one.stages)].maker for one in users]
+        reused = sum(maker != stage.maker for maker in makers)
         state = "cached" if reused == len(users) else f"built, reused by {plural(reused, 'row')}" if reused else "built"
         if not stage.exists:
             state = "failed" if stage.error else "not in the store"
@@ -133,13 +124,6 @@ def stage_table(study: Study) -> list[Block]:
     counts = [plural(len(study.stages), "stage"), plural(len(study.records), "result row")]
     about = {"kind": "stages", "counts": counts, "spans": spans, "strangers": bool(strangers)}
     return [about, folded(f"All {len(rows)} stages", [shown]) if len(rows) > FEW else shown]
-
-
-def _maker(stage: StageFolder) -> tuple[Any, Any] | None:
-    """The process that finished a stage, as (host, process id)."""
-    attempts = read_json(stage.path / "attempts.json")
-    last = as_mapping(attempts[-1]) if isinstance(attempts, list) and attempts else {}
-    return (last.get("host"), last.get("pid")) if stage.exists and last else None
 
 
 def configurations(study: Study) -> list[Block]:

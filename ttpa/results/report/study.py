@@ -1,6 +1,5 @@
-"""What a page is about: result rows, grouped into policies over seeds, and the folders of the stages behind them.
-
-A stage's folder may be gone or damaged: then the row's own numbers are all there is. Nothing is computed or written here.
+"""What a page is about: result rows, grouped into policies over seeds, and the folders of the stages behind them, which
+may be gone or damaged. Nothing is computed or written here.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ from ttpa.results.records import WARMUP_GROUPS, WARMUP_ROLES, Record, read_recor
 from ttpa.results.table import TableRow, settings
 
 STAGE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*-[0-9a-f]{12}")
-DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError)
-"""What reading a damaged file may raise."""
+DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError)  # reading a damaged file
 
 
 def lines_of(file: Path) -> list[str]:
@@ -63,25 +61,20 @@ class StageFolder:
         self.provenance = as_mapping(read_json(path / "provenance.json"))
         self.metrics = as_mapping(read_json(path / "metrics.json"))
         self.started = str(self.provenance.get("started") or "").replace("T", " ")  # UTC
-
-    @property
-    def error(self) -> str:
-        """The last line of the traceback of a build that failed; "" where none failed."""
-        return (lines_of(self.part / "error.txt") or [""])[-1].strip()
+        self.error = (lines_of(self.part / "error.txt") or [""])[-1].strip()  # of a build that failed
+        attempts = read_json(path / "attempts.json")
+        last = as_mapping(attempts[-1]) if isinstance(attempts, list) and attempts else {}
+        self.maker = (last.get("host"), last.get("pid"))  # the process that finished it
 
     def input(self, role: str) -> StageFolder | None:
         """The stage that it read in a role, if that is in the store."""
-        fingerprint = str(as_mapping(self.provenance.get("inputs")).get(role))
-        found = sorted(self.path.parent.glob(f"*-{fingerprint}")) if re.fullmatch("[0-9a-f]{12}", fingerprint) else []
-        return StageFolder(found[0]) if found else None
+        name = f"*-{as_mapping(self.provenance.get('inputs')).get(role)}"
+        return next((StageFolder(one) for one in self.path.parent.glob(name) if STAGE_NAME.fullmatch(one.name)), None)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A policy over seeds: the records of one cell, or the warm-up that several cells start from (`warmup`).
-
-    `key` is that of its row in the table, "" for a warm-up that no row shows; `label` tells it apart.
-    """
+    """A policy over seeds: the records of a row of the table (`key`), or a warm-up, which may have no row (key "")."""
 
     key: str
     label: str
@@ -97,10 +90,6 @@ class Arm:
     def settings(self) -> dict[str, Any]:
         """The dotted settings of its configuration, without seeds."""
         return {**settings(self.first.config), "rounds": self.first.rounds}
-
-    def metrics(self, seed: int) -> Mapping[str, Any]:
-        """What was measured."""
-        return self.records[seed].measured(self.warmup)
 
     def stages(self, kind: str, seed: int) -> list[str]:
         """Folders of a kind of stage (such as align) in the order of the rounds."""
@@ -145,12 +134,8 @@ class Study:
         return [group for group in groups if len({first.get(group) for first in firsts}) > 1]
 
 
-# --- which rows ------------------------------------------------------------------------------------------------------
-
-
 def records_of(target: str, results: Path) -> tuple[list[Record], list[str]]:
-    """The records of a result file, or of all files of a run name or of several, joined by commas; and a sentence for
-    each line that is left out.
+    """The records of a result file or of run names joined by commas, and a sentence for each line that is left out.
 
     Raises:
         ConfigError: nothing of that name; lists the names there are.
