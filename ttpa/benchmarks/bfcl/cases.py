@@ -106,7 +106,7 @@ class Case:
         for name, values in (call for answer in self.answers for call in answer.items()):
             if name not in documents:
                 raise DataError(f"{self.case_id}: the answer calls {show(name)}, which has no document.")
-            self._expected.append((self.functions[0] if self.category.rule == "one" else documents[name], values))
+            self._expected.append((documents[name], values))
 
     def judge(self, result: Any, *, function_calling: bool | None = None, dots_as_underscores: bool = False) -> Verdict:
         """The verdict on one answer, whatever the answer is; see `decode` and `check_call`.
@@ -221,7 +221,8 @@ def question_rows(folder: Path, category: Category, seen: set[str]) -> Iterator[
 
 
 def _accepted(path: Path) -> dict[str, list[Any]]:
-    packed, answers = path.with_name(f"{path.name}.gz"), {}
+    packed = path.with_name(f"{path.name}.gz")
+    answers: dict[Any, list[Any]] = {}
     for line in read_lines(packed if packed.is_file() and not path.is_file() else path):
         case_id, truth = line.row.get("id"), line.row.get("ground_truth")
         if case_id in answers or not isinstance(truth, list):
@@ -244,7 +245,7 @@ def read_cases(folder: str | Path) -> dict[str, Case]:
     categories = dict.fromkeys(category for _, category in question_files(folder))
     for category in (category for category in categories if category.rule in SINGLE_TURN):
         for line, answers in question_rows(folder, category, seen):
-            row = line.row
+            row: Any = line.row
             try:
                 cases[row["id"]] = Case(row["id"], category, row.get("function"), answers, row.get("question"))
             except DataError as error:

@@ -78,7 +78,8 @@ def read_interface(result: Any) -> list[Call]:
     if not isinstance(result, list) and (result or not isinstance(result, str | dict)):
         raise Undecodable("a reply in words" if isinstance(result, str) else "not a list of calls")
     try:
-        items = [next(iter(item.items())) for item in result]
+        entries: list[Any] = [*result]
+        items = [next(iter(entry.items())) for entry in entries]
         calls = [(name, json.loads(text)) for name, text in items]
     except (AttributeError, StopIteration, TypeError, ValueError, RecursionError):
         raise Undecodable("an element of the list is no {name: arguments as JSON}") from None
@@ -196,7 +197,11 @@ def _too_large(sign: type[ast.AST], first: Any, second: Any) -> bool:
     """Whether a result could take long or much memory; told before it is computed."""
     if isinstance(first, int) and isinstance(second, int):
         bits, times = first.bit_length(), max(second, 0)
-        sizes = {ast.Mult: bits + second.bit_length(), ast.Pow: bits * times, ast.LShift: bits + times}
+        sizes: dict[type[ast.AST], int] = {
+            ast.Mult: bits + second.bit_length(),
+            ast.Pow: bits * times,
+            ast.LShift: bits + times,
+        }
         return sizes.get(sign, 0) > MAX_SIZE
     if sign is ast.Mult:
         many, times = (second, first) if isinstance(first, int) else (first, second)

@@ -9,7 +9,7 @@ Results are also written as the official tool lays them out, below `result/`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -136,7 +136,7 @@ class BFCL:
             "accuracy": share(rows, itemgetter("exact")),
             "bands": {},
             "unseen_tool": None,
-            "errors": {label: share(rows, lambda row, label=label: label in row["errors"]) for label in LABELS},
+            "errors": {label: share(rows, partial(lambda one, row: one in row["errors"], label)) for label in LABELS},
             "categories": categories,
             "totals": totals,
             "prompt": self.prompt,

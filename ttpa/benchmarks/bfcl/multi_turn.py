@@ -36,7 +36,7 @@ class Said(Form):
     content: str
 
 
-class MultiTurnCase(Form, frozen=True):
+class MultiTurnCase(Form):
     """A question of several turns, as its row has it, with the expected calls of every turn."""
 
     case_id: str = Field(alias="id")
