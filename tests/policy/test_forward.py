@@ -84,33 +84,11 @@ def assert_exact(model: Any, rows: Sequence[TokenRow], **options: Any) -> None:
 # --- rows that share ---------------------------------------------------------------------------------------------
 
 
-def ids(least: int, most: int, tokens: int = VOCAB - 1) -> st.SearchStrategy[list[int]]:
-    return st.lists(st.integers(1, tokens), min_size=least, max_size=most)
-
-
-@st.composite
-def groups(draw: st.DrawFn) -> list[TokenRow]:
-    """One prompt, perhaps of one token, and answers over two tokens: empty, equal, and prefixes of each other."""
-    prompt = draw(ids(1, 12))
-    return [TokenRow(prompt, answer) for answer in draw(st.lists(ids(0, 5, 2), min_size=1, max_size=5))]
-
-
-@st.composite
-def dialogues(draw: st.DrawFn) -> list[TokenRow]:
-    """Each turn's prompt is the last one's with its answer and a question; candidates may hang on any turn."""
-    prompt, rows = draw(ids(1, 6)), []
-    for _ in range(draw(st.integers(2, 5))):
-        answer = draw(ids(1, 3))
-        rows += [TokenRow(prompt, other) for other in (answer, *draw(st.lists(ids(0, 3), max_size=2)))]
-        prompt = [*prompt, *answer, *draw(ids(0, 3))]
-    return rows
-
-
-unrelated = st.lists(st.builds(TokenRow, ids(1, 6), ids(0, 4)), min_size=1, max_size=4)
-mixed = st.lists(st.one_of(groups(), dialogues(), unrelated), min_size=1, max_size=3).map(
-    lambda parts: [row for part in parts for row in part]
+token_lists = partial(st.lists, st.integers(1, 2))
+"""Over two tokens, so that prompts and answers share prefixes, are equal or go on in each other by themselves."""
+row_lists = st.lists(
+    st.builds(TokenRow, token_lists(min_size=1, max_size=8), token_lists(max_size=6)), min_size=1, max_size=10
 )
-
 SHARED = (3, 4, 5, 6, 7, 8, 9)
 HARD = [
     TokenRow(SHARED, (10, 11, 12)),
@@ -154,7 +132,7 @@ LONG_PROMPT = [TokenRow(tuple(range(2, 50)), answer) for answer in ((5, 6, 7), (
 @pytest.mark.parametrize("kind", CAUSAL)
 @settings(deadline=None, max_examples=20)
 @given(
-    rows=mixed,
+    rows=row_lists,
     with_prompt=st.booleans(),
     temperature=st.sampled_from([1.0, 0.7, 2.0]),
     call_cost=st.sampled_from([0, 10, 300, forward.CALL_COST]),

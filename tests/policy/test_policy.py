@@ -10,15 +10,13 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
-from tests.policy.architectures import plain_logps
+from tests.policy.architectures import random_model
 from ttpa.errors import ConfigError, DataError
 from ttpa.policy.engines import HFOptions, VLLMOptions
-from ttpa.policy.logprobs import token_logps
-from ttpa.policy.models import HFModel, Lora, TinyModel, model_from_json
+from ttpa.policy.models import HFModel, Lora, TinyModel
 from ttpa.policy.policy import Policy, create_policy, load_policy, snapshot, train_tokenizer
-from ttpa.policy.tree import TokenRow
 from ttpa.records import Sample
 
 TEXTS = ("get_weather(city,days:int)", '[get_weather(city="Paris")]', "Weather in Paris?")
@@ -48,15 +46,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = train_tokenizer(TEXTS, 300)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
-    torch.manual_seed(3)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, intermediate_size=128, max_position_embeddings=512, tie_word_embeddings=True,
-            bos_token_id=None, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-        )
-    )  # fmt: skip
-    model.save_pretrained(folder)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 512}
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    random_model("qwen2", len(tokenizer), 0.1, **sizes, **ends).save_pretrained(folder)
     return folder
 
 
@@ -92,10 +84,6 @@ def shake(policy: Policy, seed: int) -> None:
 
 def trainable(policy: Policy) -> set[str]:
     return {name for name, p in policy.model.named_parameters() if p.requires_grad}
-
-
-def files(folder: Path) -> set[str]:
-    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
 
 
 def size(folder: Path) -> int:
@@ -158,14 +146,6 @@ def test_full_weights_round_trip(base: Path, tmp_path: Path) -> None:
     assert (tmp_path / "model").is_dir() and not (tmp_path / "adapter").exists()
 
 
-def test_a_policy_without_training_saves_no_weights(base: Path, tmp_path: Path) -> None:
-    """`warmup=none` with an adapter to come: the base model is where it was."""
-    policy = create_policy(spec(base, lora()), (), 0)
-    policy.save(tmp_path)
-    assert size(tmp_path) == 0
-    assert torch.equal(logits(load_policy(tmp_path).model), logits(policy.model))
-
-
 ADAPTERS = [lora(), lora(dora=True), lora(3, 3, ["q_proj", "down_proj"])]
 
 
@@ -182,14 +162,14 @@ def test_stages_train_one_adapter_which_is_saved_alone(base: Path, tmp_path: Pat
         ends.append(logits(policy.model))
         folder = tmp_path / str(stage)
         policy.save(folder)
-        weights = {name for name in files(folder) if name.endswith((".safetensors", ".bin"))}
-        assert weights == {"adapter/adapter_model.safetensors"} and size(folder) < 0.25 * size(base)
+        assert [file.name for file in folder.rglob("*.safetensors")] == ["adapter_model.safetensors"]
+        assert size(folder) < 0.25 * size(base)
         merged = load_policy(folder, merged=True)
         assert isinstance(merged.model, Qwen2ForCausalLM) and furthest(logits(merged.model), ends[-1]) < 1e-5
         plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         assert furthest(logits(PeftModel.from_pretrained(plain, str(folder / "adapter"))), ends[-1]) < 1e-5
         policy = load_policy(folder)
-        assert policy.spec == merged.spec and len(policy.model.peft_config) == 1
+        assert policy.spec == spec(base, adapter) and len(policy.model.peft_config) == 1
     assert furthest(ends[0], ends[1]) > 0.01 and furthest(ends[1], ends[2]) > 0.01
 
 
@@ -216,7 +196,10 @@ def test_a_snapshot_is_the_policy_that_a_stage_started_from(base: Path, tmp_path
 
 
 def test_a_loaded_policy_is_saved_as_it_was_loaded(base: Path, tmp_path: Path) -> None:
+    """Before training it has no weights of its own: the base model is where it was."""
     policy = create_policy(spec(base, lora()), (), 0)
+    policy.save(tmp_path / "zero")
+    assert size(tmp_path) == 0 and torch.equal(logits(load_policy(tmp_path / "zero").model), logits(policy.model))
     policy.start_training(0)
     shake(policy, 0)
     policy.save(tmp_path / "one")
@@ -258,19 +241,6 @@ def test_a_fresh_adapter_is_decided_by_its_seed(base: Path) -> None:
     assert torch.equal(started(1), started(1)) and not torch.equal(started(1), started(2))
 
 
-def test_log_probs_see_the_adapter(base: Path) -> None:
-    """The training forward goes around the PEFT wrapper; the injected layers must stay active."""
-    policy = create_policy(spec(base, lora()), (), 0)
-    policy.start_training(1)
-    shake(policy, 0)
-    row = TokenRow(tuple(range(7, 20)), tuple(range(20, 40)))
-    with torch.no_grad():
-        found = token_logps(policy.model, [row], pad_id=0).logps_N
-    assert found.tolist() == pytest.approx(plain_logps(policy.model, row), abs=1e-5)
-    with torch.no_grad(), policy.model.disable_adapter():
-        assert furthest(token_logps(policy.model, [row], pad_id=0).logps_N, found) > 0.01
-
-
 def test_a_name_that_is_no_model_is_an_error_with_a_remedy(base: Path, tmp_path: Path) -> None:
     for name in (tmp_path / "nothing", tmp_path):  # no such folder; a folder without a model
         with pytest.raises(ConfigError, match=r"^model\.name=.*cannot be loaded .* Give a folder that holds a"):
@@ -297,13 +267,6 @@ def test_adapters_of_an_older_version_are_refused(base: Path, tmp_path: Path) ->
     (tmp_path / "policy.json").write_text(json.dumps(row))
     with pytest.raises(DataError, match=r"adapters of an older version.* Delete the stage"):
         load_policy(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "model", [TINY, HFModel(**HF_FIELDS), HFModel(**{**HF_FIELDS, "lora": lora(targets=["q_proj"]), "revision": "x"})]
-)
-def test_options_survive_the_round_trip_through_json(model: TinyModel | HFModel) -> None:
-    assert model_from_json(json.loads(json.dumps(model.to_json()))) == model
 
 
 @pytest.mark.parametrize(
