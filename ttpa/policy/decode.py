@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -74,16 +74,14 @@ class HFEngine:
     def next_logps(self, prompts: Sequence[Ids], tokens: Ids) -> list[list[float]]:
         """See `ttpa.policy.engine.Engine.next_logps`."""
         self.counts["prefilled"] += sum(map(len, prompts))
-        answers = [(token,) for token in tokens]
-        return [[logp for (logp,) in self.answer_logps(prompt, answers)] for prompt in prompts]
+        return [[logp for (logp,) in self.answer_logps(prompt, [(t,) for t in tokens])] for prompt in prompts]
 
     def answer_logps(self, prompt: Ids, answers: Sequence[Ids]) -> list[list[float]]:
         """See `ttpa.policy.engine.Engine.answer_logps`; one forward over the tree that prompt and answers are."""
-        model, pad = self.policy.model, self.policy.renderer.pad_id
         rows = [TokenRow(prompt, answer) for answer in answers]
-        plain = self.plain
-        with evaluating(model):
-            found = token_logps(model, rows, pad_id=pad) if plain else tree_token_logps(model, rows, worth=2.0)
+        forward = token_logps if self.plain else partial(tree_token_logps, worth=2.0)
+        with evaluating(self.policy.model):
+            found = forward(self.policy.model, rows, pad_id=self.policy.renderer.pad_id)
         flat, ends = found.logps_N.tolist(), accumulate(map(len, answers), initial=0)
         return [flat[start:stop] for start, stop in pairwise(ends)]
 
@@ -93,9 +91,7 @@ class HFEngine:
 
     def _batches(self, slots: Sequence[Slot]) -> Iterator[list[Slot]]:
         """At most `rows` places a batch, where each beginning takes as many places as the one with the most slots."""
-        groups = _by_beginning(slots)
-        batch: list[Slot] = []
-        beginnings, widest = 0, 0
+        groups, batch, beginnings, widest = _by_beginning(slots), list[Slot](), 0, 0
         for key in sorted(groups, key=lambda key: (len(key[0]) + len(key[1]), key)):
             for at in range(0, len(groups[key]), self.rows):
                 part = groups[key][at : at + self.rows]
@@ -346,8 +342,7 @@ class _Decoding:
 
     def _draw(self, logits_RV: Tensor, slots: Sequence[Slot], step: int) -> Tensor:
         """Draws a token for each slot and writes it to its answer, once if the slot stands several times."""
-        device = logits_RV.device
-        inside_R, seen_RV = None, None
+        device, inside_R, seen_RV = logits_RV.device, None, None
         if self.slots[0].watch is not None:
             inside_R = torch.tensor([slot.watch is not None and slot.watch.inside for slot in slots], device=device)
         if self.sampling.repetition_penalty != 1.0:

@@ -34,7 +34,7 @@ class Sampling:
     """How answers are drawn.
 
     Args:
-        max_new_tokens: Longest answer, in tokens; a given prefix counts.
+        max_new_tokens: Longest answer; a given prefix counts.
         temperature: Divides the logits; 0 takes the most probable token (ties: the lowest id).
         top_p: Keeps the fewest most probable tokens whose mass reaches top_p, in (0, 1] (1904.09751).
         repetition_penalty: Divides positive and multiplies negative logits of tokens seen before (1909.05858).
@@ -72,9 +72,7 @@ class Engine(Protocol):
         """
 
     def next_logps(self, prompts: Sequence[Ids], tokens: Ids) -> list[list[float]]:
-        """Natural-log probability of each of a few tokens as the next one, a row a prompt. An engine may renormalise
-        over the tokens asked for.
-        """
+        """Natural-log probability of each of a few tokens as the next one, a row a prompt."""
 
     def answer_logps(self, prompt: Ids, answers: Sequence[Ids]) -> list[list[float]] | None:
         """Log-probs of every token of given answers; None where the engine cannot tell."""

@@ -60,8 +60,7 @@ def tree_problem(model: Any) -> str | None:
         return "it attends in a sliding window"
     if getattr(config, "attention_dropout", 0.0):
         return "it drops attention weights in training"
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not getattr(base, "_supports_attention_backend", False):
+    if not getattr(getattr(model, "get_base_model", lambda: model)(), "_supports_attention_backend", False):
         return "its attention function cannot be replaced"
     # Second branches of several tokens: they would feel whatever leaks from the first.
     answers = ((4, 5, 6, 5), (6, 4, 2, 1), (6, 4, 3))

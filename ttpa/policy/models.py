@@ -74,7 +74,7 @@ class HFModel:
         name: Hub id or local folder.
         revision: Hub revision, for reproducible runs.
         max_tokens: Longest prompt plus answer.
-        dtype, syntax, template: Number format, how calls are written, how prompts are written.
+        dtype, syntax, template: Number format, and how calls and prompts are written.
         quantization: None, or "nf4" for QLoRA (2305.14314; needs the extra `qlora`).
         lora: Adapter options, or None to train all weights.
     """
@@ -107,7 +107,5 @@ class HFModel:
 
 def model_from_json(row: Mapping[str, Any]) -> TinyModel | HFModel:
     """Inverse of `to_json`."""
-    fields = {key: value for key, value in row.items() if key != "kind"}
-    if row["kind"] == "tiny":
-        return TinyModel(**fields)
-    return HFModel(**{**fields, "lora": Lora(**fields["lora"]) if fields["lora"] else None})
+    fields = {key: Lora(**value) if key == "lora" and value else value for key, value in row.items() if key != "kind"}
+    return TinyModel(**fields) if row["kind"] == "tiny" else HFModel(**fields)

@@ -110,20 +110,15 @@ def snapshot(model: torch.nn.Module) -> Callable[[], AbstractContextManager[None
 
 
 def create_policy(spec: TinyModel | HFModel, texts: Iterable[str], seed: int) -> Policy:
-    """The policy a run starts from. `texts` train the embedded model's tokenizer and `seed` draws its weights.
-
-    Raises:
-        ConfigError: the model's name is neither a folder nor a model that can be fetched.
+    """The policy a run starts from. `texts` train the embedded model's tokenizer and `seed` draws its weights. A name
+    that is neither a folder nor a model that can be fetched is a `ConfigError`.
     """
     return _tiny(spec, texts, seed) if isinstance(spec, TinyModel) else _pretrained(spec)
 
 
 def load_policy(folder: Path, *, merged: bool = False) -> Policy:
     """The policy that `Policy.save` wrote. `merged` adds the adapter to the weights, for a policy that is not trained;
-    on a quantised base, where adding would round it off, it stays beside them.
-
-    Raises:
-        DataError: the folder holds no policy.
+    on a quantised base, where adding would round it off, it stays beside them. No policy there is a `DataError`.
     """
     try:
         row = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
@@ -199,11 +194,9 @@ def _tiny(spec: TinyModel, texts: Iterable[str], seed: int) -> Policy:
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(config)
     for name, weight in model.named_parameters():
-        if "embed" in name:
-            torch.nn.init.normal_(weight, std=0.02)
-        elif weight.ndim == 2:
-            residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-            torch.nn.init.normal_(weight, std=(0.5 if residual else 1.0) / math.sqrt(weight.shape[1]))
+        if weight.ndim == 2:
+            gain = 0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+            torch.nn.init.normal_(weight, std=0.02 if "embed" in name else gain / math.sqrt(weight.shape[1]))
     return Policy(spec=spec, weights=model.to(getattr(torch, spec.dtype)), tokenizer=tokenizer)
 
 
@@ -223,10 +216,5 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        split_special_tokens=True,
-        clean_up_tokenization_spaces=False,
-    )
+    as_is = {"split_special_tokens": True, "clean_up_tokenization_spaces": False}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", **as_is)

@@ -93,7 +93,7 @@ class VLLMEngine:
         return [answers[i * n : i * n + n] for i in range(len(prompts))]
 
     def next_logps(self, prompts: Sequence[Ids], tokens: Ids) -> list[list[float]]:
-        """See `ttpa.policy.engine.Engine.next_logps`: under the full softmax, 128 different tokens at most."""
+        """See `ttpa.policy.engine.Engine.next_logps`; 128 different tokens at most."""
         named = list(dict.fromkeys(tokens))
         # Greedy, so that nothing changes the logits. Older releases read only `logprobs`. These requests go by
         # themselves: vLLM's first model runner mixes them up with others (vllm 51789).
@@ -119,12 +119,8 @@ class VLLMEngine:
         self._lora = LoRARequest(lora_name=name, lora_int_id=self._adapters, lora_path=str(folder))
 
     def _params(self, sampling: Sampling, seed: str, candidate: int, prefix: Ids) -> Any:
-        how: dict[str, Any] = {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "repetition_penalty": sampling.repetition_penalty,
-            "logprobs": 0,  # of the drawn token alone
-        }
+        names = ("temperature", "top_p", "repetition_penalty")
+        how: dict[str, Any] = {"logprobs": 0, **{name: getattr(sampling, name) for name in names}}  # of the token alone
         if sampling.rule is not None:
             from ttpa.policy.vllm_rule import rule_args
 
