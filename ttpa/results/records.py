@@ -18,7 +18,7 @@ from ttpa.run.parts import VERSIONS
 from ttpa.run.pipeline import ROW_VERSION
 
 WARMUP_GROUPS = ("data", "model", "warmup", "eval")
-"""The groups that decide, with the seed, the evaluation of the warm-up policy."""
+"""The groups that decide, with `recipe.warmup` and the seed, the evaluation of the warm-up policy."""
 WARMUP_ROLES = ("data", "warmup", "baseline")
 LARGEST = 1e300
 """No number of a row is as large as this, so that sums do not overflow."""
@@ -34,10 +34,17 @@ class Key(NamedTuple):
     warmup: str
 
 
+def warmup_settings(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an identity configuration that decides the warm-up policy and its evaluation."""
+    recipe = identity.get("recipe")
+    warmup = recipe.get("warmup") if isinstance(recipe, Mapping) else None
+    return {**{group: identity.get(group) for group in WARMUP_GROUPS}, "recipe.warmup": warmup}
+
+
 def key_of(identity: Mapping[str, Any], seed: int, rounds: int) -> Key:
     """The key of a resolved identity configuration (group -> values)."""
     texts = {group: _encode(identity[group]) for group in config.IDENTITY}
-    start = ",".join(texts[group] for group in WARMUP_GROUPS)
+    start = _encode(warmup_settings(identity))
     return Key(f"{','.join(texts.values())};seed={seed};rounds={rounds}", f"{start};seed={seed}")
 
 

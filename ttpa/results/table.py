@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from ttpa.results.cells import Records, cells_of, open_hydra, select_seeds
 from ttpa.results.differences import Difference, differences_of
-from ttpa.results.records import WARMUP_GROUPS, Record, number_at
+from ttpa.results.records import WARMUP_GROUPS, Record, number_at, warmup_settings
 from ttpa.results.spec import Column, Preset, Published, RowEntry, RowSpec, TableSpec, load
 from ttpa.results.stats import Estimate, over_seeds
 from ttpa.run.parts import VERSIONS
@@ -299,7 +299,10 @@ def _same(record: Record, groups: Iterable[str] | None = None) -> str:
     """Text that is the same for records that differ in nothing but the seed, or in these groups in nothing."""
     if groups is None:
         return json.dumps([settings(record.config), record.choices, record.rounds], sort_keys=True)
-    config, choices = ({group: part.get(group) for group in groups} for part in (record.config, record.choices))
+    choices = {group: record.choices.get(group) for group in groups}
+    config = {group: record.config.get(group) for group in groups}
+    if groups is WARMUP_GROUPS:
+        config = warmup_settings(record.config)
     return json.dumps([settings(config), choices], sort_keys=True)
 
 
