@@ -180,7 +180,7 @@ def test_documents_that_are_no_schema(parameters: Any) -> None:
 
 
 def answers() -> Iterator[tuple[str, Case, dict[str, Any], Any, bool | None]]:
-    """Every answer with an official verdict: its origin, case, row, result, and whether it is a function-calling one."""
+    """Every answer with an official verdict: origin, case, row, result, and whether it is a function-calling one."""
     for path in sorted((DATA / "outputs").iterdir()):
         for row in read_jsonl(path):
             assert row["published_valid"] in (None, row["valid"])
@@ -220,7 +220,7 @@ def test_verdicts_are_the_official_ones() -> None:
 
 
 def test_python_values_of_any_kind_are_judged() -> None:
-    """Values that only a Python literal can be, also where the official checker crashes: a value error, never a raise."""
+    """Values that only a Python literal can be, also where the official checker crashes: never a raise."""
     for schema in (INTEGER, FLOAT, STRING, FLOATS, DICT, DICTS):
         (document,) = functions("f", schema=schema)
         for value in (b"x", 5j, (1, (2,)), {1: 2}, {None: [{}]}, [[[]]], 10**5000, float("nan"), "\ud800", True, None):

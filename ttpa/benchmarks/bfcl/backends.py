@@ -1,7 +1,7 @@
 """Runs the calls of the multi-turn categories on BFCL's backends, in a process of its own with limits.
 
-Executor, backends and comparison are the package's. Its executor calls Python's `eval` on what a model writes; that name
-is replaced there by a function that reads a call as a syntax tree and makes it only where it is a public method of the
+Executor, backends and comparison are the package's. Its executor calls `eval` on what a model writes; that name is
+replaced there by a function that reads a call as a syntax tree and makes it only where it is a public method of the
 question's classes. The process forks for each request, so that nothing one run leaves behind reaches the next.
 """
 
@@ -60,7 +60,7 @@ def _given(given: Mapping[Any, Any]) -> str:
 
 
 def _source(value: Any) -> str:
-    """A value as the official decoder writes it: a dict of dicts is taken for a call, an empty one cannot be written."""
+    """A value as the official decoder writes it: a dict of dicts counts as a call, an empty one cannot be written."""
     if not isinstance(value, dict):
         return repr(value)
     if not all(isinstance(inner, dict) for inner in value.values()):

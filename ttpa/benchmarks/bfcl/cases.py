@@ -302,7 +302,7 @@ def _shallow(text: str) -> str:
 
 
 def read_answer(line: JsonLine) -> ModelAnswer:
-    """One row of a result file, or a DataError: `{id, result}` as BFCL writes it, or this project's `{sample_id, text}`."""
+    """One row of a result file, `{id, result}` as BFCL writes it or `{sample_id, text}`, or a DataError."""
     answer = checked(ModelAnswer, line.row, line, "A row needs id and result, or sample_id and text.")
     if "calls" not in line.row or "result" in line.row:
         return answer

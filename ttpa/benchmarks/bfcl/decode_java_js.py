@@ -1,7 +1,7 @@
 r"""Java and JavaScript answers: the call in a text, by tree-sitter, and its arguments as Python values.
 
-`[Class.method(a="x", n=5)]` is one call; each assignment becomes name -> source text, with the quotes around a string cut.
-The checker then converts the texts by the type the function document gives; one that does not have its form stays a text.
+`[Class.method(a="x", n=5)]` is one call; each assignment becomes name -> source text, without the quotes of a string.
+The checker then converts the texts by the type the function document gives; one without its form stays a text.
 The official quirks are kept: elements are cut at every comma, an object ends at its first brace.
 """
 

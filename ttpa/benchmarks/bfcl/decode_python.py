@@ -1,7 +1,7 @@
 """Calls in an answer: `[f(a=1), pkg.g(b="x")]` as Python, or the list of a function-calling interface.
 
-The rules are those of the leaderboard's decoder: positional arguments are dropped, a bare name becomes its text. Nothing
-is run: arithmetic on literals is computed here, within limits of size, where the official decoder calls `eval`.
+By the rules of the leaderboard's decoder, positional arguments are dropped and a bare name becomes its text. Nothing is
+run: arithmetic on literals is computed here, within limits of size, where the official decoder calls `eval`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def read_python(result: Any) -> list[Call]:
 
 
 def read_interface(result: Any) -> list[Call]:
-    """Reads a list of `{name: "<arguments as JSON>"}`, as which an empty text or object counts, or raises Undecodable."""
+    """Reads a list of `{name: "<arguments as JSON>"}`, which an empty text counts as, or raises Undecodable."""
     if not isinstance(result, list) and (result or not isinstance(result, str | dict)):
         raise Undecodable("a reply in words" if isinstance(result, str) else "not a list of calls")
     try:
