@@ -86,7 +86,7 @@ function draw(box, chart, title) {
   const points = lines.flatMap(one => [one.points, ...one.thin].flat());
   const xs = rows.length ? rows.flatMap(one => [one.value, one.low, one.high, ...one.seeds]) : points.map(one => one[0]);
   const ys = [...points.map(one => one[1]), ...lines.flatMap(one => one.ends ?? []).flat()].filter(one => one !== null);
-  const [x0, x1] = range(xs.filter(one => one !== null), rows.length ? 8 : 1e-9), [y0, y1] = ys.length ? range(ys, 1e-9 + 1e-3 * Math.abs(ys[0])) : [0, 1];
+  const [x0, x1] = range(xs.filter(one => one !== null), rows.length ? 8 : 1e-9), [y0, y1] = ys.length ? range(ys, new Set(ys).size > 1 ? 0 : Math.abs(ys[0]) / 5 || 1) : [0, 1];
   const yTicks = rows.length ? [] : ticks(y0, y1, 6), left = rows.length ? 8 : 12 + 7 * Math.max(...yTicks.map(one => String(one).length)), right = width - 18;
   const X = x => left + (x - x0) / (x1 - x0) * (right - left), Y = y => bottom - (y - y0) / (y1 - y0) * inner;
 
