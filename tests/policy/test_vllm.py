@@ -406,7 +406,8 @@ def test_answers_come_in_the_order_of_the_prompts_and_leave_out_prefixes(standin
     made = engine()
     rows = made.generate([ids("~"), ids("~")], 2, GREEDY, ["s", "s"], [ids("aba"), ()])
     assert [[text_of(answer) for answer in row] for row in rows] == [["b$"] * 2, ["abab$"] * 2]
-    assert [prompt for prompt, _, _ in standin.requests] == [ids("~aba")] * 2 + [ids("~")] * 2
+    asked = [(prompt, params.max_tokens) for prompt, params, _ in standin.requests]
+    assert asked == [(ids("~aba"), 9)] * 2 + [(ids("~"), 12)] * 2
     assert made.counts == {"prefilled": 10, "generated": 14}
     assert made.generate([], 2, GREEDY, []) == []
 
