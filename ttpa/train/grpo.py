@@ -366,7 +366,7 @@ def _answer_metrics(found: Round) -> dict[str, float]:
     for error in LABELS:
         metrics[f"errors/{error}"] = sum(error in one.errors for one in answers) / len(answers)
     for name in answers[0].detail:
-        values = [one.detail.get(name, 0.0) for one in answers]
-        metrics[f"rewards/{name}/mean"] = statistics.fmean(values)
-        metrics[f"rewards/{name}/std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        parts = [one.detail.get(name, 0.0) for one in answers]
+        metrics[f"rewards/{name}/mean"] = statistics.fmean(parts)
+        metrics[f"rewards/{name}/std"] = statistics.stdev(parts) if len(parts) > 1 else 0.0
     return metrics

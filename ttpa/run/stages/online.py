@@ -42,12 +42,13 @@ def align_online(
     set_threads(parts)
     policy = load_policy(policy_dir)
     loss, recipe, sampler = parts.objective, parts.recipe.online, parts.sampler
+    scorer: Any = parts.scorer
     assert isinstance(loss, GRPO) and sampler.policy_temperature is not None, "refused before any work"
     samples, rows, too_long = fitting(policy, selected_samples(parts, data, select), sampler.max_new_tokens, "align")
     forward = choose_forward(policy.model, parts.trainer.forward)
     policy.start_training(parts.seed)
-    engine = parts.engine(policy=policy) if rollouts is None else None
-    refresh, normalised = _refresh(engine, policy, workdir / "served"), getattr(parts.scorer, "normalise", None)
+    engine: Any = parts.engine(policy=policy) if rollouts is None else None
+    refresh, normalised = _refresh(engine, policy, workdir / "served"), getattr(scorer, "normalise", None)
 
     def draw(numbers: Sequence[int], places: Sequence[int], step: int) -> tuple[list[Group], dict[str, float]]:
         """Groups of scored answers to some prompts, by the policy as it is now."""
@@ -89,7 +90,7 @@ def align_online(
         max_new_tokens=sampler.max_new_tokens,
         temperature=sampler.policy_temperature,
         own_engine=parts.engine_name == "HFEngine" if engine is None else not hasattr(engine, "use_adapter"),
-        score_weights=dict(parts.scorer.weights) if normalised == "normalise_then_sum" else None,
+        score_weights=dict(scorer.weights) if normalised == "normalise_then_sum" else None,
         file=None if rollouts else workdir / "rollouts.jsonl",
         table=(workdir / "answers.csv", parts.trainer.answers_every_steps),
         kept=read_rounds(rollouts) if rollouts else None,
