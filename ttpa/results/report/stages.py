@@ -91,7 +91,7 @@ def _no_curve(stages: Sequence[StageFolder]) -> str:
     if any(any(stage.path.glob("logs/**/events.out.tfevents.*")) for stage in stages):
         return "TensorBoard has it (tensorboard --logdir)"
     if any(any(stage.path.glob("logs/**/metrics.csv")) for stage in stages):
-        return "fewer than two logged points (trainer.lightning.log_every_n_steps)"
+        return "fewer than two logged points (trainer.log_every_n_steps)"
     return "logger=csv writes one for this page; with logger=wandb see the stage's W&B run"
 
 
