@@ -19,7 +19,7 @@ from ttpa.data.source import read_split
 from ttpa.options import Count, option
 from ttpa.records import Candidate, Sample
 from ttpa.results.stats import share
-from ttpa.run.evaluation import Evaluation
+from ttpa.run.parts import Evaluation
 
 
 @option

@@ -24,7 +24,7 @@ from ttpa.errors import ConfigError
 from ttpa.options import Count, option
 from ttpa.records import Candidate, Sample
 from ttpa.results.stats import share
-from ttpa.run.evaluation import Evaluation
+from ttpa.run.parts import Evaluation
 
 Judged = Sequence[Mapping[str, Any]]  # rows of `rules.judge`
 

@@ -122,7 +122,7 @@ def read_multi_turn(folder: Path, category: Category) -> Mapping[str, MultiTurnC
 
 
 class Conversation:
-    """A conversation on a question, as `ttpa.run.evaluation.Dialogue` describes it.
+    """A conversation on a question, as `ttpa.run.parts.Dialogue` describes it.
 
     Args:
         case: The question.

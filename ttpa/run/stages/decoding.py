@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ttpa.policy.engine import Engine, Generated, Ids
     from ttpa.policy.policy import Policy
     from ttpa.policy.tree import TokenRow
-    from ttpa.run.evaluation import Dialogue
+    from ttpa.run.parts import Dialogue
 
 
 def build_select(parts: Parts, policy_dir: Path, data: Path, workdir: Path, progress: Progress) -> dict[str, Any]:
