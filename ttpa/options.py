@@ -62,6 +62,8 @@ def explain(error: pydantic.ValidationError, name: str, fields: list[str]) -> Co
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return ConfigError.at(key, first["input"], f"{name} has no such option", nearest(key, fields))
     if first["type"] in ("missing", "missing_keyword_only_argument"):
+        if name.startswith("ttpa "):
+            return ConfigError(f"{name} needs {key}.")
         return ConfigError.at(key, None, f"is missing, and {name} needs it")
     value = repr(first["input"]) if isinstance(first["input"], str) else first["input"]
     problem = first["msg"].removeprefix("Input ").removeprefix("Value error, ")

@@ -155,7 +155,7 @@ def test_curriculum_rounds_and_an_early_start_without_warmup(folder: Path) -> No
 
 LONG = (
     "recipe.warmup.steps=120", "recipe.align.steps=60", "data.warmup_samples=3000",
-    "data.explore_samples=40", "data.test_per_band=16", "engine.rows=6", "objective=dpo", "baseline=false",
+    "data.explore_samples=72", "data.test_per_band=16", "engine.rows=3", "objective=dpo",
     "trainer.checkpoint_every_steps=5",
 )  # fmt: skip
 

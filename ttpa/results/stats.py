@@ -110,8 +110,9 @@ def share_text(entry: Mapping[str, Any] | None, digits: int, *, interval: bool =
     """A `share` as text, a dash where there was nothing to measure."""
     if not entry or entry["value"] is None:
         return "-"
-    spread = f" [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]" if entry["low"] is not None else ""
-    return f"{entry['value']:.{digits}f}{spread if interval else ''}"
+    low, high = entry.get("low"), entry.get("high")  # a total of several parts has no interval
+    spread = f" [{low:.{digits}f}, {high:.{digits}f}]" if interval and low is not None else ""
+    return f"{entry['value']:.{digits}f}{spread}"
 
 
 # --- over seeds, and between rows of a table -------------------------------------------------------------------------
