@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # Low to high; a package imports from itself or a lower one. A name is a file or a folder directly below ttpa/.
-ORDER = ("errors", "io", "options", "records", "calls", "prompts", "policy", "data", "explore", "train", "run", "results",
-         "benchmarks", "cli")  # fmt: skip
+ORDER = ("errors", "io", "options", "records", "calls", "prompts", "policy", "data", "explore", "train", "run",
+         "results", "benchmarks", "cli")  # fmt: skip
 
 # Package -> the files or folders below ttpa/ that may import it. Empty: nobody.
 FENCES = {

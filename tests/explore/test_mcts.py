@@ -533,7 +533,9 @@ class Noted(ScriptedEngine):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_no_request_repeats_and_every_completion_is_an_answer_that_the_policy_wrote_whole(name: str) -> None:
-    """The release expands roots twice, drops 5 of 6 completions, joins spans with spaces, and ends pairs in mid-call."""
+    """The release expands roots twice, drops 5 of 6 completions, joins spans with spaces, and ends pairs in
+    mid-call.
+    """
     engine = Noted(table=table, verdicts=verdicts)
     explored = preset(name, max_new_tokens=12, settle=None).explore(engine, three_tasks(), "s")
     seeds = [seed for call in engine.calls for seed in call.seeds]

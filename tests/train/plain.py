@@ -1,4 +1,6 @@
-"""Option objects for tests of training (every field has a plain value, a test names those that matter) and a small model."""
+"""Option objects for tests of training (every field has a plain value, a test names those that matter) and a small
+model.
+"""
 
 from __future__ import annotations
 

@@ -248,10 +248,11 @@ GAPS = {0: math.log(3.0), 1: math.log(1.5), 2: math.log(0.5), 3: 0.0}
 def test_the_first_step_of_a_round_is_the_plain_policy_gradient(
     own_engine: bool, most: float | None, weights: tuple[float, ...], passes: int
 ) -> None:
-    """Ratios are 1: the loss is minus the mean of w A, its gradient that of -sum over answers of w A mean log p / answers.
+    """Ratios are 1: the loss is minus the mean of w A, its gradient that of -sum over answers of w A mean log p /
+    answers.
 
-    Advantages are worked out here: (r - mean) / (std + 1e-4) of each group's four rewards. w is 1, or for another engine
-    min(exp(gap), C) of each token; the gap is told whoever drew.
+    Advantages are worked out here: (r - mean) / (std + 1e-4) of each group's four rewards. w is 1, or for another
+    engine min(exp(gap), C) of each token; the gap is told whoever drew.
     """
     both = made(grpo(truncated_importance=most, num_iterations=passes), own_engine=own_engine, micro_tokens=1)
     module, _ = both

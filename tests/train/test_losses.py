@@ -1,4 +1,6 @@
-"""Losses of pairs: worked values, formulas written again in plain Python, gradients by differences, settings refused."""
+"""Losses of pairs: worked values, formulas written again in plain Python, gradients by differences, settings
+refused.
+"""
 
 from __future__ import annotations
 

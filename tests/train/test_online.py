@@ -161,7 +161,8 @@ def test_a_prompt_that_comes_again_is_answered_anew(folder: Path) -> None:
 def test_a_finished_stage_is_done_again_from_its_rollouts_alone(folder: Path) -> None:
     """The same weights and loss, with an engine and a scorer that may not be asked; fewer steps, other weights.
 
-    The engine drew with the weights of each step: its log-probs are those of the training forward after large steps too.
+    The engine drew with the weights of each step: its log-probs are those of the training forward after large steps
+    too.
     """
     words = ("objective=grpo", BY_LENGTH, "objective.beta=0.04", "recipe.online.steps=4", "recipe.online.lr=1e-2")
     stage = aligned(folder, *words, "objective.num_iterations=2")

@@ -1,4 +1,6 @@
-"""Plans: which rows make up which step, decided before training; learning-rate schedules; optimisers; settings refused."""
+"""Plans: which rows make up which step, decided before training; learning-rate schedules; optimisers; settings
+refused.
+"""
 
 from __future__ import annotations
 
@@ -143,7 +145,8 @@ def test_an_empty_band_has_no_phase_and_an_unknown_one_is_hard() -> None:
 @pytest.mark.parametrize(
     ("lengths", "steps", "boundaries"),
     [
-        # Tokens 300, 100 and 100 of 500: 20 steps are 12, 4 and 4. Thirds of 10 steps are 3, 4, 3; of 11 they are 4, 3, 4.
+        # Tokens 300, 100 and 100 of 500: 20 steps are 12, 4 and 4. Thirds of 10 steps are 3, 4, 3; of 11 they are 4,
+        # 3, 4.
         (([30] * 10, [10] * 10, [20] * 5), 20, (12, 16, 20)),
         (([10] * 10,) * 3, 10, (3, 7, 10)),
         (([10] * 10,) * 3, 11, (4, 7, 11)),

@@ -172,8 +172,8 @@ def test_the_kl_term_worked_by_hand(weighted: bool, value: float, slope: float) 
 def test_weights_worked_by_hand() -> None:
     """Ratios 1, advantages 1 and -1, weights 2 and 0.5 on two tokens, 1.5 on one: ((-2 - 0.5) / 2 + 1.5) / 2 = 0.125.
 
-    The gradient in each token's log-prob is weight * -A / tokens of the answer / answers. The divergence is not weighed:
-    ref - logp = log 2 adds beta (1 - log 2) = 0.306853 beta.
+    The gradient in each token's log-prob is weight * -A / tokens of the answer / answers. The divergence is not
+    weighed: ref - logp = log 2 adds beta (1 - log 2) = 0.306853 beta.
     """
     logps = drawn(2, 2).requires_grad_()
     ref = logps.detach() + math.log(2)

@@ -130,8 +130,8 @@ def backward(module: PolicyModule, steps: Sequence[Step]) -> tuple[float, dict[s
 
 
 def plain_loss(module: PolicyModule, examples: Sequence[Example]) -> Tensor:
-    """The loss of a step from full logits: weighted mean NLL over its tokens; or the mean over its pairs, plus 0.3 times
-    the chosen answers' NLL by token.
+    """The loss of a step from full logits: weighted mean NLL over its tokens; or the mean over its pairs, plus 0.3
+    times the chosen answers' NLL by token.
     """
     nll, weight, losses = torch.zeros(()), 0.0, []
     for example in examples:

@@ -98,8 +98,8 @@ def main(words: Sequence[str]) -> int:
 def _stream(
     keys: FileKeys, judge: Callable[[JsonLine], tuple[ScoredRow, str]], show: Callable[[Shares, Counter[str]], None]
 ) -> None:
-    """Judges every row of outputs, writes the verdicts, shows the table and the first errors, and compares. `judge` gives
-    a row and its cluster.
+    """Judges every row of outputs, writes the verdicts, shows the table and the first errors, and compares. `judge`
+    gives a row and its cluster.
     """
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeElapsedColumn

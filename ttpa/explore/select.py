@@ -1,7 +1,7 @@
 """Which samples a round explores: all of them, or those whose target surprises the policy most.
 
-iTool (arXiv 2501.09766) ranks samples by the perplexity of the target, exp(mean negative log-likelihood of a token). The
-paper keeps the top 10 %; its code keeps the top 30 % of the samples with and of those without a call, apart.
+iTool (arXiv 2501.09766) ranks samples by the perplexity of the target, exp(mean negative log-likelihood of a token).
+The paper keeps the top 10 %; its code keeps the top 30 % of the samples with and of those without a call, apart.
 Selection never runs a model: the caller computes the log-likelihoods if `needs_policy` says so.
 """
 

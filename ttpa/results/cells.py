@@ -26,7 +26,8 @@ from ttpa.run import config
 from ttpa.run.overrides import COMPLAINTS, explained
 
 _SEED = 8_400_000_000_000_017
-"""Stands for the seed while a row is resolved once for all its seeds; no other number of a configuration is this one."""
+"""Stands for the seed while a row is resolved once for all its seeds; no other number of a configuration is this one.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,9 @@ class TableCell:
 
     @property
     def cfg(self) -> DictConfig:
-        """The cell's own configuration, as the pipeline takes it; a sweep evaluates the warm-up where a row shows it."""
+        """The cell's own configuration, as the pipeline takes it; a sweep evaluates the warm-up where a row
+        shows it.
+        """
         own = self.composed.copy()
         own.seed, own.baseline = self.seed, self.row.warmup_only
         return own
@@ -74,7 +77,8 @@ def compose_run(overrides: Sequence[str]) -> DictConfig:
 
 
 class Composer:
-    """`compose_run` for many rows. Hydra takes 0.1 s, so rows never cost more than one composition and share what they can.
+    """`compose_run` for many rows. Hydra takes 0.1 s, so rows never cost more than one composition and share what they
+    can.
 
     Values (`sampler.n=3`) are applied to a copy, by Hydra's own code. An option that changed nothing but its own group
     in one row is put in its place in later rows that choose options of the same groups.
@@ -216,7 +220,8 @@ class Records:
         odd = next((one for one in others if one.measured(warmup_only) != first.measured(warmup_only)), None)
         if odd is not None:
             self.warnings.append(
-                f"{cell.label}: {first.path} and {odd.path} have the same configuration and other numbers; the first is used. "
+                f"{cell.label}: {first.path} and {odd.path} have the same configuration and other numbers; the "
+                "first is used. "
                 "A file that they read may have changed in between: remove the record that is not meant."
             )
         return first

@@ -58,7 +58,9 @@ class StageCost(BaseModel):
 
 
 class Record(BaseModel):
-    """One result row; `path` is the file it stands in. Role -> stage folder in `stages`, stage -> version in `versions`."""
+    """One result row; `path` is the file it stands in. Role -> stage folder in `stages`, stage -> version in
+    `versions`.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True)
 

@@ -1,4 +1,5 @@
-"""The statistics of every table and screen: bootstrap over dialogues, means over seeds, paired tests, Holm's correction.
+"""The statistics of every table and screen: bootstrap over dialogues, means over seeds, paired tests, Holm's
+correction.
 
 Samples cut from one dialogue are not independent, so whole dialogues are resampled (Efron and Tibshirani 1993, chapter
 13, percentile method, ratio of sums) and their signs are flipped together (Edgington 1969).
@@ -78,7 +79,8 @@ def _blocks(rows: int, width: int) -> Iterator[int]:
 def paired_difference(
     a: Mapping[K, float], b: Mapping[K, float], clusters: Mapping[K, Hashable]
 ) -> tuple[float, float, float]:
-    """Mean of a - b over the same samples (key -> value; keys can be sorted), with the interval of `bootstrap_interval`.
+    """Mean of a - b over the same samples (key -> value; keys can be sorted), with the interval of
+    `bootstrap_interval`.
 
     Raises:
         DataError: the runs do not hold the same samples, a sample has no cluster, or a value is not finite.

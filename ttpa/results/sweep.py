@@ -141,7 +141,9 @@ class HydraLaunch:
     """The launcher of the composed configuration, as Hydra's own sweeper uses it; Hydra must be open."""
 
     def __init__(self, overrides: Sequence[str]) -> None:
-        """Composes the launcher, which all jobs share, from the overrides of one of them; a wrong one is a ConfigError."""
+        """Composes the launcher, which all jobs share, from the overrides of one of them; a wrong one is a
+        ConfigError.
+        """
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         try:
@@ -195,7 +197,8 @@ class SweepForm:
 
 
 def main(words: Sequence[str], launcher: Callable[[Sequence[str]], Launch] = HydraLaunch) -> int:
-    """`ttpa sweep`: runs what is missing; 0 when every cell has its record, else 1. `launcher` takes a cell's overrides.
+    """`ttpa sweep`: runs what is missing; 0 when every cell has its record, else 1. `launcher` takes a cell's
+    overrides.
 
     Raises:
         ConfigError: words, a table.yaml or overrides that cannot work.

@@ -1,4 +1,5 @@
-"""What a person sees of a run: the stages with live progress in a terminal, one line an event elsewhere, tables at the end.
+"""What a person sees of a run: the stages with live progress in a terminal, one line an event elsewhere, tables at the
+end.
 
 The tables carry the controls of the run, so that no gain is shown without what plain fine-tuning gives.
 """

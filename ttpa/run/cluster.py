@@ -1,10 +1,10 @@
 """Several processes: what Hydra's launchers need around them, and the ranks of one run.
 
 The options of `conf/cluster` are option files; Hydra's launchers start the jobs. Training over several devices needs a
-process for each, started from outside (SLURM tasks, torchrun). Every process walks the same graph; only the first locks,
-builds and publishes stages. It announces what it does by empty files in a folder of the run. The others wait for them,
-train along in a throw-away folder, or read what was built. Nothing here enters a fingerprint or notices that a process
-died; torchrun and SLURM_KILL_BAD_EXIT do.
+process for each, started from outside (SLURM tasks, torchrun). Every process walks the same graph; only the first
+locks, builds and publishes stages. It announces what it does by empty files in a folder of the run. The others wait
+for them, train along in a throw-away folder, or read what was built. Nothing here enters a fingerprint or notices that
+a process died; torchrun and SLURM_KILL_BAD_EXIT do.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def _choice(words: Sequence[str]) -> str:
 def check_launch(*, choice: str, sweep: bool, launcher: str, devices: Any, processes: int) -> None:
     """Refuses what would run elsewhere than asked for, or would wait for processes that nobody starts.
 
-    `choice` is the option of the group `cluster`, `launcher` Hydra's launcher class, `devices` is `trainer.devices`, and
-    `processes` says how many processes of this run were started.
+    `choice` is the option of the group `cluster`, `launcher` Hydra's launcher class, `devices` is `trainer.devices`,
+    and `processes` says how many processes of this run were started.
 
     Raises:
         ConfigError: says what to use instead.

@@ -30,9 +30,10 @@ COMPLAINTS = (HydraException, OmegaConfBaseException)
 ALIASES = {
     "learning_rate": "lr", "max_steps": "steps", "num_steps": "steps", "max_epochs": "epochs",
     "num_train_epochs": "epochs", "num_epochs": "epochs", "per_device_train_batch_size": "batch_size",
-    "bs": "batch_size", "train_batch_size": "batch_size", "gradient_clip_val": "clip", "max_grad_norm": "clip", "num_generations": "n",
-    "max_completion_length": "max_new_tokens", "max_length": "max_tokens", "precision": "dtype", "optim": "optimizer",
-    "lora_r": "r", "lora_alpha": "alpha", "lr_scheduler_type": "schedule", "gamma": "gamma_beta_ratio",
+    "bs": "batch_size", "train_batch_size": "batch_size", "gradient_clip_val": "clip", "max_grad_norm": "clip",
+    "num_generations": "n", "max_completion_length": "max_new_tokens", "max_length": "max_tokens",
+    "precision": "dtype", "optim": "optimizer", "lora_r": "r", "lora_alpha": "alpha", "lr_scheduler_type": "schedule",
+    "gamma": "gamma_beta_ratio",
 }  # fmt: skip
 
 

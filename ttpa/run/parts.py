@@ -1,4 +1,6 @@
-"""The parts of a run, made from the configuration and checked against each other, and what every stage does with them."""
+"""The parts of a run, made from the configuration and checked against each other, and what every stage does
+with them.
+"""
 
 from __future__ import annotations
 
@@ -159,8 +161,8 @@ def check_compatible(parts: Parts, cfg: DictConfig) -> None:
     loss, chosen = parts.objective, {group: f"{group}={name}" for group, name in cfg.choices.items()}
     if loss.contrasts and parts.sampler.n < 2 and parts.pairs.gold_below == 0:
         raise ConfigError(
-            f"{chosen['objective']} needs a chosen and a rejected answer, but sampler.n={parts.sampler.n} draws one and "
-            "pairs never take the target. Use sampler.n=5 or pairs=released."
+            f"{chosen['objective']} needs a chosen and a rejected answer, but sampler.n={parts.sampler.n} draws one "
+            "and pairs never take the target. Use sampler.n=5 or pairs=released."
         )
     if loss.consumes == "sample" and cfg.rounds > 1:
         raise ConfigError(
@@ -169,13 +171,13 @@ def check_compatible(parts: Parts, cfg: DictConfig) -> None:
         )
     if loss.consumes == "prompt" and cfg.rounds > 1:
         raise ConfigError(
-            f"{chosen['objective']} draws its own answers inside the align stage, so rounds={cfg.rounds} must be 1. Use "
-            "rounds=1, or objective=dpo or another that learns from pairs."
+            f"{chosen['objective']} draws its own answers inside the align stage, so rounds={cfg.rounds} must be 1. "
+            "Use rounds=1, or objective=dpo or another that learns from pairs."
         )
     if parts.pairs.between == "siblings" and not parts.sampler.grows_trees:
         raise ConfigError(
-            f"{chosen['pairs']} takes pairs from a search tree, but {chosen['sampler']} grows none. Use sampler=mcts, or "
-            "pairs=verified."
+            f"{chosen['pairs']} takes pairs from a search tree, but {chosen['sampler']} grows none. Use "
+            "sampler=mcts, or pairs=verified."
         )
     if loss.consumes == "prompt":
         _check_online(parts, cfg)

@@ -1,8 +1,8 @@
 """The graph: one function that reads like the papers' algorithm, over content-addressed stages.
 
 Every run is `data -> warmup -> rounds of (select -> explore -> align) -> evaluate`. Which stages are computed and which
-are found in the store is decided by fingerprints alone. Controls (RFT, gold) are further objectives over the same stages.
-`record` writes the result rows; tables read nothing else.
+are found in the store is decided by fingerprints alone. Controls (RFT, gold) are further objectives over the same
+stages. `record` writes the result rows; tables read nothing else.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run gave: the stages that all branches share, a branch an objective (the run's own first), what was built."""
+    """What a run gave: the stages that all branches share, a branch an objective (the run's own first), what
+    was built.
+    """
 
     shared: Mapping[str, StageResult]
     branches: tuple[Branch, ...]

@@ -23,7 +23,8 @@ POLL_S = 0.5
 
 @option
 class RayExecutor:
-    """Spreads waves over Ray actors; whoever is free gets the next wave. Ray gives a wave whose process or node died again.
+    """Spreads waves over Ray actors; whoever is free gets the next wave. Ray gives a wave whose process or node died
+    again.
 
     `make_work` travels to the workers by cloudpickle, so it must hold no model, file or lock: it is given a folder and
     loads the model there. Workers need this package and the folder under the same path (a shared file system).

@@ -1,12 +1,13 @@
 """Content-addressed stages: built once, found again, resumed after a kill, one builder at a time.
 
 `Store.stage` maps (name, version, config, inputs) to the directory `root/<name>-<fingerprint>/`. A directory with
-`done.json` is finished and never written again. A stage is built in `<name>-<fingerprint>.part/`, which survives kills, and
-is renamed when whole. What this module does not do: decide which keys are identity (the caller passes only those),
-order stages, delete old results, or know what is inside a stage. It imports nothing heavy.
+`done.json` is finished and never written again. A stage is built in `<name>-<fingerprint>.part/`, which survives
+kills, and is renamed when whole. What this module does not do: decide which keys are identity (the caller passes only
+those), order stages, delete old results, or know what is inside a stage. It imports nothing heavy.
 
-A file lock (flock) admits one builder of a stage. The kernel, or the file server, frees it when its holder dies, so no lock
-is ever judged stale. The lock file names its holder, and a thread refreshes its time, for people and `ttpa status`.
+A file lock (flock) admits one builder of a stage. The kernel, or the file server, frees it when its holder dies, so no
+lock is ever judged stale. The lock file names its holder, and a thread refreshes its time, for people and `ttpa
+status`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ Build = Callable[[Path], Mapping[str, Any]]
 
 
 def canonical(value: Any, key: str = "config") -> Any:
-    """The plain JSON form of a configuration value: tuples become lists, paths become text; a TypeError names the key."""
+    """The plain JSON form of a configuration value: tuples become lists, paths become text; a TypeError names
+    the key.
+    """
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -66,8 +69,8 @@ def canonical(value: Any, key: str = "config") -> Any:
 def fingerprint(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """Twelve hex digits that name a stage's result.
 
-    `version` is the number of the stage's code, `config` the resolved identity configuration (key order does not matter;
-    1 and 1.0 differ), `inputs` maps roles to fingerprints.
+    `version` is the number of the stage's code, `config` the resolved identity configuration (key order does not
+    matter; 1 and 1.0 differ), `inputs` maps roles to fingerprints.
     """
     whole = {"stage": stage, "version": version, "config": canonical(config), "inputs": canonical(inputs, "inputs")}
     return hashlib.sha256(json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
@@ -360,8 +363,8 @@ class Store:
                 attempts.save(last=True)
         if not lock.held():
             raise StageLocked(
-                f"stage {workdir.name}: its lock {lock.path} was deleted and another process may build it now; the result "
-                "is not published. Run the same command again later."
+                f"stage {workdir.name}: its lock {lock.path} was deleted and another process may build it now; the "
+                "result is not published. Run the same command again later."
             )
         write_text(workdir / "metrics.json", metrics_text)
         write_text(workdir / "config.yaml", yaml.safe_dump(dict(identity), sort_keys=False, allow_unicode=True))

@@ -49,8 +49,8 @@ class Tracker(Protocol):
 
 
 class Tracking:
-    """The logger of one stage at a time: `make` gives a Lightning logger (or False) from the working directory, `follow`
-    opens a tracker, and a ConfigError of it stops the run.
+    """The logger of one stage at a time: `make` gives a Lightning logger (or False) from the working directory,
+    `follow` opens a tracker, and a ConfigError of it stops the run.
     """
 
     def __init__(

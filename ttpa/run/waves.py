@@ -1,7 +1,7 @@
 """Rows of a stage, computed in waves (lists of samples computed together) and appended to a file that survives kills.
 
-A sample whose work raises goes to `errors.jsonl` beside the file and does not stop the others. This module does not lock:
-the stage's lock admits one writer. The Ray executor is `ttpa.run.ray_executor`.
+A sample whose work raises goes to `errors.jsonl` beside the file and does not stop the others. This module does not
+lock: the stage's lock admits one writer. The Ray executor is `ttpa.run.ray_executor`.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class LocalExecutor:
 class Shard:
     """One append-only file of JSON objects, told apart by the text under `key`. One writer at a time.
 
-    Reading never changes the file. A torn last line (without its newline, or not JSON: the mark of a kill while writing)
-    is no row, and the next `append` cuts it off first. Other damage raises DataError with file and line.
+    Reading never changes the file. A torn last line (without its newline, or not JSON: the mark of a kill while
+    writing) is no row, and the next `append` cuts it off first. Other damage raises DataError with file and line.
     """
 
     def __init__(self, path: Path, key: str = "id") -> None:

@@ -1,8 +1,9 @@
 """GRPO: rounds of answers that the policy draws in training, compared within their group (2402.03300), as token trees.
 
-A round takes the next prompts of an endless shuffled stream, has `sampler.n` answers drawn to each by the current policy
-and serves its optimiser steps. What is drawn follows from the seed, the position in the stream and the policy; rounds
-are kept on disk and in resume points, so that any step can be done again. Who draws and scores, the stage brings.
+A round takes the next prompts of an endless shuffled stream, has `sampler.n` answers drawn to each by the current
+policy and serves its optimiser steps. What is drawn follows from the seed, the position in the stream and the policy;
+rounds are kept on disk and in resume points, so that any step can be done again. Who draws and scores, the stage
+brings.
 """
 
 from __future__ import annotations
@@ -206,8 +207,8 @@ def read_rounds(file: Path) -> list[Round]:
 class GRPOModule(PolicyModule):
     """Clipped policy gradients on groups of answers.
 
-    In the first step of a round, log-probs of the policy that drew it are those of the step itself; for a round of several
-    steps they are computed before the first. The reference is the policy the stage starts from.
+    In the first step of a round, log-probs of the policy that drew it are those of the step itself; for a round of
+    several steps they are computed before the first. The reference is the policy the stage starts from.
     """
 
     def __init__(self, *settings: Any, rollouts: RolloutData, **options: Any) -> None:
@@ -325,8 +326,8 @@ class GRPOModule(PolicyModule):
     def _tabulate(self, found: Round, step: int, path: Path) -> None:
         """Adds the answers of the round's first two groups to the table, and to loggers that take tables."""
         new = [
-            [step, group.sample_id, k, one.reward, one.score, one.advantage, one.exact, " ".join(one.errors), one.finish,
-             one.text]
+            [step, group.sample_id, k, one.reward, one.score, one.advantage, one.exact, " ".join(one.errors),
+             one.finish, one.text]
             for group in found.groups[:2]
             for k, one in enumerate(group.answers)
         ]  # fmt: skip

@@ -102,7 +102,8 @@ class PreferenceLoss:
 class DPO(PreferenceLoss):
     """Direct preference optimisation (2305.18290, Eq. 7): `-(1-e) logsigmoid(beta D) - e logsigmoid(-beta D)`.
 
-    `label_smoothing` is e (cDPO), the assumed share of flipped pairs; TRL's CPOTrainer has it, its DPOTrainer ignores it.
+    `label_smoothing` is e (cDPO), the assumed share of flipped pairs; TRL's CPOTrainer has it, its DPOTrainer ignores
+    it.
     """
 
     label_smoothing: FlipShare
@@ -187,7 +188,9 @@ class ORPO(PreferenceLoss):
 
 
 def _log_odds(mean_logps_B: Tensor) -> Tensor:
-    """`log(p / (1 - p))` of `log p`. A certain answer counts as one float step below certain (else 0 times infinity)."""
+    """`log(p / (1 - p))` of `log p`. A certain answer counts as one float step below certain (else 0 times
+    infinity).
+    """
     from torch import finfo
 
     least = -finfo(mean_logps_B.dtype).eps

@@ -71,7 +71,9 @@ class StepData(pl.LightningDataModule):
 
 
 class PlanData(StepData):
-    """The steps of a plan, cut into micro-batches of `micro_tokens` and divided among ranks; `trees` as in `cut_step`."""
+    """The steps of a plan, cut into micro-batches of `micro_tokens` and divided among ranks; `trees` as in
+    `cut_step`.
+    """
 
     def __init__(self, plan: Plan, micro_tokens: int, trees: bool) -> None:
         super().__init__()
@@ -196,7 +198,9 @@ class PairExample(Example):
 
 
 class PreferenceModule(PolicyModule):
-    """Pairs through the policy, chosen and rejected in one forward: the loss and its NLL anchor on the chosen answers."""
+    """Pairs through the policy, chosen and rejected in one forward: the loss and its NLL anchor on the chosen
+    answers.
+    """
 
     def __init__(self, *settings: Any, loss: PreferenceLoss, **options: Any) -> None:
         super().__init__(*settings, **options)
@@ -305,8 +309,8 @@ class _Reporter(pl.Callback):
 class _LeaveSignals(pl.Callback):
     """Gives SIGTERM back to whom it belonged before the Trainer took it; the resume point makes that safe.
 
-    Lightning would leave after the batch with exit status 0: submitit would not queue the job again, and elsewhere nobody
-    would see that the run was stopped.
+    Lightning would leave after the batch with exit status 0: submitit would not queue the job again, and elsewhere
+    nobody would see that the run was stopped.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -347,7 +351,8 @@ def train(
 ) -> dict[str, Any]:
     """Trains to the last step; a second call in the same folder continues from `last.ckpt`, which the caller removes.
 
-    Returns final metrics as plain numbers, with `steps` and `tokens`. The caller closes the `logger`, if it is not False.
+    Returns final metrics as plain numbers, with `steps` and `tokens`. The caller closes the `logger`, if it is not
+    False.
 
     Raises:
         DataError: there is no step to do.

@@ -69,8 +69,8 @@ def shared_tokens(bundle: Sequence[Example]) -> int:
 def cut_step(examples: Sequence[Example], budget: int, trees: bool, rank: int = 0, world: int = 1) -> Step:
     """The share of a step that belongs to one rank, in micro-batches. Every rank gets the same number of them.
 
-    A micro-batch has at most `budget` tokens where it can. With `trees` prefixes are computed once: units stay whole and
-    are packed, best fit first. Else rows are padded side by side.
+    A micro-batch has at most `budget` tokens where it can. With `trees` prefixes are computed once: units stay whole
+    and are packed, best fit first. Else rows are padded side by side.
     """
     bundles = by_unit(examples) if trees else [[example] for example in examples]
     costs = [

@@ -26,8 +26,8 @@ MOST_NATS = 20.0
 class GRPO:
     """Group relative policy optimisation (2402.03300, Eq. 3 and 4) with the choices of its successors.
 
-    A round draws `sampler.n` answers to each of `recipe.online.batch_size * minibatches` prompts with the current policy
-    and makes `minibatches * num_iterations` optimiser steps on them.
+    A round draws `sampler.n` answers to each of `recipe.online.batch_size * minibatches` prompts with the current
+    policy and makes `minibatches * num_iterations` optimiser steps on them.
 
     Args:
         aggregation: "grpo", the mean over answers of an answer's mean; "dr_grpo", the sum / (answers * longest answer
@@ -89,13 +89,16 @@ class GRPO:
         answers: int | None = None,
         tokens: float | None = None,
     ) -> tuple[Tensor, Metrics]:
-        """The loss of some answers: `surrogate + beta (exp(q) - q - 1)` for each token, with `q = ref - logp`, aggregated.
+        """The loss of some answers: `surrogate + beta (exp(q) - q - 1)` for each token, with `q = ref - logp`,
+        aggregated.
 
         Inputs may hold NaN where `mask_GT` is False. Without old log-probs every ratio is 1; with beta 0 the divergence
-        from a reference is only measured. `weights_GT`, (G, T) or (G, 1), multiply each token's surrogate. `answers` and
-        `tokens` are what the whole optimiser step counts (None: what is in this call), `max_length` is for "dr_grpo".
+        from a reference is only measured. `weights_GT`, (G, T) or (G, 1), multiply each token's surrogate. `answers`
+        and `tokens` are what the whole optimiser step counts (None: what is in this call), `max_length` is for
+        "dr_grpo".
 
-        Returns this call's share of the step's loss (scalar); `clip_ratio/*` and `kl`, means over the tokens of this call.
+        Returns this call's share of the step's loss (scalar); `clip_ratio/*` and `kl`, means over the tokens of this
+        call.
         """
         own_GT, mask_GT, advantages_G1 = wide(logps_GT), mask_GT.bool(), wide(advantages_G).detach()[:, None]
         old_GT = own_GT.detach() if old_logps_GT is None else wide(old_logps_GT).detach()
@@ -164,8 +167,8 @@ def group_advantages(rewards_BG: Tensor, *, scale: str, eps: float) -> tuple[Ten
     subtracting a rounded mean would leave noise. The deviation is that of the "group" or of the "batch" (2508.08221);
     `scale="none"` does not divide (2503.20783).
 
-    Returns advantages (B, G); `reward` and `reward_std` over all rewards, and `frac_reward_zero_std`, the share of groups
-    without any difference (in TRL with "batch": 1 if the batch has none, else 0).
+    Returns advantages (B, G); `reward` and `reward_std` over all rewards, and `frac_reward_zero_std`, the share of
+    groups without any difference (in TRL with "batch": 1 if the batch has none, else 0).
     """
     rewards_BG = wide(rewards_BG).detach()
     known_BG = rewards_BG.isfinite()

@@ -21,8 +21,8 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class Optimisation:
     """How long and how fast something is minimised; exactly one of `steps` and `epochs` is given.
 
-    "adamw_8bit" is bitsandbytes' AdamW where there is a GPU, else AdamW and a warning; "muon_adamw" is Muon (Jordan 2024)
-    on matrices, AdamW on embeddings, norms and biases.
+    "adamw_8bit" is bitsandbytes' AdamW where there is a GPU, else AdamW and a warning; "muon_adamw" is Muon (Jordan
+    2024) on matrices, AdamW on embeddings, norms and biases.
     """
 
     steps: Count | None
@@ -61,7 +61,9 @@ class Optimisation:
 
 @option
 class WarmupRecipe(Optimisation):
-    """Supervised fine-tuning: padded tokens an optimiser step, and the loss weight of prompt tokens (answers' weigh 1)."""
+    """Supervised fine-tuning: padded tokens an optimiser step, and the loss weight of prompt tokens (answers'
+    weigh 1).
+    """
 
     batch_tokens: Count
     prompt_weight: Fraction
@@ -116,8 +118,8 @@ NOT_EXECUTION = (
 class TrainerOptions:
     """Where and how fast, never what: nothing here changes a number beyond float rounding.
 
-    The first five and `options` are arguments of Lightning's Trainer. Forward "tree" computes what sequences share once;
-    "padded" is the reference way (`ttpa.policy.forward`).
+    The first five and `options` are arguments of Lightning's Trainer. Forward "tree" computes what sequences share
+    once; "padded" is the reference way (`ttpa.policy.forward`).
     """
 
     accelerator: str

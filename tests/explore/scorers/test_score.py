@@ -1,5 +1,5 @@
-"""Applying scorers, and what holds of every scorer: its bounds, the target scores best, each of the six errors costs, and no
-text a model can write makes it raise.
+"""Applying scorers, and what holds of every scorer: its bounds, the target scores best, each of the six errors costs,
+and no text a model can write makes it raise.
 """
 
 from __future__ import annotations

@@ -54,7 +54,9 @@ class Lab:
         return name
 
     def row(self, seed: int = 0, right: int = 2, settings: Mapping[str, Any] | None = None, **choices: str) -> Path:
-        """A result row and its stages; `right` of the samples with seen tools are answered right, of the warm-up one."""
+        """A result row and its stages; `right` of the samples with seen tools are answered right, of the
+        warm-up one.
+        """
         chosen = {"data": "made", "model": "tiny", "warmup": "plain", "sampler": "tps", "objective": "dpo", **choices}
         cell = f"{seed}/{sorted(chosen.items())}/{sorted((settings or {}).items())}"
         data = self.stage("data", f"{seed}")
@@ -173,8 +175,8 @@ VOID, INLINE = {"img", "input", "link", "meta"}, {"span", "code", "mark", "butto
 class Html(HTMLParser):
     """Reads a page and asserts that every element is closed where it must be.
 
-    `tags` are (name, attributes), `tables` caption -> rows of texts, `charts` and `trees` what the script draws, `answers`
-    what its browser shows.
+    `tags` are (name, attributes), `tables` caption -> rows of texts, `charts` and `trees` what the script draws,
+    `answers` what its browser shows.
     """
 
     def __init__(self, text: str) -> None:

@@ -144,7 +144,10 @@ def test_a_wide_table_keeps_its_first_column(width: int, lab: Lab, open_page: Ca
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert box.evaluate("one => one.scrollWidth > one.clientWidth")
     box.evaluate("one => { one.scrollLeft = one.scrollWidth; }")
-    where = "one => [one, one.querySelector('tbody th'), one.querySelector('tbody td:last-child')].map(x => x.getBoundingClientRect()).map(r => [r.left, r.right])"
+    where = (
+        "one => [one, one.querySelector('tbody th'), one.querySelector('tbody td:last-child')]"
+        ".map(x => x.getBoundingClientRect()).map(r => [r.left, r.right])"
+    )
     (left, right), head, last = box.evaluate(where)
     assert abs(head[0] - left) < 1 and abs(last[1] - right) < 2 and last[0] >= head[1] - 1  # nothing is lost below it
 

@@ -1,4 +1,6 @@
-"""`ttpa report` as a command: what it prints, what it refuses, what it leaves behind; and the page of a table's folder."""
+"""`ttpa report` as a command: what it prints, what it refuses, what it leaves behind; and the page of a
+table's folder.
+"""
 
 from __future__ import annotations
 

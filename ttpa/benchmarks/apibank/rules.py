@@ -101,8 +101,8 @@ def typed_call(sample: Sample, call: ToolCall) -> ToolCall:
 
 
 def judge(sample: Sample, candidate: Candidate, rule: Rule) -> dict[str, Any]:
-    """One row. Besides the usual keys: `right` (None: cannot be told), `equal` (right with nothing folded), `doubt` (see
-    `doubt_of`), `label` (official error, "" where right), and `level`, `api`, `why`, `calls` (their number).
+    """One row. Besides the usual keys: `right` (None: cannot be told), `equal` (right with nothing folded), `doubt`
+    (see `doubt_of`), `label` (official error, "" where right), and `level`, `api`, `why`, `calls` (their number).
     """
     calls, gold = candidate.calls, typed_call(sample, sample.target[0])
     read = [typed_call(sample, one) if (one := read_call(call)) else call for call in calls or ()]

@@ -53,7 +53,9 @@ def literal(text: str) -> list[Any] | dict[str, Any] | None:
 
 
 def typed(value: Any, schema: Mapping[str, Any]) -> Any:
-    """The value that a text stands for in a parameter of this schema: 2 for "2". What does not fit comes back unchanged."""
+    """The value that a text stands for in a parameter of this schema: 2 for "2". What does not fit comes back
+    unchanged.
+    """
     if not isinstance(value, str):
         return value
     kind, text = schema.get("type"), value.strip()

@@ -1,7 +1,8 @@
 """`ttpa score benchmark=toolbench`: a folder of answers to a table, and a row a query.
 
 Answers are made by the ToolBench pipeline and its server of thousands of APIs. Their scores are the pass rate and win
-rate of ToolEval (arXiv 2307.16789) and the SoPR and SoWR of StableToolBench (arXiv 2403.07714); judge and prompt differ.
+rate of ToolEval (arXiv 2307.16789) and the SoPR and SoWR of StableToolBench (arXiv 2403.07714); judge and prompt
+differ.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ class JudgeKeys:
 
 
 def read_verdict(text: str, question: Question) -> str | None:
-    """The choice in the judge's words, in any case, or None: a bare choice, or the last JSON object with the field, since
-    a model may quote what it judges before it decides.
+    """The choice in the judge's words, in any case, or None: a bare choice, or the last JSON object with the field,
+    since a model may quote what it judges before it decides.
     """
     if (bare := text.strip().strip(".").lower()) in question.choices:
         return bare
@@ -61,8 +61,8 @@ def read_verdict(text: str, question: Question) -> str | None:
 
 
 class Judge:
-    """Asks an endpoint and remembers. Safe to use from several threads, by one process a cache. `requests` counts what was
-    sent, retries included.
+    """Asks an endpoint and remembers. Safe to use from several threads, by one process a cache. `requests` counts what
+    was sent, retries included.
     """
 
     def __init__(self, keys: JudgeKeys) -> None:

@@ -157,7 +157,8 @@ def _by_subset(rows: Sequence[Mapping[str, Any]], measure: str) -> dict[str, Any
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Numbers of one scoring; what was not run is None and never zero. `accuracy` is the pass rate over all queries,
-    `malformed` counts votes without a readable verdict, and `errors` are shares of the answers whose calls have schemas.
+    `malformed` counts votes without a readable verdict, and `errors` are shares of the answers whose calls have
+    schemas.
     """
     judged = [row for row in rows if row["schemas"]]
     voted = [row for row in rows if row["passes"] is not None]

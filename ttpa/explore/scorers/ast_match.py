@@ -1,7 +1,8 @@
 """AST match: whether the calls are the target's; the order of calls is free.
 
 The strict reward of RFT and GRPO baselines (1 or 0). With `partial` a wrong call is worth something. It does not read
-the schema, so it cannot tell a wrong type from a wrong value (`ttpa.explore.scorers.esm` can). It is not BFCL's checker.
+the schema, so it cannot tell a wrong type from a wrong value (`ttpa.explore.scorers.esm` can). It is not BFCL's
+checker.
 """
 
 from __future__ import annotations

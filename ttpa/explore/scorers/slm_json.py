@@ -19,8 +19,8 @@ three then add up to 1), both terms of A_i, and both terms of the scale. Where i
   whatever it says; calls and nothing else w_json; all the rest 0. An answer without any character is 0 here too, unless
   the target has none either.
 
-The rule for text holds for any syntax: calls and white space, and nothing else. A code fence is text. The tools' schemas
-are not read (`ttpa.explore.scorers.esm` does).
+The rule for text holds for any syntax: calls and white space, and nothing else. A code fence is text. The tools'
+schemas are not read (`ttpa.explore.scorers.esm` does).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What was measured, in per cent: accuracy by policy, paired differences, the six errors, the heat map, accuracy against
-data. Numbers come from `ttpa.results.table` and `ttpa.results.stats`; nothing is fitted here.
+"""What was measured, in per cent: accuracy by policy, paired differences, the six errors, the heat map, accuracy
+against data. Numbers come from `ttpa.results.table` and `ttpa.results.stats`; nothing is fitted here.
 """
 
 from __future__ import annotations

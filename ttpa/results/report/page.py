@@ -24,8 +24,8 @@ Block = dict[str, Any]
 
 
 class Cell(NamedTuple):
-    """A cell of a table: `hint` is a tooltip; the mark of policy `arm` stands before the text. `tone` colours it: from -3
-    (worse) to 3 (better), 0 for no clear difference, None for no colour.
+    """A cell of a table: `hint` is a tooltip; the mark of policy `arm` stands before the text. `tone` colours it: from
+    -3 (worse) to 3 (better), 0 for no clear difference, None for no colour.
     """
 
     text: str

@@ -1,5 +1,5 @@
-"""Single samples to look at: answers of evaluations for the page's browser, preference pairs, trees, and the answers that
-an online objective drew while it trained. The page's script filters the answers and builds the trees.
+"""Single samples to look at: answers of evaluations for the page's browser, preference pairs, trees, and the answers
+that an online objective drew while it trained. The page's script filters the answers and builds the trees.
 
 Which ones is drawn at random with a fixed seed. What is damaged or gone gives a sentence instead.
 """

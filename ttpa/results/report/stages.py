@@ -27,7 +27,9 @@ Curve = dict[float, float]  # optimiser step (or round) -> value
 
 
 def logged(stage: StageFolder) -> dict[str, Curve]:
-    """What a training stage logged, by metric. Of a step that was logged again after a restart the last value counts."""
+    """What a training stage logged, by metric. Of a step that was logged again after a restart the last value
+    counts.
+    """
     found: dict[str, Curve] = {}
 
     def add(step: Any, values: Mapping[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """The stages that read or sample from a fixed policy: select, explore and evaluate.
 
-Waves are cut from all samples, so the same waves give the same bytes in one process, on Ray and after a restart; with other
-waves, log-probs are equal up to rounding. `candidates.jsonl` holds a line a sample (answers, scores, pairs, search tree,
-counts, seed, time); `pairs.jsonl` collects the pairs.
+Waves are cut from all samples, so the same waves give the same bytes in one process, on Ray and after a restart; with
+other waves, log-probs are equal up to rounding. `candidates.jsonl` holds a line a sample (answers, scores, pairs,
+search tree, counts, seed, time); `pairs.jsonl` collects the pairs.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def decode_in_waves(
 ) -> tuple[str, ...]:
     """Has samples computed in waves, prompts of similar length together, and their rows appended to the shard.
 
-    `tally` gives the generated tokens of a row, and whether it gave a pair (None where none is wanted). Returns the ids of
-    samples that failed; `errors.jsonl` beside the shard says why.
+    `tally` gives the generated tokens of a row, and whether it gave a pair (None where none is wanted). Returns the
+    ids of samples that failed; `errors.jsonl` beside the shard says why.
     """
     items = [Prompted(sample, tuple(row.prompt)) for sample, row in zip(samples, rows, strict=True)]
     items.sort(key=lambda item: (len(item.prompt), item.id))

@@ -113,8 +113,8 @@ def replay(
 ) -> dict[str, Any]:
     """Does the first `steps` optimiser steps (None: all) of a finished stage again from its `rollouts.jsonl`.
 
-    Nothing is drawn or scored. `workdir` is an empty folder. Returns what the stage's `metrics.json` holds, with the loss of
-    the last step; raises DataError where the file does not hold a round that is asked for.
+    Nothing is drawn or scored. `workdir` is an empty folder. Returns what the stage's `metrics.json` holds, with the
+    loss of the last step; raises DataError where the file does not hold a round that is asked for.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     return align_online(parts, policy_dir, data, select, workdir, lambda *news: None, rollouts, steps)

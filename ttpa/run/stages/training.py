@@ -106,7 +106,7 @@ def build_align(
         if not pairs:
             raise DataError(
                 f"{explore / 'pairs.jsonl'}: exploration gave no pairs, so there is nothing to align on. Use "
-                "pairs=released (the target stands in where no candidate is right), more candidates or a longer warm-up."
+                "pairs=released (the target stands in where no answer is right), more candidates or a longer warm-up."
             )
         samples = read_split(data, "explore")
         prompts = dict(zip((sample.id for sample in samples), policy.renderer.prompts(samples), strict=True))
