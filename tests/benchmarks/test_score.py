@@ -235,7 +235,7 @@ def test_multi_turn_without_the_package(bfcl: Any, monkeypatch: pytest.MonkeyPat
     ("words", "parts"),
     [
         ("benchmark=bfcl data=d outputs=o top_k=3", ["top_k=3", "no such option"]),
-        ("benchmark=bfcl outputs=o", ["data=None", "needs it"]),
+        ("benchmark=bfcl outputs=o", ["ttpa score needs data"]),
         ("benchmark=bfcl data=d outputs=o mode=x", ["mode='x'", "'prompt' or 'fc'"]),
         ("benchmark=chess data=d outputs=o", ["benchmark=chess", "bfcl or toolbench"]),
         ("scorer=esm samples=s outputs=o sampels=d", ["sampels=d", "Did you mean samples?"]),

@@ -101,7 +101,7 @@ def test_with_a_key_both_pages_are_saved_and_a_refusal_is_one_line(
     [
         (["a/b"], "target='a/b'"),
         (["demo", "projct=x"], r"projct=x: .*Did you mean project\?"),
-        (["project=x"], "target=None: .* needs it"),
+        (["project=x"], "needs target"),
         (["demo", "out=folder"], r"out=folder: cannot be written \(Is a directory\)\. Give a file"),
     ],
 )

@@ -267,21 +267,21 @@ def _candidate(line: JsonLine, syntax: Syntax) -> Candidate:
             raise DataError(f"{line}: no candidate ({type(error).__name__}: {error}).") from None
         return made
     answer = read_answer(line)
-    result, text, error = answer.result, answer.result, None
+    result, text, fault = answer.result, answer.result, None
     calls = None
     if isinstance(result, list):
         pairs = [next(iter(item.items())) for item in result if isinstance(item, dict) and len(item) == 1]
-        text, error = dumps(result), "not a list of {name: json}"
+        text, fault = dumps(result), "not a list of {name: json}"
         if len(pairs) == len(result):
             # Arguments stay JSON text: scorers read them, and say what is wrong where they cannot.
-            calls, error = tuple(ToolCall(name=str(name), arguments=value) for name, value in pairs), None
+            calls, fault = tuple(ToolCall(name=str(name), arguments=value) for name, value in pairs), None
             readable = [one for call in calls if (one := read_call(call)) is not None]
             text = syntax.print(readable) if readable and len(readable) == len(calls) else text
     elif isinstance(result, str):
         parsed = syntax.parse(result)
-        calls, error = (None, str(parsed)) if isinstance(parsed, ParseError) else (parsed, None)
+        calls, fault = (None, str(parsed)) if isinstance(parsed, ParseError) else (parsed, None)
     elif result is None:
-        text, error = "", "not readable"
+        text, fault = "", "not readable"
     else:
         raise DataError(f"{line}: result is neither a text nor a list.")
-    return Candidate(sample_id=answer.case_id, index=0, text=text, calls=calls, error=error)
+    return Candidate(sample_id=answer.case_id, index=0, text=text, calls=calls, error=fault)

@@ -229,7 +229,8 @@ _STATE: ContextVar[Beginnings | Rows] = ContextVar("decoding")
 
 def _run(model: Any, state: Beginnings | Rows, ids: Tensor, places: Tensor) -> Tensor:
     """Last hidden states of a forward pass whose attention fills and reads `state`."""
-    decoder, _, config = decoder_and_head(model)
+    decoder, _, shared = decoder_and_head(model)
+    config: Any = shared
     before, token = config._attn_implementation, _STATE.set(state)
     config._attn_implementation = ATTENTION
     try:

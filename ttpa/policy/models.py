@@ -107,5 +107,7 @@ class HFModel:
 
 def model_from_json(row: Mapping[str, Any]) -> TinyModel | HFModel:
     """Inverse of `to_json`."""
-    fields = {key: Lora(**value) if key == "lora" and value else value for key, value in row.items() if key != "kind"}
+    fields: dict[str, Any] = {key: value for key, value in row.items() if key != "kind"}
+    if fields.get("lora"):
+        fields["lora"] = Lora(**fields["lora"])
     return TinyModel(**fields) if row["kind"] == "tiny" else HFModel(**fields)

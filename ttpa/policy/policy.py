@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -84,7 +84,7 @@ class Policy:
         if self.spec.lora is None:
             self.model.save_pretrained(folder / "model")
         elif isinstance(self.weights, torch.nn.Module) and hasattr(self.weights, "peft_config"):
-            self.weights.save_pretrained(folder / "adapter")
+            cast(Any, self.weights).save_pretrained(folder / "adapter")
         elif self.folder is not None and (self.folder / "adapter").is_dir():  # as it was loaded
             shutil.copytree(self.folder / "adapter", folder / "adapter", dirs_exist_ok=True)
         self.tokenizer.save_pretrained(folder / "tokenizer")

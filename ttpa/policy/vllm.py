@@ -49,7 +49,7 @@ class VLLMEngine:
         spec, lora = self.policy.spec, self.policy.spec.lora
         self._limit = self.max_model_len or spec.max_tokens
         source, adapter = _weights(self.policy)
-        self._tokenizer = (source["tokenizer"], source.get("tokenizer_revision"))
+        self._tokenizer: tuple[Any, Any] = (source["tokenizer"], source.get("tokenizer_revision"))
         options: dict[str, Any] = {}
         if lora is not None:
             room = next((rank for rank in LORA_RANKS if rank >= lora.r), None)

@@ -99,7 +99,7 @@ class _Graph:
 
         try:
             result = self.store.stage(name, build=work, label=label, **self.key(name, inputs, groups, more))
-            tracking.publish(result.path, result.metrics, self.view.note if self.view else str)
+            tracking.publish(result.path, result.metrics, self.view.note if self.view else print)
             failed = False
         finally:
             tracking.end(failed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -27,6 +28,10 @@ from ttpa.results.stats import share
 from ttpa.run.parts import Evaluation
 
 Judged = Sequence[Mapping[str, Any]]  # rows of `rules.judge`
+
+
+def _has_error(label: str, row: Mapping[str, Any]) -> bool:
+    return label in row["errors"]
 
 
 @option
@@ -114,7 +119,7 @@ def summarise(rows: Judged) -> dict[str, Any]:
         "level3_samples": whole_tasks(rows),
         "undecided": dict(Counter(row["doubt"] for row in rows if row["doubt"])),
         "labels": {label: first[label] for label in OFFICIAL},
-        "errors": {label: share(decidable, lambda row, label=label: label in row["errors"]) for label in LABELS},
+        "errors": {label: share(decidable, partial(_has_error, label)) for label in LABELS},
         "tool_not_listed": sum("tool_not_listed" in row["tags"] for row in rows),
         "not_computed": ["OUTPUT_MISMATCH", "KEY_ERROR", "exceptions of the database", "replies (ROUGE-L)"],
         "bands": {},

@@ -131,7 +131,7 @@ def _dialogue(row: Row, level: int, specs: Mapping[str, ToolSpec]) -> list[Parts
     documented = {name: specs[name] for name in (turn["api_name"] for turn in turns if turn["role"] == "API")}
     tools = documented if level == 1 else {SEARCHER: specs[SEARCHER]}
     messages: list[Message] = []
-    samples = []
+    samples: list[Parts] = []
     for number, turn in enumerate(turns):
         if turn["role"] != "API":
             messages.append(Message(role=_ROLES[turn["role"]], content="" + turn["text"]))  # a TypeError without words

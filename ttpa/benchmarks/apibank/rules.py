@@ -107,7 +107,8 @@ def judge(sample: Sample, candidate: Candidate, rule: Rule) -> dict[str, Any]:
     calls, gold = candidate.calls, typed_call(sample, sample.target[0])
     read = [typed_call(sample, one) if (one := read_call(call)) else call for call in calls or ()]
     same = [call.name == gold.name and values_equal(call.arguments, gold.arguments) for call in read]
-    doubt, label, right = "", "", any(same)
+    doubt, label = "", ""
+    right: bool | None = any(same)
     why = "" if right else "no call equals the recorded one"
     if rule == "official":
         doubt = doubt_of(sample)

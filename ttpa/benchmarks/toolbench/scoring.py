@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ttpa.benchmarks.toolbench.answers import SUBSETS, ToolBenchAnswer
@@ -33,6 +34,10 @@ COMPARING = frozenset({"win_rate", "sowr"})  # these need a reference answer
 POINTS = {"solved": 1.0, "unsure": 0.5, "unsolved": 0.0}
 _KINDS = ("unknown_tool", "missing_required", "unknown_parameter", "wrong_type", "not_in_enum")
 _SIX_OF = dict(zip(_KINDS, SIX[1:], strict=True))
+
+
+def _has_error(label: str, row: Mapping[str, Any]) -> bool:
+    return label in row["errors"]
 
 
 def coin(what: str, query_id: str, vote: int) -> bool:
@@ -162,7 +167,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     judged = [row for row in rows if row["schemas"]]
     voted = [row for row in rows if row["passes"] is not None]
-    errors = {label: share(judged, lambda row, label=label: label in row["errors"]) for label in SIX}
+    errors = {label: share(judged, partial(_has_error, label)) for label in SIX}
     return {
         "accuracy": _measure(rows, "pass_rate") or {"value": None, "low": None, "high": None, "n": 0},
         **{measure: _by_subset(rows, measure) for measure in (*MEASURES, "pass_rate_csv")},
