@@ -268,6 +268,7 @@ def test_joblib_runs_the_good_cells_when_one_fails_and_the_same_command_runs_not
     assert len(built(tmp_path)) == 5
 
 
+@pytest.mark.slow
 def test_submitit_runs_the_good_cells_when_one_fails(tmp_path: Path) -> None:
     status, said = sweep(tmp_path, "hydra/launcher=submitit_local", "sampler.n=0,3", *TINY)
     assert status != 0 and "sampler.n=0: " in said

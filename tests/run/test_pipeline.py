@@ -86,6 +86,7 @@ def rows(folder: Path) -> dict[str, dict]:
     return found
 
 
+@pytest.mark.slow
 def test_a_product_shares_warmup_and_exploration_and_a_second_run_builds_nothing(tmp_path: Path) -> None:
     """2 samplers x 2 scorers x 3 objectives: 1 data, 1 warm-up, 4 explorations, 12 alignments, 12 evaluations; every
     cell alone would be 12 x 5 = 60."""
