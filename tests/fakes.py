@@ -1,7 +1,5 @@
 """Stand-ins that several test files share: an engine that answers from a script, and its one-character tokens."""
 
-from __future__ import annotations
-
 import math
 import random
 from bisect import bisect_right

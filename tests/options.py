@@ -1,7 +1,5 @@
 """Option classes made from their files in conf/, so that tests have one place for defaults."""
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Data sources with the values of their option files; any value can be replaced."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

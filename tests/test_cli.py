@@ -1,7 +1,5 @@
 """The command line from outside: a mistake is answered at once, with value, place and remedy, before any work."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

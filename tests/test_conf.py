@@ -1,7 +1,5 @@
 """The option files: all reachable, commented and instantiable, in every cell; which of their values name a result."""
 
-from __future__ import annotations
-
 import re
 import socket
 import subprocess

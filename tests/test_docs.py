@@ -1,7 +1,5 @@
 """README and docs: links lead somewhere, commands name what exists, terms are defined where they are first used."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from importlib import import_module

@@ -4,8 +4,6 @@ A cell of assertions is added behind the last one and runs in the notebook's own
 values worked out by hand, a plain forward of the model, or the result rows themselves.
 """
 
-from __future__ import annotations
-
 import json
 import textwrap
 from pathlib import Path

@@ -6,8 +6,6 @@ only extend `sys.path`; `.pth` files of the directories they name are not read, 
 stays invisible there, and one test asserts that it does.
 """
 
-from __future__ import annotations
-
 import ast
 import configparser
 import importlib.util

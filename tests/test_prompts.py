@@ -1,7 +1,5 @@
 """Prompts, answers and candidates: what a model reads, what it is taught to write, and how its text is read back."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Text as tokens come: nothing lost, nothing twice, no character in parts; and whether a call is open."""
 
-from __future__ import annotations
-
 import random
 from functools import cache
 from typing import Any

@@ -5,8 +5,6 @@ imports neither torch nor transformers nor Lightning. A command is a module with
 `main(words) -> status`.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """Files: JSON text, JSON lines, and writes that are whole or not at all. Nothing here knows what a file means."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

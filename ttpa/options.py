@@ -4,8 +4,6 @@ A field's annotation is its check (`Annotated[int, Field(ge=1)]`). A check of se
 `__post_init__` and raises `ConfigError.at` with the bare name of the field; `ttpa.run.config` puts the group before it.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar, dataclass_transform

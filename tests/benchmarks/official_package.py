@@ -4,8 +4,6 @@ Modules that are missing and not needed for a comparison are stood in for while 
 other tests see what is really installed. Its executor evaluates text: it is only given calls that a test wrote.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import io

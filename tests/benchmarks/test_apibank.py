@@ -1,7 +1,5 @@
 """API-Bank: published files to samples, text to values, every label by hand, hostile answers, and the numbers."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import random

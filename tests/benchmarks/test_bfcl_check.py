@@ -2,8 +2,6 @@
 kind of slip each, and at random.
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Iterator

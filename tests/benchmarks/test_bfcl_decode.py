@@ -2,8 +2,6 @@
 a reader.
 """
 
-from __future__ import annotations
-
 import time
 from importlib import metadata
 from typing import Any

@@ -1,7 +1,5 @@
 """`eval=bfcl`, single turn: prompts, verdicts of parsed answers, the summary and the official layout."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

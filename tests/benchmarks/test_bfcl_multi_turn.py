@@ -1,7 +1,5 @@
 """Multi-turn categories: published answers, the official checker and loops on the same conversations, hostile calls."""
 
-from __future__ import annotations
-
 import ast
 import json
 import time

@@ -1,7 +1,5 @@
 """The official package at arm's length: prompts equal to its own, its absence, and what an import leaves behind."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Totals against published tables, and what happens to them when categories are missing."""
 
-from __future__ import annotations
-
 import pytest
 
 from ttpa.benchmarks.bfcl.categories import CATEGORIES, category_of_id, find_category

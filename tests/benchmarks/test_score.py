@@ -1,7 +1,5 @@
 """`ttpa score` from outside: tables, rows, streams, and what a wrong file or argument is answered with."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import subprocess

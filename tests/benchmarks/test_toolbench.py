@@ -1,7 +1,5 @@
 """ToolBench: answers as files, votes and ties by hand with a judge that follows a script."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections import Counter

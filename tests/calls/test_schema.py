@@ -1,7 +1,5 @@
 """Types and schemas: what they become, what fits them, when values and calls are equal, what is wrong with a call."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

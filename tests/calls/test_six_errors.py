@@ -1,7 +1,5 @@
 """The six errors: one candidate per label, total over random calls, and the matching against brute force."""
 
-from __future__ import annotations
-
 from itertools import permutations
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Call syntaxes: what parses, what is refused, printing undone by parsing, spans, cuts, open calls, hostile text."""
 
-from __future__ import annotations
-
 import re
 import time
 from typing import Any

@@ -1,7 +1,5 @@
 """The difficulty bands against the paper's table, with the boundary values it leaves open."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.sources import bands

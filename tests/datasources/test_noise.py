@@ -1,7 +1,5 @@
 """Annotation defects: where they show, in which proportions, and that nothing but the warm-up targets is touched."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What file sources share: reading, splitting, rejecting, writing. Run over xLAM rows, the simplest layout."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The reversed source: what its splits hold, what keeps them apart, and that calls and questions say the same."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import re

@@ -1,7 +1,5 @@
 """ToolACE: every call turn of a dialogue becomes a sample with its history, or the row is rejected with a reason."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The embedded world: typed tools, calls that run or are refused, values that split by their text."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 

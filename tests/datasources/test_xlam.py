@@ -1,7 +1,5 @@
 """xLAM: rows as published become samples, or are rejected with a reason."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

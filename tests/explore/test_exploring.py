@@ -1,7 +1,5 @@
 """The explore stage on a small policy that has half learned its task: what it writes, always the same."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

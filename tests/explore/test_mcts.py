@@ -4,8 +4,6 @@ Tokens are characters (`tests.fakes`), and every character is a part, so a span 
 defects are those found in iTool's released code; the numbers it gives for them are in the tests' names and docstrings.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Pairs: the released rule on worked cases, a second reading of it as an oracle, and what must never be a pair."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import asdict, replace

@@ -3,8 +3,6 @@
 What the rule of token-level sampling does: tests/policy/test_draw.py.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Selection: order by perplexity, shares, ties, kinds, and what cannot be ranked."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Small random models of several architectures, and their log-probs without any of our code."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """One token from logits: who may be drawn, and how often each is."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections import Counter

@@ -1,7 +1,5 @@
 """Log-probs over token trees equal the padded ones, token for token and gradient for gradient."""
 
-from __future__ import annotations
-
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Log-probs of given answers against the full logits of the whole model."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Policies in memory and on disk: the embedded model, pretrained models, and one adapter trained stage by stage."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

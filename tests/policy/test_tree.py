@@ -2,8 +2,6 @@
 Batches keep their budgets and lose nothing.
 """
 
-from __future__ import annotations
-
 import doctest
 from collections.abc import Sequence
 from itertools import combinations, pairwise

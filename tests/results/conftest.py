@@ -1,7 +1,5 @@
 """The folder of a small table, and one without a W&B key."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

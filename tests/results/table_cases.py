@@ -1,7 +1,5 @@
 """A table, and records of its cells that no run had to make."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Cells are composed as the command line composes them, and find their records by what was run."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

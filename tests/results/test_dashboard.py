@@ -1,7 +1,5 @@
 """`ttpa dashboard` without a key: the pages as JSON, read back; and what it says when it cannot."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import sys

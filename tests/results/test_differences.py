@@ -1,7 +1,5 @@
 """Paired differences of a table: by samples or by seeds, and what a verdict says."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """The held-out evaluation: which answers are right, and the shares it reports, counted by hand."""
 
-from __future__ import annotations
-
 import pytest
 
 from ttpa.errors import ConfigError

@@ -1,7 +1,5 @@
 """table.yaml: what it means, and what it says to those who mistype it."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Statistics against a plain loop, values worked by hand, printed tables and properties; and the cases without any."""
 
-from __future__ import annotations
-
 import math
 import random
 import statistics

@@ -1,7 +1,5 @@
 """`ttpa status`: the plan of a cell is what a run would build, and every state is told with what comes next."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

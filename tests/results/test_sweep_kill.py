@@ -1,7 +1,5 @@
 """Sweeps (`ttpa -m`) that share a store while one loses a worker: same records, each stage built once, nothing left."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The command `ttpa table`, from records to each format: values, holes, flags, published numbers."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

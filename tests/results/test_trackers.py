@@ -1,7 +1,5 @@
 """Trackers: offline W&B runs read back from disk, closed whatever happens; curves of the other loggers."""
 
-from __future__ import annotations
-
 import json
 import os
 import struct

@@ -1,7 +1,5 @@
 """The screen of a run: lines of a stage, the tables at the end, and differences in words."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Launchers: options that compose; sweeps through joblib, submitit and a stand-in for SLURM; failures, preemption."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

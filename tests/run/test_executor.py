@@ -4,8 +4,6 @@ The work of the Ray tests is nested functions that import what they use: these t
 this file is no module there.
 """
 
-from __future__ import annotations
-
 import logging
 import socket
 import subprocess

@@ -1,7 +1,5 @@
 """The graph end to end on a model of a few thousand weights: what is shared, what is rebuilt, what survives a kill."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

@@ -1,7 +1,5 @@
 """The store: identity, hits, resume inside a stage, and locks under kills, races and takeovers."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

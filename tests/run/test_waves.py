@@ -1,7 +1,5 @@
 """Shards: torn lines, repeated ids, kills between and inside writes, waves that restart to the same bytes, failures."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -1,7 +1,5 @@
 """GRPO's training loop on answers from a script: what a step computes, what a round keeps, how a killed run goes on."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

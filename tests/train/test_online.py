@@ -1,7 +1,5 @@
 """Objectives that draw answers while they train, through the whole graph on a model of a few thousand weights."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

@@ -2,8 +2,6 @@
 refused.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import random

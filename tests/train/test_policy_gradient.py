@@ -1,7 +1,5 @@
 """GRPO: advantages of groups and the clipped loss, worked by hand and by properties. TRL's numbers: test_trl_parity."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

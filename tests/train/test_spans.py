@@ -1,7 +1,5 @@
 """`objective.over`: a preference over whole answers, or over the spans in which two answers part."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

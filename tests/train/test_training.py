@@ -1,7 +1,5 @@
 """The training loop: what a step computes, whatever micro-batches, trees and ranks; how a killed run goes on."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from functools import partial

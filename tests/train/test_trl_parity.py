@@ -4,8 +4,6 @@ TRL tokenises, pads and runs the model its own way; ours start from the token id
 every parameter. No network and no file outside the temporary folder.
 """
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Iterator, Sequence
 from itertools import product

@@ -1,7 +1,5 @@
 """Rows of verdicts, one a judged answer: written as they come, read back, compared between two policies, and shown."""
 
-from __future__ import annotations
-
 import gzip
 import math
 import os

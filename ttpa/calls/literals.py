@@ -4,8 +4,6 @@ Reading is linear in the text and bounds the nesting, so that code behind it may
 raises `Malformed`, which the syntaxes turn into a `ParseError`.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -4,8 +4,6 @@ This is no full JSON-Schema validator: formats, ranges, patterns and lengths are
 come from outside, so nesting is bounded everywhere: what lies deeper than `MAX_DEPTH` is not looked at.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple

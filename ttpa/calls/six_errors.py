@@ -18,8 +18,6 @@ another listed tool, by that tool's own schema, and only the shared parameters a
 target itself does is never an error. Every candidate that is not exact has at least one label; an exact one has none.
 """
 
-from __future__ import annotations
-
 import json
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ A text that a model wrote is data: it parses, or it gives a `ParseError` value; 
 does not hold calls against schemas (`ttpa.calls.schema`) and knows nothing of tokens (`ttpa.prompts`).
 """
 
-from __future__ import annotations
-
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence

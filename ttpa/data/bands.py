@@ -5,8 +5,6 @@ they combine. Here *easy* needs all three of its conditions, *hard* any one of i
 counts the characters of the tool list as rows store it. The paper leaves 1000 and 2000 open: both are medium.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from ttpa.errors import ConfigError

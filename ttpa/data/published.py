@@ -3,8 +3,6 @@
 A subclass supplies one method, `convert`, which knows the layout of its set.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -10,8 +10,6 @@ both. Nothing is guessed: no bracket, quote or comma is added. The last argument
 (`[f(x="[\"a\"")]`): there the conversion lost the rest.
 """
 
-from __future__ import annotations
-
 import re
 
 from ttpa.calls.literals import Malformed, Scanner, write_value

@@ -4,8 +4,6 @@ A row that cannot be read is given with its problem, so that the reader can coun
 know what a row means. `datasets` and `pyarrow` are imported only for a hub id or a Parquet file.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """What a `data=` option is, and the splits that it writes for the stages that follow."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence

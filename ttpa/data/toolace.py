@@ -6,8 +6,6 @@ a sample whose messages are the turns before it. The published instruction, func
 the system text, since prompts render tools themselves; whatever else stood there stays.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

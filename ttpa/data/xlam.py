@@ -6,8 +6,6 @@ has no default and whose type does not say "optional". In 730 published rows, pa
 with a default are given in 97 % of the calls, and 5 calls omit a parameter that is required by this rule.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

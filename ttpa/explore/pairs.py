@@ -9,8 +9,6 @@ The rule of the TTPA release (`TTPA/Components/sampling.py`; arXiv 2505.20016), 
 conf/pairs/released.yaml is that rule. Nothing here scores, draws or tokenises.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Sequence

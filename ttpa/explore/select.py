@@ -5,8 +5,6 @@ The paper keeps the top 10 %; its code keeps the top 30 % of the samples with an
 Selection never runs a model: the caller computes the log-likelihoods if `needs_policy` says so.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction

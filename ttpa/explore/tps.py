@@ -5,8 +5,6 @@ them; otherwise take the best. It gives no numbers: `k`, `delta` and `draw` are 
 draws ordinary samples (`mode=ancestral`). The engine applies the rule, token by token (`ttpa.policy.draw`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 

@@ -5,8 +5,6 @@ from p (the Gumbel-max trick). E_v depends on (answer, position, token) alone, s
 Shapes: R rows, V vocabulary, K top tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,8 +4,6 @@ The engine decides batching, caches and devices. Equal calls give equal answers;
 the same answer up to rounding.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -6,8 +6,6 @@ other head (LoRA on it, a bias, scaled logits) goes through its own module with 
 Shapes: B rows, T tokens, N positions or selected tokens, M targets, H hidden size, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

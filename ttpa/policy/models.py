@@ -1,7 +1,5 @@
 """Which model a run starts from: the option classes of the group `model`. Importing this module imports no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path

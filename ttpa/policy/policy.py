@@ -4,8 +4,6 @@ A policy folder holds `policy.json`, `tokenizer/`, and the weights that were tra
 `adapter/` (a PEFT folder for the base model). A later stage goes on with the same adapter.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

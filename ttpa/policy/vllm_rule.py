@@ -6,8 +6,6 @@ draws from what is left, at temperature 1. Contract-tested against a stand-in, n
 Shapes: V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache

@@ -4,8 +4,6 @@ A record is a cell's own when the resolved identity configuration, the seed and 
 no part, so tables share runs.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ Both filter by the run's name and group by the options that `logger=wandb` notes
 pages without a click. Nothing here asks the server for numbers: the pages do, when they are opened.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -4,8 +4,6 @@ Samples say how far the questions decide a difference with the training seeds fi
 needs both: Holm's p below 0.05 and a t interval over the seeds that excludes 0. The statistics are in `stats`.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import statistics

@@ -6,8 +6,6 @@ Accuracy is the share of right answers over the samples whose tools were seen in
 are reported apart. Intervals are 95 % bootstrap intervals over dialogues. Decoding is the evaluate stage's business.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from operator import itemgetter

@@ -3,8 +3,6 @@
 `ttpa.cli` runs it for one configuration or a product of them, `ttpa.results.sweep` for the cells of a table.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

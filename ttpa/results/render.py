@@ -4,8 +4,6 @@ The same records give the same bytes: no date, no machine. Markdown, LaTeX and H
 texts; CSV holds every number in full for a program to read.
 """
 
-from __future__ import annotations
-
 import csv
 import html
 import io

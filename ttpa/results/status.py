@@ -5,8 +5,6 @@ names stages. The rest is read off the disk: a record, a finished stage, a lock 
 Nothing is written or taken over, and no scheduler is asked: a queued job is missing here.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence

@@ -6,8 +6,6 @@ rest; cells that need a stage it failed to build are not sent to fail again. No 
 a sweep can be killed at any moment, and the same command again launches what is missing then.
 """
 
-from __future__ import annotations
-
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence

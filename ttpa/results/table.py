@@ -8,8 +8,6 @@
 record is named, and a difference to a published number is only taken where both measure the same thing.
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence

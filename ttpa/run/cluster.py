@@ -7,8 +7,6 @@ for them, train along in a throw-away folder, or read what was built. Nothing he
 a process died; torchrun and SLURM_KILL_BAD_EXIT do.
 """
 
-from __future__ import annotations
-
 import fcntl
 import io
 import os

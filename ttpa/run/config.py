@@ -5,8 +5,6 @@ how fast and never do. `recipe` holds the numbers that suit a model's size (step
 fingerprint holds the block that it reads (`recipe.warmup`), other options refer to the rest.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from functools import partial

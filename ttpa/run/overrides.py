@@ -4,8 +4,6 @@ Hydra and OmegaConf say what they could not do, in several lines and without ttp
 themselves: an unknown option, group or key is found by comparing them with what can be composed.
 """
 
-from __future__ import annotations
-
 import difflib
 import itertools
 from collections.abc import Iterator, Sequence

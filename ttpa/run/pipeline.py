@@ -5,8 +5,6 @@ are found in the store is decided by fingerprints alone. Controls (RFT, gold) ar
 stages. `record` writes the result rows; tables read nothing else.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial

@@ -1,7 +1,5 @@
 """`executor=ray`: waves spread over the actors of a Ray cluster, which restarts what dies (extra `ray`)."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

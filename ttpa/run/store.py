@@ -10,8 +10,6 @@ lock is ever judged stale. The lock file names its holder, and a thread refreshe
 status`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib.metadata

@@ -5,8 +5,6 @@ follows whole stages: it is opened when a stage begins, told of the result once 
 the next stage. A tracker that fails costs nothing but its own pages.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

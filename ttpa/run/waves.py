@@ -4,8 +4,6 @@ A sample whose work raises goes to `errors.jsonl` beside the file and does not s
 lock: the stage's lock admits one writer. The Ray executor is `ttpa.run.ray_executor`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import traceback

@@ -5,8 +5,6 @@ whole step over all ranks, so that neither the micro-batch size nor the number o
 optimisation, because Lightning's accumulation divides by the number of micro-batches (transformers issue 34191).
 """
 
-from __future__ import annotations
-
 import logging
 import signal
 import threading

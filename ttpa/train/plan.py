@@ -4,8 +4,6 @@ A plan follows from the seed alone and is made before training, so that a resume
 similar length share a step, because padding costs as much as tokens do. This module does not know what a loss is.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Hashable, Sequence

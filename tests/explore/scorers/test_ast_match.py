@@ -1,7 +1,5 @@
 """AST match: 1 or 0, and the partial credit worked by hand."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

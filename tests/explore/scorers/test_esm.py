@@ -9,8 +9,6 @@ The tool has two required strings unless said otherwise, so one of two arguments
     one of two differs by case       (3 + 3 + 1 + 2 + 2 * (1 + 1/2)/2) / 11 = 10.5/11 = 0.9545
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -2,8 +2,6 @@
 and no text a model can write makes it raise.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

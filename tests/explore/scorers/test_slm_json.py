@@ -3,8 +3,6 @@
 One call expected, with two arguments, unless said otherwise: 1/8 for JSON, 3/8 for the name, 1/4 for each argument.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -3,8 +3,6 @@
 The target is A(x=1, y="b") unless said otherwise, so S_max = 1 + 1 + 2 = 4 and correctness is 1.5 S - 3.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

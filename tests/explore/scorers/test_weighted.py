@@ -1,7 +1,5 @@
 """The weighted sum: values, what it remembers, bounds, steps, and its option file."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

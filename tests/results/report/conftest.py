@@ -1,7 +1,5 @@
 """A store written by hand, with every file that a report reads, and a reader of the page that is strict about HTML."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Mapping

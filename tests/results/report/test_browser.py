@@ -4,8 +4,6 @@ sort. One page comes from tiny real runs. Skipped without Chromium or playwright
 Pictures are kept in tests/artefacts, or where TTPA_ARTEFACTS says.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

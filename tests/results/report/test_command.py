@@ -2,8 +2,6 @@
 table's folder.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The page as text: well-formed, escaped, without requests; its numbers are those of the rows; what is gone is said."""
 
-from __future__ import annotations
-
 import math
 import re
 import shutil

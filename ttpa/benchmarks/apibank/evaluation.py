@@ -4,8 +4,6 @@ Nothing here runs APIs on API-Bank's database, scores the replies in words (ROUG
 each of its calls is predicted from the true history.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial

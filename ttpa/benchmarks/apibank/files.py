@@ -9,8 +9,6 @@ read back out of the prompts `system` and `user`. A recorded call of an API that
 tagged `tool_not_listed`, as in published numbers.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping

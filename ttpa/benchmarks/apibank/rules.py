@@ -8,8 +8,6 @@ CancelTimedSwitch, some BookHotel). The reference never accepts a successful Del
 ToolRL (GitHub `qiancheng0/ToolRL`): some predicted call has the recorded name and equal typed arguments.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal

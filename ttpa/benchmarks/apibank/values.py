@@ -1,7 +1,5 @@
 """Arguments of API-Bank: from published text ("2", "['John', 'Jane']") to typed values, and how two are compared."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

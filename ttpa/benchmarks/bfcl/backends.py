@@ -5,8 +5,6 @@ replaced there by a function that reads a call as a syntax tree and makes it onl
 question's classes. The process forks for each request, so that nothing one run leaves behind reaches the next.
 """
 
-from __future__ import annotations
-
 import ast
 import atexit
 import importlib

@@ -1,7 +1,5 @@
 """The categories of the Berkeley Function Calling Leaderboard (BFCL): names, sizes, and which rule scores which."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version

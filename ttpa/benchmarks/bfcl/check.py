@@ -7,8 +7,6 @@ the accepted answers, a variable, which is compared literally. Strings are compa
 `,./-_*^`, on the first level of a list or dict only. Where the official checker crashes, a value error is given.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -5,8 +5,6 @@ The checker then converts the texts by the type the function document gives; one
 The official quirks are kept: elements are cut at every comma, an object ends at its first brace.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress

@@ -4,8 +4,6 @@ By the rules of the leaderboard's decoder, positional arguments are dropped and 
 run: arithmetic on literals is computed here, within limits of size, where the official decoder calls `eval`.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import operator

@@ -6,8 +6,6 @@ the text; it needs the official package (`official`), and so do the multi-turn c
 Results are also written as the official tool lays them out, below `result/`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from operator import itemgetter

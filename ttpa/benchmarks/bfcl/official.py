@@ -4,8 +4,6 @@ The extra is optional, so it is imported inside functions only, and never its ta
 client of every provider. Wording is taken from the installed package, never kept here.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence

@@ -6,8 +6,6 @@ its id before the first `_` of its name. A record is `{"query", "available_tools
 As in ToolEval, only the first node and the first one below each count.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 from collections import Counter

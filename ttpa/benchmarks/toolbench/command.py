@@ -5,8 +5,6 @@ rate of ToolEval (arXiv 2307.16789) and the SoPR and SoWR of StableToolBench (ar
 differ.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -5,8 +5,6 @@ there: who runs again asks only for what is missing. A reply without a verdict i
 malformed. An endpoint that gives no chat completion stops the run: verdicts that nobody gave would look like results.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -4,8 +4,6 @@ The criteria are those of ToolEval (GitHub `OpenBMB/ToolBench`) in words of our 
 at once, so numbers are not exactly comparable with published ones.
 """
 
-from __future__ import annotations
-
 import re
 from importlib import resources
 from typing import Any, NamedTuple

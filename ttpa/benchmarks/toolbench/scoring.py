@@ -15,8 +15,6 @@ official code gives them to the other side.
 Six errors: there is no gold call, so calls are held against schemas; `call_count` cannot be told.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -6,8 +6,6 @@ and mostly shows it whenever it applies, so that greedy decoding learns the wron
 exploration has nothing to repair (experiments/LOG.md). Only warm-up demonstrations are touched.
 """
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Mapping

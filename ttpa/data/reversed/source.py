@@ -6,8 +6,6 @@ held-out questions depend on `world_seed` alone, so that runs of different seeds
 Samples are computed in waves and gathered in `drawn.jsonl`, from which a killed build goes on.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial

@@ -9,8 +9,6 @@ tools on offer), the calls, which are executed, and last the question, which the
 `book_room` is asked for as "book room". There is no state, no ontology (any verb meets any noun), no written answer.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

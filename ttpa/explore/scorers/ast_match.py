@@ -5,8 +5,6 @@ the schema, so it cannot tell a wrong type from a wrong value (`ttpa.explore.sco
 checker.
 """
 
-from __future__ import annotations
-
 import math
 
 from ttpa.calls.schema import values_equal

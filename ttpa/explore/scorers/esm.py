@@ -17,8 +17,6 @@ to the target scores 1 even where the target breaks its own schema. `as_released
 crashes, for tables that reproduce the release.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -5,8 +5,6 @@ goes on: it states its `bounds` and takes the step. Both are pure functions with
 takes either; pair rules and searches assume [0, 1], and `unit_score` moves a reward there.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable

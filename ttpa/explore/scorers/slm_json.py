@@ -23,8 +23,6 @@ The rule for text holds for any syntax: calls and white space, and nothing else.
 schemas are not read (`ttpa.explore.scorers.esm` does).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -25,8 +25,6 @@ Departures from the release:
 * the text is `candidate.text`; the release cuts it out of the whole transcript by the name of the experiment.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -7,8 +7,6 @@ two answers whose sums agree but whose parts do not are told apart. This class o
 (`normalise`) and each part's value (`Score.detail`); the trainer, which has the group, normalises.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

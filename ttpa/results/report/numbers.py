@@ -2,8 +2,6 @@
 against data. Numbers come from `ttpa.results.table` and `ttpa.results.stats`; nothing is fitted here.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -2,8 +2,6 @@
 templates, and the page's script sets text as text. A content security policy allows that script and no request.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

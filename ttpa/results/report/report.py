@@ -3,8 +3,6 @@
 What is missing in the store is said on the page and is no mistake: result rows outlive the stages they came from.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ that an online objective drew while it trained. The page's script filters the an
 Which ones is drawn at random with a fixed seed. What is damaged or gone gives a sentence instead.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math

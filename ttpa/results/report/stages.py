@@ -1,7 +1,5 @@
 """How the policies came about: training curves, the table of stages, configurations side by side, provenance."""
 
-from __future__ import annotations
-
 import csv
 import json
 import statistics

@@ -5,8 +5,6 @@ adapter being trained before every round. `rollouts.jsonl` keeps each round with
 step can be done again without an engine; `answers.csv` is a table of some answers for people.
 """
 
-from __future__ import annotations
-
 import math
 import shutil
 from collections.abc import Callable, Sequence
