@@ -21,6 +21,21 @@ from ttpa.results.stats import share
 from ttpa.run.parts import Evaluation
 
 
+def answer_row(sample: Sample, candidate: Candidate, exact: bool, errors: Sequence[str]) -> dict[str, Any]:
+    """The row of a judged answer to a sample, with the keys of every evaluation."""
+    return {
+        "id": sample.id,
+        "cluster": sample.cluster,
+        "band": sample.band,
+        "tags": list(sample.tags),
+        "exact": exact,
+        "errors": list(errors),
+        "finish": candidate.finish,
+        "tokens": len(candidate.token_ids),
+        "text": candidate.text,
+    }
+
+
 @option
 class Heldout(Evaluation):
     """Evaluation on a split of the run's own data.
@@ -42,17 +57,8 @@ class Heldout(Evaluation):
     def judge(self, sample: Sample, candidate: Candidate) -> dict[str, Any]:
         """One row: was the answer right, and in which of the six ways was it wrong."""
         calls = candidate.calls
-        return {
-            "id": sample.id,
-            "cluster": sample.cluster,
-            "band": sample.band,
-            "tags": list(sample.tags),
-            "exact": calls is not None and calls_equal(sample.target, calls),
-            "errors": list(six_errors(sample, calls)),
-            "finish": candidate.finish,
-            "tokens": len(candidate.token_ids),
-            "text": candidate.text,
-        }
+        right = calls is not None and calls_equal(sample.target, calls)
+        return answer_row(sample, candidate, right, six_errors(sample, calls))
 
     def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Shares `{value, low, high, n}` of `accuracy` (seen tools), each of `bands`, `unseen_tool` (None without such

@@ -12,12 +12,13 @@ tagged `tool_not_listed`, as in published numbers.
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from ttpa.benchmarks.apibank.values import literal, parameters_schema, typed
+from ttpa.calls.literals import Malformed, Scanner
 from ttpa.data.rows import DECODER
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import JsonLine, dumps, read_lines
@@ -25,37 +26,54 @@ from ttpa.records import Message, Sample, ToolCall, ToolSpec
 
 Format = Literal["auto", "dialogues", "instances"]
 Row = Mapping[str, Any]
+Tools = Mapping[str, ToolSpec]
+LevelFiles = tuple[str, list[Path], list[Path]]
+"""Of a level: the form of its samples, their files, and the file of its API documents, if any."""
 
 DIALOGUES = {1: "level-1-given-desc", 2: "level-2-toolsearcher"}
 SEARCHER = "ToolSearcher"
+TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "list": "array", "dict": "object"}
 
+_OPTIONAL = re.compile(r"\[optional\]|only needed for", re.IGNORECASE)
 _TOOLS = re.compile(r"use the following tools:\n(.*?)\n\n\*\*Steps", re.DOTALL)
-_TOOL = re.compile(
-    r"^\d+\. (?:Name: (?P<name>.*)\nDescription: |(?P<title>[^:\n]*): )(?P<text>.*)\nParameters: (?P<of>.*)$", re.M
-)
-_HEAD = re.compile(r"(\*{2,3}Dialogue Records History\*\*\s*)?")
+_TOOL = re.compile(r"^\d+\. (?:Name: (.*)\nDescription: |([^:\n]*): )(.*)\nParameters: (.*)$", re.MULTILINE)
+_HEAD = re.compile(r"\s*(\*{2,3}Dialogue Records History\*\*\s*)?")
 _BLOCK = re.compile(r"<(user|response|tool_call|obs)>(.*?)</\1>\s*", re.DOTALL)
-_ROLES = {"User": "user", "AI": "assistant", "user": "user", "response": "assistant", "obs": "tool"}
+_NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]{0,18})?")
+_ROLES = {"User": "user", "AI": "assistant", "user": "user", "response": "assistant", "tool_call": "assistant",
+          "obs": "tool"}  # fmt: skip
 
 
-class LevelFiles(NamedTuple):
-    """The files of one level: the form and files of its samples, and its API documents (none or one)."""
-
-    level: int
-    format: str
-    samples: list[Path]
-    specs: list[Path]
+def typed(value: Any, schema: Mapping[str, Any]) -> Any:
+    """The value that text stands for in a parameter of this schema, in JSON or Python: 2 for "2". Other text stays."""
+    if not isinstance(value, str):
+        return value
+    kind, text = schema.get("type"), value.strip()
+    if kind in ("integer", "number") and (found := _NUMBER.fullmatch(text)) and (kind == "number" or not found[1]):
+        return float(text) if found[1] else int(text)
+    if kind == "boolean" and text in ("True", "False"):
+        return text == "True"
+    for python in (False, True) if kind in ("array", "object") else ():
+        scan = Scanner(text, python=python)
+        with suppress(Malformed):
+            read = scan.value()
+            scan.finish()
+            return read if isinstance(read, list if kind == "array" else dict) else value
+    return value
 
 
 def level_files(folder: Path, level: int, wanted: Format) -> LevelFiles:
     """The files of a level in the wanted format; a ConfigError says what is missing."""
+
+    def packed(stem: str) -> list[Path]:
+        return [path for end in ("", ".gz") if (path := folder / f"{stem}.jsonl{end}").is_file()][:1]
+
     if not folder.is_dir():
         raise ConfigError.at("eval.path", folder, "no such folder", "Give the folder of the API-Bank files")
-    specs = _file(folder, "api_specs_level3" if level == 3 else "api_specs")
-    found = {"instances": _file(folder, f"level-{level}-instances"), "dialogues": []}
-    if name := DIALOGUES.get(level):
-        published = (sorted((parent / name).glob("*.jsonl")) for parent in (folder, folder / "lv1-lv2-samples"))
-        found["dialogues"] = _file(folder, name) or next(filter(None, published), [])
+    name, specs = DIALOGUES.get(level, "no dialogues"), packed("api_specs_level3" if level == 3 else "api_specs")
+    loose = (sorted(parent.glob(f"{name}/*.jsonl")) for parent in (folder, folder / "lv1-lv2-samples"))
+    dialogues = packed(name) or next(filter(None, loose), [])
+    found = {"instances": packed(f"level-{level}-instances"), "dialogues": dialogues}
     form = next((form for form, paths in found.items() if paths and wanted in ("auto", form)), None)
     if form is None:
         remedy = f"Put level-{level}-instances.jsonl or the dialogues there, or leave the level out of eval.levels"
@@ -63,115 +81,108 @@ def level_files(folder: Path, level: int, wanted: Format) -> LevelFiles:
     if form == "dialogues" and not specs:
         problem = f"dialogues of level {level} need api_specs.jsonl beside them"
         raise ConfigError.at("eval.path", folder, problem, "Put it there: name, description, input_parameters")
-    return LevelFiles(level, form, found[form], specs)
+    return form, found[form], specs
 
 
-def _file(folder: Path, stem: str) -> list[Path]:
-    return [path for end in ("", ".gz") if (path := folder / f"{stem}.jsonl{end}").is_file()][:1]
-
-
-def read_samples(files: LevelFiles) -> list[Sample]:
+def read_samples(level: int, files: LevelFiles) -> list[Sample]:
     """All samples of a level, in the order of its files; a DataError names the file and line that cannot be read."""
-    specs = {spec.name: spec for spec in _read(files.specs, lambda row: [_spec(row)])}
-    reader = _instance if files.format == "instances" else _dialogue
-    samples = []
-    for name, number, tools, messages, target in _read(files.samples, partial(reader, level=files.level, specs=specs)):
-        dialogue, tags = f"apibank-{files.level}-{name}", [f"level-{files.level}"]
-        if all(tool.name != target.name for tool in tools):
-            tags.append("tool_not_listed")
-        one = {"tools": tools, "messages": messages, "target": (target,), "tags": tuple(tags), "source": "apibank"}
-        samples.append(Sample(id=f"{dialogue}-{number}", dialogue_id=dialogue, **one))
+    form, paths, documents = files
+    specs = {spec.name: spec for spec in _read(documents, lambda row: [tool_of(row)])}
+    reader = partial(_instance if form == "instances" else _dialogue, level=level, specs=specs)
+    samples: list[Sample] = list(_read(paths, reader))
+    sizes = Counter(sample.dialogue_id for sample in samples)
     repeated = [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]
     if repeated or not samples:
-        problem = f"{repeated[0]} is there twice" if repeated else f"no calls of level {files.level} in it"
-        raise DataError(f"{files.samples[0]}: {problem}. Take the file as published.")
-    if files.level == 3:  # a tag says how many calls the task of a sample has
-        sizes = Counter(sample.dialogue_id for sample in samples)
+        problem = f"{repeated[0]} is there twice" if repeated else f"no calls of level {level} in it"
+        raise DataError(f"{paths[0]}: {problem}. Take the file as published.")
+    if level == 3:  # a tag says how many calls the task of a sample has
         samples = [replace(one, tags=(*one.tags, f"calls-{sizes[one.dialogue_id]}")) for one in samples]
     return samples
 
 
-def _read(paths: Iterable[Path], reader: Callable[[Row], list[Any]]) -> list[Any]:
+def _read(paths: Iterable[Path], reader: Callable[[Row], list[Any]]) -> Iterator[Any]:
     """What a reader makes of the rows of files."""
-    made = []
     for path in paths:
         lines = list(read_lines(path, DECODER.decode))
         if path.parent.name in DIALOGUES.values():  # a published folder: a file a dialogue, a turn a row
             lines = [JsonLine(str(path), 1, {"file": path.name, "turns": [line.row for line in lines]})]
         for line in lines:
             try:
-                made += reader(line.row)
+                yield from reader(line.row)
             except (LookupError, TypeError, AttributeError, ValueError) as problem:
                 reason = f"{type(problem).__name__}: {problem}"
                 raise DataError(f"{line}: not an API-Bank row ({reason}). Take the file as published.") from None
-    return made
 
 
-def _spec(row: Row) -> ToolSpec:
-    parameters = parameters_schema(row["input_parameters"])
-    return ToolSpec(name=str(row["name"]), description=str(row["description"]), parameters=parameters)
+def tool_of(row: Row) -> ToolSpec:
+    """An API as documented. What is required is not said: all is, unless the description says "[Optional]" or "Only
+    needed for", as the recorded calls confirm.
+    """
+    properties: dict[str, Any] = {}
+    for name, spec in row["input_parameters"].items():
+        kind, _, inner = spec["type"].partition("(")
+        items = {"items": {"type": TYPES[inner.removesuffix(")")]}} if inner else {}
+        properties[name] = {"type": TYPES[kind], **items, "description": str(spec.get("description", ""))}
+    required = [name for name, schema in properties.items() if not _OPTIONAL.search(schema["description"])]
+    schema = {"type": "object", "properties": properties, "required": required}
+    return ToolSpec(name=str(row["name"]), description=str(row["description"]), parameters=schema)
 
 
-def _call(name: Any, arguments: Any, tools: Mapping[str, ToolSpec]) -> ToolCall:
+def _call(name: Any, arguments: Any, tools: Tools) -> ToolCall:
     """A recorded call with typed arguments."""
-    if not isinstance(name, str) or not isinstance(arguments, Mapping):
-        raise ValueError(f"{name!r} is no name, or its arguments are no object")
     schemas = tools[name].properties if name in tools else {}
-    return ToolCall(name=name, arguments={key: typed(value, schemas.get(key, {})) for key, value in arguments.items()})
+    typed_ones = {key: typed(value, schemas.get(key, {})) for key, value in arguments.items()}
+    return ToolCall(name="" + name, arguments=typed_ones)  # a TypeError where the name is no text
 
 
-Parts = tuple[str, object, tuple[ToolSpec, ...], tuple[Message, ...], ToolCall]
-"""Of a sample: dialogue, number, tools, messages and target."""
+def _sample(
+    level: int, name: str, number: int, tools: Iterable[ToolSpec], messages: Iterable[Message], target: ToolCall
+) -> Sample:
+    dialogue, tags = f"apibank-{level}-{name.removesuffix('.jsonl')}", [f"level-{level}"]
+    tags += ["tool_not_listed"] * all(tool.name != target.name for tool in tools)
+    return Sample(
+        id=f"{dialogue}-{number}", dialogue_id=dialogue, source="apibank", tags=tuple(tags),
+        tools=tuple(tools), messages=tuple(messages), target=(target,),
+    )  # fmt: skip
 
 
-def _dialogue(row: Row, level: int, specs: Mapping[str, ToolSpec]) -> list[Parts]:
-    turns = row["turns"]
+def _dialogue(row: Row, level: int, specs: Tools) -> list[Sample]:
+    turns, samples, messages = row["turns"], list[Sample](), list[Message]()
     documented = {name: specs[name] for name in (turn["api_name"] for turn in turns if turn["role"] == "API")}
     tools = documented if level == 1 else {SEARCHER: specs[SEARCHER]}
-    messages: list[Message] = []
-    samples: list[Parts] = []
     for number, turn in enumerate(turns):
         if turn["role"] != "API":
             messages.append(Message(role=_ROLES[turn["role"]], content="" + turn["text"]))  # a TypeError without words
             continue
         call = _call(turn["api_name"], turn["param_dict"], specs)
-        samples.append((row["file"].removesuffix(".jsonl"), number, tuple(tools.values()), tuple(messages), call))
+        samples.append(_sample(level, row["file"], number, tools.values(), messages, call))
         output = turn["result"]["output"] if turn["result"]["exception"] is None else turn["result"]
         messages.append(Message(role="assistant", calls=(call,)))
         messages.append(Message(role="tool", content=output if isinstance(output, str) else dumps(output)))
         if level == 2 and call.name == SEARCHER:
             documents = [one for one in (output if isinstance(output, list) else [output]) if isinstance(one, Mapping)]
-            tools |= {one["name"]: specs.get(one["name"]) or _spec(one) for one in documents}
+            tools |= {one["name"]: specs.get(one["name"]) or tool_of(one) for one in documents}
     return samples
 
 
-def _instance(row: Row, level: int, specs: Mapping[str, ToolSpec]) -> list[Parts]:
-    section = _TOOLS.search(row["system"])
+def _instance(row: Row, level: int, specs: Tools) -> list[Sample]:
+    section, user, messages = _TOOLS.search(row["system"]), row["user"], list[Message]()
     if section is None:
         raise ValueError("'system' lists no tools")
-    tools = []
-    for match in _TOOL.finditer(section[1]):  # two layouts are in use
-        texts = {"name": match["name"] or match["title"], "description": match["text"]}
-        tools.append(_spec({**texts, "input_parameters": literal(match["of"])}))
+    tools = [
+        tool_of({"name": name or title, "description": text, "input_parameters": typed(of, {"type": "object"})})
+        for name, title, text, of in _TOOL.findall(section[1])
+    ]
     if len(tools) != section[1].count("\nParameters: "):
         raise ValueError("a tool of 'system' cannot be read")
     known = {**specs, **{tool.name: tool for tool in tools}}
+    if not _HEAD.fullmatch(left := _BLOCK.sub("", user)):
+        raise ValueError(f"'user' cannot be read: {left.strip()[:40]!r}")
+    for tag, text in _BLOCK.findall(user):
+        lines = [DECODER.decode(line) for line in text.splitlines() if line.strip()] if tag == "tool_call" else []
+        calls = tuple(_call(line["name"], line["parameters"], known) for line in lines)
+        messages.append(Message(role=_ROLES[tag], content="" if calls else text.strip(), calls=calls))
     (answer,) = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
     target, other = _call(answer["name"], answer["parameters"], known), row["other"]
     name, number = (str(other["sample_id"]), other["api_id"]) if level == 3 else (other["file"], other["id"])
-    return [(name.removesuffix(".jsonl"), number, tuple(tools), tuple(_history(row["user"], known)), target)]
-
-
-def _history(user: str, tools: Mapping[str, ToolSpec]) -> Iterator[Message]:
-    """The messages in an instance's user text."""
-    at = _HEAD.match(user).end()  # type: ignore[union-attr]  # matches the empty string too
-    while at < len(user):
-        block = _BLOCK.match(user, at)
-        if block is None:
-            raise ValueError(f"'user' cannot be read from character {at}")
-        at, text = block.end(), block[2].strip()
-        if block[1] == "tool_call":
-            rows = [DECODER.decode(line) for line in text.splitlines() if line.strip()]
-            yield Message(role="assistant", calls=tuple(_call(row["name"], row["parameters"], tools) for row in rows))
-        else:
-            yield Message(role=_ROLES[block[1]], content=text)
+    return [_sample(level, name, number, tools, messages, target)]
