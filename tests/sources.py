@@ -1,5 +1,6 @@
 """Data sources with the values of their option files; any value can be replaced."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from ttpa.data.reversed.noise import Noise
 from ttpa.data.reversed.source import Reversed
 from ttpa.data.toolace import ToolACE
 from ttpa.data.xlam import XLAM
+from ttpa.records import Sample
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -43,3 +45,8 @@ def reversed_source(**more: Any) -> Reversed:
     few = {"seed": 0, "warmup_samples": 300, "explore_samples": 100, "validation_per_band": 20, "test_per_band": 30,
            "test_unseen": 20, "noise": noise()}  # fmt: skip
     return Reversed(**(_values("data/reversed.yaml") | few | more))
+
+
+def drawn(source: Reversed, split: str) -> list[Sample]:
+    """The samples of a split, without a file."""
+    return [Sample.from_json(json.loads(row["line"])) for row in source.work()(source.items(split))]

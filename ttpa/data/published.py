@@ -5,10 +5,9 @@ A subclass supplies one method, `convert`, which knows the layout of its set.
 
 import hashlib
 import json
-import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -17,14 +16,13 @@ from pydantic import Field
 
 from ttpa.data.bands import BANDS, Bands
 from ttpa.data.rows import CUT, SUFFIXES, BadRow, RawRow, data_files, file_digest, is_hub_id, need, read_rows
-from ttpa.data.source import ComputeWaves, compute_here, limited, write_splits
+from ttpa.data.source import ComputeWaves, compute_here, limited, stable_unit, write_splits
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps, write_jsonl
 from ttpa.options import Count, Fraction, option
 from ttpa.records import Message, Sample, ToolCall, ToolSpec
 
 SPLITS = {"warmup": "train.jsonl", "explore": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"}
-_HALF_PAIR = re.compile("[\ud800-\udfff]")  # half of a surrogate pair: valid in JSON escapes, but UTF-8 cannot write it
 
 
 class Converted(NamedTuple):
@@ -43,13 +41,13 @@ def content_key(*parts: Any) -> str:
     return hashlib.sha256(dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def unique_tools(tools: Iterable[ToolSpec]) -> tuple[ToolSpec, ...]:
-    """The tools in order, equal repetitions dropped; BadRow where two different tools share a name."""
+def unique_tools(tools: Iterable[ToolSpec]) -> dict[str, ToolSpec]:
+    """The tools by name, in order, equal repetitions dropped; BadRow where two different tools share a name."""
     seen: dict[str, ToolSpec] = {}
     for tool in tools:
         same = seen.setdefault(tool.name, tool) == tool
         need(same, "ambiguous tool name", f"two different tools are named {tool.name!r}")
-    return tuple(seen.values())
+    return seen
 
 
 def split_of_opening(opening: str, split_seed: int, validation_fraction: float, test_fraction: float) -> str:
@@ -59,7 +57,7 @@ def split_of_opening(opening: str, split_seed: int, validation_fraction: float, 
     spacing aside) share one, since near-copies on both sides would make held-out numbers too good.
     """
     cluster = hashlib.sha256(" ".join(opening.split()).casefold().encode("utf-8", "surrogatepass")).hexdigest()
-    unit = int.from_bytes(hashlib.sha256(f"{split_seed}:{cluster}".encode()).digest()[:8]) / 2**64
+    unit = stable_unit(f"{split_seed}:{cluster}")
     if unit < test_fraction:
         return "test"
     return "validation" if unit < test_fraction + validation_fraction else "train"
@@ -67,25 +65,15 @@ def split_of_opening(opening: str, split_seed: int, validation_fraction: float, 
 
 def _writable(value: Any) -> bool:
     try:
-        return not _HALF_PAIR.search(json.dumps(value, ensure_ascii=False))  # `dumps` would escape it
-    except TypeError:  # a column of dates or bytes
+        json.dumps(value, ensure_ascii=False).encode()
+    except (TypeError, UnicodeEncodeError):  # a column of dates or bytes, or half of a surrogate pair
         return False
+    return True
 
 
 @option
 class FileSource(ABC):
-    """A source over a published set, in files or on the hub.
-
-    Args:
-        path: A file, a folder of data files, or a hub id "organisation/name".
-        split_seed: Seed of the hash that splits dialogues.
-        validation_fraction, test_fraction: Expected shares of the held-out splits; may be 0.
-        max_bad_fraction: Share of rejected rows above which the build stops.
-        max_rows: Read only that many rows; None reads all.
-        text_turns: Also make samples of replies without a call.
-        bands: Thresholds of the difficulty bands.
-        limit: Most samples of each split, evenly spaced; None keeps all.
-    """
+    """A source over a published set, in files or on the hub; conf/published_data.yaml says what each value means."""
 
     path: Annotated[str, Field(min_length=1)]
     split_seed: int
@@ -107,7 +95,7 @@ class FileSource(ABC):
         """Turns a row into samples; BadRow where it breaks the published layout or its calls do not fit its tools."""
 
     def sample(
-        self, id: str, tools: tuple[ToolSpec, ...], said: Sequence[Message], calls: tuple[ToolCall, ...], text: str
+        self, id: str, tools: Mapping[str, ToolSpec], said: Iterable[Message], calls: tuple[ToolCall, ...], text: str
     ) -> Sample:
         """The sample `source-key` or `source-key-turn`; `text` is the right reply where no call is."""
         source, key = id.split("-")[:2]
@@ -115,8 +103,8 @@ class FileSource(ABC):
             id=id,
             dialogue_id=f"{source}-{key}",
             source=source,
-            band=self.bands.band(tools, calls),
-            tools=tools,
+            band=self.bands.band(tuple(tools.values()), calls),
+            tools=tuple(tools.values()),
             messages=tuple(said),
             target=calls,
             target_text=None if calls else text,
@@ -146,19 +134,13 @@ class FileSource(ABC):
         return {"path": [[file.name, file_digest(file)] for file in files]}
 
     def build(self, out: Path, compute: ComputeWaves = compute_here) -> dict[str, Any]:
-        """See `DataSource.build`; reads in this process, without waves, and writes `rejected.jsonl` first.
-
-        Returns counts: rows_read, rows_duplicate (of equal content, dropped), rows_without_call_turn (good, but gave no
-        sample), rows_repaired, rows_rejected with `rejected` by reason, `samples` by split, `bands` by file, `kinds`.
-
-        Raises:
-            ConfigError: as `check`.
-            DataError: more than `max_bad_fraction` of the rows are rejected, a file is cut (which hides an unknown
-                number of rows; accepted only with max_bad_fraction=1), or no train sample is left.
+        """See `DataSource.build`; writes `rejected.jsonl` first. DataError: more than `max_bad_fraction` of the rows
+        are rejected, a file is cut (which hides an unknown number of rows; accepted only with max_bad_fraction=1), or
+        no train sample is left.
         """
         self.check()
         counts, reasons, seen = Counter[str](), Counter[str](), set[str]()
-        files: dict[str, list[Sample]] = {name: [] for name in dict.fromkeys(SPLITS.values())}
+        splits: dict[str, list[Sample]] = {"train": [], "validation": [], "test": []}
         rejected: list[dict[str, Any]] = []
         for row in islice(read_rows(self.path), self.max_rows):
             counts["read"] += 1
@@ -166,7 +148,7 @@ class FileSource(ABC):
                 converted = self._converted(row)
             except BadRow as problem:
                 reasons[problem.args[0]] += 1
-                kept = {"row": dict(row.value)} if row.value is not None and _writable(row.value) else {}
+                kept = {"row": dict(row.value)} if isinstance(row.value, Mapping) and _writable(row.value) else {}
                 rejected.append({"file": row.file, "line": row.line, "reason": str(problem)} | kept)
                 continue
             if converted.key in seen:
@@ -176,44 +158,44 @@ class FileSource(ABC):
             counts["without_call_turn"] += not converted.samples
             counts["repaired"] += converted.repaired
             name = split_of_opening(converted.opening, self.split_seed, self.validation_fraction, self.test_fraction)
-            files[f"{name}.jsonl"].extend(converted.samples)
+            splits[name] += converted.samples
         write_jsonl(out / "rejected.jsonl", rejected)
-        self._judge(counts, reasons, rejected, out / "rejected.jsonl")
-        if not files[SPLITS["warmup"]]:
+        self._judge(counts["read"], reasons, rejected, out / "rejected.jsonl")
+        if not splits["train"]:
             raise DataError(
                 f"data.path={self.path}: {counts['read']} rows gave no train sample ({counts['without_call_turn']} "
                 "have no call turn). Raise data.max_rows, lower the held-out fractions, or set data.text_turns=true."
             )
-        files = {name: limited(samples, self.limit) for name, samples in files.items()}
-        bands = {name: Counter(sample.band for sample in samples) for name, samples in files.items()}
-        kinds = Counter(sample.kind for samples in files.values() for sample in samples)
-        lines = {name: [dumps(sample.to_json()) for sample in samples] for name, samples in files.items()}
+        splits = {name: limited(samples, self.limit) for name, samples in splits.items()}
+        lines = {f"{name}.jsonl": [dumps(one.to_json()) for one in samples] for name, samples in splits.items()}
+        bands = {name: Counter(sample.band for sample in samples) for name, samples in splits.items()}
+        kinds = Counter(sample.kind for samples in splits.values() for sample in samples)
         return {
             **{f"rows_{what}": counts[what] for what in ("read", "duplicate", "without_call_turn", "repaired")},
             "rows_rejected": len(rejected),
             "rejected": dict(reasons.most_common()),
-            "samples": {name: len(files[file]) for name, file in SPLITS.items()},
-            "bands": {name.removesuffix(".jsonl"): {band: n[band] for band in BANDS} for name, n in bands.items()},
+            "samples": {name: len(lines[file]) for name, file in SPLITS.items()},
+            "bands": {name: {band: number[band] for band in BANDS} for name, number in bands.items()},
             "kinds": {kind: kinds[kind] for kind in ("call", "text")},
             "content_sha256": write_splits(out, lines, SPLITS),
         }
 
     def _converted(self, row: RawRow) -> Converted:
-        if row.value is None:
-            raise row.problem or BadRow("not an object", "the row is empty")
+        if isinstance(row.value, BadRow):
+            raise row.value
         converted = self.convert(row.value)
         whole = all(_writable(sample.to_json()) for sample in converted.samples)
         need(whole, "not text", "holds half of a surrogate pair")
         return converted
 
-    def _judge(self, counts: Counter[str], reasons: Counter[str], rejected: list[dict[str, Any]], file: Path) -> None:
-        too_many = len(rejected) > self.max_bad_fraction * counts["read"]
+    def _judge(self, read: int, reasons: Counter[str], rejected: list[dict[str, Any]], file: Path) -> None:
+        too_many = len(rejected) > self.max_bad_fraction * read
         if too_many or (reasons[CUT] and self.max_bad_fraction < 1):
             kinds = ", ".join(f"{kind} {count}" for kind, count in reasons.most_common())
             first = "; ".join(f"{entry['file']}:{entry['line']}: {entry['reason']}" for entry in rejected[:3])
             why = f"more than data.max_bad_fraction={self.max_bad_fraction}" if too_many else "and a file is cut short"
             raise DataError(
-                f"data.path={self.path}: {len(rejected)} of {counts['read']} rows rejected, {why}. By reason: {kinds}. "
+                f"data.path={self.path}: {len(rejected)} of {read} rows rejected, {why}. By reason: {kinds}. "
                 f"First: {first}. All are in {file}. Repair or remove them, fetch cut files again, or raise "
                 "data.max_bad_fraction."
             )

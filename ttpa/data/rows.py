@@ -1,7 +1,7 @@
 """Raw rows as they are read: from JSON lines, a JSON list, either gzipped, Parquet, or a hub data set.
 
-A row that cannot be read is given with its problem, so that the reader can count it and go on. This module does not
-know what a row means. `datasets` and `pyarrow` are imported only for a hub id or a Parquet file.
+A row that cannot be read is given with its problem, so that the reader can count it and go on. `datasets` and `pyarrow`
+are imported only for a hub id or a Parquet file.
 """
 
 import gzip
@@ -39,14 +39,13 @@ class RawRow(NamedTuple):
 
     file: str
     line: int
-    value: Mapping[str, Any] | None = None
-    problem: BadRow | None = None
+    value: Mapping[str, Any] | BadRow
 
 
 def _row(file: str, line: int, value: Any) -> RawRow:
-    if isinstance(value, Mapping):
-        return RawRow(file, line, value)
-    return RawRow(file, line, problem=BadRow("not an object", f"a {type(value).__name__} where a row is expected"))
+    if not isinstance(value, Mapping):
+        value = BadRow("not an object", f"a {type(value).__name__} where a row is expected")
+    return RawRow(file, line, value)
 
 
 def _no_constant(text: str) -> NoReturn:
@@ -54,7 +53,7 @@ def _no_constant(text: str) -> NoReturn:
 
 
 class _StrictDecoder(json.JSONDecoder):
-    """Reads JSON without NaN and Infinity. Every fault is a ValueError."""
+    """Every fault is a ValueError."""
 
     def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
         try:
@@ -99,9 +98,9 @@ def _text_rows(path: Path) -> Iterator[RawRow]:
                     if line.strip():
                         yield _row(name, number, DECODER.decode(line.decode("utf-8")))
                 except ValueError as error:
-                    yield RawRow(name, number, problem=BadRow("not JSON", str(error)))
+                    yield RawRow(name, number, BadRow("not JSON", str(error)))
         except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:  # gzip raises the first three
-            yield RawRow(name, number + 1, problem=BadRow(CUT, str(error)))
+            yield RawRow(name, number + 1, BadRow(CUT, str(error)))
 
 
 def _list_rows(name: str, text: str) -> Iterator[RawRow]:
@@ -114,7 +113,7 @@ def _list_rows(name: str, text: str) -> Iterator[RawRow]:
         try:
             value, at = DECODER.raw_decode(text, at)
         except ValueError as error:
-            yield RawRow(name, number, problem=BadRow(CUT, f"the JSON list breaks here ({error})"))
+            yield RawRow(name, number, BadRow(CUT, f"the JSON list breaks here ({error})"))
             return
         yield _row(name, number, value)
 
@@ -126,7 +125,7 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
         rows = (row for batch in parquet.ParquetFile(path).iter_batches() for row in batch.to_pylist())
         yield from (_row(path.name, number, row) for number, row in enumerate(rows, 1))
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        yield RawRow(path.name, 1, problem=BadRow(CUT, str(error)))
+        yield RawRow(path.name, 1, BadRow(CUT, str(error)))
 
 
 def _hub_rows(hub_id: str) -> Iterator[RawRow]:

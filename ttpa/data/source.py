@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar
 
 from ttpa.io import dumps, read_jsonl, write_jsonl, write_lines, write_text
 from ttpa.records import Sample
@@ -13,26 +13,22 @@ Work = Callable[[Sequence[Any]], Sequence[Mapping[str, Any]]]
 """Turns a wave of items into rows `{"id": ..., ...}`, one an item."""
 
 
-class ComputeWaves(Protocol):
-    """Computes a row for each item into a JSON-lines file; the data stage of a run passes one that resumes."""
-
-    def __call__(self, path: Path, waves: Sequence[Sequence[Any]], make_work: Callable[[], Work]) -> Sequence[str]:
-        """Appends the rows that are not in the file yet, in any order; gives the ids of the items whose work raised.
-
-        Each item has a unique `id`. `make_work` is called where waves are computed: it and the items can be pickled.
-        """
+ComputeWaves = Callable[[Path, Sequence[Sequence[Any]], Callable[[], Work]], Sequence[str]]
+"""Appends to a JSON-lines file the rows of waves of items that are not in it yet, in any order, and gives the ids of
+the items whose work raised. The third argument makes the work where waves are computed: it and the items, which have an
+`id` each, can be pickled.
+"""
 
 
 def compute_here(path: Path, waves: Sequence[Sequence[Any]], make_work: Callable[[], Work]) -> Sequence[str]:
-    """The simplest `ComputeWaves`: in this process, from the beginning; an error is raised."""
+    """Computes in this process, from the beginning; an error is raised."""
     work = make_work()
     write_jsonl(path, (row for wave in waves for row in work(wave)))
     return ()
 
 
-@runtime_checkable
 class DataSource(Protocol):
-    """A `data=` option. Instances are frozen and hold nothing but their configuration."""
+    """A `data=` option: frozen, and nothing but its configuration."""
 
     def check(self) -> None:
         """Finds out cheaply whether `build` can start; a ConfigError names the key, its value and the remedy."""
@@ -43,9 +39,15 @@ class DataSource(Protocol):
     def build(self, out: Path, compute: ComputeWaves = compute_here) -> dict[str, Any]:
         """Writes the splits below `out`, and `splits.json` last (see `write_splits`); gives counts.
 
-        `out` exists, empty or with what a killed attempt of the same source left. `compute` computes samples, where
-        that is more than reading; it changes no byte of what is written. DataError: data cannot be read or made.
+        `out` exists, empty or with what a killed attempt left. `compute` computes samples, where that is more than
+        reading, and changes no byte of what is written. DataError: data cannot be read or made.
         """
+
+
+def stable_unit(*parts: object) -> float:
+    """A number in [0, 1) that depends on nothing but the text of `parts`."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 T = TypeVar("T")
@@ -58,9 +60,8 @@ def limited(items: Sequence[T], limit: int | None) -> list[T]:
 
 
 def write_splits(out: Path, files: Mapping[str, Iterable[str]], splits: Mapping[str, str]) -> str:
-    """Writes files (name -> lines, each the JSON of a `Sample`) and `splits.json`, which maps splits to file names.
-
-    Returns the SHA-256 of the files one after the other, in hex.
+    """Writes files (name -> lines, each the JSON of a `Sample`) and `splits.json` (split -> file name); returns the
+    SHA-256 of the files one after the other, in hex.
     """
     digest = hashlib.sha256()
     for name, lines in files.items():

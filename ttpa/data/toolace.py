@@ -10,14 +10,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ttpa.calls.literals import Malformed, Scanner, write_value
 from ttpa.calls.schema import normalise_schema
 from ttpa.calls.syntaxes import ParseError, get_syntax
 from ttpa.data.published import Converted, FileSource, content_key, unique_tools
-from ttpa.data.repair import parse_split
 from ttpa.data.rows import DECODER, BadRow, need
 from ttpa.options import option
 from ttpa.records import Message, Sample, ToolCall, ToolSpec
 
+MAX_REPAIRS = 32  # arguments mended in one turn at most: each costs two more readings of it
+MAX_CHARS = 50_000  # longer turns are not mended
+_SYNTAX = get_syntax("python")
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _ROLES = ("user", "assistant", "tool")
 _MARKER = re.compile(r"functions? in JSON format that you can invoke:?", re.IGNORECASE)
 _LIST_START = re.compile(r"\[\s*[{\]]")
@@ -94,15 +98,52 @@ def _calls(text: str, number: int, tools: Mapping[str, ToolSpec], repair: bool) 
     """The calls of a turn, none when the turn is text; and whether they had to be repaired."""
     if not looks_like_call(text):
         return (), False
-    parsed = get_syntax("python").parse(text)
+    parsed = _SYNTAX.parse(text)
     mended = parse_split(text) if repair and isinstance(parsed, ParseError) else None
-    calls = parsed if mended is None else mended
+    calls = mended or parsed
     if isinstance(calls, ParseError) or not calls:
         fault = f": {calls}" if calls else " opens like a call list and holds no call"
         raise BadRow("call not parsable", f"turn {number}{fault}")
     for name in (call.name for call in calls):
         need(name in tools, "tool not in list", f"turn {number} calls {name!r}, none of the row's {len(tools)} tools")
     return calls, mended is not None
+
+
+def parse_split(text: str) -> tuple[ToolCall, ...] | None:
+    r"""The calls of a turn whose nested arguments a conversion of the published text split at commas. An argument that
+    is a JSON container was cut at its first comma, and what stood before the cut was quoted like text:
+
+        published  [plan(details={"id": "P1", "drugs": ["A", "B"]}, season="Winter")]
+        damaged    [plan(details="{\"id\": \"P1\"", "drugs": ["A", "B"]}, season="Winter")]
+
+    Quoted text and rest must read as one JSON value, which replaces both. Nothing is guessed: no bracket, quote or
+    comma is added. None when something else is wrong. The last argument of a call has lost its rest and is left.
+    """
+    for _ in range(MAX_REPAIRS + 1 if len(text) <= MAX_CHARS else 0):
+        parsed = _SYNTAX.parse(text)
+        if not isinstance(parsed, ParseError):
+            return parsed
+        if (mended := _mend(text, parsed)) is None:
+            break
+        text = mended
+    return None
+
+
+def _mend(text: str, fault: ParseError) -> str | None:
+    """The text with the argument joined at which the parser stopped; None if that is no split argument."""
+    values = [span for span in _SYNTAX.spans(text) if span.kind == "value"]
+    start, end = (values[-1].start, values[-1].end) if values else (0, 0)
+    if not text.startswith(('"{', '"['), start) or not text.startswith(", ", end) or fault.position != end + 2:
+        return None
+    try:
+        head = Scanner(text[start:end]).string().text
+        whole = Scanner(head + text[end:])
+        value = whole.value()
+    except Malformed:
+        return None
+    # The cut must be between values: neither behind the container nor inside a string.
+    split = whole.pos > len(head) and '"' not in _STRING.sub("", head)
+    return text[:start] + write_value(value) + text[end + whole.pos - len(head) :] if split else None
 
 
 def _turns(row: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -124,10 +165,7 @@ def _turns(row: Mapping[str, Any]) -> list[tuple[str, str]]:
 @option
 class ToolACE(FileSource):
     """The ToolACE set: dialogues of one or more call turns, over tools whose names may hold spaces, slashes and dots.
-
-    Args:
-        repair_split_arguments: Mend calls whose nested arguments a conversion split at commas (`ttpa.data.repair`);
-            such rows are counted as rows_repaired. Without, they are rejected. The rest is as for `FileSource`.
+    Rows mended by `parse_split` count as rows_repaired; without `repair_split_arguments` they are rejected.
     """
 
     repair_split_arguments: bool
@@ -136,16 +174,14 @@ class ToolACE(FileSource):
         """See `FileSource.convert`. Turn numbers in reasons and sample ids count from 0 over `conversations`."""
         turns = _turns(row)
         listed, custom = split_system(row["system"])
-        tools = unique_tools(_tool(item) for item in listed)
-        by_name = {tool.name: tool for tool in tools}
+        tools = unique_tools(map(_tool, listed))
         key = content_key(row["system"], turns)
         messages = [Message(role="system", content=custom)] if custom else []
-        samples: list[Sample] = []
-        repaired = False
+        samples, repaired = list[Sample](), False
         for number, (role, text) in enumerate(turns):
             calls: tuple[ToolCall, ...] = ()
             if role == "assistant":
-                calls, mended = _calls(text, number, by_name, self.repair_split_arguments)
+                calls, mended = _calls(text, number, tools, self.repair_split_arguments)
                 repaired |= mended
                 if calls or self.text_turns:
                     samples.append(self.sample(f"toolace-{key}-{number}", tools, messages, calls, text))

@@ -71,9 +71,8 @@ def _call(item: Any, tools: Mapping[str, ToolSpec]) -> ToolCall:
 
 @option
 class XLAM(FileSource):
-    """The xLAM set: one query, one answer of one or more calls. Arguments are as for `FileSource`.
-
-    With `text_turns`, rows with an empty answer become samples whose `target_text` is empty: no call is right.
+    """The xLAM set: one query, one answer of one or more calls. With `text_turns`, rows with an empty answer become
+    samples whose `target_text` is empty: no call is right.
     """
 
     def convert(self, row: Mapping[str, Any]) -> Converted:
@@ -81,9 +80,8 @@ class XLAM(FileSource):
         query = row.get("query")
         need(isinstance(query, str) and query.strip(), "missing key", "'query' must hold the question")
         listed, answers = _rows_of(row, "tools"), _rows_of(row, "answers")
-        tools = unique_tools(_tool(item) for item in listed)
-        by_name = {tool.name: tool for tool in tools}
-        target = tuple(_call(item, by_name) for item in answers)
+        tools = unique_tools(map(_tool, listed))
+        target = tuple(_call(item, tools) for item in answers)
         key, query = content_key(query, answers, listed), str(query)
         made = self.sample(f"xlam-{key}", tools, [Message(role="user", content=query)], target, "")
         return Converted(key, query, (made,) if target or self.text_turns else ())

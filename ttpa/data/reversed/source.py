@@ -7,20 +7,17 @@ Samples are computed in waves and gathered in `drawn.jsonl`, from which a killed
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
 from ttpa.data.reversed.noise import Noise, annotate
-from ttpa.data.reversed.world import BANDS, NOUNS, VERBS, World, band_at, draw_sample, make_world
-from ttpa.data.source import ComputeWaves, compute_here, limited, write_splits
+from ttpa.data.reversed.world import BANDS, NOUNS, VERBS, band_at, draw_sample, make_world
+from ttpa.data.source import ComputeWaves, Work, compute_here, limited, write_splits
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps, read_jsonl
 from ttpa.options import Count, Index, option
-from ttpa.records import Sample
 
 SPLITS = ("warmup", "explore", "validation", "test")
 WAVE = 500  # samples: some tenths of a second of work. No result depends on it.
@@ -41,17 +38,7 @@ class Item(NamedTuple):
 
 @option
 class Reversed:
-    """The reversed-synthetic data source over the embedded world.
-
-    Args:
-        generator: Who plays the roles; "simulator" needs no model.
-        seed: Draws warm-up and exploration questions and the places where defects show.
-        world_seed: Draws tools, bad sites, validation and test questions.
-        train_tools, unseen_tools: Number of tools; at most 96 together.
-        warmup_mix, explore_mix: Share of easy, medium and hard questions; each must sum to 1.
-        noise: Annotation defects of the warm-up split.
-        limit: Most samples of each split, evenly spaced; None keeps all.
-    """
+    """The data source over the embedded world; conf/data/reversed.yaml says what each value means."""
 
     generator: Literal["simulator"]
     seed: int
@@ -86,32 +73,37 @@ class Reversed:
     def identity(self) -> dict[str, Any]:
         return {}
 
-    def world(self) -> World:
-        """The tools of this configuration."""
-        return make_world(world_seed=self.world_seed, train_tools=self.train_tools, unseen_tools=self.unseen_tools)
+    def work(self) -> Work:
+        """What makes a wave of items into rows: the line of the split's file, and how often each defect showed."""
+        world = make_world(world_seed=self.world_seed, train_tools=self.train_tools, unseen_tools=self.unseen_tools)
+        bad = self.noise.sites(world, self.world_seed)
 
-    def samples(self, split: str) -> Iterator[Sample]:
-        """Draws a split: warmup, explore, validation or test."""
-        draw = _Draw(self)
-        return (draw.sample(item)[0] for item in self.items(split))
+        def draw(item: Item) -> dict[str, Any]:
+            split, number, band, unseen = item
+            training, counts = split in ("warmup", "explore"), Counter[str]()
+            seed, values = (f"{split}{self.seed}", "train") if training else (f"world{self.world_seed}", split)
+            sample = draw_sample(world, seed=seed, split=values, number=number, band=band, unseen=unseen)
+            if split == "warmup":
+                sample = annotate(sample, bad, self.noise.probability, self.seed, counts)
+            return {"id": item.id, "line": dumps(sample.to_json()), "defects": counts}
 
-    def items(self, split: str) -> Iterator[Item]:
+        return lambda wave: list(map(draw, wave))
+
+    def items(self, split: str) -> list[Item]:
         """The items of a split, in the order of its file."""
         if split in ("warmup", "explore"):
-            mix = dict(self.warmup_mix if split == "warmup" else self.explore_mix)
-            for number in range(self.warmup_samples if split == "warmup" else self.explore_samples):
-                yield Item(split, number, band_at(f"{split}{self.seed}", number, mix))
-            return
-        numbers = range(self.validation_per_band if split == "validation" else self.test_per_band)
-        yield from (Item(split, number, band) for band in BANDS for number in numbers)
-        yield from (Item(split, number, "easy", True) for number in range(self.test_unseen if split == "test" else 0))
+            count, mix = getattr(self, f"{split}_samples"), getattr(self, f"{split}_mix")
+            return [Item(split, number, band_at(f"{split}{self.seed}", number, mix)) for number in range(count)]
+        per_band, unseen = (self.test_per_band, self.test_unseen) if split == "test" else (self.validation_per_band, 0)
+        items = [Item(split, number, band) for band in BANDS for number in range(per_band)]
+        return items + [Item(split, number, "easy", True) for number in range(unseen)]
 
     def build(self, out: Path, compute: ComputeWaves = compute_here) -> dict[str, Any]:
         """See `DataSource.build`; the same settings write the same bytes."""
-        items = {name: limited(list(self.items(name)), self.limit) for name in SPLITS}
+        items = {name: limited(self.items(name), self.limit) for name in SPLITS}
         drawn = out / "drawn.jsonl"
         every = [item for name in SPLITS for item in items[name]]
-        failed = compute(drawn, [every[at : at + WAVE] for at in range(0, len(every), WAVE)], partial(_Draw, self))
+        failed = compute(drawn, [every[at : at + WAVE] for at in range(0, len(every), WAVE)], self.work)
         if failed:
             raise DataError(f"{out}: {len(failed)} samples cannot be drawn, first {failed[0]}. See errors.jsonl there.")
         rows = {row["id"]: row for row in read_jsonl(drawn)}
@@ -129,26 +121,3 @@ class Reversed:
             "misannotated_share": round(changed / len(items["warmup"]), 4),
             "defects": dict(sorted(counts.items())),
         }
-
-
-class _Draw:
-    """Draws the samples of one source, in any order; it makes the world and its bad sites once."""
-
-    def __init__(self, source: Reversed) -> None:
-        self.source, self.world = source, source.world()
-        self.bad = source.noise.sites(self.world, source.world_seed)
-
-    def __call__(self, wave: Sequence[Item]) -> list[dict[str, Any]]:
-        """Rows that hold the finished line of the split's file, and how often each defect showed."""
-        made = [(item, *self.sample(item)) for item in wave]
-        return [{"id": item.id, "line": dumps(sample.to_json()), "defects": defects} for item, sample, defects in made]
-
-    def sample(self, item: Item) -> tuple[Sample, Counter[str]]:
-        source, counts = self.source, Counter[str]()
-        training = item.split in ("warmup", "explore")
-        seed = f"{item.split}{source.seed}" if training else f"world{source.world_seed}"
-        split = "train" if training else item.split
-        sample = draw_sample(self.world, seed=seed, split=split, number=item.number, band=item.band, unseen=item.unseen)
-        if item.split == "warmup":
-            sample = annotate(sample, self.bad, source.noise.probability, source.seed, counts)
-        return sample, counts

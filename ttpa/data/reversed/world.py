@@ -9,13 +9,12 @@ tools on offer), the calls, which are executed, and last the question, which the
 `book_room` is asked for as "book room". There is no state, no ontology (any verb meets any noun), no written answer.
 """
 
-import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any, NamedTuple
 
 from ttpa.calls.schema import check_call
+from ttpa.data.source import stable_unit
 from ttpa.records import Message, Sample, ToolCall, ToolSpec
 
 VERBS = ("book", "find", "send", "check", "cancel", "update", "rate", "share")
@@ -29,45 +28,29 @@ BANDS = {"easy": 1, "medium": 2, "hard": 3}
 """Band -> number of calls. Every prompt offers 2 to 4 tools: the paper's tool-count thresholds would not separate."""
 
 
-def stable_unit(*parts: object) -> float:
-    """A number in [0, 1) that depends on nothing but the text of `parts`."""
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
 def split_of_value(value: object) -> str:
     """train, validation or test (80 / 10 / 10 %), by the text of the value."""
     unit = stable_unit("value-split", value)
     return "test" if unit >= 0.9 else "validation" if unit >= 0.8 else "train"
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of parameter: its usual name and a wrong one, its JSON type (and its elements', `items`), how to draw a
-    value and to say it (`phrase`), whether there are enough values to hold some out of training (`splittable`), and
-    what an annotator fills in who did not read the question (`default`, None where there is no such habit).
-    """
+class Kind(NamedTuple):
+    """A kind of parameter."""
 
     name: str
-    synonym: str
-    type: str
+    synonym: str  # a wrong name
+    type: str  # in JSON
     draw: Callable[[Random], Any]
-    phrase: str
-    splittable: bool = True
-    default: Any = None
-    items: str | None = None
+    phrase: str  # how a question says a value
+    splittable: bool = True  # whether there are enough values to hold some out of training
+    default: Any = None  # what an annotator fills in who did not read the question, where there is such a habit
+    items: str = ""  # JSON type of the elements
 
     def say(self, value: Any) -> str:
         """The value as a clause of a question."""
         if isinstance(value, bool):
             return self.name if value else f"not {self.name}"
         return self.phrase.format(" and ".join(map(str, value)) if isinstance(value, list) else value)
-
-    def schema(self, *, as_text: bool) -> dict[str, Any]:
-        """JSON Schema of a parameter of this kind; `as_text` declares a number as a string."""
-        if self.items:
-            return {"type": "array", "items": {"type": self.items}}
-        return {"type": "string" if as_text else self.type}
 
 
 def _word(rng: Random) -> str:
@@ -112,63 +95,53 @@ KINDS = (
 KIND_OF = {kind.name: kind for kind in KINDS}
 
 
-class Tool(NamedTuple):
-    """A tool of the world: its schema and the kinds of its parameters, in schema order."""
-
-    spec: ToolSpec
-    kinds: tuple[Kind, ...]
-
-
 class World(NamedTuple):
     """The tools of one world. `unseen` tools appear in test prompts only."""
 
-    tools: tuple[Tool, ...]
-    unseen: tuple[Tool, ...]
-
-    def by_name(self) -> Mapping[str, Tool]:
-        return {tool.spec.name: tool for tool in (*self.tools, *self.unseen)}
+    tools: tuple[ToolSpec, ...]
+    unseen: tuple[ToolSpec, ...]
 
     @property
-    def sites(self) -> tuple[tuple[str, str], ...]:
-        """All (tool name, parameter name) places of the training tools."""
-        return tuple((tool.spec.name, kind.name) for tool in self.tools for kind in tool.kinds)
+    def sites(self) -> dict[tuple[str, str], bool]:
+        """(tool name, parameter name) of the training tools -> whether the parameter is required."""
+        return {(tool.name, key): key in tool.required for tool in self.tools for key in tool.properties}
 
 
-def make_tool(verb: str, noun: str, world_seed: int) -> Tool:
+def make_tool(verb: str, noun: str, world_seed: int) -> ToolSpec:
     """The tool `verb_noun`: two to four parameters, one or two required, 15 % of the numbers declared as text."""
     rng = Random(f"{world_seed}:{verb}_{noun}")
-    kinds = tuple(rng.sample(KINDS, rng.choice((2, 3, 3, 4))))
+    kinds = rng.sample(KINDS, rng.choice((2, 3, 3, 4)))
     required = [kind.name for kind in kinds[: rng.choice((1, 2))]]
-    numbers = ("integer", "number")
-    properties = {kind.name: kind.schema(as_text=kind.type in numbers and rng.random() < 0.15) for kind in kinds}
+    properties: dict[str, Any] = {}
+    for kind in kinds:
+        as_text = kind.type in ("integer", "number") and rng.random() < 0.15
+        items = {"items": {"type": kind.items}} if kind.items else {}
+        properties[kind.name] = {"type": "string" if as_text else kind.type, **items}
     schema = {"type": "object", "properties": properties, "required": required}
-    return Tool(ToolSpec(name=f"{verb}_{noun}", description=f"{verb.capitalize()} a {noun}.", parameters=schema), kinds)
+    return ToolSpec(name=f"{verb}_{noun}", description=f"{verb.capitalize()} a {noun}.", parameters=schema)
 
 
 def make_world(*, world_seed: int, train_tools: int, unseen_tools: int) -> World:
     """Draws the tools of a world."""
     names = [(verb, noun) for verb in VERBS for noun in NOUNS]
     Random(f"{world_seed}:tools").shuffle(names)
-    tools = [make_tool(verb, noun, world_seed) for verb, noun in names[: train_tools + unseen_tools]]
-    return World(tuple(tools[:train_tools]), tuple(tools[train_tools:]))
+    tools = tuple(make_tool(verb, noun, world_seed) for verb, noun in names[: train_tools + unseen_tools])
+    return World(tools[:train_tools], tools[train_tools:])
 
 
 class ExecutionError(Exception):
     """The world refused a call; the message is what a caller would be shown."""
 
 
-def execute(call: ToolCall, tools: Mapping[str, Tool]) -> dict[str, Any]:
+def execute(call: ToolCall, tools: Sequence[ToolSpec]) -> dict[str, Any]:
     """Runs a call; the reply depends on nothing but the call. ExecutionError where it does not fit a tool's schema."""
-    if call.name not in tools:
-        raise ExecutionError(f"there is no tool {call.name!r}")
-    problems = check_call(call, (tools[call.name].spec,))
-    if problems:
-        raise ExecutionError("; ".join(problem.explanation for problem in problems))
+    if problems := check_call(call, tools):
+        raise ExecutionError(" ".join(problem.explanation for problem in problems))
     receipt = int(stable_unit("receipt", call.name, sorted(call.arguments.items(), key=str)) * 9000) + 1000
     return {"status": "ok", "receipt": receipt}
 
 
-def draw_scenario(rng: Random, world: World, calls: int, unseen: bool) -> tuple[list[Tool], list[Tool]]:
+def draw_scenario(rng: Random, world: World, calls: int, unseen: bool) -> tuple[list[ToolSpec], list[ToolSpec]]:
     """Role 1: the tools on offer, in prompt order, and those the calls use, in call order.
 
     70 % of the tools beside the used ones share the verb or the noun of a used one.
@@ -177,35 +150,30 @@ def draw_scenario(rng: Random, world: World, calls: int, unseen: bool) -> tuple[
     offered = list(used)
     total = max(rng.choice((2, 3, 4)), calls + (calls < 4))
     while len(offered) < total:
-        anchor = rng.choice(used).spec.name.split("_")
-        related = [tool for tool in world.tools if set(tool.spec.name.split("_")) & set(anchor)]
+        anchor = rng.choice(used).name.split("_")
+        related = [tool for tool in world.tools if set(tool.name.split("_")) & set(anchor)]
         tool = rng.choice(related if related and rng.random() < 0.7 else world.tools)
         offered += [tool] * (tool not in offered)
     rng.shuffle(offered)
     return offered, used
 
 
-def draw_value(rng: Random, kind: Kind, split: str) -> object:
-    """A value of the kind that belongs to the split, if the kind has enough values to be split."""
-    for _ in range(201):
-        value = kind.draw(rng)
-        if not kind.splittable or split_of_value(value) == split:
-            return value
-    raise RuntimeError(f"no {split} value of kind {kind.name!r} in 201 draws")
-
-
-def draw_call(rng: Random, tool: Tool, split: str) -> ToolCall:
-    """Role 2, one call: the required parameters, each optional one with probability 0.6, in schema order."""
+def draw_call(rng: Random, tool: ToolSpec, split: str) -> ToolCall:
+    """Role 2, one call: the required parameters, each optional one with probability 0.6, in schema order. Values belong
+    to the split where their kind has enough of them to be split.
+    """
     arguments: dict[str, object] = {}
-    for kind in tool.kinds:
-        if kind.name in tool.spec.required or rng.random() < 0.6:
-            value = draw_value(rng, kind, split)
-            as_text = tool.spec.properties[kind.name]["type"] == "string"
-            arguments[kind.name] = str(value) if as_text else value
-    return ToolCall(name=tool.spec.name, arguments=arguments)
+    for name, schema in tool.properties.items():
+        if name in tool.required or rng.random() < 0.6:
+            kind = KIND_OF[name]
+            value = kind.draw(rng)
+            while kind.splittable and split_of_value(value) != split:
+                value = kind.draw(rng)
+            arguments[name] = str(value) if schema["type"] == "string" else value
+    return ToolCall(name=tool.name, arguments=arguments)
 
 
-def write_question(rng: Random, calls: tuple[ToolCall, ...]) -> str:
+def write_question(rng: Random, calls: Sequence[ToolCall]) -> str:
     """Role 3, the question: every argument is said once, in an order of its own; calls are joined by "then"."""
     sentences = []
     for call in calls:
@@ -219,29 +187,29 @@ def draw_sample(world: World, *, seed: object, split: str, number: int, band: st
     """One sample; it depends on the arguments alone, never on the samples drawn before it.
 
     `split` is train, validation or test: which text values may be used. `number` is the position in the split; `unseen`
-    takes tools that training never shows. Samples of different seeds are independent.
+    takes tools that training never shows.
     """
     rng = Random(f"{seed}:{split}:{number}:{band}:{unseen}")
     offered, used = draw_scenario(rng, world, BANDS[band], unseen)
     calls = tuple(draw_call(rng, tool, split) for tool in used)
     for call in calls:
-        execute(call, world.by_name())
+        execute(call, offered)
     return Sample(
         id=f"{split}-{seed}-{band}{'-unseen' if unseen else ''}-{number}",
         source="reversed",
         band=band,
         tags=("unseen_tool",) if unseen else (),
-        tools=tuple(tool.spec for tool in offered),
+        tools=tuple(offered),
         messages=(Message(role="user", content=write_question(rng, calls)),),
         target=calls,
     )
 
 
-def band_at(seed: object, number: int, mix: dict[str, float]) -> str:
+def band_at(seed: object, number: int, mix: Mapping[str, float]) -> str:
     """The band of the sample at a position: drawn with the given shares, which must sum to 1."""
     unit = stable_unit("band", seed, number)
-    for band, share in mix.items():
-        unit -= share
+    for band in mix:
+        unit -= mix[band]
         if unit < 0:
-            return band
-    return list(mix)[-1]
+            break
+    return band
