@@ -2,7 +2,6 @@
 model.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from ttpa.policy.tree import TokenRow
 from ttpa.train.losses import DPO, IPO, ORPO, Hinge, PreferenceLoss, RobustDPO, SimPO
-from ttpa.train.module import train
+from ttpa.train.module import fit
 from ttpa.train.policy_gradient import GRPO
 from ttpa.train.settings import AlignRecipe, TrainerOptions, Warmup, WarmupRecipe
 
@@ -99,14 +98,6 @@ VOCAB, PAD, HUGE = 50, 0, 1_000_000
 MODELS: dict[str, Any] = {"qwen2": (Qwen2ForCausalLM, Qwen2Config), "llama": (LlamaForCausalLM, LlamaConfig)}
 
 
-@dataclass
-class FakePolicy:
-    """What a module asks of a policy: a model and the id that fills batches."""
-
-    model: torch.nn.Module
-    renderer: SimpleNamespace
-
-
 def small_policy(layers: int = 1, name: str = "qwen2") -> Any:
     torch.manual_seed(5)
     kind, config = MODELS[name]
@@ -120,7 +111,7 @@ def small_policy(layers: int = 1, name: str = "qwen2") -> Any:
     for weight in model.parameters():
         if weight.ndim == 2:
             torch.nn.init.normal_(weight, std=0.2)
-    return FakePolicy(model, SimpleNamespace(pad_id=PAD))
+    return SimpleNamespace(model=model, renderer=SimpleNamespace(pad_id=PAD), save=lambda folder: None)
 
 
 def weights_of(module: Any) -> dict[str, Tensor]:
@@ -167,7 +158,7 @@ def run_training(
     """Trains to the end, in what is there of the folder."""
     folder.mkdir(exist_ok=True)
     seen: list[tuple[int, int]] = []
-    metrics = train(
+    metrics = fit(
         *made,
         folder,
         trainer=trainer(checkpoint_every_steps=every),

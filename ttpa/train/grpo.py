@@ -1,9 +1,7 @@
 """GRPO: rounds of answers that the policy draws in training, compared within their group (2402.03300), as token trees.
 
-A round takes the next prompts of an endless shuffled stream, has `sampler.n` answers drawn to each by the current
-policy and serves its optimiser steps. What is drawn follows from the seed, the position in the stream and the policy;
-rounds are kept on disk and in resume points, so that any step can be done again. Who draws and scores, the stage
-brings.
+What is drawn follows from the seed, the place in an endless shuffled stream of prompts, and the policy. Rounds are kept
+on disk and in resume points, so that any step can be done again. Who draws and scores, the stage brings.
 """
 
 from __future__ import annotations
@@ -26,6 +24,7 @@ from torch import Tensor
 from ttpa.calls.six_errors import LABELS
 from ttpa.errors import DataError
 from ttpa.io import dumps, write_lines, write_text
+from ttpa.policy.logprobs import evaluating
 from ttpa.policy.policy import snapshot
 from ttpa.policy.tree import TokenRow
 from ttpa.train.module import PolicyModule, StepData
@@ -37,7 +36,7 @@ TABLE = ("step", "sample_id", "answer", "reward", "score", "advantage", "exact",
 
 @dataclass(slots=True, kw_only=True)
 class Answer:
-    """One answer of a group. Log-probs are kept where the loss asks for them."""
+    """One answer of a group."""
 
     token_ids: Sequence[int]
     logps: Sequence[float]  # the engine's
@@ -49,15 +48,15 @@ class Answer:
     detail: Mapping[str, float] = field(default_factory=dict)  # parts of the score
     errors: Sequence[str] = ()
     advantage: float = 0.0
-    old_logps: Sequence[float] | None = None  # of the training forward under the policy that drew it
+    old_logps: Sequence[float] | None = None  # of the training forward under the policy that drew it, where asked for
     ref_logps: Sequence[float] | None = None  # the same under the reference
 
 
 @dataclass(slots=True, kw_only=True)
 class Group:
-    """The answers to one prompt. `place` is the prompt's position in the stream; it names the random numbers."""
+    """The answers to one prompt."""
 
-    place: int
+    place: int  # of the prompt in the stream; it names the random numbers
     sample_id: str
     prompt: Sequence[int]
     answers: list[Answer]
@@ -65,30 +64,28 @@ class Group:
 
 @dataclass(slots=True, kw_only=True)
 class Round:
-    """What is drawn and learned from at once. `drawn` counts groups, those thrown away for want of a difference too."""
+    """What is drawn and learned from at once."""
 
     number: int
     groups: list[Group]
-    drawn: int = 0
+    drawn: int = 0  # groups, those thrown away for want of a difference too
     generated: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def answers(self) -> list[Answer]:
-        """All answers, group after group."""
         return [answer for group in self.groups for answer in group.answers]
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Round:
-        """From what `dataclasses.asdict` gave."""
         groups = [Group(**{**group, "answers": [Answer(**one) for one in group["answers"]]}) for group in row["groups"]]
         return cls(**{**row, "groups": groups})
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerExample(Example):
-    """An answer behind its prompt; it weighs its tokens, or nothing where it does not count."""
+    """An answer behind its prompt; it weighs its tokens."""
 
     answer: Answer
 
@@ -123,16 +120,14 @@ class RolloutData(StepData):
         super().__init__()
 
     def prompt_at(self, place: int) -> int:
-        """Number of the prompt at a position of the stream: one shuffled pass after the other."""
+        """Number of the prompt at a place of the stream: one shuffled pass after the other."""
         order = list(range(self.prompts))
         random.Random(f"grpo:{self.seed}:{place // self.prompts}").shuffle(order)
         return order[place % self.prompts]
 
     def round_at(self, step: int, finish: Callable[[Round], None]) -> Round:
-        """The round that an optimiser step belongs to: drawn at its first step, completed by `finish` and kept.
-
-        Raises:
-            DataError: rounds are served from a file, which does not hold this one.
+        """The round of an optimiser step: drawn at its first step, completed by `finish` and written down; or a kept
+        one, where a missing round is a `DataError`.
         """
         number = step // self.loss.steps_a_round
         if self.kept is not None:
@@ -149,16 +144,14 @@ class RolloutData(StepData):
 
     def _drawn(self, number: int, step: int) -> Round:
         wanted = self.batch_size * self.loss.minibatches
-        flat: list[Group] = []
-        found = Round(number=number, groups=[])
+        found, flat = Round(number=number, groups=[]), list[Group]()
         for _ in range(1 + self.loss.refills):
             places = range(self.place, self.place + wanted - len(found.groups))
             if not places:
                 break
             self.place = places.stop
             groups, seconds = self.draw([self.prompt_at(place) for place in places], places, step)
-            for name, spent in seconds.items():
-                found.seconds[name] = found.seconds.get(name, 0.0) + spent
+            found.seconds |= {name: found.seconds.get(name, 0.0) + spent for name, spent in seconds.items()}
             found.drawn += len(groups)
             found.generated += sum(len(answer.token_ids) for group in groups for answer in group.answers)
             for group in groups:
@@ -169,14 +162,17 @@ class RolloutData(StepData):
         return found
 
     def examples(self, found: Round) -> list[list[AnswerExample]]:
-        """The answers of a round, group by group."""
-
-        def example(number: int, group: Group, answer: Answer) -> AnswerExample:
-            counts = not (self.loss.mask_truncated and answer.finish == "length")
-            row = TokenRow(group.prompt, answer.token_ids)
-            return AnswerExample((row,), len(row.answer) * counts, number, answer)
-
-        return [[example(number, group, one) for one in group.answers] for number, group in enumerate(found.groups)]
+        """The answers of a round, group by group; one that was cut off weighs nothing where the loss masks it."""
+        cut = "length" if self.loss.mask_truncated else None
+        return [
+            [
+                AnswerExample(
+                    (TokenRow(group.prompt, one.token_ids),), len(one.token_ids) * (one.finish != cut), k, one
+                )
+                for one in group.answers
+            ]
+            for k, group in enumerate(found.groups)
+        ]
 
     def step(self, found: Round, step: int) -> Step:
         """The micro-batches of an optimiser step on a round; each pass takes the groups in another order."""
@@ -199,36 +195,36 @@ class RolloutData(StepData):
 
 
 def read_rounds(file: Path) -> list[Round]:
-    """The rounds of a finished or running stage, to look at or to do a step again."""
+    """The rounds of a finished or running stage."""
     with file.open(encoding="utf-8") as lines:
         return [Round.from_json(json.loads(line)) for line in lines if line.endswith("\n")]
 
 
 class GRPOModule(PolicyModule):
-    """Clipped policy gradients on groups of answers.
+    """Clipped policy gradients on groups of answers; the reference is the policy the stage starts from.
 
-    In the first step of a round, log-probs of the policy that drew it are those of the step itself; for a round of
-    several steps they are computed before the first. The reference is the policy the stage starts from.
+    Log-probs of the policy that drew a round are those of the step itself, or, in a round of several steps, computed
+    before the first.
     """
+
+    round: Round
 
     def __init__(self, *settings: Any, rollouts: RolloutData, **options: Any) -> None:
         super().__init__(*settings, **options)
         self.rollouts, self.loss = rollouts, rollouts.loss
-        self.round = Round(number=-1, groups=[])
         self.began = self.waited = 0.0
         self._gaps: list[Tensor] = []
         self._reference = snapshot(self.model) if self.loss.needs_reference else None
 
     def step_of(self, batch: Any) -> Step:
         """Draws the answers where a round begins; the step's share of them."""
-        number = int(batch)
         self.began = perf_counter()
-        self.round = self.rollouts.round_at(number, self._finish)
-        step = self.rollouts.step(self.round, number)
+        self.round = self.rollouts.round_at(batch, self._finish)
+        step = self.rollouts.step(self.round, batch)
         self.waited = perf_counter() - self.began
         self._gaps.clear()
-        if self.rollouts.table is not None and number % self.rollouts.table[1] == 0:
-            self._tabulate(self.round, number, self.rollouts.table[0])
+        if self.rollouts.table is not None and batch % self.rollouts.table[1] == 0:
+            self._tabulate(batch, self.rollouts.table[0])
         return step
 
     def _finish(self, found: Round) -> None:
@@ -246,37 +242,29 @@ class GRPOModule(PolicyModule):
         found.metrics = {name: float(value) for name, value in metrics.items()} | _answer_metrics(found)
 
     def _advantages(self, found: Round) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.rollouts.score_weights is None:
+        weights = self.rollouts.score_weights
+        if weights is None:
             rewards_BG = torch.tensor([[one.reward for one in group.answers] for group in found.groups])
             return group_advantages(rewards_BG.double(), scale=self.loss.scale, eps=self.loss.eps)
         # What length adds to the reward is a part of its own, of weight 1.
-        weights_K = torch.tensor([*self.rollouts.score_weights.values(), 1.0], dtype=torch.float64)
-        rewards = [
-            [*map(one.detail.__getitem__, self.rollouts.score_weights), one.reward - one.score] for one in found.answers
-        ]
+        weights_K = torch.tensor([*weights.values(), 1.0], dtype=torch.float64)
+        rewards = [[*map(one.detail.__getitem__, weights), one.reward - one.score] for one in found.answers]
         rewards_BGK = torch.tensor(rewards, dtype=torch.float64).view(len(found.groups), -1, len(weights_K))
         return decoupled_advantages(rewards_BGK, weights_K, eps=self.loss.eps)
 
-    @torch.no_grad()
     def _measure(self, found: Round, name: str) -> None:
         """Log-probs of every answer's tokens with the training forward, kept in the answers' field `name`."""
         examples = [example for group in self.rollouts.examples(found) for example in group]
-        training, pad_id = self.model.training, self.policy.renderer.pad_id
-        self.model.eval()
-        for micro in cut_step(examples, self.rollouts.micro_tokens, trees=True).micros:
-            rows = [example.rows[0] for example in micro]
-            logps_GT, _ = self.token_logps(
-                self.model, rows, pad_id=pad_id, temperature=self.rollouts.temperature
-            ).padded()
-            for example, logps in zip(micro, logps_GT.tolist(), strict=True):
-                setattr(example.answer, name, logps[: len(example.answer.token_ids)])  # type: ignore[attr-defined]
-        self.model.train(training)
+        options: Any = {"pad_id": self.policy.renderer.pad_id, "temperature": self.rollouts.temperature}
+        with evaluating(self.model):
+            for micro in cut_step(examples, self.rollouts.micro_tokens, trees=True).micros:
+                logps_GT, _ = self.token_logps(self.model, [one.rows[0] for one in micro], **options).padded()
+                for example, logps in zip(micro, logps_GT.tolist(), strict=True):
+                    setattr(example.answer, name, logps[: len(example.answer.token_ids)])  # type: ignore[attr-defined]
 
     def micro_loss(self, examples: Sequence[AnswerExample], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        answers = [example.answer for example in examples]
-        found = self.logps_of(
-            [example.rows[0] for example in examples], temperature=self.rollouts.temperature, entropy=True
-        )
+        answers, rows = [example.answer for example in examples], [example.rows[0] for example in examples]
+        found = self.logps_of(rows, temperature=self.rollouts.temperature, entropy=True)
         logps_GT, written_GT = found.padded()
         counted_G1 = torch.tensor([[example.weight > 0] for example in examples], device=logps_GT.device)
         mask_GT = written_GT & counted_G1
@@ -313,22 +301,19 @@ class GRPOModule(PolicyModule):
 
     def step_metrics(self) -> dict[str, float]:
         found = dict(self.round.metrics)
-        gaps = torch.cat(self._gaps) if self._gaps else torch.empty(0)
-        if len(gaps):
+        if self._gaps and len(gaps := torch.cat(self._gaps)):
             found["sampling/sampling_logp_difference/mean"] = float(gaps.mean())
             found["sampling/sampling_logp_difference/max"] = float(gaps.max())
-        for name, seconds in self.round.seconds.items():
-            found[f"time/{name}"] = seconds / self.loss.steps_a_round
-        found["step_time"] = perf_counter() - self.began
-        found["time/train"] = found["step_time"] - self.waited
-        return found
+        found |= {f"time/{name}": spent / self.loss.steps_a_round for name, spent in self.round.seconds.items()}
+        spent = perf_counter() - self.began
+        return found | {"step_time": spent, "time/train": spent - self.waited}
 
-    def _tabulate(self, found: Round, step: int, path: Path) -> None:
+    def _tabulate(self, step: int, path: Path) -> None:
         """Adds the answers of the round's first two groups to the table, and to loggers that take tables."""
         new = [
             [step, group.sample_id, k, one.reward, one.score, one.advantage, one.exact, " ".join(one.errors),
              one.finish, one.text]
-            for group in found.groups[:2]
+            for group in self.round.groups[:2]
             for k, one in enumerate(group.answers)
         ]  # fmt: skip
         rows: list[Any] = [TABLE]
@@ -358,14 +343,12 @@ def _answer_metrics(found: Round) -> dict[str, float]:
     ended = [len(one.token_ids) for one in answers if one.finish != "length"]
     metrics = {"completions/clipped_ratio": 1 - len(ended) / len(lengths)}
     for kind, values in (("", lengths), ("terminated_", ended)):
-        metrics[f"completions/mean_{kind}length"] = statistics.fmean(values) if values else 0.0
-        metrics[f"completions/min_{kind}length"] = float(min(values, default=0))
-        metrics[f"completions/max_{kind}length"] = float(max(values, default=0))
+        for name, of in (("mean", statistics.fmean), ("min", min), ("max", max)):
+            metrics[f"completions/{name}_{kind}length"] = float(of(values)) if values else 0.0
     metrics["exact"] = sum(one.exact for one in answers) / len(answers)
     metrics["groups/kept"] = len(found.groups) / found.drawn
     metrics["generated"] = float(found.generated)
-    for error in LABELS:
-        metrics[f"errors/{error}"] = sum(error in one.errors for one in answers) / len(answers)
+    metrics |= {f"errors/{error}": sum(error in one.errors for one in answers) / len(answers) for error in LABELS}
     for name in answers[0].detail:
         parts = [one.detail.get(name, 0.0) for one in answers]
         metrics[f"rewards/{name}/mean"] = statistics.fmean(parts)

@@ -1,12 +1,12 @@
 """What the align stage minimises offline: one frozen class a loss, with its formula; no torch at import.
 
 B pairs; `w`, `l` are the chosen and the rejected answer, `pi`, `ref` their summed log-probs under the policy and the
-reference, `D = (pi_w - ref_w) - (pi_l - ref_l)`. `consumes` is what a loss learns from: "pair" (of the explore stage),
-"sample" (targets) or "prompt" (answers drawn while training: `ttpa.train.policy_gradient`). Metrics have TRL's names.
+reference, `D = (pi_w - ref_w) - (pi_l - ref_l)`. Metrics have TRL's names.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -50,10 +50,12 @@ class PairLogps:
     ref_rejected_B: Tensor | None = None
 
     def log_ratios(self) -> tuple[Tensor, Tensor]:
+        """`pi_w - ref_w` and `pi_l - ref_l`."""
         assert self.ref_chosen_B is not None and self.ref_rejected_B is not None
         return wide(self.chosen_B) - wide(self.ref_chosen_B), wide(self.rejected_B) - wide(self.ref_rejected_B)
 
     def token_means(self) -> tuple[Tensor, Tensor]:
+        """`pi_w / |w|` and `pi_l / |l|`."""
         return wide(self.chosen_B) / self.chosen_tokens_B, wide(self.rejected_B) / self.rejected_tokens_B
 
 
@@ -70,47 +72,39 @@ def reward_metrics(chosen_B: Tensor, rejected_B: Tensor) -> Metrics:
 
 @option
 class PreferenceLoss:
-    """A loss that contrasts the two answers of a pair.
-
-    Args:
-        beta: Inverse temperature or weight; each subclass says which. Must be > 0.
-        sft_weight: Weight of the NLL anchor, the chosen answers' token-mean NLL, which the module adds.
-        over: Tokens of a pair that count: "answer", all of them; "span", from where the two answers part to where the
-            search cut the span (to the end without a search), as MCTS-DPO (2405.00451) does.
-    """
+    """A loss that contrasts the two answers of a pair."""
 
     beta: Positive
-    sft_weight: NonNegative
-    over: Literal["answer", "span"]
-    consumes: ClassVar[str] = "pair"
+    sft_weight: NonNegative  # of the chosen answers' token-mean NLL, which the module adds
+    over: Literal["answer", "span"]  # from where the answers part to the end of the search's span (2405.00451), if any
+    consumes: ClassVar[str] = "pair"  # of the explore stage; else "sample" (targets) or "prompt" (answers drawn online)
     recipe: ClassVar[str] = "recipe.align"
     contrasts: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
 
+    @abstractmethod
     def __call__(self, pairs: PairLogps) -> tuple[Tensor, Metrics]:
-        """Loss of each pair (B,) without the anchor, and metrics (means over the pairs)."""
+        """Loss of each pair (B,) without the NLL, and metrics (means over the pairs)."""
+
+    def margins(self, pairs: PairLogps) -> tuple[Tensor, Metrics]:
+        """`beta D` (B,), or without a reference `beta (pi_w/|w| - pi_l/|l|)`, and the metrics."""
         compared = pairs.log_ratios() if self.needs_reference else pairs.token_means()
         chosen_B, rejected_B = (self.beta * values_B for values_B in compared)
-        return self.of_margins(chosen_B - rejected_B), reward_metrics(chosen_B, rejected_B)
-
-    def of_margins(self, margins_B: Tensor) -> Tensor:
-        """The loss from `beta D`, or without a reference from `beta (pi_w/|w| - pi_l/|l|)`."""
-        raise NotImplementedError
+        return chosen_B - rejected_B, reward_metrics(chosen_B, rejected_B)
 
 
 @option
 class DPO(PreferenceLoss):
     """Direct preference optimisation (2305.18290, Eq. 7): `-(1-e) logsigmoid(beta D) - e logsigmoid(-beta D)`.
 
-    `label_smoothing` is e (cDPO), the assumed share of flipped pairs; TRL's CPOTrainer has it, its DPOTrainer ignores
-    it.
+    e is the assumed share of flipped pairs (cDPO); TRL's CPOTrainer has it, its DPOTrainer ignores it.
     """
 
     label_smoothing: FlipShare
 
-    def of_margins(self, margins_B: Tensor) -> Tensor:
-        flipped = self.label_smoothing
-        return -(1 - flipped) * log_sigmoid(margins_B) - flipped * log_sigmoid(-margins_B)
+    def __call__(self, pairs: PairLogps) -> tuple[Tensor, Metrics]:
+        (margins_B, metrics), flipped = self.margins(pairs), self.label_smoothing
+        return -(1 - flipped) * log_sigmoid(margins_B) - flipped * log_sigmoid(-margins_B), metrics
 
 
 @option
@@ -122,25 +116,26 @@ class RobustDPO(PreferenceLoss):
 
     label_smoothing: FlipShare
 
-    def of_margins(self, margins_B: Tensor) -> Tensor:
-        flipped = self.label_smoothing
-        return (-(1 - flipped) * log_sigmoid(margins_B) + flipped * log_sigmoid(-margins_B)) / (1 - 2 * flipped)
+    def __call__(self, pairs: PairLogps) -> tuple[Tensor, Metrics]:
+        (margins_B, metrics), flipped = self.margins(pairs), self.label_smoothing
+        losses_B = -(1 - flipped) * log_sigmoid(margins_B) + flipped * log_sigmoid(-margins_B)
+        return losses_B / (1 - 2 * flipped), metrics
 
 
 @option
 class Hinge(PreferenceLoss):
     """The hinge of SLiC-HF (2305.10425) on log-ratios, as RSO has it (2309.06657): `relu(1 - beta D)`."""
 
-    def of_margins(self, margins_B: Tensor) -> Tensor:
-        return (1 - margins_B).relu()
+    def __call__(self, pairs: PairLogps) -> tuple[Tensor, Metrics]:
+        margins_B, metrics = self.margins(pairs)
+        return (1 - margins_B).relu(), metrics
 
 
 @option
 class IPO(PreferenceLoss):
     """Identity preference optimisation (2310.12036, Eq. 17; beta is its tau): `(D - 1 / (2 beta))^2`.
 
-    `length_normalised` divides each log-ratio by its answer's tokens (TRL's form, from the authors): the margin is in
-    nats a token instead of nats an answer.
+    `length_normalised` divides each log-ratio by its answer's tokens, as TRL does.
     """
 
     length_normalised: bool
@@ -155,24 +150,22 @@ class IPO(PreferenceLoss):
 
 @option
 class SimPO(PreferenceLoss):
-    """Simple preference optimisation (2405.14734, Eq. 6): `-logsigmoid(beta (pi_w/|w| - pi_l/|l| - ratio))`.
+    """Simple preference optimisation (2405.14734, Eq. 6): `-logsigmoid(beta (pi_w/|w| - pi_l/|l| - ratio))`."""
 
-    `gamma_beta_ratio` is the target margin divided by beta.
-    """
-
-    gamma_beta_ratio: NonNegative
+    gamma_beta_ratio: NonNegative  # the target margin divided by beta
     needs_reference: ClassVar[bool] = False
 
-    def of_margins(self, margins_B: Tensor) -> Tensor:
-        return -log_sigmoid(margins_B - self.beta * self.gamma_beta_ratio)
+    def __call__(self, pairs: PairLogps) -> tuple[Tensor, Metrics]:
+        margins_B, metrics = self.margins(pairs)
+        return -log_sigmoid(margins_B - self.beta * self.gamma_beta_ratio), metrics
 
 
 @option
 class ORPO(PreferenceLoss):
     """Odds-ratio preference optimisation (2403.07691, Eq. 7): `-beta logsigmoid(log odds(w) - log odds(l))`.
 
-    `odds = p / (1 - p)`, p the geometric mean of an answer's token probabilities; `sft_weight=1` makes it Eq. 6. TRL's
-    ORPOTrainer takes the NLL over the prompt as well.
+    `odds = p / (1 - p)`, p the geometric mean of an answer's token probabilities; with `sft_weight=1` it is Eq. 6.
+    TRL's ORPOTrainer takes the NLL over the prompt as well.
     """
 
     needs_reference: ClassVar[bool] = False
@@ -188,12 +181,10 @@ class ORPO(PreferenceLoss):
 
 
 def _log_odds(mean_logps_B: Tensor) -> Tensor:
-    """`log(p / (1 - p))` of `log p`. A certain answer counts as one float step below certain (else 0 times
-    infinity).
-    """
-    from torch import finfo
+    """`log(p / (1 - p))` of `log p`; a certain answer counts as a float step below certain (else 0 times infinity)."""
+    import torch
 
-    least = -finfo(mean_logps_B.dtype).eps
+    least = -torch.finfo(mean_logps_B.dtype).eps
     logps_B = mean_logps_B + (mean_logps_B.clamp(max=least) - mean_logps_B).detach()  # the gradient passes the step
     return logps_B - (-logps_B.expm1()).log()
 

@@ -1,8 +1,8 @@
 """The training loop that every objective shares, what SFT and preference learning put into it, and what runs it.
 
-A batch of the DataLoader is one whole optimiser step. Every micro-batch's loss is a *sum* divided by the weight of the
-whole step over all ranks, so that neither the micro-batch size nor the number of devices changes the step. Manual
-optimisation, because Lightning's accumulation divides by the number of micro-batches (transformers issue 34191).
+A batch is one whole optimiser step. Every micro-batch's loss is a *sum* divided by the weight of the step over all
+ranks: neither micro-batches nor devices change a step. Optimisation is manual, because Lightning's accumulation divides
+by the number of micro-batches (transformers issue 34191).
 """
 
 import logging
@@ -18,10 +18,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
 
 from ttpa.errors import DataError
 from ttpa.policy.forward import Forward
@@ -34,24 +33,13 @@ from ttpa.train.settings import Optimisation, TrainerOptions
 
 log = logging.getLogger("ttpa")
 
-CLOCK = ("time/", "step_time")
-"""Prefixes of timing metrics: logged, but left out of results."""
+CLOCK = ("time/", "step_time")  # prefixes of timing metrics: logged, but left out of results
 Progress = Callable[[int, int, float, str], None]
 """(steps done, steps in all, tokens per second, note)."""
 
 
-class StepStream(IterableDataset[Any]):
-    """Steps from `start` on. It has no length, so a resumed run continues where it stopped."""
-
-    def __init__(self, steps: Sequence[Any], start: int) -> None:
-        self.steps, self.start = steps, start
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.steps[self.start :])
-
-
 class StepData(pl.LightningDataModule):
-    """Serves optimiser steps, one a batch."""
+    """Serves optimiser steps, one a batch. The stream has no length, so a resumed run goes on where it stopped."""
 
     total_steps: int
     trainer: Any
@@ -60,18 +48,15 @@ class StepData(pl.LightningDataModule):
         """What each step of one rank of `world` ranks is told; here its number."""
         return range(self.total_steps)
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        steps = self.steps(self.trainer.global_rank, self.trainer.world_size)
-        return DataLoader(StepStream(steps, self.trainer.global_step), batch_size=None)
+    def train_dataloader(self) -> Iterator[Any]:
+        return iter(self.steps(self.trainer.global_rank, self.trainer.world_size)[self.trainer.global_step :])
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch
 
 
 class PlanData(StepData):
-    """The steps of a plan, cut into micro-batches of `micro_tokens` and divided among ranks; `trees` as in
-    `cut_step`.
-    """
+    """The steps of a plan, cut by `cut_step`."""
 
     def __init__(self, plan: Plan, micro_tokens: int, trees: bool) -> None:
         super().__init__()
@@ -105,7 +90,7 @@ class PolicyModule(pl.LightningModule):
         """This micro-batch's share of the step's loss, and metrics averaged over its examples."""
 
     def step_of(self, batch: Any) -> Step:
-        """The step that a batch of the DataLoader stands for."""
+        """The step that a batch stands for."""
         return batch  # type: ignore[no-any-return]
 
     def step_metrics(self) -> dict[str, float]:
@@ -113,7 +98,7 @@ class PolicyModule(pl.LightningModule):
         return {}
 
     def logps_of(self, rows: Sequence[TokenRow], **options: Any) -> TokenLogps:
-        """Token log-probs of sequences, counted; options as `token_logps` takes them."""
+        """Token log-probs of sequences, counted; options are those of `token_logps`."""
         found = self.token_logps(self.model, rows, pad_id=self.policy.renderer.pad_id, **options)
         self.tokens_computed += found.computed
         return found
@@ -126,11 +111,9 @@ class PolicyModule(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
-        began = time.perf_counter()
-        step = self.step_of(batch)
+        began, step = time.perf_counter(), self.step_of(batch)
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        total = torch.zeros((), device=self.device)
-        sums: dict[str, Tensor] = {}
+        total, sums = torch.zeros((), device=self.device), dict[str, Tensor]()
         for examples in step.micros:
             if not examples:  # keeps the ranks' collective calls in step
                 self.manual_backward(sum(p.sum() for p in trained) * 0.0)
@@ -187,18 +170,13 @@ class SFTModule(PolicyModule):
 
 @dataclass(frozen=True, slots=True)
 class PairExample(Example):
-    """A chosen and a rejected row, and their summed log-probs under the reference, where a loss asks for them.
+    """A chosen and a rejected row; its weight is the number of tokens of the chosen answer."""
 
-    Its weight is the number of tokens of the chosen answer.
-    """
-
-    reference: tuple[float, float] | None = None
+    reference: tuple[float, float] | None = None  # summed log-probs of both, where the loss asks for them
 
 
 class PreferenceModule(PolicyModule):
-    """Pairs through the policy, chosen and rejected in one forward: the loss and its NLL anchor on the chosen
-    answers.
-    """
+    """Pairs, chosen and rejected in one forward: the loss, and the chosen answers' NLL."""
 
     def __init__(self, *settings: Any, loss: PreferenceLoss, **options: Any) -> None:
         super().__init__(*settings, **options)
@@ -220,10 +198,7 @@ class PreferenceModule(PolicyModule):
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon (Jordan 2024) and AdamW stepping together; `param_groups` are theirs, so a scheduler reaches both.
-
-    One optimiser instead of two keeps Lightning's step count equal to the number of optimiser steps.
-    """
+    """Optimisers stepping together, so that Lightning counts one step; a scheduler reaches the groups of all parts."""
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         self.parts = parts
@@ -249,40 +224,35 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], settings: Optimisation) -> torch.optim.Optimizer:
-    """An optimiser over the parameters that require gradients. Weight decay is for matrices only.
+    """An optimiser over the parameters that require gradients.
 
-    Embeddings are told by "embed" or "lm_head" in a parameter's name; they are no matrices here.
+    "muon_adamw" is Muon (Jordan 2024) on matrices and AdamW on the rest; "adamw_8bit" is that of bitsandbytes
+    (2110.02861) where it can run, else AdamW and a warning. Weight decay is for matrices, of which embeddings are none.
     """
-    trained = [(name, p) for name, p in named if p.requires_grad]
-    inner = [p.ndim == 2 and "embed" not in name and "lm_head" not in name for name, p in trained]
-    matrices = [p for (_, p), matrix in zip(trained, inner, strict=True) if matrix]
-    rest = [p for (_, p), matrix in zip(trained, inner, strict=True) if not matrix]
+    matrices, rest = list[nn.Parameter](), list[nn.Parameter]()
+    for name, p in named:
+        if p.requires_grad:
+            (matrices if p.ndim == 2 and "embed" not in name and "lm_head" not in name else rest).append(p)
+    kind: Any = torch.optim.AdamW
     betas, decay = (settings.betas[0], settings.betas[1]), settings.weight_decay
     if settings.optimizer == "muon_adamw":
         muon = torch.optim.Muon(matrices, lr=settings.muon_lr, momentum=0.95, weight_decay=decay)
-        if not rest:  # an adapter is matrices only
-            return muon
-        return MuonAdamW(muon, torch.optim.AdamW(rest, lr=settings.lr, betas=betas, weight_decay=0.0))
-    groups = [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
-    kind: Any = torch.optim.AdamW
+        # An adapter is matrices only.
+        return MuonAdamW(muon, kind(rest, lr=settings.lr, betas=betas, weight_decay=0.0)) if rest else muon
     if settings.optimizer == "adamw_8bit":
-        kind = _eight_bit(trained[0][1].device.type) or kind
-    optimizer: torch.optim.Optimizer = kind([g for g in groups if g["params"]], lr=settings.lr, betas=betas)
-    return optimizer
-
-
-def _eight_bit(device: str) -> Any:
-    """bitsandbytes' AdamW with states of 8 bits (2110.02861), or None, which the log tells."""
-    problem = "it runs on GPUs alone"
-    if device == "cuda":
+        problem = "it runs on GPUs alone"
         try:
-            from bitsandbytes.optim import AdamW8bit
+            if (*matrices, *rest)[0].device.type == "cuda":
+                from bitsandbytes.optim import AdamW8bit
 
-            return AdamW8bit
+                kind, problem = AdamW8bit, ""
         except ImportError as error:
             problem = f"bitsandbytes is missing ({error}): pip install 'ttpa[qlora]'"
-    log.warning("optimizer=adamw_8bit: %s; using AdamW with states of full size", problem)
-    return None
+        if problem:
+            log.warning("optimizer=adamw_8bit: %s; using AdamW with states of full size", problem)
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+    optimizer: torch.optim.Optimizer = kind([g for g in groups if g["params"]], lr=settings.lr, betas=betas)
+    return optimizer
 
 
 class _Reporter(pl.Callback):
@@ -304,40 +274,28 @@ class _Reporter(pl.Callback):
         self.progress(trainer.global_step, self.total, speed, "" if loss is None else f"loss {float(loss):.3f}")
 
 
-class _LeaveSignals(pl.Callback):
-    """Gives SIGTERM back to whom it belonged before the Trainer took it; the resume point makes that safe.
+def _keep_signals() -> list[pl.Callback]:
+    """Gives SIGTERM back to whom it belongs before the Trainer takes it; resume points make that safe.
 
     Lightning would leave after the batch with exit status 0: submitit would not queue the job again, and elsewhere
     nobody would see that the run was stopped.
     """
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.before = signal.getsignal(signal.SIGTERM)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.before is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self.before)
+    before = signal.getsignal(signal.SIGTERM)
+    if before is None or threading.current_thread() is not threading.main_thread():
+        return []
+    return [LambdaCallback(on_train_start=lambda *_: signal.signal(signal.SIGTERM, before))]
 
 
 def environment_plugins() -> list[SLURMEnvironment]:
-    """Inside a SLURM job: its environment without Lightning's requeue, which would resubmit the job a second time and
-    save a resume point that the next stage would load.
+    """Inside a SLURM job, its environment without Lightning's requeue: it would submit the job a second time and save a
+    resume point that the next stage would load.
     """
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         return [SLURMEnvironment(auto_requeue=False)]
     return []
 
 
-def fit(module: PolicyModule, data: StepData, workdir: Path, **options: Any) -> dict[str, Any]:
-    """Trains as `train` does, from the last resume point if there is one, and saves the policy."""
-    metrics = train(module, data, workdir, **options)
-    module.policy.weights = module.model
-    module.policy.save(workdir / "policy")
-    (workdir / "last.ckpt").unlink(missing_ok=True)
-    return metrics
-
-
-def train(
+def fit(
     module: PolicyModule,
     data: StepData,
     workdir: Path,
@@ -347,13 +305,9 @@ def train(
     progress: Progress,
     callbacks: Sequence[pl.Callback] = (),
 ) -> dict[str, Any]:
-    """Trains to the last step; a second call in the same folder continues from `last.ckpt`, which the caller removes.
+    """Trains to the last step, from the resume point in `workdir` if there is one, and saves the policy there.
 
-    Returns final metrics as plain numbers, with `steps` and `tokens`. The caller closes the `logger`, if it is not
-    False.
-
-    Raises:
-        DataError: there is no step to do.
+    Returns final metrics as plain numbers, with `steps` and `tokens`. No step to do is a `DataError`.
     """
     if data.total_steps == 0:
         raise DataError(f"{workdir}: the training plan has no steps. Give more data, or a longer plan.")
@@ -361,13 +315,9 @@ def train(
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     keeper = ModelCheckpoint(
-        dirpath=workdir,
-        save_last=True,
-        save_top_k=0,
-        every_n_train_steps=trainer.checkpoint_every_steps,
-        enable_version_counter=False,
-        save_on_train_epoch_end=False,
-    )
+        dirpath=workdir, save_last=True, save_top_k=0, every_n_train_steps=trainer.checkpoint_every_steps,
+        enable_version_counter=False, save_on_train_epoch_end=False,
+    )  # fmt: skip
     # Beside drawing answers, writing down a step costs nothing.
     often = {} if isinstance(data, PlanData) else {"log_every_n_steps": 1}
     runner = trainer.lightning(
@@ -375,7 +325,7 @@ def train(
         max_steps=data.total_steps,
         max_epochs=-1,
         logger=logger,
-        callbacks=[keeper, _Reporter(progress, data.total_steps), _LeaveSignals(), *callbacks],
+        callbacks=[keeper, _Reporter(progress, data.total_steps), *_keep_signals(), *callbacks],
         plugins=environment_plugins(),
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -393,4 +343,6 @@ def train(
     # The loss, of which every device has its share, adds up too; means over a device's rows are averaged.
     last_metrics = module.last_metrics.items()
     means = {name: over_ranks(value, "sum" if name == "loss" else "mean") for name, value in last_metrics}
+    module.policy.save(workdir / "policy")
+    last.unlink(missing_ok=True)
     return {"steps": data.total_steps, **sums, **means}

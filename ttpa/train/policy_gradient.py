@@ -1,8 +1,7 @@
 """GRPO and its relatives: advantages of groups of answers, and the loss over token log-probs; no torch at import.
 
 `conf/objective/{grpo,dr_grpo,dapo,gspo,cispo,sapo}.yaml` name the published settings of the one class. B groups; G
-answers of a group or, for the loss, of a micro-batch; T tokens of the longest answer. Log-ratios are cut at 20 nats, as
-in verl, so that one token cannot make a loss infinite.
+answers of a group or, for the loss, of a micro-batch; T tokens of the longest answer.
 """
 
 from __future__ import annotations
@@ -19,23 +18,19 @@ if TYPE_CHECKING:
 
     Metrics = dict[str, Tensor]
 
-MOST_NATS = 20.0
+MOST_NATS = 20.0  # where log-ratios are cut, as in verl: one token cannot make a loss infinite
 
 
 @option
 class GRPO:
     """Group relative policy optimisation (2402.03300, Eq. 3 and 4) with the choices of its successors.
 
-    A round draws `sampler.n` answers to each of `recipe.online.batch_size * minibatches` prompts with the current
-    policy and makes `minibatches * num_iterations` optimiser steps on them.
-
-    Args:
-        aggregation: "grpo", the mean over answers of an answer's mean; "dr_grpo", the sum / (answers * longest answer
-            allowed) (2503.20783); "dapo", the sum / tokens (2503.14476). All count over the whole optimiser step, so
-            "bnpo", TRL's name for the tokens of a micro-batch, is "dapo" here.
-        surrogate: Of ratio w and advantage A: "clip", `-min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`; "cispo",
-            `-min(w, clip_high) A logp` without gradient through w (2506.13585); "sapo", `-(4 / t) sigmoid(t (w - 1)) A`
-            (2511.20347), t `sapo_temperature_pos` where A is positive, else `sapo_temperature_neg`.
+    `aggregation`: "grpo", the mean over answers of an answer's mean; "dr_grpo", the sum / (answers * longest answer
+    allowed) (2503.20783); "dapo", the sum / tokens (2503.14476). All count over the whole optimiser step, so "bnpo",
+    TRL's name for the tokens of a micro-batch, is "dapo" here.
+    `surrogate`, of ratio w and advantage A: "clip", `-min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`; "cispo",
+    `-min(w, clip_high) A logp` without gradient through w (2506.13585); "sapo", `-(4 / t) sigmoid(t (w - 1)) A`
+    (2511.20347), t `sapo_temperature_pos` where A is positive, else `sapo_temperature_neg`.
     """
 
     clip_low: Annotated[float, Field(gt=0, le=1)]
@@ -89,23 +84,19 @@ class GRPO:
         answers: int | None = None,
         tokens: float | None = None,
     ) -> tuple[Tensor, Metrics]:
-        """The loss of some answers: `surrogate + beta (exp(q) - q - 1)` for each token, with `q = ref - logp`,
-        aggregated.
+        """This call's share of the step's loss: of each token `surrogate + beta (exp(q) - q - 1)`, `q = ref - logp`,
+        aggregated; and `clip_ratio/*` and `kl`, means over the tokens of this call.
 
-        Inputs may hold NaN where `mask_GT` is False. Without old log-probs every ratio is 1; with beta 0 the divergence
-        from a reference is only measured. `weights_GT`, (G, T) or (G, 1), multiply each token's surrogate. `answers`
-        and `tokens` are what the whole optimiser step counts (None: what is in this call), `max_length` is for
-        "dr_grpo".
-
-        Returns this call's share of the step's loss (scalar); `clip_ratio/*` and `kl`, means over the tokens of this
-        call.
+        Inputs may hold NaN where `mask_GT` is False. Without old log-probs every ratio is 1. `weights_GT`, (G, T) or
+        (G, 1), multiply the surrogate. `answers` and `tokens` are those of the whole optimiser step (None: of this
+        call).
         """
         own_GT, mask_GT, advantages_G1 = wide(logps_GT), mask_GT.bool(), wide(advantages_G).detach()[:, None]
         old_GT = own_GT.detach() if old_logps_GT is None else wide(old_logps_GT).detach()
         moved_GT = _log_ratio(own_GT, old_GT, mask_GT)
         if self.importance == "sequence":
-            moved_G1 = moved_GT.sum(1, keepdim=True) / mask_GT.sum(1, keepdim=True).clamp(min=1)
-            moved_GT = moved_G1.expand_as(moved_GT)
+            means_G1 = moved_GT.sum(1, keepdim=True) / mask_GT.sum(1, keepdim=True).clamp(min=1)
+            moved_GT = means_G1.expand_as(moved_GT)
         ratio_GT = moved_GT.exp()
         loss_GT, clipped = self._surrogate(own_GT, ratio_GT, advantages_G1)
         count = mask_GT.sum().clamp(min=1)
@@ -139,10 +130,10 @@ class GRPO:
             return -(t_G1 * (ratio_GT - 1)).sigmoid() * 4 / t_G1 * advantages_G1, {}
         low_GT = (ratio_GT < 1 - self.clip_low) & falls_G1
         high_GT = (ratio_GT > 1 + self.clip_high) & rises_G1
-        clipped_GT = ratio_GT.clamp(1 - self.clip_low, 1 + self.clip_high)
         # The least and the greatest over processes, by TRL's names; there is one process.
         stopped = {"low_mean": low_GT, "low_min": low_GT, "high_mean": high_GT, "high_max": high_GT}
         stopped |= {"region_mean": low_GT | high_GT}
+        clipped_GT = ratio_GT.clamp(1 - self.clip_low, 1 + self.clip_high)
         loss_GT = -(ratio_GT * advantages_G1).minimum(clipped_GT * advantages_G1)
         return loss_GT, {f"clip_ratio/{name}": which_GT for name, which_GT in stopped.items()}
 
@@ -161,14 +152,11 @@ def _moments(rewards: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def group_advantages(rewards_BG: Tensor, *, scale: str, eps: float) -> tuple[Tensor, Metrics]:
-    """Advantages of answers over their group: `(r - mean) / (std + eps)`, std unbiased (GRPO, 2402.03300, Sec. 4.1.2).
+    """Advantages (B, G) of answers over their group, `(r - mean) / (std + eps)` (2402.03300, Sec. 4.1.2), and metrics.
 
-    A reward that is NaN or infinite is no reward: its advantage is 0, as in a group whose rewards are all equal, where
-    subtracting a rounded mean would leave noise. The deviation is that of the "group" or of the "batch" (2508.08221);
-    `scale="none"` does not divide (2503.20783).
-
-    Returns advantages (B, G); `reward` and `reward_std` over all rewards, and `frac_reward_zero_std`, the share of
-    groups without any difference (in TRL with "batch": 1 if the batch has none, else 0).
+    The unbiased deviation is that of the "group" or of the "batch" (2508.08221); `scale="none"` does not divide
+    (2503.20783). A reward that is NaN or infinite is no reward: its advantage is 0, as in a group whose rewards are all
+    equal, where subtracting a rounded mean would leave noise. `frac_reward_zero_std` is the share of such groups.
     """
     rewards_BG = wide(rewards_BG).detach()
     known_BG = rewards_BG.isfinite()
@@ -188,11 +176,10 @@ def group_advantages(rewards_BG: Tensor, *, scale: str, eps: float) -> tuple[Ten
 
 
 def decoupled_advantages(rewards_BGK: Tensor, weights_K: Tensor, *, eps: float) -> tuple[Tensor, Metrics]:
-    """Advantages where each of K rewards is normalised before they are added (GDPO, 2601.05242; TRL's
-    `normalize_then_sum`), so that rewards on different scales weigh what their weights say.
+    """Advantages (B, G) where each of K rewards is normalised before they are added (GDPO, 2601.05242).
 
-    The weighted sum of each reward's group advantages, of which mean and deviation over all answers are taken out.
-    Metrics as `group_advantages`, of the weighted sums of the raw rewards.
+    It is the weighted sum of each reward's group advantages, of which mean and deviation over all answers are taken
+    out. Metrics are those of the weighted sums of the raw rewards.
     """
     rewards_BGK, weights_K = wide(rewards_BGK).detach(), wide(weights_K)
     parts = [group_advantages(rewards_BG, scale="group", eps=eps)[0] for rewards_BG in rewards_BGK.unbind(-1)]

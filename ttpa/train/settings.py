@@ -19,11 +19,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 @option
 class Optimisation:
-    """How long and how fast something is minimised; exactly one of `steps` and `epochs` is given.
-
-    "adamw_8bit" is bitsandbytes' AdamW where there is a GPU, else AdamW and a warning; "muon_adamw" is Muon (Jordan
-    2024) on matrices, AdamW on embeddings, norms and biases.
-    """
+    """How long and how fast something is minimised; exactly one of `steps` and `epochs` is given."""
 
     steps: Count | None
     epochs: Positive | None
@@ -61,24 +57,22 @@ class Optimisation:
 
 @option
 class WarmupRecipe(Optimisation):
-    """Supervised fine-tuning: padded tokens an optimiser step, and the loss weight of prompt tokens (answers'
-    weigh 1).
-    """
+    """Supervised fine-tuning."""
 
-    batch_tokens: Count
-    prompt_weight: Fraction
+    batch_tokens: Count  # padded, an optimiser step
+    prompt_weight: Fraction  # loss weight of prompt tokens; answer tokens weigh 1
 
 
 @option
 class AlignRecipe(Optimisation):
-    """The align stage; `batch_size` counts pairs, answers or (online) prompts an optimiser step, over all devices."""
+    """The align stage."""
 
-    batch_size: Count
+    batch_size: Count  # pairs, answers or (online) prompts an optimiser step, over all devices
 
 
 @option
 class Recipe:
-    """Numbers that suit a model's size. Stages read their own block; options of other groups refer to the rest."""
+    """Numbers that suit a model's size."""
 
     max_new_tokens: Count
     sft_weight: NonNegative
@@ -90,12 +84,11 @@ class Recipe:
 
 @option
 class Warmup:
-    """Supervised fine-tuning on the demonstrations, by `recipe.warmup`.
+    """Supervised fine-tuning on the demonstrations, by `recipe.warmup`."""
 
-    "bands" are easy, then medium, then hard, one learning-rate schedule each (iTool), with steps by the bands' tokens.
-    """
-
-    order: Literal["shuffled", "bands"]
+    order: Literal[
+        "shuffled", "bands"
+    ]  # bands: easy, medium, hard, a schedule each (iTool), with steps by their tokens
     replay: NonNegative  # samples of earlier bands mixed into a later one, as a share of that band's samples
     recipe: ClassVar[str | None] = "recipe.warmup"
 
@@ -116,11 +109,7 @@ NOT_EXECUTION = (
 
 @option
 class TrainerOptions:
-    """Where and how fast, never what: nothing here changes a number beyond float rounding.
-
-    The first five and `options` are arguments of Lightning's Trainer. Forward "tree" computes what sequences share
-    once; "padded" is the reference way (`ttpa.policy.forward`).
-    """
+    """Where and how fast, never what: nothing here changes a number beyond float rounding."""
 
     accelerator: str
     devices: int | str | list[int]

@@ -8,12 +8,12 @@ search tree, counts, seed, time); `pairs.jsonl` collects the pairs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ttpa.data.source import read_split
 from ttpa.explore.pairs import make_pairs, pair_siblings, with_parting
@@ -28,7 +28,6 @@ from ttpa.run.waves import Rows, Shard, Work, run_waves
 if TYPE_CHECKING:
     from ttpa.policy.engine import Engine, Generated, Ids
     from ttpa.policy.policy import Policy
-    from ttpa.policy.tree import TokenRow
     from ttpa.run.parts import Dialogue
 
 
@@ -41,14 +40,13 @@ def build_select(parts: Parts, policy_dir: Path, data: Path, workdir: Path, prog
     policy = load_policy(policy_dir)
     samples, rows, too_long = fitting(policy, read_split(data, "explore"), None, "select")
     forward, size = choose_forward(policy.model, parts.trainer.forward), 256
-    nlls: dict[str, tuple[float, int]] = {}
     pad_id, budget = policy.renderer.pad_id, parts.trainer.micro_tokens
+    sums = list[float]()
     for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        sums = answer_sums(forward, policy.model, [[row] for row in part], pad_id=pad_id, budget=budget)
-        for sample, row, (logp,) in zip(samples[start : start + size], part, sums, strict=True):
-            nlls[sample.id] = (-logp, len(row.answer))
-        progress(start + len(part), len(rows), 0.0, "")
+        part = [[row] for row in rows[start : start + size]]
+        sums += [logp for (logp,) in answer_sums(forward, policy.model, part, pad_id=pad_id, budget=budget)]
+        progress(len(sums), len(rows), 0.0, "")
+    nlls = {one.id: (-logp, len(row.answer)) for one, row, logp in zip(samples, rows, sums, strict=True)}
     selected = {sample.id for sample in parts.select.select(samples, nlls)}
     write_jsonl(
         workdir / "selected.jsonl",
@@ -57,144 +55,117 @@ def build_select(parts: Parts, policy_dir: Path, data: Path, workdir: Path, prog
     return {"samples": len(samples), "too_long": too_long, "selected": len(selected)}
 
 
-@dataclass(frozen=True, slots=True)
-class Prompted:
+class Prompted(NamedTuple):
     """A sample with its prompt's token ids: what a wave holds."""
 
     sample: Sample
     prompt: tuple[int, ...]
 
-    @property
-    def id(self) -> str:
-        return self.sample.id
 
+def _decode(
+    make_work: Callable[[Parts, Path], Work], stage: str, parts: Parts, policy_dir: Path, samples: Sequence[Sample],
+    reserve: int, shard: Shard, wave_size: int, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """Has the samples that fit computed in waves, prompts of similar length together, and their rows appended.
 
-def decode_in_waves(
-    parts: Parts,
-    make_work: Callable[[], Work],
-    samples: Sequence[Sample],
-    rows: Sequence[TokenRow],
-    shard: Shard,
-    wave_size: int,
-    tally: Callable[[Mapping[str, Any]], tuple[int, bool | None]],
-    progress: Progress,
-) -> tuple[str, ...]:
-    """Has samples computed in waves, prompts of similar length together, and their rows appended to the shard.
-
-    `tally` gives the generated tokens of a row, and whether it gave a pair (None where none is wanted). Returns the
-    ids of samples that failed; `errors.jsonl` beside the shard says why.
+    Returns how many did not fit and how many failed (`errors.jsonl` beside the shard says why), and the engine's name.
     """
+    from ttpa.policy.policy import load_policy
+
+    samples, rows, too_long = fitting(load_policy(policy_dir), samples, reserve, stage)
     items = [Prompted(sample, tuple(row.prompt)) for sample, row in zip(samples, rows, strict=True)]
-    items.sort(key=lambda item: (len(item.prompt), item.id))
-    began, tokens, paired = time.monotonic(), 0, list[bool | None]()
+    items.sort(key=lambda item: (len(item.prompt), item.sample.id))
     waves = [items[start : start + wave_size] for start in range(0, len(items), wave_size)]
+    began, tokens, paired = time.monotonic(), 0, list[bool]()
 
     def on_wave(done: int, total: int, made: Rows) -> None:
         nonlocal tokens
-        for row in made:
-            count, has_pair = tally(row)
-            tokens += count
-            paired.append(has_pair)
+        tokens += sum(row["counts"]["generated"] if stage == "explore" else row["tokens"] for row in made)
+        paired.extend(bool(row.get("pairs")) for row in made)
         seconds = max(1e-9, time.monotonic() - began)
         note = f"{len(paired) / seconds:.1f} samples/s" if paired else ""
-        if paired and paired[0] is not None:
-            note += f", {sum(map(bool, paired)) / len(paired):.0%} gave pairs"
+        if paired and stage == "explore":
+            note += f", {sum(paired) / len(paired):.0%} gave pairs"
         progress(done, total, tokens / seconds, note)
 
-    return run_waves(items, attrgetter("id"), waves, make_work, parts.executor, shard, on_wave)
+    work = partial(make_work, parts, policy_dir)
+    failed = run_waves(items, attrgetter("sample.id"), waves, work, parts.executor, shard, on_wave)
+    return {"too_long": too_long, "failed": len(failed), "engine": parts.engine_name}
 
 
-class _Explorer:
-    """The policy, the engine and the rules, in the process that works."""
+class _Worker:
+    """The policy and the engine, in the process that works."""
 
-    def __init__(self, parts: Parts, policy_dir: Path, round_number: int) -> None:
+    def __init__(self, parts: Parts, policy_dir: Path) -> None:
         from ttpa.policy.policy import load_policy
 
         set_threads(parts)
         self.parts = parts
         self.policy: Policy = load_policy(policy_dir, merged=True)
         self.engine: Engine = parts.engine(policy=self.policy)
+
+
+class _Explorer(_Worker):
+    """Draws answers to the samples of a wave, scores and pairs them."""
+
+    def __init__(self, round_number: int, parts: Parts, policy_dir: Path) -> None:
+        super().__init__(parts, policy_dir)
         self.seed = f"explore:{parts.seed}:{round_number}"
 
     def __call__(self, wave: Sequence[Prompted]) -> list[dict[str, Any]]:
         began = time.monotonic()
         self.engine.reset()  # prompts kept from earlier waves would make rows depend on them
         renderer, score = self.policy.renderer, partial(unit_score, self.parts.scorer)
-        tasks = [Task(name=i.id, sample=i.sample, prompt=i.prompt, renderer=renderer, score=score) for i in wave]
+        tasks = [Task(name=one.id, sample=one, prompt=ids, renderer=renderer, score=score) for one, ids in wave]
         drawn = self.parts.sampler.explore(self.engine, tasks, self.seed)
         rows = [self._row(task, one) for task, one in zip(tasks, drawn, strict=True)]
         seconds = round((time.monotonic() - began) / len(wave), 4)
         return [{**row, "seconds": seconds} for row in rows]
 
     def _row(self, task: Task, drawn: Drawn) -> dict[str, Any]:
-        answers = [task.read(generated.token_ids) for generated in drawn.answers]
-        scored = [
-            (_recorded(answer.candidate, index, generated), answer.score)
-            for index, (answer, generated) in enumerate(zip(answers, drawn.answers, strict=True))
-        ]
+        scored = [self._scored(task, *one) for one in enumerate(drawn.answers)]
         return {
             "id": task.sample.id,
             "candidates": [candidate.to_json() for candidate, _ in scored],
             "scores": [score.to_json() for _, score in scored],
-            "pairs": [pair.to_json() for pair in self._pairs(task, scored, drawn)],
+            "pairs": [with_parting(pair).to_json() for pair in self._pairs(task, scored, drawn)],
             "tree": drawn.tree,
             "counts": {"generated": sum(len(one.token_ids) for one in drawn.answers), **drawn.counts},
             "seed": f"{self.seed}/{task.sample.id}",
         }
 
+    def _scored(self, task: Task, index: int, generated: Generated) -> tuple[Candidate, Score]:
+        answer, logps = task.read(generated.token_ids), _rounded(generated.logps)
+        branches = tuple((at, tuple((t, round(p, 6)) for t, p in options)) for at, options in generated.branches)
+        known = {"index": index, "finish": generated.finish, "logps": logps, "branches": branches}
+        return replace(answer.candidate, **known), answer.score
+
     def _pairs(self, task: Task, scored: Sequence[tuple[Candidate, Score]], drawn: Drawn) -> list[Pair]:
         rule = self.parts.pairs
         if rule.between == "siblings":
-            return [with_parting(pair) for pair in pair_siblings(task.sample, scored, drawn.siblings, rule)]
+            return pair_siblings(task.sample, scored, drawn.siblings, rule)
         (gold,) = self.policy.renderer.gold([task.sample])
         pairs = make_pairs(task.sample, scored, gold, rule)
         if any(pair.chosen is gold for pair in pairs):
             # Nobody drew the target, so its log-probs are computed here, where the engine can.
             for logps in self.engine.answer_logps(task.prompt, [gold.token_ids]) or ():
-                known = replace(gold, logps=tuple(round(logp, 6) for logp in logps))
-                pairs = [replace(pair, chosen=known) for pair in pairs]
-        return [with_parting(pair) for pair in pairs]
+                pairs = [replace(pair, chosen=replace(gold, logps=_rounded(logps))) for pair in pairs]
+        return pairs
 
 
-def _recorded(candidate: Candidate, index: int, generated: Generated) -> Candidate:
-    """A decoded answer with what the engine knows about it."""
-    return replace(
-        candidate,
-        index=index,
-        finish=generated.finish,
-        logps=tuple(round(logp, 6) for logp in generated.logps),
-        branches=tuple((at, tuple((t, round(p, 6)) for t, p in options)) for at, options in generated.branches),
-    )
+def _rounded(logps: Sequence[float]) -> tuple[float, ...]:
+    return tuple(round(logp, 6) for logp in logps)
 
 
 def build_explore(
-    parts: Parts,
-    policy_dir: Path,
-    data: Path,
-    select: Path | None,
-    round_number: int,
-    workdir: Path,
+    parts: Parts, policy_dir: Path, data: Path, select: Path | None, round_number: int, workdir: Path,
     progress: Progress,
-) -> dict[str, Any]:
-    """Candidates of the policy, scored and paired, one line a sample; `pairs.jsonl` at the end."""
-    from ttpa.policy.policy import load_policy
-
-    samples, prompts, too_long = fitting(
-        load_policy(policy_dir), selected_samples(parts, data, select), parts.sampler.max_new_tokens, "explore"
-    )
-    shard = Shard(workdir / "candidates.jsonl")
-    make_work: Callable[[], Work] = partial(_Explorer, parts, policy_dir, round_number)
-
-    def tally(row: Mapping[str, Any]) -> tuple[int, bool]:
-        return row["counts"]["generated"], bool(row["pairs"])
-
-    wave_size = max(1, parts.wave_rows // parts.sampler.wave_share)
-    failed = decode_in_waves(parts, make_work, samples, prompts, shard, wave_size, tally, progress)
-    return {**_collect_pairs(workdir, shard), "too_long": too_long, "failed": len(failed), "engine": parts.engine_name}
-
-
-def _collect_pairs(workdir: Path, shard: Shard) -> dict[str, Any]:
-    """Writes `pairs.jsonl` in order of sample ids and counts what exploration found."""
+) -> dict[str, Any]:  # fmt: skip
+    """Candidates of the policy, scored and paired, one line a sample; `pairs.jsonl`, by sample ids, at the end."""
+    samples, shard = selected_samples(parts, data, select), Shard(workdir / "candidates.jsonl")
+    sampler, work = parts.sampler, partial(_Explorer, round_number)
+    wave_size = max(1, parts.wave_rows // sampler.wave_share)
+    told = _decode(work, "explore", parts, policy_dir, samples, sampler.max_new_tokens, shard, wave_size, progress)
     rows = sorted(shard.rows(), key=lambda row: str(row["id"]))
     write_jsonl(workdir / "pairs.jsonl", (pair for row in rows for pair in row["pairs"]))
     exact = [[score["exact"] for score in row["scores"]] for row in rows]
@@ -211,33 +182,26 @@ def _collect_pairs(workdir: Path, shard: Shard) -> dict[str, Any]:
         "any_right_share": share(sum(map(any, exact))),
         "right_and_wrong_share": share(sum(any(found) and not all(found) for found in exact)),
         "mean_distinct": share(sum(len({one["text"] for one in row["candidates"]}) for row in rows)),
+        **told,
     }
 
 
-class _Judge:
-    """Answers the samples of a wave greedily and judges the answers, in the process that works."""
-
-    def __init__(self, parts: Parts, policy_dir: Path) -> None:
-        from ttpa.policy.policy import load_policy
-
-        set_threads(parts)
-        self.evaluation = parts.evaluation
-        self.policy: Policy = load_policy(policy_dir, merged=True)
-        self.engine: Engine = parts.engine(policy=self.policy)
+class _Judge(_Worker):
+    """Answers the samples of a wave greedily and judges the answers."""
 
     def __call__(self, wave: Sequence[Prompted]) -> list[dict[str, Any]]:
-        dialogues = {
-            item.id: dialogue for item in wave if (dialogue := self.evaluation.dialogue(item.sample)) is not None
-        }
-        single = [item for item in wave if item.id not in dialogues]
-        answers = self._answer([item.sample for item in single], [item.prompt for item in single])
-        rows = {item.id: self.evaluation.judge(item.sample, one) for item, one in zip(single, answers, strict=True)}
+        evaluation = self.parts.evaluation
+        dialogues = {one.id: dialogue for one, _ in wave if (dialogue := evaluation.dialogue(one)) is not None}
+        single = [item for item in wave if item.sample.id not in dialogues]
+        samples = [sample for sample, _ in single]
+        answers = self._answer(samples, [ids for _, ids in single])
+        rows = {one.id: evaluation.judge(one, answer) for one, answer in zip(samples, answers, strict=True)}
         self._converse(list(dialogues.values()))
         rows |= {name: dialogue.row() for name, dialogue in dialogues.items()}
-        return [rows[item.id] for item in wave]
+        return [rows[sample.id] for sample, _ in wave]
 
     def _answer(self, samples: Sequence[Sample], prompts: Sequence[Ids]) -> list[Candidate]:
-        sampling = Sampling(max_new_tokens=self.evaluation.max_new_tokens, temperature=0.0)
+        sampling = Sampling(max_new_tokens=self.parts.evaluation.max_new_tokens, temperature=0.0)
         drawn = self.engine.generate(prompts, 1, sampling, [sample.id for sample in samples])
         return [
             self.policy.renderer.candidate(sample, 0, one.token_ids, finish=one.finish)
@@ -245,12 +209,10 @@ class _Judge:
         ]
 
     def _converse(self, dialogues: Sequence[Dialogue]) -> None:
-        """Goes on with all dialogues side by side until the last one is over. A prompt that has grown too long for the
-        model is answered by nothing.
-        """
+        """All dialogues side by side; a prompt that has grown too long is answered by nothing."""
         while going := [(one, sample) for one in dialogues if (sample := one.sample()) is not None]:
             prompts = self.policy.renderer.prompts([sample for _, sample in going])
-            room = self.policy.spec.max_tokens - self.evaluation.max_new_tokens
+            room = self.policy.spec.max_tokens - self.parts.evaluation.max_new_tokens
             asked = [(sample, ids) for (_, sample), ids in zip(going, prompts, strict=True) if len(ids) <= room]
             answers = iter(self._answer([sample for sample, _ in asked], [ids for _, ids in asked]))
             for (dialogue, sample), ids in zip(going, prompts, strict=True):
@@ -260,16 +222,9 @@ class _Judge:
 
 def build_evaluate(parts: Parts, policy_dir: Path, data: Path, workdir: Path, progress: Progress) -> dict[str, Any]:
     """Greedy answers to a benchmark's samples, one row a sample, and their summary."""
-    from ttpa.policy.policy import load_policy
-
-    evaluation = parts.evaluation
-    wanted = evaluation.samples(data)
-    samples, prompts, too_long = fitting(load_policy(policy_dir), wanted, evaluation.max_new_tokens, "evaluate")
-    shard = Shard(workdir / "rows.jsonl")
-    make_work: Callable[[], Work] = partial(_Judge, parts, policy_dir)
-    failed = decode_in_waves(
-        parts, make_work, samples, prompts, shard, parts.wave_rows, lambda row: (row["tokens"], None), progress
-    )
+    evaluation, shard = parts.evaluation, Shard(workdir / "rows.jsonl")
+    wanted, reserve = evaluation.samples(data), evaluation.max_new_tokens
+    told = _decode(_Judge, "evaluate", parts, policy_dir, wanted, reserve, shard, parts.wave_rows, progress)
     rows = {row["id"]: row for row in shard.rows()}
     # An answer that could not be had is a wrong answer, also where the prompt is too long for the model.
     judged = [
@@ -281,4 +236,4 @@ def build_evaluate(parts: Parts, policy_dir: Path, data: Path, workdir: Path, pr
     evaluation.write(workdir, judged)
     summary = evaluation.summarise(judged)
     (workdir / "summary.json").write_text(dumps(summary), encoding="utf-8")
-    return {**summary, "too_long": too_long, "failed": len(failed), "engine": parts.engine_name}
+    return summary | told

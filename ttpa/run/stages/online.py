@@ -1,8 +1,7 @@
 """The align stage of objectives that draw answers while they train (GRPO): what draws and scores them.
 
-The engine and the trainer share the model in this process (`engine=hf`); another engine (`engine=vllm`) is given the
-adapter being trained before every round. `rollouts.jsonl` keeps each round with all that its steps consumed, so that a
-step can be done again without an engine; `answers.csv` is a table of some answers for people.
+The engine and the trainer share the model (`engine=hf`), or the engine (`engine=vllm`) is given the adapter before each
+round. `rollouts.jsonl` keeps each round with all that its steps consumed; `answers.csv` shows some answers to people.
 """
 
 import math
@@ -11,14 +10,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 from ttpa.calls.six_errors import six_errors
 from ttpa.errors import ConfigError
 from ttpa.explore.sampler import Task
 from ttpa.explore.scorers.score import score_answer
+from ttpa.policy.engine import Generated
 from ttpa.policy.forward import choose_forward, tree_token_logps
 from ttpa.policy.policy import Policy, load_policy
+from ttpa.policy.tree import TokenRow
+from ttpa.records import Sample
 from ttpa.run.parts import Parts, Progress, fitting, selected_samples, set_threads
 from ttpa.train.grpo import Answer, Group, GRPOModule, RolloutData, read_rounds
 from ttpa.train.module import fit
@@ -27,58 +29,21 @@ from ttpa.train.settings import AlignRecipe
 
 
 def align_online(
-    parts: Parts,
-    policy_dir: Path,
-    data: Path,
-    select: Path | None,
-    workdir: Path,
-    progress: Progress,
-    rollouts: Path | None = None,
-    steps: int | None = None,
-) -> dict[str, Any]:
+    parts: Parts, policy_dir: Path, data: Path, select: Path | None, workdir: Path, progress: Progress,
+    rollouts: Path | None = None, steps: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The policy after rounds of drawing, scoring and learning; `rollouts` and `steps` as in `replay`."""
     set_threads(parts)
-    policy = load_policy(policy_dir)
-    loss, recipe, sampler = parts.objective, parts.recipe.online, parts.sampler
-    scorer: Any = parts.scorer
+    policy, loss, recipe, sampler = load_policy(policy_dir), parts.objective, parts.recipe.online, parts.sampler
     assert isinstance(loss, GRPO) and sampler.policy_temperature is not None, "refused before any work"
     samples, rows, too_long = fitting(policy, selected_samples(parts, data, select), sampler.max_new_tokens, "align")
     forward = choose_forward(policy.model, parts.trainer.forward)
     policy.start_training(parts.seed)
-    engine: Any = parts.engine(policy=policy) if rollouts is None else None
-    refresh, normalised = _refresh(engine, policy, workdir / "served"), getattr(scorer, "normalise", None)
-
-    def draw(numbers: Sequence[int], places: Sequence[int], step: int) -> tuple[list[Group], dict[str, float]]:
-        """Groups of scored answers to some prompts, by the policy as it is now."""
-        began = perf_counter()
-        refresh()
-        # The place names the random numbers: a prompt that comes again is answered anew.
-        tasks = [
-            Task(
-                name=f"{place}:{samples[number].id}",
-                sample=samples[number],
-                prompt=rows[number].prompt,
-                renderer=policy.renderer,
-                score=partial(score_answer, parts.scorer, step=step),
-            )
-            for number, place in zip(numbers, places, strict=True)
-        ]
-        drawn = sampler.explore(engine, tasks, f"grpo:{parts.seed}")
-        generated = perf_counter()
-        groups = [
-            Group(
-                place=place,
-                sample_id=task.sample.id,
-                prompt=task.prompt,
-                answers=[_answer(task, one, loss, sampler.max_new_tokens) for one in found.answers],
-            )
-            for task, place, found in zip(tasks, places, drawn, strict=True)
-        ]
-        return groups, {"generate": generated - began, "score": perf_counter() - generated}
-
+    engine = parts.engine(policy=policy) if rollouts is None else None
+    asked, scorer = list(zip(samples, rows, strict=True)), cast(Any, parts.scorer)
     served = RolloutData(
         prompts=len(samples),
-        draw=draw,
+        draw=partial(_draw, parts, policy, engine, asked, _refresh(engine, policy, workdir / "served")),
         loss=loss,
         batch_size=recipe.batch_size,
         total_steps=steps or _steps(recipe, loss, len(samples)),
@@ -88,7 +53,7 @@ def align_online(
         max_new_tokens=sampler.max_new_tokens,
         temperature=sampler.policy_temperature,
         own_engine=parts.engine_name == "HFEngine" if engine is None else not hasattr(engine, "use_adapter"),
-        score_weights=dict(scorer.weights) if normalised == "normalise_then_sum" else None,
+        score_weights=dict(scorer.weights) if getattr(scorer, "normalise", None) == "normalise_then_sum" else None,
         file=None if rollouts else workdir / "rollouts.jsonl",
         table=(workdir / "answers.csv", parts.trainer.answers_every_steps),
         kept=read_rounds(rollouts) if rollouts else None,
@@ -100,22 +65,52 @@ def align_online(
 
 
 def replay(
-    parts: Parts,
-    policy_dir: Path,
-    data: Path,
-    workdir: Path,
-    *,
-    rollouts: Path,
-    steps: int | None = None,
-    select: Any = None,
-) -> dict[str, Any]:
+    parts: Parts, policy_dir: Path, data: Path, workdir: Path, *, rollouts: Path, steps: int | None = None,
+    select: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Does the first `steps` optimiser steps (None: all) of a finished stage again from its `rollouts.jsonl`.
 
     Nothing is drawn or scored. `workdir` is an empty folder. Returns what the stage's `metrics.json` holds, with the
-    loss of the last step; raises DataError where the file does not hold a round that is asked for.
+    loss of the last step; a round that the file does not hold is a `DataError`.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     return align_online(parts, policy_dir, data, select, workdir, lambda *news: None, rollouts, steps)
+
+
+def _draw(
+    parts: Parts, policy: Policy, engine: Any, asked: Sequence[tuple[Sample, TokenRow]], refresh: Callable[[], None],
+    numbers: Sequence[int], places: Sequence[int], step: int,
+) -> tuple[list[Group], dict[str, float]]:  # fmt: skip
+    """Groups of scored answers to some prompts, by the policy as it is now."""
+    began, groups, tasks = perf_counter(), list[Group](), list[Task]()
+    refresh()
+    how: Any = {"renderer": policy.renderer, "score": partial(score_answer, parts.scorer, step=step)}
+    for place, (sample, row) in zip(places, (asked[number] for number in numbers), strict=True):
+        # The place names the random numbers: a prompt that comes again is answered anew.
+        tasks.append(Task(name=f"{place}:{sample.id}", sample=sample, prompt=row.prompt, **how))
+    drawn = parts.sampler.explore(engine, tasks, f"grpo:{parts.seed}")
+    generated = perf_counter()
+    for place, task, found in zip(places, tasks, drawn, strict=True):
+        answers = [_answer(parts, task, one) for one in found.answers]
+        groups.append(Group(place=place, sample_id=task.sample.id, prompt=task.prompt, answers=answers))
+    return groups, {"generate": generated - began, "score": perf_counter() - generated}
+
+
+def _answer(parts: Parts, task: Task, one: Generated) -> Answer:
+    """A generated answer with its score, and what its length costs."""
+    answer, loss, limit = task.read(one.token_ids), parts.objective, parts.sampler.max_new_tokens
+    assert isinstance(loss, GRPO)
+    return Answer(
+        token_ids=one.token_ids,
+        logps=one.logps,
+        text=answer.candidate.text,
+        finish=one.finish,
+        score=answer.value,
+        reward=answer.value + loss.length_penalty(len(one.token_ids), limit, one.finish != "length"),
+        exact=answer.score.exact,
+        detail=dict(answer.score.detail),
+        errors=six_errors(task.sample, answer.candidate.calls),
+    )
 
 
 def _steps(recipe: AlignRecipe, loss: GRPO, prompts: int) -> int:
@@ -141,19 +136,3 @@ def _refresh(engine: Any, policy: Policy, folder: Path) -> Callable[[], None]:
         engine.use_adapter(folder)
 
     return hand_over
-
-
-def _answer(task: Task, one: Any, loss: GRPO, longest: int) -> Answer:
-    """A generated answer with its score, and what its length costs."""
-    answer = task.read(one.token_ids)
-    return Answer(
-        token_ids=one.token_ids,
-        logps=one.logps,
-        text=answer.candidate.text,
-        finish=one.finish,
-        score=answer.value,
-        reward=answer.value + loss.length_penalty(len(one.token_ids), longest, one.finish != "length"),
-        exact=answer.score.exact,
-        detail=dict(answer.score.detail),
-        errors=six_errors(task.sample, answer.candidate.calls),
-    )

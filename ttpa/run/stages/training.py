@@ -5,7 +5,8 @@ Objectives that draw their answers while they train are `ttpa.run.stages.online`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,9 @@ if TYPE_CHECKING:
     from ttpa.policy.policy import Policy
     from ttpa.policy.tree import TokenRow
     from ttpa.train.module import PairExample, PolicyModule
-    from ttpa.train.plan import Plan
+    from ttpa.train.plan import Example, Plan
 
-TOKENIZER_TEXTS = 3000
-"""Demonstrations that the small model's tokenizer is trained on."""
+TOKENIZER_TEXTS = 3000  # demonstrations that the small model's tokenizer is trained on
 
 
 def build_warmup(parts: Parts, data: Path, workdir: Path, progress: Progress) -> dict[str, Any]:
@@ -71,18 +71,11 @@ def _fit(parts: Parts, module: PolicyModule, plan: Plan, workdir: Path, progress
 
 
 def build_align(
-    parts: Parts,
-    policy_dir: Path,
-    data: Path,
-    select: Path | None,
-    explore: Path | None,
-    workdir: Path,
+    parts: Parts, policy_dir: Path, data: Path, select: Path | None, explore: Path | None, workdir: Path,
     progress: Progress,
-) -> dict[str, Any]:
-    """The policy after the objective. `explore` is None where the objective needs no pairs.
-
-    Raises:
-        DataError: exploration gave no pairs.
+) -> dict[str, Any]:  # fmt: skip
+    """The policy after the objective. `explore`, the folder of that stage, is read by objectives that learn from pairs;
+    without a pair it is a `DataError`.
     """
     if parts.objective.consumes == "prompt":
         from ttpa.run.stages.online import align_online
@@ -97,11 +90,10 @@ def build_align(
     set_threads(parts)
     policy, loss, recipe = load_policy(policy_dir), parts.objective, parts.recipe.align
     forward = choose_forward(policy.model, parts.trainer.forward)
-    counts: dict[str, Any] = {}
-    if loss.consumes == "sample":
-        _, rows, counts["too_long"] = fitting(policy, selected_samples(parts, data, select), None, "align")
+    if explore is None:
+        _, rows, too_long = fitting(policy, selected_samples(parts, data, select), None, "align")
+        counts = {"answers": len(rows), "too_long": too_long}
     else:
-        assert explore is not None
         pairs = [Pair.from_json(row) for row in read_jsonl(explore / "pairs.jsonl")]
         if not pairs:
             raise DataError(
@@ -110,51 +102,38 @@ def build_align(
             )
         samples = read_split(data, "explore")
         prompts = dict(zip((sample.id for sample in samples), policy.renderer.prompts(samples), strict=True))
-        if isinstance(loss, PreferenceLoss):
-            contrasts = pair_examples(parts, policy, loss, pairs, prompts, forward, workdir)
-            plan = plan_alignment(contrasts, recipe, parts.seed)
-            policy.start_training(parts.seed)
-            contrast = PreferenceModule(policy, recipe, plan.boundaries, forward, loss=loss)
-            return {"pairs": len(pairs), **_fit(parts, contrast, plan, workdir, progress)}
         answers = dict.fromkeys((pair.sample_id, pair.chosen.token_ids) for pair in pairs)
         rows = [TokenRow(prompts[sample_id], ids) for sample_id, ids in answers]
-    plan = plan_alignment([sft_example(row, 0.0, number) for number, row in enumerate(rows)], recipe, parts.seed)
+        counts = {"pairs": len(pairs)} if loss.contrasts else {"answers": len(rows)}
+    examples: Sequence[Example] = [sft_example(row, 0.0, number) for number, row in enumerate(rows)]
+    make: Callable[..., PolicyModule] = partial(SFTModule, prompt_weight=0.0)
+    if isinstance(loss, PreferenceLoss):
+        examples = pair_examples(parts, policy, loss, pairs, prompts, forward, workdir)
+        make = partial(PreferenceModule, loss=loss)
+    plan = plan_alignment(examples, recipe, parts.seed)
     policy.start_training(parts.seed)
-    module = SFTModule(policy, recipe, plan.boundaries, forward, prompt_weight=0.0)
-    return {"answers": len(rows), **counts, **_fit(parts, module, plan, workdir, progress)}
+    return counts | _fit(parts, make(policy, recipe, plan.boundaries, forward), plan, workdir, progress)
 
 
 def pair_examples(
-    parts: Parts,
-    policy: Policy,
-    loss: PreferenceLoss,
-    pairs: Sequence[Pair],
-    prompts: Mapping[str, Sequence[int]],
-    forward: Forward,
-    workdir: Path,
-) -> list[PairExample]:
+    parts: Parts, policy: Policy, loss: PreferenceLoss, pairs: Sequence[Pair], prompts: Mapping[str, Sequence[int]],
+    forward: Forward, workdir: Path,
+) -> list[PairExample]:  # fmt: skip
     """Pairs as the loss asks for them. Log-probs under the policy the stage starts from are kept in `workdir`."""
     from ttpa.policy.forward import answer_sums
     from ttpa.train.module import PairExample
 
-    rows = [
-        (
-            pair_row(prompts[pair.sample_id], pair, "chosen", loss.over),
-            pair_row(prompts[pair.sample_id], pair, "rejected", loss.over),
-        )
-        for pair in pairs
-    ]
+    sides = ("chosen", "rejected")
+    rows = [tuple(pair_row(prompts[pair.sample_id], pair, side, loss.over) for side in sides) for pair in pairs]
     file, known = workdir / "reference_logps.jsonl", list[Any]([None] * len(rows))
     if loss.needs_reference:
         if not file.exists():
             pad_id, budget = policy.renderer.pad_id, parts.trainer.micro_tokens
             sums = answer_sums(forward, policy.model, rows, pad_id=pad_id, budget=budget)
-            write_jsonl(file, ({"chosen": chosen, "rejected": rejected} for chosen, rejected in sums))
+            write_jsonl(file, (dict(zip(sides, both, strict=True)) for both in sums))
         known = [(row["chosen"], row["rejected"]) for row in read_jsonl(file)]
-    return [
-        PairExample((chosen, rejected), len(chosen.answer), number, reference)
-        for number, ((chosen, rejected), reference) in enumerate(zip(rows, known, strict=True))
-    ]
+    both = zip(rows, known, strict=True)
+    return [PairExample(row, len(row[0].answer), number, reference) for number, (row, reference) in enumerate(both)]
 
 
 def pair_row(prompt: Sequence[int], pair: Pair, side: str, over: str) -> TokenRow:
