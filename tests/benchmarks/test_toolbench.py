@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from ttpa.benchmarks.toolbench.answers import SUBSETS, read_answers, read_ids
-from ttpa.benchmarks.toolbench.prompts import Question, question
-from ttpa.benchmarks.toolbench.scoring import Panel, coin, score_answer, step_errors, summarise
+from ttpa.benchmarks.toolbench.judge import Question, question
+from ttpa.benchmarks.toolbench.scoring import Panel, coin, step_errors, summarise
 from ttpa.errors import ConfigError, DataError
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "toolbench"
@@ -92,10 +92,10 @@ def test_files_of_another_form_are_refused_by_name(text: str, message: str, tmp_
 
 
 def test_lists_of_solvable_queries_and_tools_with_a_schema(tmp_path: Path) -> None:
-    assert read_ids(SOLVABLE) == {"I1-Inst": frozenset({"101", "103", "999"})}
+    assert read_ids(SOLVABLE) == {("I1-Inst", one) for one in ("101", "103", "999")}
     whole = tmp_path / "ids.json"
     whole.write_text(json.dumps({"G3_instruction": [7], "I1-Tool": {"5": 0}}))
-    assert read_ids(whole) == {"I3-Inst": frozenset({"7"}), "I1-Tool": frozenset({"5"})}
+    assert read_ids(whole) == {("I3-Inst", "7"), ("I1-Tool", "5")}
     whole.write_text(json.dumps({"I1-Tool": 5}))
     with pytest.raises(ConfigError, match="solvable="):
         read_ids(whole)
@@ -131,7 +131,7 @@ class Scripted:
 
 def scored(judge: Scripted, *measures: str, votes: int = 4, known: bool = False, one: str = "101") -> dict[str, Any]:
     mine, theirs = read_answers(ANSWERS, "I1-Inst")[one], read_answers(REFERENCE, "I1-Inst").get(one)
-    return score_answer(mine, theirs, Panel(judge, votes, known), measures)  # type: ignore[arg-type]
+    return Panel(judge, votes, known, mine, theirs).score(measures)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ import pytest
 
 from tests.benchmarks.test_toolbench import ANSWERS, REFERENCE, SOLVABLE
 from ttpa.benchmarks.score import main
-from ttpa.benchmarks.toolbench.judge import Judge, JudgeKeys, read_verdict
-from ttpa.benchmarks.toolbench.prompts import Question
+from ttpa.benchmarks.toolbench.judge import Judge, JudgeKeys, Question, read_verdict
 from ttpa.errors import ConfigError, DataError
 
 openai = pytest.importorskip("openai")

@@ -9,10 +9,9 @@ As in ToolEval, only the first node and the first one below each count.
 import ast
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps
@@ -26,8 +25,7 @@ SUBSETS = {
 FINISH = "Finish"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolBenchAnswer:
+class ToolBenchAnswer(NamedTuple):
     """One finished answer."""
 
     subset: str
@@ -37,7 +35,7 @@ class ToolBenchAnswer:
     final_answer: str
     steps: tuple[tuple[ToolCall, str], ...]  # every call but Finish, with the text that came back
     finished: bool  # whether the last call is Finish
-    method: str = ""  # the pipeline that made the answer
+    method: str  # the pipeline that made the answer
 
     @property
     def hopeless(self) -> bool:
@@ -66,18 +64,16 @@ def read_answers(folder: Path, subset: str) -> dict[str, ToolBenchAnswer]:
     return dict(sorted(answers.items()))
 
 
-def read_ids(path: Path) -> dict[str, frozenset[str]]:
-    """Subset -> ids of the queries that count, from a folder with `SUBSET.json` or one file `{subset: ids}`."""
+def read_ids(path: Path) -> set[tuple[str, str]]:
+    """(subset, query id) of the queries that count, from a folder with `SUBSET.json` or one file `{subset: ids}`."""
     content = {file.stem: _load(file) for file in sorted(path.glob("*.json"))} if path.is_dir() else _load(path)
-    found = {}
-    for names in SUBSETS.items():
-        ids = next((content[name] for name in names if name in content), None)
-        if isinstance(ids, Mapping | list):  # StableToolBench's ids are the keys of an object
-            found[names[0]] = frozenset(map(str, ids))
+    lists = {names[0]: content[name] for names in SUBSETS.items() for name in reversed(names) if name in content}
+    # StableToolBench's ids are the keys of an object.
+    found = [(subset, str(one)) for subset, ids in lists.items() if isinstance(ids, Mapping | list) for one in ids]
     if not found:
         problem, remedy = "holds no list of ids of a subset", "Give a folder with G1_instruction.json, or leave it out"
         raise ConfigError.at("solvable", path, problem, remedy)
-    return found
+    return set(found)
 
 
 def _load(path: Path) -> Any:
@@ -98,8 +94,11 @@ def _load(path: Path) -> Any:
 
 
 def _answer(subset: str, query_id: str, record: Mapping[str, Any]) -> ToolBenchAnswer:
-    answer = record["answer"]
-    steps = [_step(node.get("message")) for node in _chain(answer["answer_details"]) if node.get("role") == "tool"]
+    answer, nodes, steps = record["answer"], record["answer"]["answer_details"], []
+    while nodes:  # the first node, the first one below it, and so on
+        node = nodes if isinstance(nodes, Mapping) else nodes[0]
+        steps += [_step(node.get("message"))] if node.get("role") == "tool" else []
+        nodes = node.get("next")
     return ToolBenchAnswer(
         subset=subset,
         query_id=query_id,
@@ -110,14 +109,6 @@ def _answer(subset: str, query_id: str, record: Mapping[str, Any]) -> ToolBenchA
         finished=bool(steps) and steps[-1][0].name == FINISH,
         method=str(answer.get("method", "")),
     )
-
-
-def _chain(nodes: Any) -> Iterator[Mapping[str, Any]]:
-    """The first node, the first one below it, and so on."""
-    while nodes:
-        node = nodes if isinstance(nodes, Mapping) else nodes[0]
-        yield node
-        nodes = node.get("next")
 
 
 def _step(message: Any) -> tuple[ToolCall, str]:

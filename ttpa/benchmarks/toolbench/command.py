@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from ttpa.benchmarks.scored import Shares, compared, output_path, print_table, read_shares
 from ttpa.benchmarks.toolbench.answers import SUBSETS, ToolBenchAnswer, read_answers, read_ids
 from ttpa.benchmarks.toolbench.judge import Judge, JudgeKeys
-from ttpa.benchmarks.toolbench.scoring import COMPARING, MEASURES, Panel, score_answer, summarise
+from ttpa.benchmarks.toolbench.scoring import COMPARING, MEASURES, Panel, summarise
 from ttpa.calls.six_errors import SIX
 from ttpa.errors import ConfigError
 from ttpa.io import write_jsonl
@@ -52,13 +52,30 @@ class ToolBenchKeys(JudgeKeys):
 
 
 def main(keys: ToolBenchKeys) -> None:
-    """Scores the answers of a folder, prints a table and writes the rows."""
+    """Scores the answers of a folder, prints a table and writes the rows: by subset, then by query id."""
     theirs = read_shares(keys.against) if keys.against else None
-    judge = Judge(keys)
-    rows, summary = score_folder(keys, judge)
+    judge, answers = Judge(keys), _read(keys.outputs, "outputs", keys.subsets)
+    references = _read(keys.reference, "reference", keys.subsets) if keys.reference else {}
+    more: dict[str, Any] = {"missing": None, "unreferenced": None, "votes": keys.votes, "judge": keys.model}
+    if keys.solvable:
+        listed = {pair for pair in read_ids(Path(keys.solvable).expanduser()) if pair[0] in keys.subsets}
+        more["missing"] = len(listed - answers.keys())
+        answers = {pair: answers[pair] for pair in answers if pair in listed}
+    pairs = [pair for name in keys.subsets for pair in [one for one in answers if one[0] == name][: keys.limit]]
+    if references:
+        more["unreferenced"] = len(set(pairs) - references.keys())
+    with ThreadPoolExecutor(max_workers=keys.workers) as pool:
+        judged = [Panel(judge, keys.votes, bool(keys.solvable), answers[pair], references.get(pair)) for pair in pairs]
+        futures = [pool.submit(panel.score, keys.measures) for panel in judged]
+        try:
+            rows = [future.result() for future in futures]
+        except BaseException:
+            judge.stopped = True
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     if keys.out:
         write_jsonl(Path(keys.out).expanduser(), rows)
-    show(summary, keys.measures)
+    show({**summarise(rows), **more}, keys.measures)
     if theirs is not None:
         ours = Shares()
         for row in rows:
@@ -67,35 +84,11 @@ def main(keys: ToolBenchKeys) -> None:
     print(f"{judge.requests:,} requests; verdicts are in {keys.cache}")
 
 
-def score_folder(keys: ToolBenchKeys, judge: Judge) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows, subset by subset and sorted by query id, and their summary with what else `show` prints."""
-    wanted = read_ids(Path(keys.solvable).expanduser()) if keys.solvable else None
-    answers = _read(keys.outputs, "outputs", keys.subsets)
-    references = _read(keys.reference, "reference", keys.subsets) if keys.reference else {}
-    missing: int | None = None
-    if wanted is not None:
-        listed = {name: wanted.get(name, frozenset()) for name in keys.subsets}
-        missing = sum(len(ids - answers[name].keys()) for name, ids in listed.items())
-        answers = {name: {key: answers[name][key] for key in answers[name] if key in listed[name]} for name in listed}
-    todo = [one for some in answers.values() for one in list(some.values())[: keys.limit]]
-    others = [references.get(one.subset, {}).get(one.query_id) for one in todo]
-    with ThreadPoolExecutor(max_workers=keys.workers) as pool:
-        panels = [Panel(judge, keys.votes, wanted is not None) for _ in todo]
-        futures = [pool.submit(score_answer, *given, keys.measures) for given in zip(todo, others, panels, strict=True)]
-        try:
-            rows = [future.result() for future in futures]
-        except BaseException:
-            judge.stop()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    without = others.count(None) if references else None
-    more = {"missing": missing, "unreferenced": without, "votes": keys.votes, "judge": keys.model}
-    return rows, {**summarise(rows), **more}
-
-
-def _read(path: str, key: str, subsets: Sequence[str]) -> dict[str, dict[str, ToolBenchAnswer]]:
-    answers = {subset: read_answers(Path(path).expanduser(), subset) for subset in subsets}
-    if not any(answers.values()):
+def _read(path: str, key: str, subsets: Sequence[str]) -> dict[tuple[str, str], ToolBenchAnswer]:
+    """(subset, query id) -> answer."""
+    folder = Path(path).expanduser()
+    answers = {(name, one): answer for name in subsets for one, answer in read_answers(folder, name).items()}
+    if not answers:
         remedy = "Give the folder with SUBSET.json, or SUBSET/ with a file a query"
         raise ConfigError.at(key, path, f"no answers to {', '.join(subsets)} there", remedy)
     return answers

@@ -1,5 +1,8 @@
 """A language model as judge, behind any OpenAI-style chat endpoint, with every verdict on disk.
 
+What it is asked is in `templates/`. The criteria are those of ToolEval (GitHub `OpenBMB/ToolBench`) in words of our
+own; final answer and calls are shown at once, so numbers are not exactly comparable with published ones.
+
 A verdict is appended to a file of JSON lines, under the hash of all that decides it (`Judge.key`), as soon as it is
 there: who runs again asks only for what is missing. A reply without a verdict is asked for again, and then kept as
 malformed. An endpoint that gives no chat completion stops the run: verdicts that nobody gave would look like results.
@@ -10,19 +13,71 @@ import json
 import os
 import re
 import threading
+from contextlib import suppress
+from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ttpa.benchmarks.toolbench.prompts import Question
+from ttpa.benchmarks.toolbench.answers import ToolBenchAnswer
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps
 from ttpa.options import Count, Index, NonNegative, Positive
 from ttpa.run.waves import Shard
 
+MAX_CHARS = {"query": 6000, "final": 6000, "step": 800, "tools": 12_000}  # a model wrote most of it
+MAX_STEPS = 30
 BRACES_TRIED = 32  # of a reply, from its end
+CHOICES = {
+    "status": ("solved", "unsure", "unsolved"),
+    "task": ("solvable", "unsure", "unsolvable"),
+    "better": ("a", "b", "tie"),
+}
+_MARKER = re.compile(r"<\s*(/?)\s*data\s*>", re.IGNORECASE)
+
+
+class Question(NamedTuple):
+    """What the judge is asked: a prompt, the field of its JSON reply that counts, and the values it may have."""
+
+    prompt: str
+    field: str
+    choices: tuple[str, ...]
+
+
+def question(field: str, *answers: ToolBenchAnswer) -> Question:
+    """The question for the `status` of an answer, for whether its `task` can be solved, or for the `better` of two."""
+    template = (resources.files("ttpa.benchmarks.toolbench") / "templates" / f"{field}.txt").read_text("utf-8")
+    tools = "\n".join(_json(tool.to_json()) for tool in answers[0].tools) or "none listed"
+    parts = {"query": quoted(answers[0].query, "query"), "tools": quoted(tools, "tools")}
+    for name, answer in zip("ab", answers, strict=False):
+        parts |= {f"steps_{name}": _steps(answer), f"final_{name}": quoted(answer.final_answer, "final")}
+    return Question(template.removesuffix("\n").format(**parts), field, CHOICES[field])
+
+
+def quoted(text: str, kind: str) -> str:
+    """The text as it may stand between the markers <data> and </data>: without any of its own, cut at `MAX_CHARS`."""
+    # UTF-8 has no half of a surrogate pair, which a model may write.
+    text = _MARKER.sub(r"<\1data_>", text).encode("utf-8", "replace").decode()
+    longest = MAX_CHARS[kind]
+    return text if len(text) <= longest else f"{text[:longest]} [{len(text) - longest} characters cut]"
+
+
+def _steps(answer: ToolBenchAnswer) -> str:
+    shown = enumerate(answer.steps[:MAX_STEPS], 1)
+    lines = [
+        quoted(f"{at}. {call.name}({_json(call.arguments)}) -> {response}", "step") for at, (call, response) in shown
+    ]
+    lines += [f"[{len(answer.steps) - MAX_STEPS} more calls]"] * (len(answer.steps) > MAX_STEPS)
+    return "\n".join(lines) or "none"
+
+
+def _json(value: Any) -> str:
+    try:
+        return value if isinstance(value, str) else dumps(value)
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +103,10 @@ def read_verdict(text: str, question: Question) -> str | None:
         return bare
     starts = [match.start() for match in re.finditer("{", text)][-BRACES_TRIED:]
     for at in reversed(starts):
-        try:
-            value, _ = json.JSONDecoder().raw_decode(text, at)
-        except (ValueError, RecursionError):
-            continue
-        said = value.get(question.field)
-        if isinstance(said, str) and said.strip().lower() in question.choices:
-            return said.strip().lower()
+        with suppress(ValueError, RecursionError):
+            said = json.JSONDecoder().raw_decode(text, at)[0].get(question.field)
+            if isinstance(said, str) and said.strip().lower() in question.choices:
+                return said.strip().lower()
     return None
 
 
@@ -75,7 +127,7 @@ class Judge:
         except (KeyError, DataError) as error:
             problem, remedy = f"holds what is no verdict ({error})", "Give a file of its own, or one that is not there"
             raise ConfigError.at("cache", keys.cache, problem, remedy) from None
-        self._lock, self._stopped = threading.Lock(), threading.Event()
+        self._lock, self.stopped = threading.Lock(), False
         name = keys.api_key_env
         self._api_key = os.environ.get(name, "").strip() if name else "none"  # openai always sends one
         if not self._api_key:
@@ -94,12 +146,8 @@ class Judge:
         with self._lock:
             self.requests += 1
 
-    def stop(self) -> None:
-        """Asks nothing more."""
-        self._stopped.set()
-
     def key(self, question: Question, vote: int) -> str:
-        """What a verdict is remembered under: who was asked, how and what."""
+        """What a verdict is remembered under."""
         one = self.keys
         parts = [one.base_url.rstrip("/") + "/chat/completions", one.model, one.temperature, one.max_tokens, vote]
         return hashlib.sha256(dumps([*parts, *question]).encode()).hexdigest()
@@ -109,12 +157,11 @@ class Judge:
         the endpoint gives none; what was judged so far is kept.
         """
         key = self.key(question, vote)
-        with self._lock:
-            known, choice = key in self._known, self._known.get(key)
-        if known:
-            if choice is not None and choice not in question.choices:
-                problem = f"holds {choice!r:.60} where one of {', '.join(question.choices)} belongs"
-                raise ConfigError.at("cache", self._shard.path, problem, f"Remove the line of key {key}")
+        choice = self._known.get(key)
+        if choice is not None and choice not in question.choices:
+            problem = f"holds {choice!r:.60} where one of {', '.join(question.choices)} belongs"
+            raise ConfigError.at("cache", self._shard.path, problem, f"Remove the line of key {key}")
+        if key in self._known:
             return choice
         asked = 0
         while choice is None and asked <= self.keys.reasks:
@@ -125,7 +172,7 @@ class Judge:
             return self._known.setdefault(key, choice)
 
     def _reply(self, prompt: str, vote: int) -> str:
-        if self._stopped.is_set():
+        if self.stopped:
             raise DataError("the judge was stopped. Verdicts so far are kept; run the same command to go on.")
         try:
             completion = self._client.chat.completions.create(

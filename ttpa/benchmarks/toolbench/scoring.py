@@ -17,12 +17,12 @@ Six errors: there is no gold call, so calls are held against schemas; `call_coun
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from ttpa.benchmarks.toolbench.answers import SUBSETS, ToolBenchAnswer
-from ttpa.benchmarks.toolbench.judge import Judge
-from ttpa.benchmarks.toolbench.prompts import question
+from ttpa.benchmarks.toolbench.judge import Judge, question
 from ttpa.calls.schema import check_call
 from ttpa.calls.six_errors import LABELS, SIX, read_call
 from ttpa.results.stats import share
@@ -32,10 +32,6 @@ COMPARING = frozenset({"win_rate", "sowr"})  # these need a reference answer
 POINTS = {"solved": 1.0, "unsure": 0.5, "unsolved": 0.0}
 _KINDS = ("unknown_tool", "missing_required", "unknown_parameter", "wrong_type", "not_in_enum")
 _SIX_OF = dict(zip(_KINDS, SIX[1:], strict=True))
-
-
-def _has_error(label: str, row: Mapping[str, Any]) -> bool:
-    return label in row["errors"]
 
 
 def coin(what: str, query_id: str, vote: int) -> bool:
@@ -52,19 +48,66 @@ def step_errors(answer: ToolBenchAnswer) -> list[str]:
     return [label for label in SIX if label in shown]
 
 
+@dataclass
 class Panel:
     """A judge that votes on one answer, also on whether its query is solvable unless that is known."""
 
-    def __init__(self, judge: Judge, votes: int, known_solvable: bool) -> None:
-        self.judge, self.votes, self.known_solvable, self.malformed = judge, votes, known_solvable, 0
+    judge: Judge
+    votes: int
+    known_solvable: bool
+    answer: ToolBenchAnswer
+    reference: ToolBenchAnswer | None = None
+    malformed: int = 0
 
-    def statuses(self, answer: ToolBenchAnswer) -> list[str]:
+    def score(self, measures: Sequence[str]) -> dict[str, Any]:
+        """One row: statuses of all votes, and the measures that are wanted and can be had; None for the others."""
+        answer, reference = self.answer, self.reference
+        wanted = set(measures) - (set() if reference is not None else COMPARING)
+        row: dict[str, Any] = {
+            "id": f"{answer.subset}/{answer.query_id}",
+            "cluster": answer.query_id,
+            "band": "",
+            "tags": [answer.subset],
+            "exact": False,
+            "errors": step_errors(answer),
+            "schemas": bool(answer.tools and answer.steps),
+            "finish": "stop" if answer.finished else "no_finish_call",
+            "tokens": 0,
+            "text": answer.final_answer,
+            "subset": answer.subset,
+            "method": answer.method,
+            "statuses": None,
+            "passes": None,
+            **dict.fromkeys((*MEASURES, "pass_rate_csv")),
+            "malformed": 0,
+        }
+        if not wanted:
+            return row
+        row["statuses"] = statuses = self._statuses(answer)
+        row["exact"], label = statuses.count("solved") * 2 > self.votes, False
+        if {"pass_rate", "win_rate"} & wanted:
+            row["passes"], label = self._passes(answer, statuses, "")
+            row["exact"] = 2 * row["passes"] >= self.votes
+        if "pass_rate" in wanted:
+            row |= {"pass_rate": row["exact"], "pass_rate_csv": label}
+        if "sopr" in wanted:
+            row["sopr"] = sum(POINTS[status] for status in statuses) / self.votes
+        if reference is not None and COMPARING & wanted:
+            theirs = self._statuses(reference)
+            decided = "win_rate" in wanted and self._passes(reference, theirs, "reference")[1] != label
+            if "sowr" in wanted or not decided:
+                row |= dict.fromkeys(COMPARING & wanted, self._preference(reference, statuses, theirs))
+            if decided:
+                row["win_rate"] = "win" if label else "lose"
+        return row | {"malformed": self.malformed}
+
+    def _statuses(self, answer: ToolBenchAnswer) -> list[str]:
         """The status of an answer in each vote."""
         if answer.hopeless:
             return ["unsolved"] * self.votes
         return [self._ask(vote, "unsure", "status", answer) for vote in range(self.votes)]
 
-    def passes(self, answer: ToolBenchAnswer, statuses: Sequence[str], side: str) -> tuple[int, bool]:
+    def _passes(self, answer: ToolBenchAnswer, statuses: Sequence[str], side: str) -> tuple[int, bool]:
         """The votes in which an answer passes by ToolEval's rule, and its label in the CSV; `side` names the coins."""
         count = sum(self._passed(answer, *vote, side) for vote in enumerate(statuses))
         return count, coin(f"label {side}", answer.query_id, 0) if 2 * count == self.votes else 2 * count > self.votes
@@ -77,15 +120,16 @@ class Panel:
             return task == "unsolvable"
         return coin(f"pass {side}", answer.query_id, vote)
 
-    def preference(self, mine: ToolBenchAnswer, reference: ToolBenchAnswer, left: list[str], right: list[str]) -> str:
+    def _preference(self, reference: ToolBenchAnswer, left: Sequence[str], right: Sequence[str]) -> str:
         """Win, lose or tie against a reference answer, from the statuses of both and what the judge prefers."""
         balance = 0
         for vote, (ours, theirs) in enumerate(zip(left, right, strict=True)):
             if ours != theirs:
                 balance += 1 if POINTS[ours] > POINTS[theirs] else -1
                 continue
-            swapped = coin("order", mine.query_id, vote)
-            better = self._ask(vote, "tie", "better", *((reference, mine) if swapped else (mine, reference)))
+            swapped = coin("order", self.answer.query_id, vote)
+            shown = (reference, self.answer) if swapped else (self.answer, reference)
+            better = self._ask(vote, "tie", "better", *shown)
             balance += 0 if better == "tie" else 1 if (better == "a") != swapped else -1
         return "win" if balance > 0 else "lose" if balance < 0 else "tie"
 
@@ -93,51 +137,6 @@ class Panel:
         choice = self.judge.ask(question(field, *answers), vote)
         self.malformed += choice is None
         return choice or otherwise
-
-
-def score_answer(
-    answer: ToolBenchAnswer, reference: ToolBenchAnswer | None, panel: Panel, measures: Sequence[str]
-) -> dict[str, Any]:
-    """One row: statuses of all votes, and the measures that are wanted and can be had; None for the others."""
-    wanted = set(measures) - (set() if reference is not None else COMPARING)
-    row: dict[str, Any] = {
-        "id": f"{answer.subset}/{answer.query_id}",
-        "cluster": answer.query_id,
-        "band": "",
-        "tags": [answer.subset],
-        "exact": False,
-        "errors": step_errors(answer),
-        "schemas": bool(answer.tools and answer.steps),
-        "finish": "stop" if answer.finished else "no_finish_call",
-        "tokens": 0,
-        "text": answer.final_answer,
-        "subset": answer.subset,
-        "method": answer.method,
-        "statuses": None,
-        "passes": None,
-        **dict.fromkeys((*MEASURES, "pass_rate_csv")),
-        "malformed": 0,
-    }
-    if not wanted:
-        return row
-    row["statuses"] = statuses = panel.statuses(answer)
-    row["exact"], label = statuses.count("solved") * 2 > len(statuses), False
-    if {"pass_rate", "win_rate"} & wanted:
-        row["passes"], label = panel.passes(answer, statuses, "")
-        row["exact"] = 2 * row["passes"] >= len(statuses)
-    if "pass_rate" in wanted:
-        row |= {"pass_rate": row["exact"], "pass_rate_csv": label}
-    if "sopr" in wanted:
-        row["sopr"] = sum(POINTS[status] for status in statuses) / len(statuses)
-    if reference is not None and COMPARING & wanted:
-        theirs = panel.statuses(reference)
-        decided = "win_rate" in wanted and panel.passes(reference, theirs, "reference")[1] != label
-        if "sowr" in wanted or not decided:
-            row |= dict.fromkeys(COMPARING & wanted, panel.preference(answer, reference, statuses, theirs))
-        if decided:
-            row["win_rate"] = "win" if label else "lose"
-    row["malformed"] = panel.malformed
-    return row
 
 
 def _measure(rows: Sequence[Mapping[str, Any]], measure: str) -> dict[str, Any] | None:
@@ -165,7 +164,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     judged = [row for row in rows if row["schemas"]]
     voted = [row for row in rows if row["passes"] is not None]
-    errors = {label: share(judged, partial(_has_error, label)) for label in SIX}
+    errors = {label: share(judged, partial(lambda one, row: one in row["errors"], label)) for label in SIX}
     return {
         "accuracy": _measure(rows, "pass_rate") or {"value": None, "low": None, "high": None, "n": 0},
         **{measure: _by_subset(rows, measure) for measure in (*MEASURES, "pass_rate_csv")},
