@@ -27,10 +27,9 @@ class Lab:
         self.root, self.text, self.samples, self.made = root, "plain", 4, 0
         self.results, self.store = root / "results", root / "store"
         self.results.mkdir()
-        self.stages: dict[str, str] = {}
+        self.stages: dict[str, str] = {}  # such as data/0 -> folder's name
 
     def folder(self, what: str) -> Path:
-        """The folder of the stage that was made for `what`, such as data/0."""
         return next(self.store / name for key, name in self.stages.items() if key.startswith(what))
 
     def stage(self, kind: str, what: str, inputs: Mapping[str, str] | None = None, pid: int = 1) -> str:
@@ -39,22 +38,19 @@ class Lab:
             return self.stages[f"{kind}/{what}"]
         self.made += 1
         name = self.stages[f"{kind}/{what}"] = f"{kind}-{self.made:012x}"
-        folder = self.store / name
+        folder, second = self.store / name, f"2026-01-02T03:04:{self.made % 60:02d}+00:00"
         folder.mkdir(parents=True)
-        second = f"2026-01-02T03:04:{self.made % 60:02d}+00:00"
-        found = {"started": second, "ended": second, "inputs": dict(inputs or {}), "packages": {"ttpa": "0"},
-                 "platform": self.text, "host": "h", "cpu": self.text, "cpu_count": 1, "gpu": None}  # fmt: skip
-        write_text(folder / "provenance.json", json.dumps(found))
-        write_text(folder / "attempts.json", json.dumps([{"pid": pid, "host": "h", "seconds": 1.0}]))
-        write_text(folder / "metrics.json", json.dumps({"samples": {"explore": 40}} if kind == "data" else {}))
-        write_text(folder / "done.json", json.dumps({"seconds": 1.0}))
+        made = {"started": second, "ended": second, "inputs": dict(inputs or {}), "packages": {"ttpa": "0"},
+                "platform": self.text, "host": "h", "cpu": self.text, "cpu_count": 1, "gpu": None}  # fmt: skip
+        files = {"provenance": made, "attempts": [{"pid": pid, "host": "h", "seconds": 1.0}], "done": {"seconds": 1.0},
+                 "metrics": {"samples": {"explore": 40}} if kind == "data" else {}}  # fmt: skip
+        for file, content in files.items():
+            write_text(folder / f"{file}.json", json.dumps(content))
         getattr(self, f"_{kind}", lambda folder: None)(folder)
         return name
 
     def row(self, seed: int = 0, right: int = 2, settings: Mapping[str, Any] | None = None, **choices: str) -> Path:
-        """A result row and its stages; `right` of the samples with seen tools are answered right, of the
-        warm-up one.
-        """
+        """A result row and its stages; `right` of the samples with seen tools are right, of the warm-up one."""
         chosen = {"data": "made", "model": "tiny", "warmup": "plain", "sampler": "tps", "objective": "dpo", **choices}
         cell = f"{seed}/{sorted(chosen.items())}/{sorted((settings or {}).items())}"
         data = self.stage("data", f"{seed}")
@@ -71,20 +67,11 @@ class Lab:
             whole[key.partition(".")[0]][key.partition(".")[2]] = value
         self.made += 1
         row = {
-            "run": f"{self.made:012x}",
-            "row_version": 1,
-            "name": "made",
-            "seed": seed,
-            "rounds": 1,
-            "choices": chosen,
-        }
-        row |= {"config": whole, "stages": stages, "versions": {"data": 1}, "baseline": self._answers(start, 1)}
-        row |= {
-            "metrics": self._answers(last, right),
-            "cost": {role: {"seconds": 2.0, "tokens": 30} for role in stages},
-        }
-        file = self.results / f"made-{self.made:012x}.jsonl"
-        write_jsonl(file, [row])
+            "run": f"{self.made:012x}", "row_version": 1, "name": "made", "seed": seed, "rounds": 1, "choices": chosen,
+            "config": whole, "stages": stages, "versions": {"data": 1}, "baseline": self._answers(start, 1),
+            "metrics": self._answers(last, right), "cost": {role: {"seconds": 2.0, "tokens": 30} for role in stages},
+        }  # fmt: skip
+        write_jsonl(file := self.results / f"made-{self.made:012x}.jsonl", [row])
         return file
 
     def sweep(self) -> None:
@@ -111,35 +98,33 @@ class Lab:
 
     def _data(self, folder: Path) -> None:
         write_text(folder / "splits.json", json.dumps({"explore": "explore.jsonl", "test": "test.jsonl"}))
-        tools = (ToolSpec(name=f"tool {self.text}"), ToolSpec(name="second"))
-        target = (ToolCall(name="f", arguments={"a": self.text}),)
+        same: dict[str, Any] = {"source": "lab", "target": (ToolCall(name="f", arguments={"a": self.text}),)}
+        same["tools"] = (ToolSpec(name=f"tool {self.text}"), ToolSpec(name="second"))
         for split, letter, number in (("explore", "s", 6), ("test", "q", self.samples + 1)):
-            names = [f"{letter}{k}" for k in range(number)]
-            said = [(Message(role="user", content=f"please {name} {self.text}"),) for name in names]
-            pairs = zip(names, said, strict=True)
-            rows = [Sample(id=name, source="lab", tools=tools, target=target, messages=one) for name, one in pairs]
+            said = {f"{letter}{k}": f"please {letter}{k} {self.text}" for k in range(number)}
+            rows = [Sample(id=k, messages=(Message(role="user", content=text),), **same) for k, text in said.items()]
             write_jsonl(folder / f"{split}.jsonl", rows)
 
     def _explore(self, folder: Path) -> None:
         """Six samples, each with a right and a wrong answer, their pair and a tree."""
-        ids, logps = [(5, 6, 7), (5, 8)], [(-0.1, -0.2, 0.0), (-0.1, -1.5)]
         good = Score(value=1.0, exact=True, detail={"name": 1.0, self.text: 1.0}, explanation=self.text)
         bad = Score(value=0.25, exact=False, detail={"name": 0.0}, explanation="wrong")
         how = {"parting": {"chosen": {"probability": 0.8187}}, "search": {"values": [0.9, 0.2]}}
         nodes = [(None, ""), (0, "[f("), (1, f"a={self.text}"), (1, f"b={self.text}")]
-        tree = [{"id": k, "parent": up, "text": text, "answers": [k % 2]} for k, (up, text) in enumerate(nodes)]
+        same = {"tokens": 1, "prior": 0.5, "visits": 4, "value": 0.75}
         tree = [
-            {"tokens": 1, "prior": 0.5, "visits": 4, "value": 0.75, "terminal": one["id"] > 1, **one} for one in tree
+            {"id": k, "parent": up, "text": text, "answers": [k % 2], "terminal": k > 1, **same}
+            for k, (up, text) in enumerate(nodes)
         ]
+        texts, logps = [f"[f({key}={self.text})]" for key in "ab"], ((-0.1, -0.2, 0.0), (-0.1, -1.5))
         rows, pairs = [], []
         for name in (f"s{k}" for k in range(6)):
-            texts = [f"[f({key}={self.text})]" for key in "ab"]
-            given = [{"index": k, "text": texts[k], "token_ids": ids[k], "logps": logps[k]} for k in (0, 1)]
-            first, second = (Candidate(sample_id=name, **fields) for fields in given)
-            scored = {"candidates": [first.to_json(), second.to_json()], "scores": [good.to_json(), bad.to_json()]}
+            given = zip((0, 1), texts, ((5, 6, 7), (5, 8)), logps, strict=True)
+            a, b = (Candidate(sample_id=name, index=k, text=t, token_ids=ids, logps=p) for k, t, ids, p in given)
+            scored = {"candidates": [a.to_json(), b.to_json()], "scores": [good.to_json(), bad.to_json()]}
             rows.append({"id": name, **scored, "tree": tree, "counts": {"generated": 5}})
             scores = {"chosen_score": good, "rejected_score": bad}
-            pairs.append(Pair(sample_id=name, chosen=first, rejected=second, **scores, provenance=how))
+            pairs.append(Pair(sample_id=name, chosen=a, rejected=b, **scores, provenance=how))
         write_jsonl(folder / "candidates.jsonl", rows)
         write_jsonl(folder / "pairs.jsonl", pairs)
 
@@ -163,7 +148,6 @@ class Lab:
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Lab:
-    """An empty store and results folder."""
     return Lab(tmp_path)
 
 
@@ -203,8 +187,7 @@ class Html(HTMLParser):
             self.rows.append([])
         elif tag in ("td", "th"):
             self.rows[-1].append("")
-        if tag not in VOID:
-            self.open.append(tag)
+        self.open += [] if tag in VOID else [tag]
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}, line {self.getpos()[0]}"
@@ -220,12 +203,12 @@ class Html(HTMLParser):
 
 
 @pytest.fixture
-def report(tmp_path: Path) -> Callable[..., str]:
-    """Runs the command in this process on the lab's folders and gives the page's text."""
+def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs the command in the lab's folder and gives the page's text."""
+    monkeypatch.chdir(tmp_path)
 
     def run(target: str, **options: Any) -> str:
-        words = {"out": tmp_path / "page.html", "results": tmp_path / "results", "store": tmp_path / "store", **options}
-        assert main([target, *(f"{key}={value}" for key, value in words.items())]) == 0
-        return Path(words["out"]).read_text(encoding="utf-8")
+        assert main([target, "out=page.html", *(f"{key}={value}" for key, value in options.items())]) == 0
+        return Path("page.html").read_text(encoding="utf-8")
 
     return run

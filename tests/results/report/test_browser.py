@@ -21,22 +21,14 @@ from ttpa.results.report.report import main
 ARTEFACTS = Path(os.environ.get("TTPA_ARTEFACTS") or Path(__file__).resolve().parents[2] / "artefacts")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync")
-RUN = (
-    "-m",
-    "name=real",
-    "debug=smoke",
-    "sampler=tps,mcts",
-    "logger=csv",
-    "trainer.log_every_n_steps=1",
-    "baseline=true",
-)
+RUN = "-m name=real debug=smoke sampler=tps,mcts logger=csv trainer.log_every_n_steps=1 baseline=true trainer.threads=1"
 
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of two real runs, which give token paths and search trees."""
     folder = tmp_path_factory.mktemp("runs")
-    words = [sys.executable, "-m", "ttpa.cli", *RUN, "trainer.threads=1"]
+    words = [sys.executable, "-m", "ttpa.cli", *RUN.split()]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]
     out, debug = folder / "real.html", folder / "debug"
@@ -91,6 +83,8 @@ def open_page(chromium: Any, lab: Lab, report: Callable[..., str]) -> Iterator[C
     assert [url for url in asked if not url.partition("#")[0].endswith(".html") and url != "data:,"] == []
 
 
+WIDTH = "document.documentElement.scrollWidth"
+GROUND = "getComputedStyle(document.documentElement).backgroundColor"
 WORDS = """() => {
     const texts = [...document.querySelectorAll("figure svg text")];
     const leaves = text => {
@@ -107,19 +101,16 @@ def test_it_fits(width: int, scheme: str, real: Path, open_page: Callable[..., A
     page = open_page(real, width, scheme)
     ARTEFACTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=ARTEFACTS / f"report-{width}-{scheme}.png", full_page=True)
-    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    open_all(page)
     page.wait_for_function("[...document.querySelectorAll('figure')].every(one => one.querySelector('svg'))")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    dark = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
-    assert dark == ("rgb(20, 24, 29)" if scheme == "dark" else "rgb(255, 255, 255)")
+    assert page.evaluate(WIDTH) <= width
+    assert page.evaluate(GROUND) == ("rgb(20, 24, 29)" if scheme == "dark" else "rgb(255, 255, 255)")
     page.locator("#browser button[data-step='1']").click()
     assert page.inner_text("#browser .pager span").startswith("page 2 of") and len(shown(page)[1]) == 5
-    count, small, outside = page.evaluate(WORDS)
-    assert (
-        count > 50 and small > 10.9 and outside == []
-    )  # words in pictures: pixels, and those that leave their picture
+    count, small, outside = page.evaluate(WORDS)  # words in pictures: pixels, and those that leave their picture
+    assert count > 50 and small > 10.9 and outside == []
     page.emulate_media(media="print", color_scheme="dark")
-    assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.evaluate(GROUND) == "rgb(255, 255, 255)"
 
 
 def test_pictures_are_drawn_to_scale_in_the_policies_colours(lab: Lab, open_page: Callable[..., Any]) -> None:
@@ -133,14 +124,12 @@ def test_pictures_are_drawn_to_scale_in_the_policies_colours(lab: Lab, open_page
     assert (x2 - x0) == pytest.approx(3 * (x1 - x0)) and colours == ("var(--c1)", "var(--c2)", "var(--c3)")
 
 
-@pytest.mark.parametrize("width", [1400, 390])
-def test_a_wide_table_keeps_its_first_column(width: int, lab: Lab, open_page: Callable[..., Any]) -> None:
+def test_a_wide_table_keeps_its_first_column(lab: Lab, open_page: Callable[..., Any]) -> None:
     for number in range(14):
         lab.row(settings={"objective.beta": f"{number} {40 * 'x'}"}, objective="dpo")
-    page = open_page(width=width)
+    page = open_page(width=390)
     box = page.locator("#settings .scroll").first
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert box.evaluate("one => one.scrollWidth > one.clientWidth")
+    assert page.evaluate(WIDTH) <= 390 and box.evaluate("one => one.scrollWidth > one.clientWidth")
     box.evaluate("one => { one.scrollLeft = one.scrollWidth; }")
     where = (
         "one => [one, one.querySelector('tbody th'), one.querySelector('tbody td:last-child')]"
@@ -150,12 +139,21 @@ def test_a_wide_table_keeps_its_first_column(width: int, lab: Lab, open_page: Ca
     assert abs(head[0] - left) < 1 and abs(last[1] - right) < 2 and last[0] >= head[1] - 1  # nothing is lost below it
 
 
+def open_all(page: Any) -> None:
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+
+
+def said(page: Any, words: str) -> None:
+    """Waits until the browser's sentence begins so: an address changes before the page does."""
+    status = "document.querySelector('#browser [role=status]').textContent"
+    page.wait_for_function(f"words => {status}.startsWith(words)", arg=words)
+
+
 def shown(page: Any) -> tuple[str, list[list[str]]]:
     """The sentence of the browser, and of each card on its page the sample and the verdicts of its answers."""
     card = "c => [c.querySelector('code').textContent, ...[...c.querySelectorAll('.verdict')].map(v => v.textContent)]"
-    return page.inner_text("#browser [role=status]"), page.eval_on_selector_all(
-        "#browser .card", f"all => all.map({card})"
-    )
+    cards = page.eval_on_selector_all("#browser .card", f"all => all.map({card})")
+    return page.inner_text("#browser [role=status]"), cards
 
 
 def test_filters_choose_answers(lab: Lab, open_page: Callable[..., Any]) -> None:
@@ -182,17 +180,17 @@ def test_each_number_of_the_error_table_opens_its_answers(lab: Lab, open_page: C
     lab.row(right=2)
     page = open_page(place="#answers:1:tool_name")
     assert shown(page)[1] == [["q3", "parameter value, tool name"]]
-    assert page.locator("#errors td a").count() == 14
-    for link in page.locator("#errors td a").all():
+    links = page.locator("#errors td a").all()
+    assert len(links) == 14
+    for link in links:
         share = float(link.inner_text())
         link.click()
-        page.wait_for_function("hash => location.hash === hash", arg=link.get_attribute("href"))
-        assert shown(page)[0].startswith(f"{round(share * 4 / 100)} of 10 answers"), link.get_attribute("href")
-    link.click()  # after another filter was chosen the same link works again
+        said(page, f"{round(share * 4 / 100)} of 10 answers")
+    links[-1].click()  # after another filter was chosen the same link works again
     page.locator("[name=policy]").select_option(label="all policies")
     page.locator("#errors th a").last.click()
-    page.wait_for_function("document.querySelector('[name=error]').value === 'wrong'")
-    assert shown(page)[0] == "2 of 10 answers, to 2 of 5 questions"
+    said(page, "2 of 10 answers, to 2 of 5 questions")
+    assert page.locator("[name=error]").input_value() == "wrong"
 
 
 def test_tables_sort_by_click_and_by_keyboard(lab: Lab, open_page: Callable[..., Any]) -> None:
@@ -218,16 +216,22 @@ SHAPE = """([nodes, answers]) => {
     const of = one => [one.text, one.note, ...one.children.map(of)];
     return of(nodes ? searchTree(nodes, answers) : tokenTree(answers));
 }"""
-START = "(start of the answer)"
 
 
 def answers(*texts: str, choices: Any = ()) -> list[dict[str, Any]]:
     """Answers of a letter a token."""
-    made = []
-    for number, text in enumerate(texts):
-        given = {"text": text, "pieces": list(text), "value": 1 - number / 2, "exact": not number, "choices": choices}
-        made.append({**given, "token_ids": list(map(ord, text)), "logps": [-0.5] * len(text)})
-    return made
+    same = {"choices": choices, "logps": [-0.5] * 999}
+    return [
+        {
+            "text": text,
+            "pieces": list(text),
+            "value": 1 - k / 2,
+            "exact": not k,
+            "token_ids": list(map(ord, text)),
+            **same,
+        }
+        for k, text in enumerate(texts)
+    ]
 
 
 def node(number: int, parent: int | None, text: str, *answers: int) -> dict[str, Any]:
@@ -239,24 +243,20 @@ def end(text: str, note: str) -> list[str]:
     return [text, f"1 answer ends here: {note}"]
 
 
-DEEP = "ab" * 400
-RIGHT = "score 1.000 (exact)"
+DEEP, RIGHT = "ab" * 400, "score 1.000 (exact)"
+CUT = [["ab", "", end("c", RIGHT), end("d", "score 0.500")], end("x", "score 0.000")]
+FOUND = [["a", f"answer 0, {RIGHT}: f(a"], ["b", "answer 1, score 0.500: f(b"]]  # there is no answer 9
 TREES: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "cut where answers part and at choices": (
         None,
         answers("fabc", "fabd", "fx", choices=[(1, [("a", 0.5), ("x", 0.4)])]),
-        [
-            "f",
-            "choice here: “a” 0.500, “x” 0.400",
-            ["ab", "", end("c", RIGHT), end("d", "score 0.500")],
-            end("x", "score 0.000"),
-        ],
+        ["f", "choice here: “a” 0.500, “x” 0.400", *CUT],
     ),
-    "equal and empty answers": (None, answers("ab", "ab"), ["ab", f"2 answers end here: {RIGHT}"]),
+    "equal answers": (None, answers("ab", "ab"), ["ab", f"2 answers end here: {RIGHT}"]),
     "a search": (
         [node(0, None, ""), node(1, 0, "f(", 0, 1), node(2, 1, "a", 0, 9), node(3, 1, "b", 1)],
         answers("f(a", "f(b"),
-        ["f(", "", ["a", f"answer 0, {RIGHT}: f(a"], ["b", "answer 1, score 0.500: f(b"]],  # there is no answer 9
+        ["f(", "", *FOUND],
     ),
 }
 
@@ -265,12 +265,9 @@ def test_trees_nest_where_there_was_a_choice(lab: Lab, open_page: Callable[..., 
     lab.row()
     page = open_page()
     for name, (nodes, given, below) in TREES.items():
-        assert page.evaluate(SHAPE, [nodes, given]) == [START, "", below], name
-    many = [(at, [("a", 0.5)]) for at in range(1, len(DEEP))]
-    for nodes, given, levels in (
-        (None, answers(DEEP, choices=many), 41),
-        ([node(k, k - 1 if k else None, "x") for k in range(90)], [], 40),
-    ):
+        assert page.evaluate(SHAPE, [nodes, given]) == ["(start of the answer)", "", below], name
+    many = answers(DEEP, choices=[(at, [("a", 0.5)]) for at in range(1, len(DEEP))])
+    for nodes, given, levels in ((None, many, 41), ([node(k, k - 1 if k else None, "x") for k in range(90)], [], 40)):
         tree, depth = page.evaluate(SHAPE, [nodes, given]), 0
         while len(tree) > 2:
             tree, depth = tree[2], depth + 1
@@ -279,10 +276,9 @@ def test_trees_nest_where_there_was_a_choice(lab: Lab, open_page: Callable[..., 
     tree.locator("summary").first.focus()
     page.keyboard.press("Enter")
     assert "answer 0, score 1.000 (exact)" in tree.locator(".spans").inner_text()
-    tree.get_by_role("button", name="close all").click()
-    assert tree.locator(".spans details[open]").count() == 0
-    tree.get_by_role("button", name="open all").click()
-    assert tree.locator(".spans details[open]").count() == 1
+    for button, count in (("close all", 0), ("open all", 1)):
+        tree.get_by_role("button", name=button).click()
+        assert tree.locator(".spans details[open]").count() == count
 
 
 def test_hostile_text_does_nothing(lab: Lab, open_page: Callable[..., Any]) -> None:
@@ -292,8 +288,8 @@ def test_hostile_text_does_nothing(lab: Lab, open_page: Callable[..., Any]) -> N
     rows = lab.folder("evaluate/0") / "rows.jsonl"
     write_jsonl(rows, [{**row, "errors": [NASTY], "band": NASTY} for row in read_jsonl(rows)])
     page = open_page(width=320)
-    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
-    assert page.evaluate("document.documentElement.scrollWidth") == 320
+    open_all(page)
+    assert page.evaluate(WIDTH) == 320
     assert page.locator("img").count() == 0 and page.locator("script").count() == 2
     for part in ("#pairs", "#trees .spans", "#browser .card", "#browser form"):
         assert "onerror=alert(2)" in page.locator(part).first.text_content()

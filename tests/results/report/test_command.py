@@ -1,6 +1,4 @@
-"""`ttpa report` as a command: what it prints, what it refuses, what it leaves behind; and the page of a
-table's folder.
-"""
+"""`ttpa report` as a command: what it prints, refuses and leaves behind; and the page of a table's folder."""
 
 import subprocess
 import sys
@@ -20,12 +18,14 @@ from ttpa.results.report.study import records_of, study_of
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_a_page_is_written_and_named_with_its_size(lab: Lab) -> None:
-    lab.row()
+def test_a_page_is_written_and_named_with_its_size(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = lab.row()
     words = [sys.executable, "-m", "ttpa.cli", "report", "made"]
     done = subprocess.run(words, cwd=lab.root, capture_output=True, text=True, timeout=120)
     assert done.stdout == f"made.html ({(lab.root / 'made.html').stat().st_size / 1e6:.2f} MB)\n", done.stderr
-    assert {path.name for path in lab.root.iterdir()} == {"made.html", "results", "store"}
+    monkeypatch.chdir(lab.root)
+    assert command.main([str(row)]) == 0
+    assert {path.name for path in lab.root.iterdir()} == {"made.html", f"{row.stem}.html", "results", "store"}
     keys = command.Form.__dataclass_fields__.keys() - {"target", "overrides"}
     assert all(f"{key}=" in command.HELP for key in keys)
 
@@ -50,16 +50,14 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_leaves_nothing(mistake: str, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     words, said = MISTAKES[mistake]
     whole = lab.row().read_text()
-    texts = {"x": '{"run": ', "z": "\n", "s": whole.replace(lab.stages["data/0"], "../../secret")}
-    for name, text in texts.items():
+    for name, text in {"x": '{"run": ', "z": "\n", "s": whole.replace(lab.stages["data/0"], "../../secret")}.items():
         (lab.results / f"{name}.jsonl").write_text(text)
     before = {path: path.read_bytes() for path in lab.root.rglob("*") if path.is_file()}
     monkeypatch.chdir(lab.root)
     with pytest.raises(TtpaError) as caught:
         command.main(words)
     assert "\n" not in str(caught.value)
-    for part in said:
-        assert part in str(caught.value)
+    assert all(part in str(caught.value) for part in said), caught.value
     assert {path: path.read_bytes() for path in lab.root.rglob("*") if path.is_file()} == before
 
 
@@ -70,18 +68,6 @@ def test_a_damaged_row_among_others_is_left_out_and_said(
     (lab.results / "made-00000000ffff.jsonl").write_text('{"run": ')
     assert "made-00000000ffff.jsonl:1: no result row" in Html(report("made")).text
     assert capsys.readouterr().err.startswith("ttpa report: warning: ")
-
-
-def test_where_a_page_goes() -> None:
-    files = {
-        "a,b": "a+b",
-        "experiments/demo/": "demo",
-        "experiments/demo/table.yaml": "demo",
-        "results/x-0.jsonl": "x-0",
-    }
-    assert {word: str(command.parse([word]).page) for word in files} == {
-        word: f"{name}.html" for word, name in files.items()
-    }
 
 
 # --- the page of a table's folder ------------------------------------------------------------------------------------
@@ -97,11 +83,13 @@ def fill(folder: Path, warmup_only: bool = False, **changes: object) -> None:
             write_jsonl(Path("results") / f"x-{number:012x}.jsonl", [row])
 
 
-def test_the_page_of_a_table(folder: Path, report: Callable[..., str]) -> None:
-    html = Html(report(str(folder), preset="cluster"))
+def test_the_page_of_a_table(folder: Path) -> None:
+    assert command.main([str(folder), "preset=cluster"]) == 0
+    html = Html(Path("demo.html").read_text())
     assert html.sections == {"accuracy"} and "0 of 3 cells have a result" in html.text
     fill(folder)
-    html = Html(report(str(folder)))
+    assert command.main([str(folder / "table.yaml")]) == 0
+    html = Html(Path("demo.html").read_text())
     for words in ("SimPO & friends", "Claim: the claim.", "58.1", "ours - SFT", "v5, Table 2", "are not in the store"):
         assert words in html.text, words
     assert [row[0][2:].removesuffix(" \u2020") for row in html.tables["All numbers"][1:]] == ["warm-up", "SFT", "ours"]
@@ -126,5 +114,5 @@ def test_a_warm_up_that_no_row_shows_is_a_policy(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("name", ["demo", "itool_main"])
-def test_a_table_of_the_project_is_a_page(name: str, lab: Lab, report: Callable[..., str]) -> None:
+def test_a_table_of_the_project_is_a_page(name: str, report: Callable[..., str]) -> None:
     Html(report(str(ROOT / "experiments" / name)))

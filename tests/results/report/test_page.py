@@ -11,16 +11,14 @@ import pytest
 
 from tests.results.report.conftest import NASTY, Html, Lab
 from ttpa.records import Candidate, Pair, Score
-from ttpa.results.report import stages
-from ttpa.results.report.numbers import _tones
-from ttpa.results.report.samples import drawn, pair_block
+from ttpa.results.report import numbers
+from ttpa.results.report.samples import pair_block
 from ttpa.results.report.study import StageFolder
 from ttpa.results.stats import Estimate
 
 Report = Callable[..., str]
 SECTIONS = {"accuracy", "errors", "answers", "heat", "decay", "curves", "pairs", "trees", "drawn", "stages", "settings",
             "provenance"}  # fmt: skip
-TEMPLATES = Path(stages.__file__).parent / "templates"
 
 
 def test_the_page_is_whole_the_same_each_time_and_asks_for_nothing(lab: Lab, report: Report) -> None:
@@ -29,16 +27,15 @@ def test_the_page_is_whole_the_same_each_time_and_asks_for_nothing(lab: Lab, rep
     assert page.sections == SECTIONS and report("made") == text
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert {a["href"] for tag, a in page.tags if tag == "a" and "answers:" not in a["href"]} <= {
-        f"#{one}" for one in ids
-    }
+    links = {given["href"] for tag, given in page.tags if tag == "a" and "answers:" not in given["href"]}
+    assert links <= {f"#{one}" for one in ids}
     for tag, attributes in page.tags:
         assert attributes.get("aria-labelledby", ids[0]) in ids
         assert "src" not in attributes and not any(name.startswith("on") for name in attributes), (tag, attributes)
         assert attributes.get("href", "#").startswith(("#", "data:,"))
         assert tag not in ("iframe", "object", "embed", "base", "img")
     assert "url(" not in page.css and "@import" not in page.css
-    policy = next(a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    policy = next(given["content"] for _, given in page.tags if given.get("http-equiv") == "Content-Security-Policy")
     assert "default-src 'none'" in policy and "script-src 'sha256-" in policy
 
 
@@ -52,25 +49,27 @@ def test_hostile_text_is_only_text(lab: Lab, report: Report) -> None:
     assert any(NASTY in one for one in page.answers["texts"])  # the browser gets what the model wrote
 
 
-@pytest.mark.parametrize("shift", range(5))
-def test_damaged_stages_are_no_crash(lab: Lab, report: Report, shift: int) -> None:
+def test_damaged_stages_are_no_crash(lab: Lab, report: Report) -> None:
     lab.sweep()
-    for number, file in enumerate(sorted(one for one in lab.store.rglob("*") if one.is_file()), shift):
-        half = file.read_bytes()[: file.stat().st_size // 2]
-        file.write_bytes((half, b"[1, 2", b"\xff\xfe{}", b'"text"\n', b"{}\n[]\nnull\n")[number % 5])
-    Html(report("made"))
+    files = {file: file.read_bytes() for file in sorted(lab.store.rglob("*")) if file.is_file()}
+    for shift in range(5):
+        for number, (file, text) in enumerate(files.items(), shift):
+            damaged = (text[: len(text) // 2], b"[1, 2", b"\xff\xfe{}", b'"text"\n', b"{}\n[]\nnull\n")
+            file.write_bytes(damaged[number % 5])
+        Html(report("made"))
 
 
 def test_what_is_gone_is_named(lab: Lab, report: Report) -> None:
     lab.sweep()
     for seed in (0, 1):
         (lab.folder(f"data/{seed}") / "test.jsonl").unlink()
-    assert "The questions are not in the data stage" in report("made")
     (lab.folder("evaluate/1") / "rows.jsonl").unlink()
-    assert re.search(r"The answers of 1 evaluation are not in the store.*warm-up, seed 1", report("made"))
+    text = report("made")
+    assert "The questions are not in the data stage" in text
+    assert re.search(r"The answers of 1 evaluation are not in the store.*warm-up, seed 1", text)
     shutil.rmtree(lab.store)
     page = Html(report("made"))
-    assert "12 of 14 stages" not in page.text and "are not in the store" in page.text
+    assert "No curve of warm-up; " in page.text and "the stage is not in the store" in page.text
     assert page.tables["All numbers"][1][2].startswith("25.0")  # the rows know their numbers
 
 
@@ -96,14 +95,10 @@ def test_numbers_and_answers_agree_with_the_rows(lab: Lab, report: Report) -> No
         assert said == f"{100 * len(hits) / len(own):.1f}"
         checked += bool(hits)
     assert checked == 4  # parameter_value and tool_name, of the warm-up and of dpo
-    name, band, question, tools, target = data["samples"][2]
-    assert (name, band, [[role, data["texts"][at]] for role, at in question]) == (
-        "q2",
-        "hard",
-        [["user", "please q2 plain"]],
-    )
+    name, band, ((role, question),), tools, target = data["samples"][2]
+    texts = [data["texts"][at] for at in (question, target)]
+    assert (name, band, role, *texts) == ("q2", "hard", "user", "please q2 plain", 'f(a="plain")')
     assert ["tool plain" in data["texts"][at] for at in tools] == [True, False]
-    assert data["texts"][target] == 'f(a="plain")'
     assert {data["texts"][one[5]] for one in data["answers"] if one[0] == 2} == {"[f(a=plain)]"}
 
 
@@ -120,15 +115,15 @@ def test_samples_are_limited_and_it_is_said(lab: Lab, report: Report) -> None:
     assert len(report("made")) < 1_500_000
 
 
-def test_lines_are_drawn_evenly_and_the_same_each_time(lab: Lab) -> None:
+def test_lines_are_drawn_evenly_and_the_same_each_time(tmp_path: Path) -> None:
     counts = Counter[int]()
+    (tmp_path / "rows").write_text("".join(f'{{"at":{k}}}\n' for k in range(50)))
     for number in range(400):
-        folder = lab.store / f"explore-{number:012x}"
-        folder.mkdir(parents=True)
-        (folder / "rows").write_text("".join(f'{{"at":{k}}}\n' for k in range(50)))
-        rows, total = drawn(StageFolder(folder), "rows", 5)
+        stage = StageFolder(tmp_path)
+        stage.id = f"explore-{number:012x}"
+        rows = stage.rows("rows", 5)
         counts.update(ats := [row["at"] for row in rows])
-        assert total == 50 and ats == sorted(ats) and (rows, total) == drawn(StageFolder(folder), "rows", 5)
+        assert ats == sorted(ats) and rows == stage.rows("rows", 5)
     assert min(counts.values()) > 15 and max(counts.values()) < 70  # 40 expected, deviation 6
 
 
@@ -164,12 +159,8 @@ def test_a_policy_has_one_colour_and_mark_everywhere(lab: Lab, report: Report) -
         lab.row(settings={"select.limit": number}, objective="dpo")
     page = Html(text := report("made"))
     arms = {row["label"]: row["arm"] for chart in page.charts for row in chart.get("rows", [])}
-    arms |= {
-        line["label"]: line["arms"][0]
-        for chart in page.charts
-        for line in chart.get("lines", [])
-        if line["label"] in arms
-    }
+    lines = [line for chart in page.charts for line in chart.get("lines", []) if line["label"] in arms]
+    assert lines and all(line["arms"] == [arms[line["label"]]] for line in lines)
     assert sorted(arms.values()) == list(range(10)) and page.answers["policies"] == list(arms)
     marks = re.findall(r'var\(--c(\d)\)" aria-hidden="true">(.)</span> (?:<a[^>]*>)?([^<:]*)', text)
     assert len(marks) > 40
@@ -187,7 +178,8 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("mode", [0, 1])
 def test_contrast(mode: int) -> None:
     """WCAG 2: text at least 4.5 to 1 on its ground, lines at least 3 to 1, in the light and in the dark mode."""
-    css = re.findall(r":root\{(.*?)\}", (TEMPLATES / "style.css").read_text(), re.DOTALL)[mode]
+    style = (Path(numbers.__file__).parent / "templates" / "style.css").read_text()
+    css = re.findall(r":root\{(.*?)\}", style, re.DOTALL)[mode]
     light = {name: luminance(colour) for name, colour in re.findall(r"--(\w+):(#[0-9a-f]{6})", css)}
     least = {"ink": 4.5, "soft": 4.5, "link": 4.5, "edge": 3, **{f"c{number}": 3 for number in range(1, 9)}}
     pairs = {(front, ground): ratio for front, ratio in least.items() for ground in ("paper", "panel")}
@@ -200,8 +192,9 @@ def test_contrast(mode: int) -> None:
 def test_tones_know_the_interval() -> None:
     ends = [(9, -1, 19), (3, 1, 5), (-1, -2, -0.5), (2, None, None), (1, 0.0, 2), (0.5, 1e-18, 1)]
     gaps = [Estimate(value=value, low=low, high=high) for value, low, high in ends]
-    assert _tones([*gaps, None]) == [0, 3, -1, None, 0, 0, None]
-    assert _tones(gaps, "low")[:3] == [0, -3, 1] and _tones([Estimate(value=0, low=0, high=0)]) == [0]
+    assert numbers._tones([*gaps, None]) == [0, 3, -1, None, 0, 0, None]
+    assert numbers._tones(gaps, "low")[:3] == [0, -3, 1]
+    assert numbers._tones([Estimate(value=0, low=0, high=0)]) == [0]
 
 
 def test_the_heat_map_colours_clear_differences_and_says_what_its_cells_are(lab: Lab, report: Report) -> None:
@@ -236,10 +229,9 @@ def test_lines_of_data_and_of_training(lab: Lab, report: Report) -> None:
     for seed, texts in enumerate((["step,loss\n0,1\n1,1\n2,9\n", "step,loss\n2,1\n3,1\n"], ["step,loss\n0,3\n2,4\n"])):
         for version, text in enumerate(texts):
             lab.curve(lab.folder(f"align/{seed}/"), text, version)
-    assert stages.logged(StageFolder(lab.folder("align/0/"))) == {"loss": {1: 1, 2: 1, 3: 1, 4: 1}}
-    lines = [
-        (chart["title"], line["points"]) for chart in Html(report("made")).charts for line in chart.get("lines", [])
-    ]
+    assert numbers.logged(StageFolder(lab.folder("align/0/"))) == {"loss": {1: 1, 2: 1, 3: 1, 4: 1}}
+    charts = Html(report("made")).charts
+    lines = [(chart["title"], line["points"]) for chart in charts for line in chart.get("lines", [])]
     assert ("loss", [[1, 2], [3, 2.5]]) in lines
     assert ("Accuracy by select.limit, %", [[0, 25], [10, 50], [40, 75]]) in lines  # begins with the warm-up
 
@@ -256,9 +248,8 @@ def test_why_there_is_no_curve(lab: Lab, report: Report) -> None:
 
 
 def test_stages_say_who_built_them_how_large_they_are_and_what_failed(lab: Lab, report: Report) -> None:
-    lab.row(
-        objective="dpo", settings={"objective.beta": 0.1}
-    )  # warm-up and data are of process 1, the rest of process 2
+    """Warm-up and data are of process 1, the rest of process 2."""
+    lab.row(objective="dpo", settings={"objective.beta": 0.1})
     lab.row(objective="rft")
     (lab.folder("data/0") / "large").write_bytes(bytes(2_330_000))
     gone = lab.folder("align/").name
@@ -268,16 +259,12 @@ def test_stages_say_who_built_them_how_large_they_are_and_what_failed(lab: Lab, 
         (lab.store / f"{name}.part" / "error.txt").write_text(f"Traceback\n  a line\n{error}\n")
     tables = Html(report("made")).tables
     found = {row[0]: dict(zip(tables["Stages"][0], row, strict=True)) for row in tables["Stages"]}
-    assert found[lab.stages["data/0"]]["state"] == found[lab.stages["warmup/0"]]["state"] == "cached"
-    assert found[lab.stages["explore/0/tps"]]["state"] == "built"
+    states = [found[lab.stages[name]]["state"] for name in ("data/0", "warmup/0", "explore/0/tps")]
+    assert states == ["cached", "cached", "built"]
     assert (found[gone]["state"], found[gone]["error"]) == ("failed", "OutOfMemoryError: 3 GiB")
     assert found["warmup-0000000000ff"]["error"] == "ValueError: no steps"
     data = found[lab.stages["data/0"]]
-    assert (data["size, MB"], data["seconds"], data["tokens/s"], data["policies"]) == (
-        "2.34",
-        "2",
-        "15",
-        "all policies",
-    )
+    numbers = [data[head] for head in ("size, MB", "seconds", "tokens/s", "policies")]
+    assert numbers == ["2.34", "2", "15", "all policies"]
     (split,) = [rows for caption, rows in tables.items() if caption.startswith("Settings that differ")]
     assert split == [["setting", "dpo", "rft"], ["objective.beta", "0.1", ""], ["objective.name", "dpo", "rft"]]

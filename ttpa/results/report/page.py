@@ -1,62 +1,38 @@
-"""The parts of a page and how they become HTML. Every value is escaped by the template; markup comes only from the
-templates, and the page's script sets text as text. A content security policy allows that script and no request.
+"""The parts of a page and how they become HTML. The template escapes every value and the page's script sets text as
+text; a content security policy allows that script and no request.
 """
 
 import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any
 
 from ttpa import __version__
 
-TEMPLATES = resources.files("ttpa.results.report") / "templates"
 HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufffe\uffff\ud800-\udfff]"
 )
 
-Block = dict[str, Any]
-"""A part of a section; its `kind` names the macro of page.html that shows it."""
-
-
-class Cell(NamedTuple):
-    """A cell of a table: `hint` is a tooltip; the mark of policy `arm` stands before the text. `tone` colours it: from
-    -3 (worse) to 3 (better), 0 for no clear difference, None for no colour.
-    """
-
-    text: str
-    hint: str = ""
-    tone: int | None = None
-    arm: int | None = None
-    best: bool = False
-
-
-def text(said: str, warning: bool = False) -> Block:
-    """A paragraph; `warning` where something could not be shown."""
-    return {"kind": "text", "text": said, "warning": warning}
+Block = tuple[str, Any]
+"""A part of a section: its kind and its content. Kinds are `said` and `warning` (paragraphs), `heading`, and the macros
+of page.html. A block without content is left out.
+"""
 
 
 def folded(title: str, blocks: Sequence[Block], arm: int | None = None) -> Block:
     """Blocks that are shown on demand, with the mark of a policy."""
-    return {"kind": "folded", "title": title, "blocks": blocks, "arm": arm}
+    return "folded", {"title": title, "blocks": blocks, "arm": arm}
 
 
-def grid(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Cell | str | float | None]]) -> Block:
-    """A table; the first cell of a row names it and stays in sight when the table is scrolled. None is a dash."""
-    return {"kind": "grid", "caption": caption, "columns": columns, "rows": [list(map(_cell, row)) for row in rows]}
-
-
-def _cell(value: Cell | str | float | None) -> Cell:
-    if isinstance(value, int | float):
-        return Cell(f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}")
-    return value if isinstance(value, Cell) else Cell("-" if value is None else value)
-
-
-def pictures(charts: Sequence[Block]) -> list[Block]:
-    """Charts beside each other, drawn by the page's script: each has a title and `rows` (intervals) or `lines`."""
-    return [{"kind": "pictures", "charts": charts}] if charts else []
+def grid(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Block:
+    """A table of texts, numbers and None (a dash); the first cell of a row names it. A cell may also be a mapping: its
+    `text`, a tooltip `hint`, whether it is `best`, the policy `arm` whose mark it has, and a colour `tone` from -3
+    (worse) to 3 (better), 0 for no clear difference.
+    """
+    return "grid", {"caption": caption, "columns": columns, "rows": rows}
 
 
 def short(said: str, limit: int = 2000) -> str:
@@ -75,13 +51,8 @@ def plural(number: int, word: str) -> str:
     return f"{number:,} {word if number == 1 else many}"
 
 
-def some(names: Sequence[str], most: int = 6) -> str:
-    """The first of many names."""
-    return "; ".join([*names[:most], *["..."] * (len(names) > most)])
-
-
-def render(**values: Any) -> str:
-    """page.html with its values: title, subtitle, head, and sections, of which those without blocks are left out."""
+def render(sections: Mapping[str, Sequence[Block]], **values: Any) -> str:
+    """page.html with its sections and other values: title, subtitle, head."""
     import jinja2
 
     def finalize(value: Any) -> Any:
@@ -94,10 +65,9 @@ def render(**values: Any) -> str:
         autoescape=True, finalize=finalize, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    html, style, script = (
-        (TEMPLATES / name).read_text(encoding="utf-8").strip() for name in ("page.html", "style.css", "page.js")
-    )
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.from_string(html).render(
-        **values, style=style, script=script, script_hash=f"sha256-{digest}", version=__version__
-    )
+    folder, names = resources.files("ttpa.results.report") / "templates", ("page.html", "style.css", "page.js")
+    html, style, script = ((folder / name).read_text(encoding="utf-8").strip() for name in names)
+    digest = "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    shown = {name: [block for block in blocks if block[1]] for name, blocks in sections.items()}
+    values |= {"sections": shown, "style": style, "script": script, "script_hash": digest, "version": __version__}
+    return environment.from_string(html).render(**values)

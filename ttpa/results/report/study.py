@@ -1,49 +1,25 @@
 """What a page is about: result rows, grouped into policies over seeds, and the folders of the stages behind them, which
-may be gone or damaged. Nothing is computed or written here.
+may be gone or damaged.
 """
 
-from __future__ import annotations
-
 import json
+import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ttpa.errors import ConfigError, DataError
-from ttpa.results.records import WARMUP_GROUPS, WARMUP_ROLES, Record, read_records
+from ttpa.results.records import WARMUP_GROUPS, WARMUP_ROLES, Record, StageCost, number_at, read_records
+from ttpa.results.stats import Estimate, over_seeds
 from ttpa.results.table import TableRow, settings
 
 STAGE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*-[0-9a-f]{12}")
 DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError)  # reading a damaged file
-
-
-def lines_of(file: Path) -> list[str]:
-    """The lines of a text file of a stage; none where it is gone or no UTF-8."""
-    try:
-        return file.read_text(encoding="utf-8").rstrip("\n").split("\n") if file.is_file() else []
-    except (OSError, UnicodeDecodeError):
-        return []
-
-
-def parsed(text: str) -> Any:
-    """What JSON text says; None where it is damaged."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def objects(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The JSON objects of some lines. Damaged lines are skipped: a page shows what there is."""
-    return (row for row in map(parsed, lines) if isinstance(row, dict))
-
-
-def read_json(file: Path) -> Any:
-    """What a JSON file of a stage says; None where there is none."""
-    return parsed("\n".join(lines_of(file)))
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:
@@ -51,25 +27,52 @@ def as_mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def folders(record: Record, kind: str) -> list[str]:
+    """A record's stages of a kind (such as align), which it names in the order of the rounds."""
+    return [name for role, name in record.stages.items() if role.startswith(kind)]
+
+
 class StageFolder:
     """A stage of some rows. Whatever its folder does not say, because it is gone or damaged, is empty or None."""
 
-    def __init__(self, path: Path, seconds: float | None = None, tokens: float | None = None) -> None:
-        self.path, self.id, self.seconds, self.tokens = path, path.name, seconds, tokens
-        self.part = path.with_name(f"{path.name}.part")  # where a build that is not finished works
+    def __init__(self, path: Path, cost: StageCost | None = None) -> None:
+        self.path, self.id = path.absolute(), path.name
+        self.seconds, self.tokens = (cost.seconds, cost.tokens) if cost else (None, None)
+        self.part = self.path.with_name(f"{self.id}.part")  # where a build that is not finished works
         self.exists = (path / "done.json").is_file()
-        self.provenance = as_mapping(read_json(path / "provenance.json"))
-        self.metrics = as_mapping(read_json(path / "metrics.json"))
+        self.provenance = as_mapping(self.json("provenance.json"))
         self.started = str(self.provenance.get("started") or "").replace("T", " ")  # UTC
-        self.error = (lines_of(self.part / "error.txt") or [""])[-1].strip()  # of a build that failed
-        attempts = read_json(path / "attempts.json")
+        self.error = (self.lines(self.part / "error.txt") or [""])[-1].strip()  # of a build that failed
+        attempts = self.json("attempts.json")
         last = as_mapping(attempts[-1]) if isinstance(attempts, list) and attempts else {}
         self.maker = (last.get("host"), last.get("pid"))  # the process that finished it
 
-    def input(self, role: str) -> StageFolder | None:
+    def lines(self, file: str | Path) -> list[str]:
+        """The lines of a text file; none where it is gone or no UTF-8."""
+        with suppress(OSError, ValueError):
+            return (self.path / file).read_text(encoding="utf-8").rstrip("\n").split("\n")
+        return []
+
+    def json(self, file: str) -> Any:
+        """What a JSON file says."""
+        with suppress(*DAMAGED):
+            return json.loads("\n".join(self.lines(file)))
+
+    def rows(self, file: str, limit: int | None = None) -> list[dict[str, Any]]:
+        """The JSON objects of a file's lines, or of so many lines drawn at random; damaged ones are left out."""
+        lines, found = self.lines(file), list[dict[str, Any]]()
+        if limit is not None:
+            drawn = sorted(random.Random(self.id).sample(range(len(lines)), min(limit, len(lines))))
+            lines = [lines[at] for at in drawn]
+        for line in lines:
+            with suppress(*DAMAGED):
+                found += [row] if isinstance(row := json.loads(line), dict) else []
+        return found
+
+    def input(self, role: str) -> Self | None:
         """The stage that it read in a role, if that is in the store."""
         name = f"*-{as_mapping(self.provenance.get('inputs')).get(role)}"
-        return next((StageFolder(one) for one in self.path.parent.glob(name) if STAGE_NAME.fullmatch(one.name)), None)
+        return next((type(self)(one) for one in self.path.parent.glob(name) if STAGE_NAME.fullmatch(one.name)), None)
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,19 @@ class Arm:
         """The dotted settings of its configuration, without seeds."""
         return {**settings(self.first.config), "rounds": self.first.rounds}
 
-    def stages(self, kind: str, seed: int) -> list[str]:
-        """Folders of a kind of stage (such as align) in the order of the rounds."""
-        stages = self.records[seed].stages
-        roles = [role for role in stages if re.fullmatch(rf"{kind}\d*", role)]
-        return [stages[role] for role in sorted(roles, key=lambda role: (len(role), role))]
+    def by_seed(self, path: str) -> list[Estimate]:
+        """A number of each seed that has it, by its dotted path in the metrics."""
+        found = list[Estimate]()
+        for record in self.records.values():
+            with suppress(KeyError):
+                found += filter(None, [number_at(record.measured(self.warmup), path)])
+        return found
+
+    def share(self, path: str = "accuracy") -> Estimate | None:
+        """A share in per cent with its interval; None where it was not measured."""
+        known = self.by_seed(path)
+        mean = over_seeds([one.value for one in known]).within(0, 1) if len(known) > 1 else next(iter(known), None)
+        return mean and mean.scaled(100)
 
 
 @dataclass(frozen=True)
@@ -112,39 +123,36 @@ class Study:
 
     @cached_property
     def records(self) -> list[Record]:
-        """Every record once."""
-        arms = sorted(self.arms, key=lambda arm: not arm.warmup)  # a whole record replaces its warm-up part
-        return list({(one.path, one.run, one.seed): one for arm in arms for one in arm.records.values()}.values())
+        """Every record once; a whole record replaces its warm-up part."""
+        return list({(one.path, one.run, one.seed): one for arm in self.arms for one in arm.records.values()}.values())
 
     @cached_property
     def stages(self) -> dict[str, StageFolder]:
         """Name -> folder of every stage that a record names."""
-        found: dict[str, StageFolder] = {}
-        for record in self.records:
-            for role, name in record.stages.items():
-                cost = record.cost.get(role)
-                found.setdefault(name, StageFolder(self.store / name, *((cost.seconds, cost.tokens) if cost else ())))
-        return found
+        uses = [(name, record.cost.get(role)) for record in self.records for role, name in record.stages.items()]
+        costs = dict.fromkeys(name for name, _ in uses) | dict(reversed(uses))
+        return {name: StageFolder(self.store / name, cost) for name, cost in costs.items()}
 
     @cached_property
+    def options(self) -> dict[str, list[str]]:
+        """Option group -> what the aligned policies chose."""
+        firsts = [arm.first.choices for arm in self.aligned or self.arms]
+        return {group: list(dict.fromkeys(str(one.get(group)) for one in firsts)) for one in firsts for group in one}
+
+    @property
     def varying(self) -> list[str]:
-        """Option groups whose choice differs between the aligned policies."""
-        firsts = [arm.first.choices for arm in self.aligned]
-        groups = dict.fromkeys(group for first in firsts for group in first)
-        return [group for group in groups if len({first.get(group) for first in firsts}) > 1]
+        """Option groups whose choice differs."""
+        return [group for group, chosen in self.options.items() if len(chosen) > 1]
 
 
 def records_of(target: str, results: Path) -> tuple[list[Record], list[str]]:
     """The records of a result file or of run names joined by commas, and a sentence for each line that is left out.
-
-    Raises:
-        ConfigError: nothing of that name; lists the names there are.
-        DataError: there is no record.
+    A ConfigError lists the names there are; no record is a DataError.
     """
     named: dict[str, list[Path]] = {target: [Path(target)]} if Path(target).is_file() else {}
     for file in [] if named else sorted(results.glob(f"*-{12 * '[0-9a-f]'}.jsonl")):
         named.setdefault(file.stem[:-13], []).append(file)
-    names = [target] if target in named else list(dict.fromkeys(target.split(",")))
+    names = [target] if target in named else dict.fromkeys(target.split(","))
     if unknown := [name for name in names if name not in named]:
         known = f"there are {', '.join(sorted(named)[:20])}" if named else "it holds no results"
         remedy = "Give a result file, a run name or a table's folder, and results=DIR"
@@ -169,24 +177,19 @@ def warmup_key(record: Record) -> str:
 def study_of(rows: Sequence[TableRow], store: Path) -> Study:
     """The rows of a table that have records, after the warm-ups. A warm-up that no row shows is added."""
     arms = [Arm(row.spec.key, row.spec.label, row.records, row.spec.warmup_only) for row in rows if row.records]
-    aligned = [arm for arm in arms if not arm.warmup]
-    starts = [replace(arm, records=warmup_parts(arm.records)) for arm in arms if arm.warmup]
-    shown = {warmup_key(arm.first) for arm in starts}
-    added: dict[str, dict[int, Record]] = {}
+    aligned, starts = [arm for arm in arms if not arm.warmup], [arm for arm in arms if arm.warmup]
+    shown, added = {warmup_key(arm.first) for arm in starts}, defaultdict[str, dict[int, Record]](dict)
     for record in (one for arm in aligned for one in arm.records.values() if one.baseline):
         if (key := warmup_key(record)) not in shown:
-            added.setdefault(key, {})[record.seed] = record
-    for number, records in enumerate(added.values(), 1):
-        label = "warm-up" if len(added) + len(shown) == 1 else f"warm-up {number}"
-        starts.append(Arm("", label, warmup_parts(records), warmup=True))
-    return Study(store, [*starts, *aligned])
+            added[key][record.seed] = record
+    name = "warm-up" if len(added) + len(shown) == 1 else "warm-up {}"
+    starts += [Arm("", name.format(at), records, True) for at, records in enumerate(added.values(), 1)]
+    begun = [replace(arm, records={seed: _warmup_part(one) for seed, one in arm.records.items()}) for arm in starts]
+    return Study(store, [*begun, *aligned])
 
 
-def warmup_parts(records: Mapping[int, Record]) -> dict[int, Record]:
-    """What records say of the policy that they began with; the rest may belong to another experiment."""
+def _warmup_part(record: Record) -> Record:
+    """What a record says of the policy that it began with; the rest may belong to another experiment."""
     parts = {"choices": WARMUP_GROUPS, "config": WARMUP_GROUPS, "stages": WARMUP_ROLES, "cost": WARMUP_ROLES}
-    found = {}
-    for seed, one in records.items():
-        kept = {key: {k: v for k, v in getattr(one, key).items() if k in names} for key, names in parts.items()}
-        found[seed] = one.model_copy(update={**kept, "rounds": 0, "metrics": {}})
-    return found
+    kept = {key: {k: v for k, v in getattr(record, key).items() if k in names} for key, names in parts.items()}
+    return record.model_copy(update={**kept, "rounds": 0})
