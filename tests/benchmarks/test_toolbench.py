@@ -47,19 +47,13 @@ def read_one(tmp_path: Path, given: Any) -> Any:
     return read_answers(tmp_path, "I1-Tool")["5"]
 
 
-@pytest.mark.parametrize(
-    ("details", "names", "finished"),
-    [
-        ([node("a", "{}", node("Finish"))], ["a"], True),
-        ([node("Finish", "{}", node("a"))], ["a"], False),  # the last call is what counts
-        ([node("a", "{}", node("b"), node("Finish"))], ["a", "b"], False),  # only the first branch is looked at
-        ([node("a"), node("Finish")], ["a"], False),
-        (node("Finish"), [], True),
-        ([{"role": "tool", "message": "{'name': 'Finish', 'arguments': {}, 'response': ''}", "next": []}], [], True),
-        ([{"role": "tool", "message": "[" * 50_000, "next": []}], [""], False),
-        ([], [], False),
-    ],
-)
+@pytest.mark.parametrize(("details", "names", "finished"), [
+    ([node("a", "{}", node("Finish"))], ["a"], True), ([node("a"), node("Finish")], ["a"], False),
+    ([node("Finish", "{}", node("a"))], ["a"], False),  # the last call is what counts
+    ([node("a", "{}", node("b"), node("Finish"))], ["a", "b"], False),  # only the first branch is looked at
+    ([{"role": "tool", "message": "{'name': 'Finish', 'arguments': {}, 'response': ''}", "next": []}], [], True),
+    ([{"role": "tool", "message": "[" * 50_000, "next": []}], [""], False), ([], [], False), (node("Finish"), [], True),
+])  # fmt: skip
 def test_the_chain_of_first_nodes_decides(details: Any, names: list[str], finished: bool, tmp_path: Path) -> None:
     found = read_one(tmp_path, record(details))
     assert ([call.name for call, _ in found.steps], found.finished) == (names, finished)
@@ -75,16 +69,13 @@ def test_a_file_a_query_is_read_too(tmp_path: Path) -> None:
         read_answers(tmp_path, "I1-Tool")
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[" * 100_000, r"G1_tool\.json: not a JSON file \("),
-        ("[]", r"a list where an object of answers belongs"),
-        ('{"5": {"query": "q"}}', r"query 5 is no ToolBench answer \(KeyError 'answer'\).*ToolEval"),
-        ('{"5": {"query": "q", "answer": {"answer_details": [1]}}}', r"query 5 is no ToolBench answer"),
-        ('{"5": {"answer": {}}, "7": {}, "5": {"answer": {}}}', r"G1_tool\.json: 5 is there twice"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), [
+    ("[" * 100_000, r"G1_tool\.json: not a JSON file \("),
+    ("[]", r"a list where an object of answers belongs"),
+    ('{"5": {"query": "q"}}', r"query 5 is no ToolBench answer \(KeyError 'answer'\).*ToolEval"),
+    ('{"5": {"query": "q", "answer": {"answer_details": [1]}}}', r"query 5 is no ToolBench answer"),
+    ('{"5": {"answer": {}}, "7": {}, "5": {"answer": {}}}', r"G1_tool\.json: 5 is there twice"),
+])  # fmt: skip
 def test_files_of_another_form_are_refused_by_name(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "G1_tool.json").write_text(text)
     with pytest.raises(DataError, match=message):
@@ -134,15 +125,12 @@ def scored(judge: Scripted, *measures: str, votes: int = 4, known: bool = False,
     return Panel(judge, votes, known, mine, theirs).score(measures)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("status", "task", "passes"),
-    [
-        ("solved solved unsolved unsolved", "- - solvable solvable", 2),
-        ("solved unsolved unsolved unsolved", "- solvable solvable solvable", 1),
-        ("unsure unsure unsolved unsolved", "unsolvable unsolvable solvable solvable", 2),
-        ("unsolved unsolved unsolved unsolved", "unsolvable unsolvable unsolvable unsolvable", 4),
-    ],
-)
+@pytest.mark.parametrize(("status", "task", "passes"), [
+    ("solved solved unsolved unsolved", "- - solvable solvable", 2),
+    ("solved unsolved unsolved unsolved", "- solvable solvable solvable", 1),
+    ("unsure unsure unsolved unsolved", "unsolvable unsolvable solvable solvable", 2),
+    ("unsolved unsolved unsolved unsolved", "unsolvable unsolvable unsolvable unsolvable", 4),
+])  # fmt: skip
 def test_pass_rate_counts_an_even_vote_as_a_pass_in_the_headline(status: str, task: str, passes: int) -> None:
     row = scored(judge := Scripted(status=status, task=task), "pass_rate")
     assert row["passes"] == passes and row["statuses"] == status.split()

@@ -1,6 +1,4 @@
-"""ToolBench through `ttpa score` with a scripted endpoint below the HTTP client: what is asked, fails, is
-remembered.
-"""
+"""ToolBench through `ttpa score`, with a scripted endpoint below the HTTP client."""
 
 import itertools
 import json
@@ -16,6 +14,7 @@ from tests.benchmarks.test_toolbench import ANSWERS, REFERENCE, SOLVABLE
 from ttpa.benchmarks.score import main
 from ttpa.benchmarks.toolbench.judge import Judge, JudgeKeys, Question, read_verdict
 from ttpa.errors import ConfigError, DataError
+from ttpa.io import read_jsonl, write_jsonl
 
 openai = pytest.importorskip("openai")
 library = openai.DefaultHttpxClient.__base__.__module__.partition(".")[0]
@@ -81,10 +80,8 @@ def test_all_that_decides_a_verdict_is_in_its_key(tmp_path: Path) -> None:
     assert judge(tmp_path, retries=9, timeout_s=1.0).key(QUESTION, 0) == keys[0]
 
 
-@pytest.mark.parametrize("failure", [(503, b"", {}), httpx.ConnectError("refused"), httpx.ReadTimeout("slow")])
-def test_a_request_that_fails_is_sent_again_and_then_stops_the_run(
-    failure: Any, server: Endpoint, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("failure", [(503, b"", {}), httpx.ConnectError("refused")])
+def test_a_failed_request_is_sent_again_and_then_stops_the_run(failure: Any, server: Endpoint, tmp_path: Path) -> None:
     replies = iter([failure, "unsolved"])
     server.said = lambda body: next(replies)
     one = judge(tmp_path, retries=1)
@@ -95,10 +92,8 @@ def test_a_request_that_fails_is_sent_again_and_then_stops_the_run(
     assert len(server.asked) == 4 and len((tmp_path / "v.jsonl").read_text().splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [b"<html>sign in</html>", b"[1]", b'{"choices": []}', b'{"choices": [{"message": null}]}', b"[" * 100_000],
-)
+@pytest.mark.parametrize("reply", [b"<html>", b"[1]", b'{"choices": []}', b'{"choices": [{"message": null}]}',
+                                   b"[" * 100_000])  # fmt: skip
 def test_a_reply_that_is_no_chat_completion_stops_the_run(reply: bytes, server: Endpoint, tmp_path: Path) -> None:
     server.said = lambda body: (200, reply, {})
     with pytest.raises(DataError, match="cannot be asked .no chat completion came back"):
@@ -127,9 +122,7 @@ def test_a_redirect_is_refused_and_no_message_shows_the_key_or_a_password(
 
 
 @pytest.mark.parametrize("garbage", ["I think so.", None, "{" * 50_000])
-def test_words_without_a_verdict_are_asked_again_and_then_kept_as_malformed(
-    garbage: Any, server: Endpoint, tmp_path: Path
-) -> None:
+def test_words_without_a_verdict_are_asked_again_and_then_kept(garbage: Any, server: Endpoint, tmp_path: Path) -> None:
     server.said = lambda body: (200, completion(garbage), {})
     one = judge(tmp_path, reasks=2)
     assert one.ask(QUESTION, 0) is None and len(server.asked) == 3
@@ -140,17 +133,14 @@ def test_words_without_a_verdict_are_asked_again_and_then_kept_as_malformed(
     assert one.ask(QUESTION, 1) == "unsure"
 
 
-@pytest.mark.parametrize(
-    ("text", "choice"),
-    [
-        (" Unsolved.\n", "unsolved"),
-        ('```json\n{"reason": "{x}", "status": "solved"}\n```', "solved"),
-        ('It says {"status": "solved"}, yet: {"status": "unsolved"}', "unsolved"),
-        ('{"status": "solved"} {"other": {"a": 1}}', "solved"),
-        ("solved or unsolved", None),
-        ('{"status": ["solved"]} {"status": "great"} \ud800', None),
-    ],
-)
+@pytest.mark.parametrize(("text", "choice"), [
+    (" Unsolved.\n", "unsolved"),
+    ('```json\n{"reason": "{x}", "status": "solved"}\n```', "solved"),
+    ('It says {"status": "solved"}, yet: {"status": "unsolved"}', "unsolved"),
+    ('{"status": "solved"} {"other": {"a": 1}}', "solved"),
+    ("solved or unsolved", None),
+    ('{"status": ["solved"]} {"status": "great"} \ud800', None),
+])  # fmt: skip
 def test_verdicts_in_words(text: str, choice: str | None) -> None:
     assert read_verdict(text, QUESTION) == choice
 
@@ -163,11 +153,10 @@ def test_a_torn_or_foreign_cache(server: Endpoint, tmp_path: Path) -> None:
     one = judge(tmp_path)
     assert [one.ask(QUESTION, vote) for vote in (0, 1)] == ["solved"] * 2 and len(server.asked) == 2
     assert [json.loads(line)["vote"] for line in cache.read_text().splitlines()] == [0, 1]
-    for foreign in ('{"key": "a", "text": "another file"}\n', "notes\n"):
-        cache.write_text(foreign)
-        with pytest.raises(ConfigError, match="cache=.*no verdict"):
-            judge(tmp_path)
-        assert cache.read_text() == foreign
+    cache.write_text(foreign := '{"key": "a", "text": "another file"}\n')
+    with pytest.raises(ConfigError, match="cache=.*no verdict"):
+        judge(tmp_path)
+    assert cache.read_text() == foreign
     cache.write_text(json.dumps({"key": one.key(QUESTION, 0), "choice": "banana"}) + "\n")
     with pytest.raises(ConfigError, match=r"cache=.*v.jsonl: holds 'banana' where one of solved, .* Remove the line"):
         judge(tmp_path).ask(QUESTION, 0)
@@ -177,11 +166,11 @@ def words_of(body: dict[str, Any]) -> str:
     """Solved where the final answer is about Paris or trains; every query is solvable; ties."""
     prompt = body["messages"][0]["content"]
     if '"task"' in prompt:
-        return '{"reason": "yes", "task": "solvable"}'
+        return "solvable"
     if '"better"' in prompt:
-        return '{"reason": "same", "better": "tie"}'
+        return "tie"
     final = prompt.split("Its final answer:")[1]
-    return json.dumps({"reason": "so", "status": "solved" if "12 degrees" in final or "late" in final else "unsolved"})
+    return "solved" if "12 degrees" in final or "late" in final else "unsolved"
 
 
 def command(tmp_path: Path, **more: str) -> list[str]:
@@ -191,7 +180,7 @@ def command(tmp_path: Path, **more: str) -> list[str]:
 
 
 def rows_of(tmp_path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    return list(read_jsonl(tmp_path / "rows.jsonl"))
 
 
 def test_a_folder_is_scored_and_a_second_run_asks_nothing(
@@ -225,8 +214,8 @@ def test_solvable_limit_and_against(server: Endpoint, tmp_path: Path, capsys: py
     assert main(command(tmp_path, limit="1")) == 0
     assert [row["id"] for row in rows_of(tmp_path)] == ["I1-Inst/101", "I3-Inst/7"]
     theirs = tmp_path / "theirs.jsonl"
-    ids = ["I1-Inst/101", "I1-Inst/102", "I1-Inst/103", "I1-Inst/104", "I3-Inst/7"]
-    theirs.write_text("".join(json.dumps({"id": name, "exact": True}) + "\n" for name in ids))
+    ids = [*(f"I1-Inst/{number}" for number in (101, 102, 103, 104)), "I3-Inst/7"]
+    write_jsonl(theirs, [{"id": name, "exact": True} for name in ids])
     assert main(command(tmp_path, against=str(theirs))) == 0
     assert "outputs - against: -0.6000 [" in capsys.readouterr().out  # three of five fail, where theirs all pass
 
@@ -234,7 +223,7 @@ def test_solvable_limit_and_against(server: Endpoint, tmp_path: Path, capsys: py
 def test_an_endpoint_that_fails_on_the_way_loses_nothing_that_was_asked(
     server: Endpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every fifth request is the end: runs go on where the last one stopped, and no verdict is asked for twice."""
+    """Every fifth request is the end."""
     (tmp_path / "rows.jsonl").write_text("as it was")
     good, numbers = Counter[str](), itertools.count(1)
 
@@ -253,23 +242,14 @@ def test_an_endpoint_that_fails_on_the_way_loses_nothing_that_was_asked(
     assert set(good.values()) == {1} and len((tmp_path / "v.jsonl").read_text().splitlines()) == len(good)
 
 
-@pytest.mark.parametrize(
-    ("word", "message"),
-    [
-        ("outputs=nowhere", r"outputs=nowhere: no answers to I1-Inst"),
-        ("base_url=localhost", r"base_url='localhost'"),
-        ("votes=0", r"votes='0'"),
-        ("measures=bleu", r"measures=bleu: .*pass_rate, sopr"),
-        ("measures=sowr", r"Give reference="),
-        ("subsets=I1-Inst,I1-Inst", r"subsets=I1-Inst,I1-Inst"),
-        ("solvabel=red", r"Did you mean solvable\?"),
-        ("out=/", r"out=/: cannot be written"),
-        ("out=toolbench_verdicts.jsonl", r"out=.*is also read"),
-    ],
-)
-def test_words_that_cannot_be_used_are_refused_before_anybody_is_asked(
-    word: str, message: str, server: Endpoint
-) -> None:
+@pytest.mark.parametrize(("word", "message"), [
+    ("outputs=nowhere", r"outputs=nowhere: no answers to I1-Inst"), ("base_url=localhost", r"base_url='localhost'"),
+    ("votes=0", r"votes='0'"), ("measures=bleu", r"measures=bleu: .*pass_rate, sopr"),
+    ("measures=sowr", r"Give reference="), ("subsets=I1-Inst,I1-Inst", r"subsets=I1-Inst,I1-Inst"),
+    ("solvabel=red", r"Did you mean solvable\?"), ("out=/", r"out=/: cannot be written"),
+    ("out=toolbench_verdicts.jsonl", r"out=.*is also read"),
+])  # fmt: skip
+def test_unusable_words_are_refused_before_anybody_is_asked(word: str, message: str, server: Endpoint) -> None:
     key, _, value = word.partition("=")
     keys = {"benchmark": "toolbench", "outputs": str(ANSWERS), "base_url": URL, "model": "m", key: value}
     with pytest.raises(ConfigError, match=message):

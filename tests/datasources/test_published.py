@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.sources import toolace, xlam
+from tests.sources import bands, toolace, xlam
 from ttpa.data.published import SPLITS, split_of_opening
 from ttpa.data.rows import is_hub_id, read_rows
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import read_jsonl
-from ttpa.records import Sample, tools_to_text
+from ttpa.records import Sample, ToolCall, ToolSpec, tools_to_text
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 FILES = ("train", "validation", "test")
@@ -122,18 +122,16 @@ def test_splits_are_disjoint_and_stable(tmp_path: Path) -> None:
     rows = [row(number) for number in range(400)]
     share = {"validation_fraction": 0.2, "test_fraction": 0.1}
     metrics, splits = built(file_of(tmp_path, rows), tmp_path / "a", **share)
-    sizes = {name: len(samples) for name, samples in splits.items()}
-    assert sum(sizes.values()) == len(set.union(*map(queries, splits.values()))) == 400
-    assert 50 < sizes["validation"] < 110 and 20 < sizes["test"] < 65
-    assert metrics["samples"] == {"warmup": sizes["train"], "explore": sizes["train"]} | {
-        name: sizes[name] for name in ("validation", "test")}  # fmt: skip
+    train, validation, test = (len(splits[name]) for name in FILES)
+    assert train + validation + test == len(set.union(*map(queries, splits.values()))) == 400
+    assert 50 < validation < 110 and 20 < test < 65
+    assert metrics["samples"] == {"warmup": train, "explore": train, "validation": validation, "test": test}
     # The split of a row depends on nothing but the row: not on its place, nor on the others.
     _, fewer = built(file_of(tmp_path, reversed(rows[::3]), "b.jsonl"), tmp_path / "b", **share)
     for name in FILES:
         assert queries(fewer[name]) == queries(splits[name]) & {entry["query"] for entry in rows[::3]}
-    assert queries(built(tmp_path / "rows.jsonl", tmp_path / "c", **share, split_seed=1)[1]["test"]) != queries(
-        splits["test"]
-    )
+    _, other = built(tmp_path / "rows.jsonl", tmp_path / "c", **share, split_seed=1)
+    assert queries(other["test"]) != queries(splits["test"])
 
 
 def test_only_max_rows_are_read_and_limit_thins_out_what_was_read(tmp_path: Path) -> None:
@@ -159,14 +157,15 @@ def test_rows_that_open_alike_stay_together(tmp_path: Path) -> None:
 
 
 def test_same_input_same_bytes(tmp_path: Path) -> None:
+    made = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    one, two = (toolace(DATA / "toolace_dialogues.jsonl.gz").build(tmp_path / name) for name in ("a", "b"))
-    contents = [{entry.name: entry.read_bytes() for entry in (tmp_path / name).iterdir()} for name in ("a", "b")]
-    assert one == two and contents[0] == contents[1]
-    assert set(contents[0]) == {*(f"{name}.jsonl" for name in FILES), "rejected.jsonl", "splits.json"}
-    assert json.loads(contents[0]["splits.json"]) == SPLITS
-    written = b"".join(contents[0][f"{name}.jsonl"] for name in FILES)
+        metrics = toolace(DATA / "toolace_dialogues.jsonl.gz").build(tmp_path / name)
+        made.append((metrics, {entry.name: entry.read_bytes() for entry in (tmp_path / name).iterdir()}))
+    (one, contents), again = made
+    assert (one, contents) == again and json.loads(contents["splits.json"]) == SPLITS
+    assert set(contents) == {*(f"{name}.jsonl" for name in FILES), "rejected.jsonl", "splits.json"}
+    written = b"".join(contents[f"{name}.jsonl"] for name in FILES)
     assert one["content_sha256"] == hashlib.sha256(written).hexdigest()
 
 
@@ -240,3 +239,29 @@ def test_no_train_sample_is_an_error(tmp_path: Path) -> None:
     empty = {**row(1), "answers": "[]"}
     with pytest.raises(DataError, match=r"1 rows gave no train sample \(1 have no call turn\).*data\.text_turns=true"):
         built(file_of(tmp_path, [empty]), tmp_path / "out", validation_fraction=0, test_fraction=0)
+
+
+BAND_TABLE = [  # tools, length, calls, band
+    (0, 2, 0, "easy"), (1, 999, 1, "easy"), (1, 1000, 1, "medium"),  # easy is strictly below 1000
+    (2, 10, 1, "medium"), (1, 10, 2, "medium"),  # each condition of easy is needed
+    (3, 1999, 3, "medium"), (3, 2000, 3, "medium"),  # 2000 is in no band of the paper
+    (1, 2001, 1, "hard"), (4, 10, 1, "hard"), (1, 10, 4, "hard"),  # each condition of hard is enough
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("tools", "length", "calls", "band"), BAND_TABLE)
+def test_the_papers_table_by_the_stored_tool_list(tools: int, length: int, calls: int, band: str) -> None:
+    """Length counts characters, not bytes."""
+    specs = [ToolSpec(name="f")] * tools
+    room = max(0, length - len(tools_to_text(specs)))
+    if specs:
+        specs[0] = ToolSpec(name="f", description="\u6f22" * room)
+        assert room == 0 or len(tools_to_text(specs)) == length
+    assert bands().band(specs, [ToolCall(name="f")] * calls) == band
+
+
+@pytest.mark.parametrize("wrong", [{"hard_tools": 1}, {"hard_length": 999}, {"hard_calls": 1}])
+def test_overlapping_bands_are_refused(wrong: dict[str, int]) -> None:
+    (key,) = wrong
+    with pytest.raises(ConfigError, match=rf"{key}={wrong[key]}: must be at least"):
+        bands(**wrong)

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from tests.sources import toolace
+from ttpa.data.published import Converted
 from ttpa.data.rows import BadRow
-from ttpa.data.toolace import MAX_CHARS, MAX_REPAIRS, ToolACE, looks_like_call, parse_split, split_system
-from ttpa.io import read_jsonl
+from ttpa.data.toolace import MAX_CHARS, MAX_REPAIRS, looks_like_call, parse_split, split_system
+from ttpa.io import read_jsonl, write_jsonl
 from ttpa.records import Message, Sample, ToolCall
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -34,32 +35,28 @@ def row(*turns: str, system: str | None = None, functions: Any = FUNCTIONS) -> d
     return {"system": system, "conversations": conversations}
 
 
-def source(**more: Any) -> ToolACE:
-    return toolace(REAL["dialogues"], **more)
+def converted(*turns: str, functions: Any = FUNCTIONS, **more: Any) -> Converted:
+    return toolace(REAL["dialogues"], **more).convert(row(*turns, functions=functions))
 
 
-def published(name: str) -> list[dict[str, Any]]:
-    return list(read_jsonl(REAL[name]))
-
-
-def built(name: str, out: Path, **more: Any) -> tuple[dict[str, Any], list[Sample]]:
+def built(name: str, out: Path, **more: Any) -> tuple[dict[str, Any], list[Sample], list[dict[str, Any]]]:
+    """Counts, samples and published rows."""
     metrics = toolace(REAL[name], **more).build(out)
-    files = ("train", "validation", "test")
-    return metrics, [Sample.from_json(entry) for file in files for entry in read_jsonl(out / f"{file}.jsonl")]
+    files = [out / f"{file}.jsonl" for file in ("train", "validation", "test")]
+    samples = [Sample.from_json(entry) for file in files for entry in read_jsonl(file)]
+    return metrics, samples, list(read_jsonl(REAL[name]))
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_every_call_turn_of_real_rows_is_a_sample_with_its_history(name: str, tmp_path: Path) -> None:
-    metrics, samples = built(name, tmp_path)
-    rows = {entry["conversations"][0]["value"]: entry["conversations"] for entry in published(name)}
+    metrics, samples, published = built(name, tmp_path)
+    rows = {entry["conversations"][0]["value"]: entry["conversations"] for entry in published}
     assert (metrics["rows_read"], metrics["rows_rejected"]) == (len(rows), 0)
     # Counted without the reader: in these rows a turn that opens with a bracket is a call, and no other is.
     call_turns = [
-        (opening, number)
-        for opening, turns in rows.items()
-        for number, turn in enumerate(turns)
+        (opening, at) for opening, turns in rows.items() for at, turn in enumerate(turns)
         if turn["from"] == "assistant" and turn["value"].startswith("[")
-    ]
+    ]  # fmt: skip
     found = [(sample.messages[0].content, int(sample.id.rsplit("-", 1)[1])) for sample in samples]
     assert sorted(found) == sorted(call_turns) and len(call_turns) > len(rows) / 2
     assert metrics["kinds"] == {"call": len(call_turns), "text": 0}
@@ -75,18 +72,18 @@ def test_every_call_turn_of_real_rows_is_a_sample_with_its_history(name: str, tm
 
 
 def test_text_turns(tmp_path: Path) -> None:
-    metrics, samples = built("from_rlla", tmp_path, text_turns=True)
-    replies = sum(turn["from"] == "assistant" for entry in published("from_rlla") for turn in entry["conversations"])
+    metrics, samples, rows = built("from_rlla", tmp_path, text_turns=True)
+    replies = sum(turn["from"] == "assistant" for entry in rows for turn in entry["conversations"])
     assert (len(samples), metrics["rows_without_call_turn"]) == (replies, 0)
     assert {sample.kind: sample.target_text is None for sample in samples} == {"call": True, "text": False}
 
 
 def test_dialogue() -> None:
-    entry = row("user: zip?", "assistant: [Get Zip (US)(n=1), tags/list()]", 'tool: [{"a": 1}]', "assistant: Done.",
-                "user: tags?", "assistant: [tags/list()]")  # fmt: skip
-    converted = source().convert(entry)
-    first, second = converted.samples
-    assert (converted.opening, first.target, second.target) == ("zip?", (ZIP, TAGS), (TAGS,))
+    turns = ("user: zip?", "assistant: [Get Zip (US)(n=1), tags/list()]", 'tool: [{"a": 1}]', "assistant: Done.",
+             "user: tags?", "assistant: [tags/list()]")  # fmt: skip
+    made = converted(*turns)
+    first, second = made.samples
+    assert (made.opening, first.target, second.target) == ("zip?", (ZIP, TAGS), (TAGS,))
     assert first.messages == second.messages[:1] == (Message(role="user", content="zip?"),)
     assert second.messages[1:] == (
         Message(role="assistant", calls=(ZIP, TAGS)), Message(role="tool", content='[{"a": 1}]'),
@@ -96,9 +93,8 @@ def test_dialogue() -> None:
     zip_tool, tags = first.tools
     assert zip_tool.parameters == {"type": "object", "properties": {"n": {"type": "integer"}}, "required": []}
     assert tags.required == ("x",)  # a list beside the parameters is their own
-    replies = source(text_turns=True).convert(entry).samples
-    assert [(sample.kind, sample.target_text) for sample in replies] == [
-        ("call", None), ("text", "Done."), ("call", None)]  # fmt: skip
+    replies = converted(*turns, text_turns=True).samples
+    assert [(one.kind, one.target_text) for one in replies] == [("call", None), ("text", "Done."), ("call", None)]
 
 
 @pytest.mark.parametrize(("text", "custom"), [
@@ -133,7 +129,7 @@ def test_looks_like_call(text: str, call: bool) -> None:
 ])  # fmt: skip
 def test_bad_rows_say_why(bad: dict[str, Any], reason: str) -> None:
     with pytest.raises(BadRow, match=f"^{reason}"):
-        source().convert(bad)
+        toolace(REAL["dialogues"]).convert(bad)
 
 
 # What the conversion made of `f(<original>)`, and the original arguments.
@@ -141,66 +137,49 @@ SPLIT = {
     r'a="[\"North\"", "South"], b=1': {"a": ["North", "South"], "b": 1},
     r'a="{\"from\": 2017", "to": 2021}': {"a": {"from": 2017, "to": 2021}},
     r'a="{\"id\": \"P1\"", "past": [{"c": "x"}, {"c": "y"}], "now": ["A", "B"]}, b="z"': {
-        "a": {"id": "P1", "past": [{"c": "x"}, {"c": "y"}], "now": ["A", "B"]},
-        "b": "z",
-    },
+        "a": {"id": "P1", "past": [{"c": "x"}, {"c": "y"}], "now": ["A", "B"]}, "b": "z"},
     r'a="[{\"n\": \"$10,000, at most\"", "t": "2 h"}, {"n": "[", "t": "} \"]\""}]': {
-        "a": [{"n": "$10,000, at most", "t": "2 h"}, {"n": "[", "t": '} "]"'}]
-    },
+        "a": [{"n": "$10,000, at most", "t": "2 h"}, {"n": "[", "t": '} "]"'}]},
     r'a="[1", 2], b="[true", null], c="x"': {"a": [1, 2], "b": [True, None], "c": "x"},
     r'a="[\"\u00e9t\u00e9\\n\"", "\ud83d\ude00"]': {"a": ["\u00e9t\u00e9\n", "\U0001f600"]},
     # The last argument lost its rest: the text that is left is kept, as where nothing is repaired.
     r'a="[1", 2], b="[\"sales\""': {"a": [1, 2], "b": '["sales"'},
-}
+}  # fmt: skip
 NOT_SPLIT = {
-    "well formed, but positional": "[f(1)]",
-    "no quoted value": "[f(a=[1, 2], 3)]",
-    "the value is no container": r'[f(a="x", "y"])]',
-    "the container is whole": r'[f(a="[1]", 2])]',
-    "nothing closes it": r'[f(a="[1", 2)]',
-    "another bracket closes it": r'[f(a="[1", 2})]',
-    "no space": r'[f(a="[1",2])]',
-    "the rest is no JSON": r'[f(a="[1", x])]',
-    "cut inside a string": r'[f(a="{\"x\": \"one", two"})]',
-    "a key twice": r'[f(a="{\"x\": 1", "x": 2})]',
-    "another fault behind it": r'[f(a="[1", 2], "y")]',
-    "nested too deep": '[f(a="[1", ' + "[" * 99 + "]" * 100 + ")]",
+    "positional": "[f(1)]", "no quoted value": "[f(a=[1, 2], 3)]", "no container": r'[f(a="x", "y"])]',
+    "the container is whole": r'[f(a="[1]", 2])]', "nothing closes it": r'[f(a="[1", 2)]',
+    "another bracket closes it": r'[f(a="[1", 2})]', "no space": r'[f(a="[1",2])]', "no JSON": r'[f(a="[1", x])]',
+    "cut inside a string": r'[f(a="{\"x\": \"one", two"})]', "a key twice": r'[f(a="{\"x\": 1", "x": 2})]',
+    "another fault behind it": r'[f(a="[1", 2], "y")]', "too deep": '[f(a="[1", ' + "[" * 99 + "]" * 100 + ")]",
     "published, cut inside strings": (
         r'[f(payload="{\\", name\": \"Bob\", \"email\": \"b@example.com\"}", details="{\"algorithm\": \"AES\"", '
         r'"key": "dGhpc2lz="=\"", "iv": "c2Vj="}, timestamp=")]'
     ),
-    "published, text cut at a comma": (
-        r'[f(html="<img src=\\", https://example.com/image.jpg\" alt=\"\\\"Example\\\"></body></html>\"")]'
-    ),
-}
+    "published, text cut at a comma":
+        r'[f(html="<img src=\\", https://example.com/image.jpg\" alt=\"\\\"Example\\\"></body></html>\"")]',
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("damaged", "arguments"), SPLIT.items())
 def test_split_arguments_are_joined(damaged: str, arguments: dict[str, Any]) -> None:
     name = "Strong's [1] (beta)"
-    expected = (ToolCall(name=name, arguments=arguments), ToolCall(name="g"))
-    assert parse_split(f"[{name}({damaged}), g()]") == expected
-    entry = row("user: q", f"assistant: [{name}({damaged}), g()]", functions=[{"name": name}, {"name": "g"}])
-    converted = source().convert(entry)
-    assert converted.repaired
-    assert converted.samples[0].target == expected
+    turns, functions = ("user: q", f"assistant: [{name}({damaged}), g()]"), [{"name": name}, {"name": "g"}]
+    made = converted(*turns, functions=functions)
+    assert made.repaired and made.samples[0].target == (ToolCall(name=name, arguments=arguments), ToolCall(name="g"))
     with pytest.raises(BadRow, match=r"^call not parsable: turn 1: arguments must be key=value"):
-        source(repair_split_arguments=False).convert(entry)
+        converted(*turns, functions=functions, repair_split_arguments=False)
 
 
-@pytest.mark.parametrize("why", NOT_SPLIT)
-def test_other_damage_stays_rejected(why: str) -> None:
-    text = NOT_SPLIT[why]
-    assert parse_split(text) is None
+@pytest.mark.parametrize("text", NOT_SPLIT.values(), ids=NOT_SPLIT)
+def test_other_damage_stays_rejected(text: str) -> None:
     with pytest.raises(BadRow, match=r"^call not parsable: turn 1: "):
-        source().convert(row("user: q", f"assistant: {text}", functions=[{"name": "f"}]))
+        converted("user: q", f"assistant: {text}", functions=[{"name": "f"}])
 
 
 @pytest.mark.parametrize("text", ['[f(a="[1", b=2)]', "[f(a='x=\"[1\", 2]')]", r'[f(a="[\"x\"")]'])
 def test_a_turn_that_parses_is_not_touched(text: str) -> None:
-    converted = source().convert(row("user: q", f"assistant: {text}", functions=[{"name": "f"}]))
-    assert not converted.repaired
-    assert isinstance(converted.samples[0].target[0].arguments["a"], str)
+    made = converted("user: q", f"assistant: {text}", functions=[{"name": "f"}])
+    assert not made.repaired and isinstance(made.samples[0].target[0].arguments["a"], str)
 
 
 def test_repair_is_bounded() -> None:
@@ -209,14 +188,13 @@ def test_repair_is_bounded() -> None:
 
     (call,) = parse_split(turn(MAX_REPAIRS)) or ()
     assert [call.arguments[f"a{index}"] for index in range(MAX_REPAIRS)] == [[1, 2]] * MAX_REPAIRS
-    assert parse_split(turn(MAX_REPAIRS + 1)) is None
-    assert parse_split(turn(1, "x" * MAX_CHARS)) is None
+    assert parse_split(turn(MAX_REPAIRS + 1)) is None and parse_split(turn(1, "x" * MAX_CHARS)) is None
 
 
 def test_repaired_rows_are_counted(tmp_path: Path) -> None:
-    split = row("user: q", r'assistant: [f(a="[1", 2])]', "user: more", r'assistant: [f(a="[3", 4])]',
-                functions=[{"name": "f"}])  # fmt: skip
-    path = tmp_path / "rows.jsonl"
-    path.write_text(2 * (json.dumps(split) + "\n"))
-    metrics = toolace(path, validation_fraction=0, test_fraction=0).build(tmp_path)
+    split = row(
+        "user: q", 'assistant: [f(a="[1", 2])]', "user: r", 'assistant: [f(a="[3", 4])]', functions=[{"name": "f"}]
+    )
+    write_jsonl(tmp_path / "rows.jsonl", [split, split])
+    metrics = toolace(tmp_path / "rows.jsonl", validation_fraction=0, test_fraction=0).build(tmp_path)
     assert [metrics[f"rows_{what}"] for what in ("read", "duplicate", "repaired", "rejected")] == [2, 1, 1, 0]
