@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -213,9 +214,9 @@ def test_question_that_cannot_be_loaded(case: MultiTurnCase) -> None:
 
 def test_process_that_was_ended_is_started_again(case: MultiTurnCase) -> None:
     assert execute(case.backends, [["ls()"]])
-    for process in backends._PROCESSES.values():
-        process.kill()
-        process.wait()
+    process = backends._process(os.getpid())
+    process.kill()
+    process.wait()
     assert execute(case.backends, [["ls()"]])
 
 

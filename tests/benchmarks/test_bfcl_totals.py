@@ -3,8 +3,7 @@
 import pytest
 
 from ttpa.benchmarks.bfcl.categories import CATEGORIES, category_of_id, find_category
-from ttpa.benchmarks.bfcl.check import Verdict, refused
-from ttpa.benchmarks.bfcl.totals import Aggregate, Summary, aggregates
+from ttpa.benchmarks.bfcl.totals import Aggregate, aggregates
 
 # Published rows, in per cent with two decimals: so totals agree to 0.01. The first is a score table that its authors
 # sent to GitHub ShishirPatil/gorilla (pull request 1308, score/data_*.csv); the second is of GitHub
@@ -96,20 +95,3 @@ def test_categories() -> None:
     assert category_of_id("live_parallel_multiple_3-2-1") is CATEGORIES["live_parallel_multiple"]
     assert category_of_id("simple_7") is CATEGORIES["simple_python"]
     assert category_of_id("toy-1") is None
-
-
-def test_summary_counts_and_intervals() -> None:
-    """Three questions answered as often each; then one more answer to one of them."""
-    summary, category = Summary(), CATEGORIES["live_parallel"]
-    right, wrong = Verdict(None, "fine"), refused("value_error:string", "no")
-    for case_id, verdicts in {"a": (right, right), "b": (wrong, wrong), "c": (right, wrong)}.items():
-        for verdict in verdicts:
-            summary.add(case_id, category, verdict)
-    (found,) = summary.accuracies()
-    assert (found.value, found.answers, found.cases, found.published) == (0.5, 6, 3, 16)
-    assert found.low is not None and found.high is not None and found.low < 0.5 < found.high
-    assert summary.errors == {"parameter_value": 3}
-    summary.add("a", category, right)
-    (found,) = summary.accuracies()
-    assert found.value == pytest.approx(4 / 7)
-    assert {total.name: total for total in summary.aggregates("v4")}["live"].covered == pytest.approx(3 / 1351)

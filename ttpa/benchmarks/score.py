@@ -4,20 +4,19 @@ Rows are read, scored and written one at a time, in the order in which they come
 memory and what was scored before an error is kept.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic.dataclasses import dataclass
 
-from ttpa.benchmarks.bfcl.cases import Case, answer_row, read_answer, read_cases, unknown_id
-from ttpa.benchmarks.bfcl.categories import category_of_id
-from ttpa.benchmarks.bfcl.totals import Summary, interval
+from ttpa.benchmarks.bfcl.cases import Case, answer_row, read_answer, read_cases
+from ttpa.benchmarks.bfcl.categories import CATEGORIES, category_of_id
+from ttpa.benchmarks.bfcl.totals import aggregates
 from ttpa.benchmarks.scored import Shares, compared, print_table, read_shares, writer
 from ttpa.calls.six_errors import LABELS, primary_error, read_call, six_errors
 from ttpa.calls.syntaxes import ParseError, Syntax, get_syntax
@@ -95,9 +94,7 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _stream(
-    keys: FileKeys, judge: Callable[[JsonLine], tuple[ScoredRow, str]], show: Callable[[Shares, Counter[str]], None]
-) -> None:
+def _stream(keys: FileKeys, judge: Callable[[JsonLine], tuple[ScoredRow, str]], show: Callable[[Shares], None]) -> None:
     """Judges every row of outputs, writes the verdicts, shows the table and the first errors, and compares. `judge`
     gives a row and its cluster.
     """
@@ -107,8 +104,8 @@ def _stream(
     ours, theirs, errors = Shares(), read_shares(keys.against) if keys.against else None, Counter[str]()
     columns = (TextColumn("{task.completed:,} rows"), TimeElapsedColumn())
     counter = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    inputs = (keys.outputs, keys.against, getattr(keys, "samples", ""))
     try:
-        inputs = (keys.outputs, keys.against, getattr(keys, "samples", ""))
         with writer(keys.out, inputs) as write, counter:
             for line in counter.track(read_lines(keys.outputs, answer_row)):
                 row, cluster = judge(line)
@@ -116,9 +113,8 @@ def _stream(
                 errors[row.six_error] += 1
                 write(row._asdict())
     finally:
-        answers = errors.total()
-        if answers:
-            show(ours, errors)
+        if answers := errors.total():
+            show(ours)
             rows = [(name.replace("_", " "), f"{errors[name]:,}", f"{errors[name] / answers:.4f}") for name in LABELS]
             print_table("First errors", ("error", "answers", "share"), rows)
         else:
@@ -129,77 +125,77 @@ def _stream(
 
 def _bfcl(keys: BFCLKeys) -> None:
     cases: dict[str, Case | MultiTurnCase] = {**read_cases(keys.data)}
-    summary = Summary()
 
     def judge(line: JsonLine) -> tuple[ScoredRow, str]:
         answer = read_answer(line)
         if answer.case_id not in cases:
             cases.update(_multi_turn(keys.data, line, answer.case_id))
-        case = cases[answer.case_id]
-        calling, underscores = answer.function_calling, answer.dots_as_underscores
-        found = case.judge(
+        mode, underscores = answer.mode or keys.mode, answer.dots_as_underscores
+        found = cases[answer.case_id].judge(
             answer.result,
-            function_calling=keys.mode and keys.mode == "fc" if calling is None else calling,
+            function_calling=mode and mode == "fc",
             dots_as_underscores=keys.dots_as_underscores if underscores is None else underscores,
         )
-        summary.add(case.case_id, case.category, found)
         score, why = float(found.valid), found.explanation
-        return ScoredRow(case.case_id, found.valid, found.error_type, found.six_error, score, why), ""
+        return ScoredRow(answer.case_id, found.valid, found.error_type, found.six_error, score, why), ""
 
-    def show(*_: object) -> None:
+    def show(ours: Shares) -> None:
+        asked = {name: [one for one in ours.counts if cases[one].category.name == name] for name in CATEGORIES}
+        shares = {name: ours.share(some) for name, some in asked.items() if some}
         rows = [
-            (one.category, share_text({"value": one.value, "low": one.low, "high": one.high}, 4), f"{one.answers:,}",
-             f"{one.cases:,} of {one.published or one.cases:,}")
-            for one in summary.accuracies()
-        ]  # fmt: skip
+            (name, share_text(one, 4), f"{one['n']:,}", f"{len(asked[name]):,} of {CATEGORIES[name].rows:,}")
+            for name, one in shares.items()
+        ]
         print_table("Accuracy, 95 % interval over questions", ("category", "accuracy", "answers", "questions"), rows)
+        scores = {name: one["value"] for name, one in shares.items()}
+        counts = {name: len(some) for name, some in asked.items()}
         for version in ("v4", "v3"):
             totals = [
                 ("  " * total.depth + total.name.replace("_", " "),
                  "-" if total.value is None else f"{total.value:.4f}", f"{total.covered:.1%}",
                  "" if total.counts else "not in the overall score")
-                for total in summary.aggregates(version)
+                for total in aggregates(scores, cases=counts, version=version)
             ]  # fmt: skip
             print_table(f"BFCL {version}; a dash where a part was not run", ("total", "score", "covered", ""), totals)
 
     _stream(keys, judge, show)
 
 
-def _multi_turn(folder: str, line: JsonLine, case_id: str) -> Mapping[str, MultiTurnCase]:
+def _multi_turn(folder: str, line: JsonLine, case_id: str) -> Mapping[str, "MultiTurnCase"]:
     """The questions of the multi-turn category that an id is of: they are read when the first answer comes."""
-    category = category_of_id(case_id)
-    if category is None or category.rule != "multi_turn":
-        raise unknown_id(line, case_id)
-    from ttpa.benchmarks.bfcl.multi_turn import read_multi_turn
+    category, cases = category_of_id(case_id), {}
+    where = f"of {category.name}" if category else "of no category of BFCL"
+    if category and category.rule == "multi_turn":
+        from ttpa.benchmarks.bfcl.multi_turn import read_multi_turn
 
-    try:
-        cases = read_multi_turn(Path(folder), category)
-    except ConfigError as error:
-        raise DataError(f"{line}: {case_id} is of {category.name}. {error}") from None
+        try:
+            cases = read_multi_turn(Path(folder), category)
+        except ConfigError as error:
+            raise DataError(f"{line}: {case_id} is {where}. {error}") from None
     if case_id not in cases:
-        raise unknown_id(line, case_id)
+        raise DataError(f"{line}: unknown id {case_id}, {where}. data= must hold the question, which is not agentic.")
     return cases
 
 
 def _scorer(keys: ScorerKeys) -> None:
     syntax, scorer, samples = get_syntax(keys.syntax or "python"), _make_scorer(keys), _read_samples(keys.samples)
-    values: list[float] = [0.0]
+    total = 0.0
 
     def judge(line: JsonLine) -> tuple[ScoredRow, str]:
+        nonlocal total
         candidate = _candidate(line, syntax)
         sample = samples.get(candidate.sample_id)
         if sample is None:
             raise DataError(f"{line}: unknown id {candidate.sample_id}. samples= must hold the sample.")
         score = scorer(sample, candidate)
         label = "" if score.exact else primary_error(six_errors(sample, candidate.calls))
-        values[0] += score.value
+        total += score.value
         return ScoredRow(sample.id, score.exact, None, label, score.value, score.explanation), sample.cluster
 
-    def show(ours: Shares, errors: Counter[str]) -> None:
-        exact = dict(zip(("value", "low", "high"), interval(ours.by_cluster()), strict=True))
-        answers = errors.total()
-        rows = [("exact", share_text(exact, 4), f"{answers:,}")]
-        rows.append((f"mean {keys.scorer}", f"{values[0] / answers:.4f}", f"{answers:,}"))
+    def show(ours: Shares) -> None:
+        exact = ours.share(ours.counts)
+        answers = f"{exact['n']:,}"
+        rows = [("exact", share_text(exact, 4), answers), (f"mean {keys.scorer}", f"{total / exact['n']:.4f}", answers)]
         print_table("Scores, 95 % interval over dialogues", ("", "value", "answers"), rows)
 
     _stream(keys, judge, show)
@@ -249,17 +245,13 @@ def _make_scorer(keys: ScorerKeys) -> Callable[[Sample, Candidate], Any]:
     return made
 
 
-_UNSAID = {"index": 0, "text": "", "token_ids": (), "logps": (), "error": None, "finish": "stop", "branches": ()}
-"""What a candidate need not say to be scored."""
-
-
 def _candidate(line: JsonLine, syntax: Syntax) -> Candidate:
     """The candidate of a row; calls are a candidate's own, or read from the row's text or list of {name: json}."""
     row = line.row
     if "sample_id" in row and "calls" in row and "result" not in row:
-        calls = row["calls"]
         try:
-            made = Candidate.from_json({**_UNSAID, **row, "calls": dumps(calls) if isinstance(calls, list) else calls})
+            calls = dumps(row["calls"]) if isinstance(row["calls"], list) else row["calls"]
+            made = Candidate.from_json({**Candidate(sample_id="", index=0, text="").to_json(), **row, "calls": calls})
             names = (made.sample_id, made.text, *(one.name for one in made.calls or ()))
             if not all(isinstance(one, str) for one in names):
                 raise TypeError("sample_id, text and the names of calls must be text")
@@ -267,21 +259,19 @@ def _candidate(line: JsonLine, syntax: Syntax) -> Candidate:
             raise DataError(f"{line}: no candidate ({type(error).__name__}: {error}).") from None
         return made
     answer = read_answer(line)
-    result, text, fault = answer.result, answer.result, None
-    calls = None
-    if isinstance(result, list):
-        pairs = [next(iter(item.items())) for item in result if isinstance(item, dict) and len(item) == 1]
-        text, fault = dumps(result), "not a list of {name: json}"
-        if len(pairs) == len(result):
-            # Arguments stay JSON text: scorers read them, and say what is wrong where they cannot.
-            calls, fault = tuple(ToolCall(name=str(name), arguments=value) for name, value in pairs), None
-            readable = [one for call in calls if (one := read_call(call)) is not None]
-            text = syntax.print(readable) if readable and len(readable) == len(calls) else text
-    elif isinstance(result, str):
+    result, candidate = answer.result, partial(Candidate, sample_id=answer.case_id, index=0)
+    if isinstance(result, str):
         parsed = syntax.parse(result)
-        calls, fault = (None, str(parsed)) if isinstance(parsed, ParseError) else (parsed, None)
-    elif result is None:
-        text, fault = "", "not readable"
-    else:
+        failed = isinstance(parsed, ParseError)
+        return candidate(text=result, calls=None if failed else parsed, error=str(parsed) if failed else None)
+    if result is None:
+        return candidate(text="", error="not readable")
+    if not isinstance(result, list):
         raise DataError(f"{line}: result is neither a text nor a list.")
-    return Candidate(sample_id=answer.case_id, index=0, text=text, calls=calls, error=fault)
+    if not all(isinstance(item, dict) and len(item) == 1 for item in result):
+        return candidate(text=dumps(result), error="not a list of {name: json}")
+    # Arguments stay JSON text: scorers read them, and say what is wrong where they cannot.
+    calls = [ToolCall(name=str(name), arguments=value) for item in result for name, value in item.items()]
+    readable = [one for call in calls if (one := read_call(call)) is not None]
+    text = syntax.print(readable) if readable and len(readable) == len(calls) else dumps(result)
+    return candidate(text=text, calls=tuple(calls))

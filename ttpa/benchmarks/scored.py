@@ -4,14 +4,16 @@ import gzip
 import math
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any, cast
 
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps, read_lines
-from ttpa.results.stats import paired_difference
+from ttpa.results.stats import paired_difference, share
 
 
 def output_path(out: str, inputs: Iterable[str]) -> Path:
@@ -25,43 +27,40 @@ def output_path(out: str, inputs: Iterable[str]) -> Path:
 
 
 @contextmanager
-def writer(out: str, inputs: Iterable[str]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+def writer(out: str, inputs: Iterable[str]) -> Iterator[Callable[[Mapping[str, Any]], object]]:
     """A function that writes a row to `output_path` (gzipped where it ends in .gz; no file without `out`). What was
     written survives an error.
     """
-    if not out:
-        yield lambda row: None
-        return
-    path = output_path(out, inputs)
+    path = output_path(out, inputs) if out else Path(os.devnull)
     opener = gzip.open if path.suffix == ".gz" else open
     with cast("IO[str]", opener(path, "wt", encoding="utf-8", newline="\n")) as file:
-        yield lambda row: cast("None", file.write(dumps(row) + "\n"))
+        yield lambda row: file.write(dumps(row) + "\n")
 
 
 class Shares:
     """Share of right answers by id, in memory that grows with the questions and not with the answers."""
 
     def __init__(self) -> None:
-        self.counts: dict[str, list[int]] = {}
+        self.counts: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])  # id -> [wrong answers, right ones]
         self.clusters: dict[str, str] = {}
 
     def add(self, case_id: str, valid: bool, cluster: str = "") -> None:
         """Takes one verdict; intervals resample clusters, by default the id."""
-        count = self.counts.setdefault(case_id, [0, 0])
-        count[0] += 1
-        count[1] += valid
+        self.counts[case_id][valid] += 1
         self.clusters[case_id] = cluster or case_id
 
     def mean(self) -> dict[str, float]:
-        return {case_id: right / answers for case_id, (answers, right) in self.counts.items()}
+        return {case_id: right / (wrong + right) for case_id, (wrong, right) in self.counts.items()}
 
-    def by_cluster(self) -> list[list[int]]:
-        """[answers, right ones] of each cluster."""
-        sums: dict[str, list[int]] = {}
-        for case_id, (answers, right) in self.counts.items():
-            before = sums.get(self.clusters[case_id], [0, 0])
-            sums[self.clusters[case_id]] = [before[0] + answers, before[1] + right]
-        return list(sums.values())
+    def share(self, ids: Iterable[str]) -> dict[str, Any]:
+        """`stats.share` of the answers to some questions."""
+        rows = [
+            {"cluster": self.clusters[case_id], "right": right}
+            for case_id in ids
+            for right in (False, True)
+            for _ in range(self.counts[case_id][right])
+        ]
+        return share(rows, itemgetter("right"))
 
 
 def read_shares(path: str | Path) -> Shares:

@@ -6,7 +6,6 @@ question's classes. The process forks for each request, so that nothing one run 
 """
 
 import ast
-import atexit
 import importlib
 import inspect
 import json
@@ -15,20 +14,18 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any, Literal, TextIO, get_args
 
-from ttpa.benchmarks.bfcl.decode_python import Undecodable, evaluate, read_python
+from ttpa.benchmarks.bfcl.decode_python import Undecodable, read_python
 from ttpa.errors import DataError
 
-SECONDS = 10.0
-"""Longest run of one case. Its calls take milliseconds; those meant to go on for ever are ended."""
-MEMORY = 2**30
-"""Most memory of such a run, in bytes, where the system can limit it."""
-MAX_CHARS_OF_RESULTS = 10_000_000
-"""Results of one step that are longer count as too much memory: they would have to be handed back."""
+SECONDS = 10.0  # longest run of one case, whose calls take milliseconds; those meant to go on for ever are ended
+MEMORY = 2**30  # most bytes of such a run, where the system can limit them
+MAX_CHARS_OF_RESULTS = 10_000_000  # more in one step count as too much memory: they would have to be handed back
 
 Backend = Literal["GorillaFileSystem", "MathAPI", "MessageAPI", "TicketAPI", "TradingBot", "TravelAPI", "TwitterAPI",
                   "VehicleControlAPI"]  # fmt: skip
@@ -36,12 +33,7 @@ Backend = Literal["GorillaFileSystem", "MathAPI", "MessageAPI", "TicketAPI", "Tr
 
 
 def read_step(result: Any, function_calling: bool | None = None) -> list[str]:
-    """The calls of one step, a text or a list of `{name: json}`, in the official text form; none ends a turn.
-
-    Example:
-        >>> read_step("[cd(folder='a'), sort('dropped')]"), read_step([{"cd": '{"folder": "a"}'}]), read_step("Done.")
-        (["cd(folder='a')", 'sort()'], ["cd(folder='a')"], [])
-    """
+    """The calls of one step, a text or a list of `{name: json}`, in the official text form; none ends a turn."""
     try:
         if not function_calling and (function_calling is not None or isinstance(result, str)):
             return [f"{name}({_given(given)})" for name, given in read_python(result)]
@@ -69,12 +61,6 @@ def _source(value: Any) -> str:
     return f"{name}({_given(given)})"
 
 
-# --- asking the process ----------------------------------------------------------------------------------------------
-
-_PROCESSES: dict[int, subprocess.Popen[str]] = {}
-"""Process id of the asking process -> the process it asks: a fork must not use its parent's."""
-
-
 def execute(case: Mapping[str, Any], steps: Sequence[Sequence[str]]) -> list[str] | None:
     """Results of the last of several steps, all run in order on fresh backends; None where the run had to be ended."""
     results: list[str] | None = _ask({"case": case, "steps": steps}).get("results")
@@ -92,63 +78,56 @@ def compare(
 
 
 def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
-    line, case_id, answer = json.dumps({**request, "seconds": SECONDS}), request["case"]["id"], ""
+    answer = ""
     for _ in range(2):  # a process that something else has ended is started again
+        process = _process(os.getpid())
         try:
-            process = _PROCESSES.get(os.getpid()) or _start()
-            assert process.stdin is not None and process.stdout is not None
             with suppress(OSError):
-                process.stdin.write(f"{line}\n")
-                process.stdin.flush()
-                answer = process.stdout.readline()
+                print(json.dumps({**request, "seconds": SECONDS}), file=process.stdin, flush=True)
+                answer = process.stdout.readline() if process.stdout else ""
         finally:
             if not answer:  # interrupted, its answer would be taken for that to the next request
-                _stop()
+                process.kill()
+                _process.cache_clear()
         if answer:
             break
     reply: dict[str, Any] = json.loads(answer or '{"failed": "the process ended twice"}')
     if "failed" in reply:
-        raise DataError(f"{case_id}: BFCL's backends cannot be run ({reply['failed']}). Take the file as published.")
+        problem = f"{request['case']['id']}: BFCL's backends cannot be run ({reply['failed']})"
+        raise DataError(f"{problem}. Take the file as published.")
     return reply
 
 
-def _start() -> subprocess.Popen[str]:
+@cache
+def _process(asking: int) -> subprocess.Popen[str]:
+    """The process that a process, by its id, asks: a fork must not use its parent's. It ends with its input."""
     # The path is handed on: this package need not be installed, and what runs it may have added to the path.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    command, pipe = [sys.executable, "-c", f"from {__name__} import serve; serve({MEMORY})"], subprocess.PIPE
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True, encoding="utf-8")
-    if not _PROCESSES:
-        atexit.register(_stop)
-    _PROCESSES[os.getpid()] = process
-    return process
+    command, pipe = [sys.executable, "-c", f"from {__name__} import serve; serve()"], subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True, encoding="utf-8")
 
 
-def _stop() -> None:
-    process = _PROCESSES.pop(os.getpid(), None)
-    if process is not None:
-        with suppress(OSError), process:
-            process.kill()
-
-
-# --- the process -----------------------------------------------------------------------------------------------------
-
-
-def serve(memory: int) -> None:
+def serve() -> None:
     """Answers requests, one JSON line each, until the input ends; `{}` where a limit was reached."""
+    import resource
+
+    from bfcl_eval.constants.executable_backend_config import CLASS_FILE_PATH_MAPPING
+    from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_checker, multi_turn_utils  # noqa: F401
+
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a backend might print is no answer
     warnings.simplefilter("ignore")  # of the model's odd escapes
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asks is interrupted, and ends this process
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    with suppress(ImportError, ValueError, OSError):  # a system without this limit
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    from bfcl_eval.constants.executable_backend_config import CLASS_FILE_PATH_MAPPING
-    from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_checker, multi_turn_utils  # noqa: F401
-
-    for name in get_args(Backend):  # before the fork, so that no run has to
-        importlib.import_module(CLASS_FILE_PATH_MAPPING[name])
+    with suppress(ValueError, OSError):  # a system without this limit
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    # Before the fork, so that no run has to: the imports, and the names of methods, which the executor asks for anew
+    # before every call. It uses neither the methods themselves nor `ismethod`.
+    classes = [getattr(importlib.import_module(CLASS_FILE_PATH_MAPPING[name]), name) for name in get_args(Backend)]
+    names = {backend: inspect.getmembers(backend, inspect.isfunction) for backend in classes}
+    multi_turn_utils.inspect = SimpleNamespace(
+        getmembers=lambda backend, predicate: names[type(backend)], ismethod=None
+    )
     multi_turn_utils.eval = partial(_call_method, vars(multi_turn_utils))
     for line in sys.stdin:
         child = os.fork()
@@ -164,10 +143,9 @@ def _answer(request: Mapping[str, Any], out: TextIO) -> None:
         signal.setitimer(signal.ITIMER_REAL, request["seconds"])  # a process that takes no notice of the signal ends
         try:
             reply = json.dumps(_run(request))
-        except MemoryError:
-            raise
         except Exception as error:
-            reply = json.dumps({"failed": f"{type(error).__name__}: {error}"})
+            failed = {} if isinstance(error, MemoryError) else {"failed": f"{type(error).__name__}: {error}"}
+            reply = json.dumps(failed)
         signal.setitimer(signal.ITIMER_REAL, 0)
         print(reply, file=out, flush=True)
         os._exit(0)
@@ -180,10 +158,10 @@ def _run(request: Mapping[str, Any]) -> dict[str, Any]:
 
     case, execute_calls, turns = request["case"], official.execute_multi_turn_func_call, 0
     config, names, category = case["initial_config"], case["classes"], case["id"].rsplit("_", 1)[0]
-    results: list[str] = []
-    for step in ((), *request.get("steps", ())):  # the empty one: a question that cannot be loaded shows at once
-        results, _ = execute_calls(list(step), config, names, "ttpa", case["id"], "long_context" in category)
+    run = partial(execute_calls, initial_config=config, involved_classes=names, model_name="ttpa",
+                  test_entry_id=case["id"], long_context="long_context" in category)  # fmt: skip
     if "steps" in request:
+        results = [run(step)[0] for step in request["steps"]][-1]
         if sum(map(len, results)) > MAX_CHARS_OF_RESULTS:
             raise MemoryError
         return {"results": results}
@@ -197,39 +175,46 @@ def _run(request: Mapping[str, Any]) -> dict[str, Any]:
     entry = {"id": case["id"], "initial_config": config, "involved_classes": names}
     try:
         found = official.multi_turn_checker(request["turns"], request["truth"], entry, category, "ttpa")
-    except MemoryError:
-        raise
-    except Exception:  # such as a folder that was copied into itself: what cannot be compared is not equal
+    except Exception as error:  # such as a folder that was copied into itself: what cannot be compared is not equal
+        if isinstance(error, MemoryError):
+            raise
+        run([])  # a question that cannot be loaded is an error
         found = {"valid": False, "error_type": "multi_turn:instance_state_mismatch"}
     details = found.get("details", {})
     what = [str(one)[:200] for one in (*details.get("differences", ()), *details.get("missing_items", ()))]
     return {"error_type": found.get("error_type"), "turn": turns - 1, "what": what[:3]}
 
 
-def _call_method(instances: Mapping[str, Any], text: str) -> Any:
-    """Stands in for `eval` in the package's executor: the value of a call, or the exception that `eval` would raise.
+class _Calls(ast.NodeTransformer):
+    """Makes the calls in an expression, from left to right; a constant, the result, then stands for each.
 
     Only public methods of the `instances`, by the names that the executor gives them, and literals have a meaning.
     """
 
-    def method(function: ast.expr) -> Callable[..., Any]:
-        match function:
-            case ast.Attribute(value=ast.Name(id=owner), attr=name) if owner.endswith("_instance"):
-                found = None if name.startswith("_") else getattr(instances.get(owner), name, None)
-                if not inspect.ismethod(found):
-                    raise AttributeError(f"'{type(instances.get(owner)).__name__}' object has no attribute '{name}'")
-                return found
-            case ast.Attribute(value=owner, attr=name):
-                method(owner)  # of a dotted name, the first part is unknown
-                raise AttributeError(f"a method has no attribute '{name}'")
-            case ast.Name(id=name):
-                raise NameError(f"name '{name}' is not defined")
-            case ast.Constant(value=value):
-                raise TypeError(f"'{type(value).__name__}' object is not callable")
-        raise Undecodable("a call of something that is no name")
+    def __init__(self, instances: Mapping[str, Any]) -> None:
+        self.instances = instances
 
-    def call(node: ast.Call, value: Callable[[ast.expr], Any]) -> Any:
-        called, given = method(node.func), list(map(value, node.args))
-        return called(*given, **{str(one.arg): value(one.value) for one in node.keywords})
+    def value(self, node: ast.expr) -> Any:
+        return ast.literal_eval(self.visit(node))
 
-    return evaluate(ast.parse(text.lstrip(" \t"), "<string>", "eval").body, call)
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        called, given = self.value(node.func), [self.value(one) for one in node.args]
+        return ast.Constant(called(*given, **{str(one.arg): self.value(one.value) for one in node.keywords}))
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        owner = self.instances.get(getattr(node.value, "id", ""))
+        method = None if node.attr.startswith("_") else getattr(owner, node.attr, None)
+        if inspect.ismethod(method):
+            return ast.Constant(method)
+        if owner is None:
+            self.visit(node.value)  # of a dotted name, the first part is unknown
+        raise AttributeError(f"'{type(owner).__name__}' object has no attribute '{node.attr}'")
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        raise NameError(f"name '{node.id}' is not defined")
+
+
+def _call_method(names: Mapping[str, Any], text: str) -> Any:
+    """Stands in for `eval` in the package's executor: the value of a call, or the exception that `eval` would raise."""
+    instances = {name: value for name, value in names.items() if name.endswith("_instance")}
+    return _Calls(instances).value(ast.parse(text.lstrip(" \t"), "<string>", "eval").body)

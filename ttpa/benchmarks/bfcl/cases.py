@@ -4,18 +4,16 @@ All files are JSON lines, plain or gzipped. A data folder is laid out as publish
 `BFCL_v3_`, with that version's names), and below `possible_answer/` files of the same names.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Optional, TypeVar
 
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
-from ttpa.benchmarks.bfcl.categories import SINGLE_TURN, Category, Language, category_of_id, find_category
+from ttpa.benchmarks.bfcl.categories import SINGLE_TURN, Category, Language, find_category
 from ttpa.benchmarks.bfcl.check import Verdict, check_call, refused
 from ttpa.benchmarks.bfcl.decode_java_js import read_java_js
 from ttpa.benchmarks.bfcl.decode_python import Call, Undecodable, read_interface, read_python
@@ -32,8 +30,8 @@ class Form(BaseModel, strict=True):
 
 class _Schema(Form):
     type: str | None = None
-    items: _Schema | None = None
-    properties: dict[str, _Schema] | None = None
+    items: Optional["_Schema"] = None
+    properties: dict[str, "_Schema"] | None = None
     required: list[str] | None = None
 
 
@@ -60,8 +58,6 @@ def checked(form: type[F], row: Any, place: object, remedy: str = "Take the file
         problem = f"{key}={show(first['input'])}: {first['msg']}" if key else first["msg"]
         raise DataError(f"{place}: {f'no {key}' if first['type'] == 'missing' else problem}. {remedy}") from None
 
-
-# --- judgement -------------------------------------------------------------------------------------------------------
 
 _CHECKER = {"one": "simple_function_checker", "multiple": "multiple_function_checker",
             "parallel": "parallel_function_checker_no_order"}  # fmt: skip
@@ -90,10 +86,8 @@ class Case:
     case_id: str
     category: Category
     functions: Sequence[Mapping[str, Any]]
-    answers: Sequence[Mapping[str, Any]] = ()
-    """The expected calls, `{name: {parameter: [accepted values]}}` each; none where none are published."""
-    question: Any = ()
-    """Turns of messages, which only a policy reads."""
+    answers: Sequence[Mapping[str, Any]] = ()  # expected calls, {name: {parameter: [accepted values]}} each
+    question: Any = ()  # turns of messages, which only a policy reads
 
     def __post_init__(self) -> None:
         checked(_Question, {"function": self.functions, "ground_truth": list(self.answers)}, self.case_id)
@@ -111,47 +105,43 @@ class Case:
     def judge(self, result: Any, *, function_calling: bool | None = None, dots_as_underscores: bool = False) -> Verdict:
         """The verdict on one answer, whatever the answer is; see `decode` and `check_call`.
 
-        Raises:
-            ConfigError: the grammar of Java or JavaScript is needed and not installed.
+        Where the grammar of Java or JavaScript is needed and not installed, a ConfigError.
         """
-        rule = self.category.rule
+        rule, language = self.category.rule, self.category.language
         try:
-            calls = decode(result, language=self.category.language, function_calling=function_calling)
+            calls = decode(result, language=language, function_calling=function_calling)
         except Undecodable as error:
             if self._expected:
                 return refused(error.error_type, f"not readable as calls: {error}")
             calls = []
-        if rule == "irrelevance":
-            wrong = refused("irrelevance_error:decoder_success", "a call is made, expected none")
-            return wrong if calls else Verdict(None, "no call is made, as expected")
-        if rule == "relevance":
-            wrong = refused("relevance_error:decoder_failed", "no call is made, expected one")
-            return Verdict(None, "a call is made, as expected") if calls else wrong
+        if rule in ("irrelevance", "relevance"):
+            made, kind, wanted = ("a", "success", "none") if calls else ("no", "failed", "one")
+            if bool(calls) == (rule == "relevance"):
+                return Verdict(None, f"{made} call is made, as expected")
+            return refused(f"{rule}_error:decoder_{kind}", f"{made} call is made, expected {wanted}")
         if len(calls) != len(self._expected):
             sentence = f"{len(calls)} calls made, {len(self._expected)} expected"
             return refused(f"{_CHECKER[rule]}:wrong_count", sentence)
-        if rule == "parallel":
-            fault = self._any_order(calls, dots_as_underscores)
-        else:
-            fault = self._fault(calls[0], 0, dots_as_underscores)
+        faults = [
+            [check_call(call, *one, language, dots_as_underscores=dots_as_underscores) for call in calls]
+            for one in self._expected
+        ]
+        fault = self._any_order(faults) if rule == "parallel" else faults[0][0]
         return fault or Verdict(None, "the calls are accepted")
 
-    def _fault(self, call: Call, number: int, dots: bool) -> Verdict | None:
-        return check_call(call, *self._expected[number], self.category.language, dots_as_underscores=dots)
-
-    def _any_order(self, calls: list[Call], dots: bool) -> Verdict | None:
+    def _any_order(self, faults: Sequence[Sequence[Verdict | None]]) -> Verdict | None:
         """Each expected call takes the first unused one that fits, and no choice is taken back, as officially."""
-        for number, (function, _) in enumerate(self._expected):
-            faults = [self._fault(call, number, dots) for call in calls]
-            if None in faults:
-                calls = [call for at, call in enumerate(calls) if at != faults.index(None)]
+        unused = list(range(len(faults)))
+        for number, row in enumerate(faults):
+            if fits := [at for at in unused if row[at] is None]:
+                unused.remove(fits[0])
                 continue
             # The nearest call came furthest in the checks; a call that fits another expected one is not it.
-            free = [all(self._fault(call, other, dots) for other in range(len(self._expected))) for call in calls]
-            left = [fault for fault, alone in zip(faults, free, strict=True) if fault and (alone or not any(free))]
-            near = max(left, key=lambda fault: _ORDER.index(fault.six_error))
-            sentence = f"no unused call fits expected call {number + 1}, {show(function['name'])}; the nearest: "
-            return Verdict(f"{_CHECKER['parallel']}:cannot_find_match", sentence + near.explanation, near.six_error)
+            free = [at for at in unused if all(other[at] for other in faults)] or unused
+            near = max((fault for at in free if (fault := row[at])), key=lambda fault: _ORDER.index(fault.six_error))
+            name = show(self._expected[number][0]["name"])
+            sentence = f"no unused call fits expected call {number + 1}, {name}; the nearest: {near.explanation}"
+            return Verdict(f"{_CHECKER['parallel']}:cannot_find_match", sentence, near.six_error)
         return None
 
 
@@ -189,7 +179,7 @@ def judged_row(
     }
 
 
-# --- questions -------------------------------------------------------------------------------------------------------
+# --- files -----------------------------------------------------------------------------------------------------------
 
 _NAME = re.compile(r"BFCL_v\d+_(\w+?)\.jsonl?(?:\.gz)?")
 
@@ -200,14 +190,25 @@ def question_files(folder: Path) -> list[tuple[Path, Category]]:
     return [(path, category) for path, name in named if name and (category := find_category(name[1]))]
 
 
+def packed(path: Path) -> Path:
+    """The file, or its gzipped form where only that is there."""
+    zipped = path.with_name(f"{path.name}.gz")
+    return zipped if zipped.is_file() and not path.is_file() else path
+
+
 def question_rows(folder: Path, category: Category, seen: set[str]) -> Iterator[tuple[JsonLine, list[Any]]]:
     """Each question of a category in a data folder, and its accepted answers (none in a category without).
 
-    Raises:
-        DataError: no id or one that was `seen`, a question without answers or answers without a question.
+    No id or one that was `seen`, a question without answers, and answers without a question are a DataError.
     """
     for path in (path for path, found in question_files(folder) if found == category):
-        answers = _accepted(folder / "possible_answer" / path.name.removesuffix(".gz")) if category.has_answers else {}
+        answers: dict[Any, list[Any]] = {}
+        file = packed(folder / "possible_answer" / path.name.removesuffix(".gz"))
+        for line in read_lines(file) if category.has_answers else ():
+            case_id, truth = line.row.get("id"), line.row.get("ground_truth")
+            if case_id in answers or not isinstance(truth, list):
+                raise DataError(f"{line}: {case_id} is there twice, or has no ground_truth. Take the published file.")
+            answers[case_id] = truth
         for line in read_lines(path):
             case_id = line.row.get("id")
             if not isinstance(case_id, str) or case_id in seen:
@@ -220,22 +221,10 @@ def question_rows(folder: Path, category: Category, seen: set[str]) -> Iterator[
             raise DataError(f"{path}: no question {case_id}, which has answers. Take both files from one release.")
 
 
-def _accepted(path: Path) -> dict[str, list[Any]]:
-    packed = path.with_name(f"{path.name}.gz")
-    answers: dict[Any, list[Any]] = {}
-    for line in read_lines(packed if packed.is_file() and not path.is_file() else path):
-        case_id, truth = line.row.get("id"), line.row.get("ground_truth")
-        if case_id in answers or not isinstance(truth, list):
-            raise DataError(f"{line}: {case_id} is there twice, or has no ground_truth. Take the file as published.")
-        answers[case_id] = truth
-    return answers
-
-
 def read_cases(folder: str | Path) -> dict[str, Case]:
     """The single-turn questions of a data folder, by id; none where it holds multi-turn questions only.
 
-    Raises:
-        DataError: no questions at all, a row that is not of the published form, or as in `question_rows`.
+    No questions at all, and a row that is not of the published form, are a DataError.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -255,11 +244,6 @@ def read_cases(folder: str | Path) -> dict[str, Case]:
     return cases
 
 
-_TOKEN = re.compile(r'"(?:[^"\\]+|\\.?)*"?|[\[\]{}]', re.DOTALL)
-"""A text, also one that is cut off, or a bracket."""
-_DEEP = 500  # Python reads JSON of about 1,000 levels, less what its own calls take
-
-
 class ModelAnswer(Form):
     """One answer of a model; None for what the row does not say."""
 
@@ -268,37 +252,25 @@ class ModelAnswer(Form):
     mode: Literal["prompt", "fc"] | None = None
     dots_as_underscores: bool | None = None
 
-    @property
-    def function_calling(self) -> bool | None:
-        return None if self.mode is None else self.mode == "fc"
+
+_TOKEN = re.compile(r'"(?:[^"\\]+|\\.?)*"?|[\[\]{}]|[^"\[\]{}]+', re.DOTALL)  # a text, a bracket, what is between
+_DEEP = 500  # Python reads JSON of about 1,000 levels, less what its own calls take
 
 
 def answer_row(text: str) -> Any:
-    """The row of a model's answer, for `read_lines`; what JSON's rules allow and Python does not read in it is None.
+    """The row of a model's answer, for `read_lines`, without what JSON's rules allow and Python does not read.
 
     A model decides what stands in such a row: a number without end or brackets without bottom are no error of the file.
     """
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        return json.loads(_shallow(text), parse_int=lambda digits: int(digits) if len(digits) < 4000 else None)
-
-
-def _shallow(text: str) -> str:
-    """A JSON text with null for each member that nests too deeply."""
-    kept: list[str] = []
-    opened: list[int] = []
-    end, deep = 0, False
-    for token in _TOKEN.finditer(text):
-        if token[0] in "[{":
-            opened.append(token.start())
-            deep = deep or len(opened) > _DEEP
-        elif token[0] in "]}" and opened:
-            start = opened.pop()
-            if deep and len(opened) == 1:
-                kept += [text[end:start], "null"]
-                end, deep = token.end(), False
-    return "".join([*kept, text[end:]])
+        kept, depth = [], 0
+        for token in _TOKEN.findall(text):
+            depth -= token in ("]", "}")
+            kept += [token] if depth < _DEEP else []
+            depth += token in ("[", "{")
+        return json.loads("".join(kept), parse_int=lambda digits: int(digits) if len(digits) < 4000 else None)
 
 
 def read_answer(line: JsonLine) -> ModelAnswer:
@@ -313,10 +285,3 @@ def read_answer(line: JsonLine) -> ModelAnswer:
         problem = "calls are no list of names and arguments"
         raise DataError(f"{line}: {problem}. Take candidates.jsonl as written.") from None
     return answer.model_copy(update={"result": result, "mode": "fc"})
-
-
-def unknown_id(line: JsonLine, case_id: str) -> DataError:
-    """The error for an answer to a question that the data folder does not have."""
-    category = category_of_id(case_id)
-    where = f"of {category.name}" if category else "of no category of BFCL"
-    return DataError(f"{line}: unknown id {case_id}, {where}. data= must hold the question, which is not agentic.")

@@ -23,9 +23,9 @@ _TYPES: Mapping[Language, Mapping[str, type]] = {
 _IGNORED = str.maketrans({**dict.fromkeys(" ,./-_*^", None), "'": '"'})
 _SIX = {  # of the part behind the colon, else of the part before it; the rest are values
     "wrong_func_name": "tool_name", "missing_required": "missing_required", "unexpected_param": "parameter_name",
-    "wrong_count": "call_count", "force_terminated": "call_count", "empty_turn_model_response": "call_count",
     "inference_error": "format", "ast_decoder": "format", "type_error": "parameter_type",
-    "irrelevance_error": "call_count", "relevance_error": "call_count",
+    **dict.fromkeys(("wrong_count", "force_terminated", "empty_turn_model_response", "irrelevance_error",
+                     "relevance_error"), "call_count"),
 }  # fmt: skip
 
 
@@ -67,28 +67,32 @@ def check_call(
     """
     name, given = call
     wanted = function["name"].replace(".", "_") if dots_as_underscores else function["name"]
-    if name != wanted:
-        return refused("simple_function_checker:wrong_func_name", f"tool is {show(name)}, expected {show(wanted)}")
     schema = function.get("parameters") or {}
     documented = schema.get("properties") or {}
+
+    def wrong(kind: str, explanation: str) -> Verdict:
+        return refused(f"simple_function_checker:{kind}", explanation)
+
+    if name != wanted:
+        return wrong("wrong_func_name", f"tool is {show(name)}, expected {show(wanted)}")
     for key in schema.get("required") or ():
         if key not in given:
-            return refused("simple_function_checker:missing_required", f"required parameter {show(key)} is missing")
+            return wrong("missing_required", f"required parameter {show(key)} is missing")
     for key, value in given.items():
         if key not in documented or key not in answer:
-            sentence = f"parameter {show(key)} is not documented, or no answer gives it"
-            return refused("simple_function_checker:unexpected_param", sentence)
-        document = documented[key] if isinstance(documented[key], Mapping) else {}
+            return wrong("unexpected_param", f"parameter {show(key)} is not documented, or no answer gives it")
         accepted = _values(answer[key])
-        error = _value_error(value, document, accepted, language)
+        error = _value_error(value, documented[key], accepted, language)
         if error is not None:
             sentence = f"value of {show(key)} is {show(value)}, expected one of {show(accepted)}"
             if error.startswith("type_error"):
-                sentence = f"type of {show(key)} is not {document.get('type')}, or that of an element: {show(value)}"
+                sentence = (
+                    f"type of {show(key)} is not {documented[key].get('type')}, or that of an element: {show(value)}"
+                )
             return refused(error, sentence)
     for key, values in answer.items():
         if key not in given and "" not in _values(values):
-            return refused("simple_function_checker:missing_optional", f"parameter {show(key)} is left out")
+            return wrong("missing_optional", f"parameter {show(key)} is left out")
     return None
 
 
@@ -105,7 +109,7 @@ def _value_error(value: Any, document: Mapping[str, Any], accepted: Sequence[Any
     """The official error type of an argument; None when it is accepted."""
     kind = str(document.get("type"))
     items = document.get("items") if kind in ("array", "tuple", "Array", "ArrayList") else None
-    inner = items.get("type") if isinstance(items, Mapping) else None
+    inner = items.get("type") if items else None
     if language != "python":
         if type(value) is not str:
             return "type_error:java" if language == "java" else "type_error:js"
@@ -121,13 +125,13 @@ def _value_error(value: Any, document: Mapping[str, Any], accepted: Sequence[Any
         return "type_error:simple"
     if type(value) is wanted and wanted_inner and not any(_fits(value, one, wanted_inner) for one in accepted):
         return "type_error:nested" if wanted is answered else "type_error:simple"
+    lists = [one for one in accepted if isinstance(one, list | str)]
     if answered not in (None, wanted):  # a variable
         return None if value in accepted else "value_error:others"
     if wanted is str:
         return None if standard(value) in map(standard, accepted) else "value_error:string"
     if wanted is dict:
         return _dict_error(value, accepted)
-    lists = [one for one in accepted if isinstance(one, list | str)]
     if wanted is list and wanted_inner is dict:
         return _dicts_error(value, lists)
     if wanted is list:

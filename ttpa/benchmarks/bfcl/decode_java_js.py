@@ -6,7 +6,7 @@ The official quirks are kept: elements are cut at every comma, an object ends at
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
@@ -15,13 +15,11 @@ from typing import Any
 from ttpa.benchmarks.bfcl.categories import Language, need
 from ttpa.benchmarks.bfcl.decode_python import WRONG_FORMAT, Call, Undecodable, as_list
 
-MAX_SOURCE = 20_000
-"""Longer texts are not parsed."""
-MAX_VALUE = 10_000
-"""Longer values stay texts."""
+MAX_SOURCE = 20_000  # longer texts are not parsed
+MAX_VALUE = 10_000  # longer values stay texts
 
+# Another grammar reads malformed answers in another way, so its verdicts are not the official ones.
 PINNED = {"tree-sitter": "0.21.3", "tree-sitter-java": "0.21.0", "tree-sitter-javascript": "0.21.4"}
-"""Another grammar reads malformed answers in another way, so its verdicts are not the official ones."""
 
 
 @cache
@@ -37,11 +35,8 @@ def parser(language: Language) -> Any:
 
 
 def read_java_js(result: Any, language: Language) -> list[Call]:
-    """Reads one call; its outer brackets may be missing.
-
-    Raises:
-        Undecodable: the text is not of the language, holds no call, or gives a parameter twice.
-        ConfigError: see `parser`.
+    """Reads one call, whose outer brackets may be missing; raises Undecodable where the text is not of the language,
+    holds no call, or gives a parameter twice.
     """
     source = as_list(result)[1:-1]
     if len(source) > MAX_SOURCE:
@@ -63,12 +58,11 @@ def _arguments(given: Any, text: Callable[[Any], str], value: Callable[[Any], st
     found: dict[Any, Any] = {}
     for node in given.children:
         named = node.type == "assignment_expression"
-        if not named and node.type not in unnamed:
-            continue
-        name = text(node.children[0]) if named else None
-        if name in found:
-            raise Undecodable("an argument is given twice")
-        found[name] = value(node.children[2] if named else node)
+        if named or node.type in unnamed:
+            name = text(node.children[0]) if named else None
+            if name in found:
+                raise Undecodable("an argument is given twice")
+            found[name] = value(node.children[2] if named else node)
     return found
 
 
@@ -85,6 +79,10 @@ def _js_call(root: Any) -> Call | None:
     return None
 
 
+_WHOLE_NODES = ("string_literal", "character_literal", "identifier", "class_literal", "type_identifier",
+                "method_invocation")  # fmt: skip
+
+
 def _java_call(source: str, node: Any) -> Call | None:
     """The first call in the tree.
 
@@ -97,15 +95,13 @@ def _java_call(source: str, node: Any) -> Call | None:
 
     def value(part: Any) -> str:
         """The tokens of an expression without the spaces between them."""
-        kind, field = part.type, part.child_by_field_name
-        if kind == "array_creation_expression":
+        field = part.child_by_field_name
+        if part.type == "array_creation_expression":
             return f"new {value(field('type'))}[]{value(field('value'))}"
-        if kind == "object_creation_expression":  # the body of an anonymous class is left out
+        if part.type == "object_creation_expression":  # the body of an anonymous class is left out
             given = [value(one) for one in field("arguments").children if one.type not in ("(", ",", ")")]
             return f"new {value(field('type'))}({', '.join(given)})"
-        whole = ("string_literal", "character_literal", "identifier", "class_literal", "type_identifier",
-                 "method_invocation")  # fmt: skip
-        return text(part) if kind in whole or not part.children else "".join(map(value, part.children))
+        return text(part) if part.type in _WHOLE_NODES or not part.children else "".join(map(value, part.children))
 
     def argument(part: Any) -> str:
         return text(part)[1:-1] if part.type in ("string_literal", "character_literal") else value(part)
@@ -117,22 +113,14 @@ def _java_call(source: str, node: Any) -> Call | None:
     return f"{text(owner)}.{name}" if owner else name, given
 
 
-# --- values ----------------------------------------------------------------------------------------------------------
-
 Converter = Callable[[str, str | None], Any]
-"""Text and type of elements -> value."""
-
-_BOOLEANS = {"true": True, "false": False}
+"""Text and type of elements -> value; the text itself where it has not the form."""
 
 
 def convert(text: str, kind: str, inner: str | None, language: Language) -> Any:
     """The value of a text by `kind`, one of `KINDS[language]`; any other kind, or a wrong form, leaves the text.
 
     `inner` is the type of a list's elements. No question has a Set, Queue, Stack or Hashtable, whose texts stay.
-
-    Example:
-        >>> convert("new int[]{1, 2}", "Array", "integer", "java"), convert("5L", "long", None, "java")
-        ([1, 2], 5)
     """
     _, converter = KINDS[language].get(kind, (str, None))
     return converter(text, inner) if converter and len(text) <= MAX_VALUE else text
@@ -142,47 +130,39 @@ def _number(form: str, make: type[int] | type[float]) -> Converter:
     pattern = re.compile(f"{form}$")
 
     def number(text: str, inner: str | None = None) -> Any:
-        try:
+        with suppress(ValueError):  # too many digits
             return make(text.rstrip("\n").rstrip("lLfFn")) if pattern.match(text) else text
-        except ValueError:  # too many digits
-            return text
+        return text
 
     return number
 
 
-def _boolean(text: str, inner: str | None) -> Any:
-    return _BOOLEANS.get(text, text)
+_BOOLEANS = {"true": True, "false": False}
+_WHOLE, _REAL = r"-?\d+", r"-?\d+(\.\d+)?([eE][+-]?\d+)?"
+_LONG, _JAVA_FLOAT = _number(f"{_WHOLE}[lL]", int), _number(f"{_REAL}[fF]", float)
 
 
 def _unquoted(text: str, inner: str | None = None, quotes: str = "\"'") -> str:
-    return text[1:-1] if any(text.startswith(quote) and text.endswith(quote) for quote in quotes) else text
+    return text[1:-1] if text[:1] in quotes and text[:1] == text[-1:] else text
+
+
+def _guess(text: str, quotes: str = "\"'", numbers: Sequence[Callable[..., Any]] = ()) -> Any:
+    """A value whose type is not known: truth value, quoted text, number, or the text as it is."""
+    if text in _BOOLEANS:
+        return _BOOLEANS[text]
+    for make in (lambda text: _unquoted(text, None, quotes), *numbers, int, float):
+        with suppress(ValueError):
+            if (value := make(text)) is not text:
+                return value
+    return text
 
 
 def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
 
 
-def _guess(text: str, quotes: str = "\"'", *numbers: Converter) -> Any:
-    """A value whose type is not known: truth value, quoted text, number, or the text as it is."""
-    if text in _BOOLEANS:
-        return _BOOLEANS[text]
-    if (inside := _unquoted(text, None, quotes)) is not text:
-        return inside
-    for number in numbers:
-        if (value := number(text, None)) is not text:
-            return value
-    for make in (int, float):
-        with suppress(ValueError):
-            return make(text)
-    return text
-
-
-_WHOLE, _REAL = r"-?\d+", r"-?\d+(\.\d+)?([eE][+-]?\d+)?"
-_LONG, _JAVA_FLOAT = _number(f"{_WHOLE}[lL]", int), _number(f"{_REAL}[fF]", float)
-
-
 def _java_element(text: str, inner: str | None) -> Any:
-    return convert(text, inner, None, "java") if inner else _guess(text, '"', _LONG, _JAVA_FLOAT)
+    return convert(text, inner, None, "java") if inner else _guess(text, '"', (_LONG, _JAVA_FLOAT))
 
 
 _AS_LIST = re.compile(r"new\s+ArrayList<\w*>\(Arrays\.asList\(([^\n]+?)\)\)")
@@ -218,14 +198,14 @@ def _java_map(text: str, inner: str | None) -> Any:
     return {} if _NEW_MAP.search(text) else text
 
 
-def _rows_until(close: str) -> re.Pattern[str]:
-    """A list of lists to its end: a row ends at the first `]` before the next row or the list's own closing bracket."""
-    row = rf"(?>[^\n]*?\](?=\s*(?:,\s*\[|\{close})))"
-    return re.compile(rf"\s*\[(?:{row}\s*,\s*\[)*+{row}\s*\{close}")
-
-
 _JS_LIST = re.compile(r"\[|new\s+Array\(")
-_ROWS = {close: _rows_until(close) for close in "])"}
+# A list of lists to its end: a row ends at the first `]` before the next row or the list's own closing bracket.
+_JS_ROW = r"(?>[^\n]*?\](?=\s*(?:,\s*\[|\{close})))"
+_ROWS = {
+    close: re.compile(rf"\s*\[(?:{row}\s*,\s*\[)*+{row}\s*\{close}")
+    for close in "])"
+    for row in [_JS_ROW.replace("{close}", close)]
+}
 _FLAT = {close: re.compile(rf"([^\n]*?)\{close}") for close in "])"}
 _ROW = re.compile(r"\[([^\]\n]*)\]")
 _OBJECT = re.compile(r"\{([^\n]*?)\}")
@@ -263,15 +243,16 @@ def _js_object(text: str, inner: str | None) -> Any:
 KINDS: Mapping[Language, Mapping[str, tuple[type, Converter | None]]] = {
     "java": {
         **dict.fromkeys(("byte", "short", "integer"), (int, _number(_WHOLE, int))), "long": (int, _LONG),
-        "float": (float, _JAVA_FLOAT), "double": (float, _number(_REAL, float)), "boolean": (bool, _boolean),
-        **dict.fromkeys(("char", "String", "any"), (str, None)), "Array": (list, _java_array),
-        "ArrayList": (list, _java_list), **dict.fromkeys(("Queue", "Stack"), (list, None)), "Set": (set, None),
-        "HashMap": (dict, _java_map), "Hashtable": (dict, None),
+        "float": (float, _JAVA_FLOAT), "double": (float, _number(_REAL, float)),
+        "boolean": (bool, lambda text, _: _BOOLEANS.get(text, text)), "Array": (list, _java_array),
+        "ArrayList": (list, _java_list), "HashMap": (dict, _java_map), "Set": (set, None), "Hashtable": (dict, None),
+        **dict.fromkeys(("char", "String", "any"), (str, None)), **dict.fromkeys(("Queue", "Stack"), (list, None)),
     },
     "javascript": {
         "String": (str, _unquoted), "any": (str, None), "integer": (int, _number(_WHOLE, int)),
         "Bigint": (int, _number(f"{_WHOLE}n", int)), "float": (float, _number(rf"{_WHOLE}(\.\d+)?", float)),
-        "Boolean": (bool, _boolean), "array": (list, _js_list), "dict": (dict, _js_object),
+        "Boolean": (bool, lambda text, _: _BOOLEANS.get(text, text)), "array": (list, _js_list),
+        "dict": (dict, _js_object),
     },
 }  # fmt: skip
 """Types in function documents -> the Python type of a value, and how a text becomes one."""

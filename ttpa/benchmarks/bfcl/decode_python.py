@@ -10,13 +10,10 @@ import operator
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
-MAX_CHARS = 200_000
-"""Longer answers are not decoded: Python's parser would need too much time and memory."""
-MAX_SIZE = 100_000
-"""Bits of a number, and characters of a repetition, that arithmetic may reach."""
+MAX_CHARS = 200_000  # longer answers are not decoded: Python's parser would need too much time and memory
+MAX_SIZE = 100_000  # bits of a number, and characters of a repetition, that arithmetic may reach
 
 Call = tuple[str, dict[Any, Any]]
 """Name and arguments. Keys are text, but `None` for `**` in Python and for unnamed arguments in Java and JavaScript."""
@@ -30,8 +27,7 @@ class Undecodable(Exception):
         self.error_type = f"ast_decoder:{error}"
 
 
-WRONG_FORMAT = "decoder_wrong_output_format"
-"""The error of an answer that can be read but is no list of calls."""
+WRONG_FORMAT = "decoder_wrong_output_format"  # of an answer that can be read but is no list of calls
 
 
 def as_list(result: Any) -> str:
@@ -43,31 +39,23 @@ def as_list(result: Any) -> str:
     text = text if text.endswith("]") else f"{text}]"
     if len(text) > MAX_CHARS:
         raise Undecodable(f"longer than {MAX_CHARS} characters")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise Undecodable("a surrogate without its partner") from None
+    if not text.isascii() and re.search("[\ud800-\udfff]", text):
+        raise Undecodable("a surrogate without its partner")
     return text
 
 
 def read_python(result: Any) -> list[Call]:
-    """Reads a list of calls in Python; raises Undecodable where it is none.
-
-    Example:
-        >>> read_python("f(a=-1, b=[true, 2 * 3]), g('dropped')")
-        [('f', {'a': -1, 'b': ['true', 6]}), ('g', {})]
-    """
+    """Reads a list of calls in Python; raises Undecodable where it is none."""
     text = as_list(result)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the model's odd escapes
             body = ast.parse(text, mode="eval").body
-        if isinstance(body, ast.List | ast.Tuple):
-            return [_call(element) for element in body.elts]
-        return [_call(body)]  # "[f](a=1) #]"
+        # A single call: "[f](a=1) #]"
+        return [_call(node) for node in (body.elts if isinstance(body, ast.List | ast.Tuple) else [body])]
     except SyntaxError as error:
         raise Undecodable(f"not Python: {error.msg}") from None
-    except (ValueError, TypeError, RecursionError, MemoryError) as error:
+    except (ValueError, TypeError, ArithmeticError, LookupError, RecursionError, MemoryError) as error:
         raise Undecodable(f"not readable as Python ({type(error).__name__})") from None
 
 
@@ -76,8 +64,7 @@ def read_interface(result: Any) -> list[Call]:
     if not isinstance(result, list) and (result or not isinstance(result, str | dict)):
         raise Undecodable("a reply in words" if isinstance(result, str) else "not a list of calls")
     try:
-        entries: list[Any] = [*result]
-        items = [next(iter(entry.items())) for entry in entries]
+        items = [next(iter(entry.items())) for entry in result]
         calls = [(name, json.loads(text)) for name, text in items]
     except (AttributeError, StopIteration, TypeError, ValueError, RecursionError):
         raise Undecodable("an element of the list is no {name: arguments as JSON}") from None
@@ -123,86 +110,64 @@ def _value(node: ast.expr | None) -> Any:
     raise Undecodable("a value is neither a literal nor a name nor a call")
 
 
-_OPERATORS: Mapping[type[ast.AST], Callable[..., Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow, ast.LShift: operator.lshift,
-    ast.RShift: operator.rshift, ast.BitOr: operator.or_, ast.BitXor: operator.xor, ast.BitAnd: operator.and_,
-    ast.MatMult: operator.matmul, ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Invert: operator.invert,
-    ast.Not: operator.not_, ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le,
-    ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Is: operator.is_, ast.IsNot: operator.is_not,
-    ast.In: lambda one, many: one in many, ast.NotIn: lambda one, many: one not in many,
-    ast.List: list, ast.Tuple: tuple, ast.Set: set,
+_OPERATORS: Mapping[str, Callable[..., Any]] = {
+    **{name: getattr(operator, name.lower()) for name in (
+        "Add", "Sub", "FloorDiv", "Mod", "Pow", "LShift", "RShift", "Invert", "Eq", "Lt", "Gt")},
+    "Mult": operator.mul, "Div": operator.truediv, "BitOr": operator.or_, "BitXor": operator.xor,
+    "BitAnd": operator.and_, "USub": operator.neg, "UAdd": operator.pos, "Not": operator.not_, "NotEq": operator.ne,
+    "LtE": operator.le, "GtE": operator.ge, "Is": operator.is_, "IsNot": operator.is_not,
+    "In": lambda one, many: one in many, "NotIn": lambda one, many: one not in many,
 }  # fmt: skip
 _FUNCTIONS = {function.__name__: function for function in (abs, bool, float, int, len, max, min, round, str, sum)}
 _WIDTH = re.compile(r"%(?:\(.*?\))?[-#0 +]*(?:\*|\d{4}|\d*\.(?:\*|\d{4}))", re.DOTALL)
 """A place of a format that asks for a wide field: "%999999999d" % 1 would be a string of a gigabyte."""
 
 
-def _compute(node: ast.expr) -> Any:
+def _compute(node: ast.expr | None) -> Any:
     """The value of an expression on literals, with operators, comparisons, indices and a few pure functions."""
-
-    def pure(call: ast.Call, value: Callable[[ast.expr], Any]) -> Any:
-        if isinstance(call.func, ast.Name) and call.func.id in _FUNCTIONS and not call.keywords:
-            return _FUNCTIONS[call.func.id](*map(value, call.args))
-        raise Undecodable("a call of something that is no pure function")
-
-    try:
-        return evaluate(node, pure)
-    except (TypeError, ValueError, ArithmeticError, LookupError, NameError, MemoryError, RecursionError) as error:
-        raise Undecodable(f"an expression without a value ({type(error).__name__})") from None
-
-
-def evaluate(node: ast.expr | None, call: Callable[[ast.Call, Callable[[ast.expr], Any]], Any]) -> Any:
-    """The value of an expression without names; `call` makes a call in it, given a function for its arguments.
-
-    Raises Undecodable where it holds something else or its value would be too large, and what its operators raise.
-    """
-    value = partial(evaluate, call=call)
     match node:
         case ast.Constant(value=constant):
             return constant
-        case ast.Name(id=name):
-            raise NameError(f"name '{name}' is not defined")
-        case ast.List(elts=elements) | ast.Tuple(elts=elements) | ast.Set(elts=elements):
-            return _OPERATORS[type(node)](map(value, elements))
+        case ast.List(elts=elements):
+            return [_compute(element) for element in elements]
+        case ast.Tuple(elts=elements):
+            return tuple(_compute(element) for element in elements)
+        case ast.Set(elts=elements):
+            return {_compute(element) for element in elements}
         case ast.Dict(keys=keys, values=values):
-            return {value(key): value(one) for key, one in zip(keys, values, strict=True)}
+            return {_compute(key): _compute(value) for key, value in zip(keys, values, strict=True)}
         case ast.UnaryOp(op=sign, operand=operand):
-            return _OPERATORS[type(sign)](value(operand))
+            return _OPERATORS[type(sign).__name__](_compute(operand))
         case ast.BinOp(left=left, op=sign, right=right) | ast.Compare(left=left, ops=[sign], comparators=[right]):
-            first, second = value(left), value(right)
-            if _too_large(type(sign), first, second):
+            name, first, second = type(sign).__name__, _compute(left), _compute(right)
+            if _too_large(name, first, second):
                 raise Undecodable("an expression whose value would be too large")
-            return _OPERATORS[type(sign)](first, second)
+            return _OPERATORS[name](first, second)
         case ast.BoolOp(op=sign, values=values):
             found: Any = None
-            for found in map(value, values):
+            for found in map(_compute, values):
                 if bool(found) is isinstance(sign, ast.Or):
                     break
             return found
         case ast.IfExp(test=test, body=body, orelse=other):
-            return value(body if value(test) else other)
-        case ast.Slice(lower=lower, upper=upper, step=step):
-            return slice(*(part and value(part) for part in (lower, upper, step)))
+            return _compute(body if _compute(test) else other)
+        case ast.Subscript(value=outer, slice=ast.Slice(lower=lower, upper=upper, step=step)):
+            return _compute(outer)[slice(*(part and _compute(part) for part in (lower, upper, step)))]
         case ast.Subscript(value=outer, slice=index):
-            return value(outer)[value(index)]
-        case ast.Call():
-            return call(node, value)
+            return _compute(outer)[_compute(index)]
+        case ast.Call(func=ast.Name(id=name), args=given, keywords=[]) if name in _FUNCTIONS:
+            return _FUNCTIONS[name](*map(_compute, given))
     raise Undecodable("an expression on something that is no literal")
 
 
-def _too_large(sign: type[ast.AST], first: Any, second: Any) -> bool:
+def _too_large(sign: str, first: Any, second: Any) -> bool:
     """Whether a result could take long or much memory; told before it is computed."""
     if isinstance(first, int) and isinstance(second, int):
         bits, times = first.bit_length(), max(second, 0)
-        sizes: dict[type[ast.AST], int] = {
-            ast.Mult: bits + second.bit_length(),
-            ast.Pow: bits * times,
-            ast.LShift: bits + times,
-        }
+        sizes = {"Mult": bits + second.bit_length(), "Pow": bits * times, "LShift": bits + times}
         return sizes.get(sign, 0) > MAX_SIZE
-    if sign is ast.Mult:
+    if sign == "Mult":
         many, times = (second, first) if isinstance(first, int) else (first, second)
         repeated = isinstance(many, str | bytes | list | tuple) and isinstance(times, int)
         return repeated and len(repr(many)) * times > MAX_SIZE
-    return sign is ast.Mod and isinstance(first, str | bytes) and _WIDTH.search(str(first)) is not None
+    return sign == "Mod" and isinstance(first, str | bytes) and _WIDTH.search(str(first)) is not None

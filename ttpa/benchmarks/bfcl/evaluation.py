@@ -42,16 +42,7 @@ class _Asked(Form):
 
 @option
 class BFCL:
-    """The Berkeley Function Calling Leaderboard on a folder of its files.
-
-    Args:
-        path: Folder with `BFCL_v4_<category>.json` files and `possible_answer/`.
-        categories: Names of version 4 or 3; None: every single-turn category in the folder; "all": the multi-turn ones
-            there too.
-        limit: The first so many questions of each category; None: all.
-        model: Name below `result/`. The official tool reads names it knows only, each in its own way; None: one that
-            reads calls (training) or text (official) as they are.
-    """
+    """The Berkeley Function Calling Leaderboard on a folder of its files; `conf/eval/bfcl.yaml` documents each key."""
 
     path: str
     max_new_tokens: Count
@@ -112,11 +103,11 @@ class BFCL:
     def judge(self, sample: Sample, candidate: Candidate) -> dict[str, Any]:
         """The row of an answer. In multi-turn categories only one that could not be had comes here."""
         category, calling = CATEGORIES[sample.source], self.prompt == "training"
-        if category.rule == "multi_turn":
-            return judged_row(sample.id, category, _LOST, [], [candidate])
         calls = [{call.name: dumps(call.arguments)} for call in candidate.calls or () if calling]
         verdict, result = _LOST, calls or candidate.text
-        if candidate.error != "failed":
+        if category.rule == "multi_turn":
+            result = []
+        elif candidate.error != "failed":
             verdict = _cases(self.path)[sample.id].judge(result, function_calling=calling)
         return judged_row(sample.id, category, verdict, result, [candidate])
 
@@ -126,10 +117,13 @@ class BFCL:
         categories = {name: share(some, itemgetter("exact")) for name, some in by_category.items() if some}
         scores = {name: found["value"] for name, found in categories.items()}
         counts = {name: found["n"] for name, found in categories.items()}
-        totals: dict[str, dict[str, Any]] = {"v4": {}, "v3": {}}
-        for version, found in totals.items():
-            for one in aggregates(scores, cases=counts, version=version):
-                found[one.name] = {"value": one.value, "covered": one.covered, "depth": one.depth}
+        totals = {
+            version: {
+                one.name: {"value": one.value, "covered": one.covered, "depth": one.depth}
+                for one in aggregates(scores, cases=counts, version=version)
+            }
+            for version in ("v4", "v3")
+        }
         return {
             "accuracy": share(rows, itemgetter("exact")),
             "bands": {},
@@ -170,5 +164,5 @@ class BFCL:
         tools = [tool_of(function, case.category.language) for function in case.functions]
         if self.prompt == "official":
             turn, tools = official.official_messages(turn, case.functions, case.category), []
-        messages = tuple(Message(role=one["role"], content=one["content"]) for one in turn)
+        messages = tuple(Message(**one) for one in turn)
         return Sample(id=case.case_id, tools=tuple(tools), messages=messages, target=(), source=case.category.name)

@@ -8,12 +8,10 @@ seen. `multi_turn:execution_limit`, a call that does not end, is not an official
 Everything here needs the extra `bfcl` (`official`), whose backends are version 4's, also for questions of version 3.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -49,7 +47,7 @@ class MultiTurnCase(Form):
     truth: list[list[str]] = Field(alias="ground_truth")  # none in a turn in which nothing can be done yet
 
     @model_validator(mode="after")
-    def _belongs_together(self) -> MultiTurnCase:
+    def _belongs_together(self) -> Self:
         known = {document["name"] for document in self.documents}
         if not all(turn.isdecimal() and known.issuperset(names) for turn, names in self.missed_function.items()):
             raise ValueError("missed_function has not turns with names of the question's functions")
@@ -76,32 +74,30 @@ class MultiTurnCase(Form):
         if len(result) != len(self.truth):
             sentence = f"{len(result)} turns, expected {len(self.truth)}: the conversation was broken off"
             return refused("multi_turn:force_terminated", sentence)
-        turns = []
-        for turn in result:
-            steps = (read_step(step, function_calling) for step in (turn if isinstance(turn, list) else ()))
-            turns.append([calls for calls in steps if calls])
+        turns = [
+            [calls for step in (turn if isinstance(turn, list) else ()) if (calls := read_step(step, function_calling))]
+            for turn in result
+        ]
         found = compare(self.backends, turns, self.truth)
         if found is None:
             return _LIMIT
         error_type, at, what = found["error_type"], found["turn"] + 1, show(found["what"])
         if error_type is None:
             return Verdict(None, "states and results are as after the expected calls")
-        if error_type == "multi_turn:empty_turn_model_response":
-            return refused(error_type, f"no call in turn {at}, {len(self.truth[at - 1])} expected")
-        state = error_type == "multi_turn:instance_state_mismatch"
-        problem = "the state differs in" if state else "an expected result is missing:"
-        return refused(error_type, f"after turn {at} {problem} {what}")
+        told = {
+            "empty_turn_model_response": f"no call in turn {at}, {len(self.truth[at - 1])} expected",
+            "instance_state_mismatch": f"after turn {at} the state differs in {what}",
+        }
+        missing = f"after turn {at} an expected result is missing: {what}"
+        return refused(error_type, told.get(error_type.removeprefix("multi_turn:"), missing))
 
 
 @lru_cache(maxsize=8)
 def read_multi_turn(folder: Path, category: Category) -> Mapping[str, MultiTurnCase]:
     """The questions of a multi-turn category in a data folder, by id; none where the folder has no file of it.
 
-    Function documents that the folder does not have are the installed package's.
-
-    Raises:
-        ConfigError: the extra `bfcl` is missing.
-        DataError: a row that is not of the published form.
+    Function documents that the folder does not have are the installed package's; without it, a ConfigError. A row that
+    is not of the published form is a DataError.
     """
     package = official.data_folder()
     from bfcl_eval.constants.executable_backend_config import MULTI_TURN_FUNC_DOC_FILE_MAPPING as FILES
@@ -124,11 +120,9 @@ def read_multi_turn(folder: Path, category: Category) -> Mapping[str, MultiTurnC
 class Conversation:
     """A conversation on a question, as `ttpa.run.parts.Dialogue` describes it.
 
-    Args:
-        case: The question.
-        prompt: "training": functions as tools, calls as the policy was trained to write them, each result a message of
-            the role tool. "official": BFCL's system prompt, answers read as those of a prompted model, and all results
-            of a step in one message of the user, as for models behind an interface.
+    With `prompt="training"`, functions are tools, calls are as the policy was trained to write them, and each result is
+    a message of the role tool. With "official" there is BFCL's system prompt, answers are read as those of a prompted
+    model, and all results of a step are in one message of the user, as for models behind an interface.
     """
 
     def __init__(self, case: MultiTurnCase, prompt: str = "training") -> None:
@@ -145,9 +139,10 @@ class Conversation:
 
     def sample(self) -> Sample | None:
         """What is to be answered next; None when the conversation is over."""
+        if self._over:
+            return None
         case, tools, messages = self._case, tuple(self._tools), tuple(self._messages)
-        made = Sample(id=case.case_id, tools=tools, messages=messages, target=(), source=case.category.name)
-        return None if self._over else made
+        return Sample(id=case.case_id, tools=tools, messages=messages, target=(), source=case.category.name)
 
     def take(self, candidate: Candidate) -> None:
         """Runs the answer's calls; without any, or without end, the turn is over."""
@@ -162,16 +157,13 @@ class Conversation:
             return
         self._steps.append(calls)
         results = execute(self._case.backends, self._steps)
-        if results is None:
-            self._over = self._ended = True
-        elif self._official:
-            told = zip(calls, results, strict=True)
-            text = repr([{"role": "tool", "name": call, "content": result} for call, result in told])
-            self._messages.append(Message(role="user", content=text))
-        else:
-            self._messages += [Message(role="tool", content=result) for result in results]
+        self._ended = results is None
+        told = [{"role": "tool", "name": call, "content": one} for call, one in zip(calls, results or (), strict=False)]
+        if self._official:
+            told = [{"role": "user", "content": repr(told)}]
+        self._messages += [Message(role=one["role"], content=one["content"]) for one in told]
         # The limit is looked at after a step, so that one more is run: officially, too.
-        self._over |= len(self._result[-1]) > self._texts.MAXIMUM_STEP_LIMIT
+        self._over = self._ended or len(self._result[-1]) > self._texts.MAXIMUM_STEP_LIMIT
 
     def row(self) -> dict[str, Any]:
         """The judgement of the conversation, when it is over."""
@@ -185,7 +177,7 @@ class Conversation:
         if self._over:
             return
         self._result.append([])
-        rows = [{"role": one.role, "content": one.content} for one in case.question[turn]]
+        rows = [one.model_dump() for one in case.question[turn]]
         if str(turn) in case.missed_function:
             added, text = case.added(turn), self._texts.DEFAULT_USER_PROMPT_FOR_ADDITIONAL_FUNCTION_FC
             if self._official:

@@ -16,10 +16,9 @@ from urllib.parse import parse_qsl
 
 from ttpa.benchmarks.bfcl.categories import Category, need
 
-VERSION = "2026.3.23"
-"""The release whose prompts and verdicts these are; another one has others."""
+VERSION = "2026.3.23"  # the release whose prompts and verdicts these are; another one has others
+# Without its dependencies: they pin other versions of what this project uses, and nothing of them is needed here.
 INSTALL = f"pip install --no-deps bfcl-eval=={VERSION} mpmath"
-"""Without its dependencies: they pin other versions of what this project uses, and nothing of them is needed here."""
 
 
 def require() -> None:
@@ -55,19 +54,13 @@ def official_messages(
     shown = add_hints([{"id": f"{category.name}_0", "function": deepcopy(list(functions))}])[0]["function"]
     chosen = dict(parse_qsl(words.DEFAULT_SYSTEM_PROMPT_FORMAT))
     style, form = words.PROMPT_STYLE_TEMPLATES[chosen["style"]], chosen["ret_fmt"]
-    answer = style["tool_call_no_tag"].format(
-        output_format=words.OUTPUT_FORMAT_MAPPING[form], param_types=words.PARAM_TYPE_MAPPING[form]
-    )
-    listing = style["available_tools"].format(format=chosen["func_doc_fmt"], functions=json.dumps(shown, indent=4))
-    prompt: str = words.PROMPT_TEMPLATE_MAPPING[chosen["prompt_fmt"]].format(
-        persona=style["persona"],
-        task=style["task"],
-        tool_call_format=answer,
-        multiturn_behavior=style["multiturn_behavior"],
-        available_tools=listing,
-    )
+    listing = {"format": chosen["func_doc_fmt"], "functions": json.dumps(shown, indent=4)}
+    returned = {"output_format": words.OUTPUT_FORMAT_MAPPING[form], "param_types": words.PARAM_TYPE_MAPPING[form]}
+    parts = {key: style[key] for key in ("persona", "task", "multiturn_behavior")}
+    parts["tool_call_format"] = style["tool_call_no_tag"].format(**returned)
+    parts["available_tools"] = style["available_tools"].format(**listing)
+    prompt = words.PROMPT_TEMPLATE_MAPPING[chosen["prompt_fmt"]].format(**parts)
     messages = [dict(message) for message in turn]
     if messages and messages[0]["role"] == "system":
-        messages[0]["content"] = f"{prompt}\n\n{messages[0]['content']}"
-        return messages
+        prompt += f"\n\n{messages.pop(0)['content']}"
     return [{"role": "system", "content": prompt}, *messages]
