@@ -12,7 +12,7 @@ import pytest
 
 from tests.benchmarks.official_package import conversation, package
 from ttpa.benchmarks.bfcl import backends, categories, official
-from ttpa.benchmarks.bfcl.backends import compare, execute, read_step
+from ttpa.benchmarks.bfcl.backends import read_step, run
 from ttpa.benchmarks.bfcl.categories import CATEGORIES
 from ttpa.benchmarks.bfcl.evaluation import BFCL
 from ttpa.benchmarks.bfcl.multi_turn import Conversation, MultiTurnCase, read_multi_turn
@@ -68,7 +68,7 @@ def candidate(case: MultiTurnCase, text: str, calls: tuple[ToolCall, ...] = ()) 
 def test_published_answers_are_valid(name: str) -> None:
     """As they are, as a prompted model writes them, and as a function-calling one that makes one call a step."""
     for case in list(cases(name).values())[::60]:
-        found = compare(case.backends, [[turn] if turn else [] for turn in case.truth], case.truth)
+        found = run(case.backends, turns=[[turn] if turn else [] for turn in case.truth], truth=case.truth)
         assert found == {"error_type": None, "turn": len(case.truth) - 1, "what": []}
         assert case.judge([[written(turn)] if turn else [] for turn in truth(case)]).valid, case.case_id
         assert case.judge([[called([call]) for call in turn] for turn in truth(case)]).valid, case.case_id
@@ -146,7 +146,7 @@ def test_results_are_those_of_the_official_executor(case: MultiTurnCase) -> None
     expected, _ = package().backends.execute_multi_turn_func_call(
         calls, dict(case.initial_config), list(case.involved_classes), "ttpa", case.case_id
     )
-    assert execute(case.backends, [calls]) == expected
+    assert run(case.backends, steps=[calls]) == expected
 
 
 HOSTILE = [
@@ -180,7 +180,7 @@ def test_hostile_answers_run_nothing(tmp_path: Path, case: MultiTurnCase) -> Non
 
 def test_private_methods_are_not_called(case: MultiTurnCase) -> None:
     private = "ttpa_multi_turn_base_0_GorillaFileSystem_instance._load_scenario({'root': {'x': {'contents': {}}}})"
-    results, untouched = execute(case.backends, [[private, "ls()"]]), execute(case.backends, [["ls()"]])
+    results, untouched = run(case.backends, steps=[[private, "ls()"]]), run(case.backends, steps=[["ls()"]])
     assert results is not None and untouched is not None
     assert "has no attribute '_load_scenario'" in results[0] and results[1:] == untouched
 
@@ -202,7 +202,7 @@ def test_calls_that_do_not_end_are_ended(monkeypatch: pytest.MonkeyPatch, call: 
 
 def test_results_that_are_too_long_are_not_handed_back(case: MultiTurnCase) -> None:
     text = f"echo(content='{'a' * 1_000_000}')"
-    assert execute(case.backends, [[text]]) and execute(case.backends, [[text] * 11]) is None
+    assert run(case.backends, steps=[[text]]) and run(case.backends, steps=[[text] * 11]) is None
 
 
 def test_question_that_cannot_be_loaded(case: MultiTurnCase) -> None:
@@ -213,11 +213,11 @@ def test_question_that_cannot_be_loaded(case: MultiTurnCase) -> None:
 
 
 def test_process_that_was_ended_is_started_again(case: MultiTurnCase) -> None:
-    assert execute(case.backends, [["ls()"]])
+    assert run(case.backends, steps=[["ls()"]])
     process = backends._process(os.getpid())
     process.kill()
     process.wait()
-    assert execute(case.backends, [["ls()"]])
+    assert run(case.backends, steps=[["ls()"]])
 
 
 # --- conversations ---------------------------------------------------------------------------------------------------

@@ -163,13 +163,13 @@ def _bfcl(keys: BFCLKeys) -> None:
 
 def _multi_turn(folder: str, line: JsonLine, case_id: str) -> Mapping[str, "MultiTurnCase"]:
     """The questions of the multi-turn category that an id is of: they are read when the first answer comes."""
-    category, cases = category_of_id(case_id), {}
+    category, cases = category_of_id(case_id), dict[str, "MultiTurnCase"]()
     where = f"of {category.name}" if category else "of no category of BFCL"
     if category and category.rule == "multi_turn":
         from ttpa.benchmarks.bfcl.multi_turn import read_multi_turn
 
         try:
-            cases = read_multi_turn(Path(folder), category)
+            cases.update(read_multi_turn(Path(folder), category))
         except ConfigError as error:
             raise DataError(f"{line}: {case_id} is {where}. {error}") from None
     if case_id not in cases:
@@ -262,8 +262,9 @@ def _candidate(line: JsonLine, syntax: Syntax) -> Candidate:
     result, candidate = answer.result, partial(Candidate, sample_id=answer.case_id, index=0)
     if isinstance(result, str):
         parsed = syntax.parse(result)
-        failed = isinstance(parsed, ParseError)
-        return candidate(text=result, calls=None if failed else parsed, error=str(parsed) if failed else None)
+        if isinstance(parsed, ParseError):
+            return candidate(text=result, error=str(parsed))
+        return candidate(text=result, calls=parsed)
     if result is None:
         return candidate(text="", error="not readable")
     if not isinstance(result, list):

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache, partial
 from types import SimpleNamespace
@@ -61,29 +61,19 @@ def _source(value: Any) -> str:
     return f"{name}({_given(given)})"
 
 
-def execute(case: Mapping[str, Any], steps: Sequence[Sequence[str]]) -> list[str] | None:
-    """Results of the last of several steps, all run in order on fresh backends; None where the run had to be ended."""
-    results: list[str] | None = _ask({"case": case, "steps": steps}).get("results")
-    return results
+def run(case: Mapping[str, Any], **request: Any) -> Any:
+    """Runs calls on fresh backends; None where that had to be ended.
 
-
-def compare(
-    case: Mapping[str, Any], turns: Sequence[Sequence[Sequence[str]]], truth: Sequence[Sequence[str]]
-) -> dict[str, Any] | None:
-    """The official checks of a whole conversation against the expected calls of every turn; None where it was ended.
-
-    Gives `error_type` (None when valid), the `turn`, counted from 0, and `what` differs or is missing.
+    With `steps`, a list of lists of calls, the results of the last step. With `turns`, a list of steps each, and
+    `truth`, the expected calls of every turn: the official checks of the conversation as `error_type` (None when
+    valid), the `turn`, counted from 0, and `what` differs or is missing.
     """
-    return _ask({"case": case, "turns": turns, "truth": truth}) or None
-
-
-def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
-    answer = ""
+    line, answer = json.dumps({**request, "case": case, "seconds": SECONDS}), ""
     for _ in range(2):  # a process that something else has ended is started again
         process = _process(os.getpid())
         try:
             with suppress(OSError):
-                print(json.dumps({**request, "seconds": SECONDS}), file=process.stdin, flush=True)
+                print(line, file=process.stdin, flush=True)
                 answer = process.stdout.readline() if process.stdout else ""
         finally:
             if not answer:  # interrupted, its answer would be taken for that to the next request
@@ -91,11 +81,11 @@ def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
                 _process.cache_clear()
         if answer:
             break
-    reply: dict[str, Any] = json.loads(answer or '{"failed": "the process ended twice"}')
+    reply = json.loads(answer or '{"failed": "the process ended twice"}')
     if "failed" in reply:
-        problem = f"{request['case']['id']}: BFCL's backends cannot be run ({reply['failed']})"
-        raise DataError(f"{problem}. Take the file as published.")
-    return reply
+        problem = f"BFCL's backends cannot be run ({reply['failed']})"
+        raise DataError(f"{case['id']}: {problem}. Take the file as published.")
+    return reply.get("found")
 
 
 @cache
@@ -142,7 +132,7 @@ def _answer(request: Mapping[str, Any], out: TextIO) -> None:
     try:
         signal.setitimer(signal.ITIMER_REAL, request["seconds"])  # a process that takes no notice of the signal ends
         try:
-            reply = json.dumps(_run(request))
+            reply = json.dumps({"found": _found(request)})
         except Exception as error:
             failed = {} if isinstance(error, MemoryError) else {"failed": f"{type(error).__name__}: {error}"}
             reply = json.dumps(failed)
@@ -153,7 +143,7 @@ def _answer(request: Mapping[str, Any], out: TextIO) -> None:
         os._exit(1)
 
 
-def _run(request: Mapping[str, Any]) -> dict[str, Any]:
+def _found(request: Mapping[str, Any]) -> Any:
     from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_checker as official
 
     case, execute_calls, turns = request["case"], official.execute_multi_turn_func_call, 0
@@ -164,7 +154,7 @@ def _run(request: Mapping[str, Any]) -> dict[str, Any]:
         results = [run(step)[0] for step in request["steps"]][-1]
         if sum(map(len, results)) > MAX_CHARS_OF_RESULTS:
             raise MemoryError
-        return {"results": results}
+        return results
 
     def counted(**options: Any) -> Any:
         nonlocal turns
@@ -205,7 +195,7 @@ class _Calls(ast.NodeTransformer):
         owner = self.instances.get(getattr(node.value, "id", ""))
         method = None if node.attr.startswith("_") else getattr(owner, node.attr, None)
         if inspect.ismethod(method):
-            return ast.Constant(method)
+            return ast.Constant(method)  # type: ignore[arg-type]
         if owner is None:
             self.visit(node.value)  # of a dotted name, the first part is unknown
         raise AttributeError(f"'{type(owner).__name__}' object has no attribute '{node.attr}'")

@@ -1,21 +1,19 @@
 """The categories of the Berkeley Function Calling Leaderboard (BFCL): names, sizes, and which rule scores which."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ttpa.errors import ConfigError
 
 Language = Literal["python", "java", "javascript"]
 Rule = Literal["one", "multiple", "parallel", "irrelevance", "relevance", "multi_turn", "agentic", "execution"]
 
+# Rules that look at one answer. Beside these, multi-turn conversations are scored, with the extra `bfcl`.
 SINGLE_TURN: frozenset[Rule] = frozenset({"one", "multiple", "parallel", "irrelevance", "relevance"})
-"""Rules that look at one answer. Beside these, multi-turn conversations are scored, with the extra `bfcl`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Category:
+class Category(NamedTuple):
     """One category, under its version 4 name."""
 
     name: str
@@ -26,14 +24,11 @@ class Category:
     old_name: str = ""  # in version 3, where it differs
 
     @property
-    def live(self) -> bool:
-        return self.name.startswith("live_")
-
-    @property
     def has_answers(self) -> bool:
         return self.rule not in ("irrelevance", "relevance")
 
 
+# Every category by its version 4 name, in the order in which tables show them.
 CATEGORIES: Mapping[str, Category] = {
     row[0]: Category(*row)
     for row in (
@@ -54,7 +49,6 @@ CATEGORIES: Mapping[str, Category] = {
         ("rest", "execution", 0, 70),
     )
 }  # fmt: skip
-"""Every category by its version 4 name, in the order in which tables show them."""
 
 
 def find_category(name: str) -> Category | None:
@@ -73,6 +67,6 @@ def need(problem: str, releases: Mapping[str, str], install: str) -> None:
         try:
             found = version(name)
         except PackageNotFoundError:
-            found = "not installed"
-        if found != wanted and (wanted or found == "not installed"):
+            raise ConfigError.at(name, "not installed", problem, install) from None
+        if wanted not in ("", found):
             raise ConfigError.at(name, found, problem, install)

@@ -7,7 +7,7 @@ the accepted answers, a variable, which is compared literally. Strings are compa
 `,./-_*^`, on the first level of a list or dict only. Where the official checker crashes, a value error is given.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ttpa.benchmarks.bfcl.categories import Language
@@ -69,30 +69,24 @@ def check_call(
     wanted = function["name"].replace(".", "_") if dots_as_underscores else function["name"]
     schema = function.get("parameters") or {}
     documented = schema.get("properties") or {}
-
-    def wrong(kind: str, explanation: str) -> Verdict:
-        return refused(f"simple_function_checker:{kind}", explanation)
-
     if name != wanted:
-        return wrong("wrong_func_name", f"tool is {show(name)}, expected {show(wanted)}")
+        return refused("simple_function_checker:wrong_func_name", f"tool is {show(name)}, expected {show(wanted)}")
     for key in schema.get("required") or ():
         if key not in given:
-            return wrong("missing_required", f"required parameter {show(key)} is missing")
+            return refused("simple_function_checker:missing_required", f"required parameter {show(key)} is missing")
     for key, value in given.items():
         if key not in documented or key not in answer:
-            return wrong("unexpected_param", f"parameter {show(key)} is not documented, or no answer gives it")
-        accepted = _values(answer[key])
-        error = _value_error(value, documented[key], accepted, language)
-        if error is not None:
+            sentence = f"parameter {show(key)} is not documented, or no answer gives it"
+            return refused("simple_function_checker:unexpected_param", sentence)
+        kind, accepted = documented[key].get("type"), _values(answer[key])
+        if error := _value_error(value, documented[key], accepted, language):
             sentence = f"value of {show(key)} is {show(value)}, expected one of {show(accepted)}"
             if error.startswith("type_error"):
-                sentence = (
-                    f"type of {show(key)} is not {documented[key].get('type')}, or that of an element: {show(value)}"
-                )
+                sentence = f"type of {show(key)} is not {kind}, or that of an element: {show(value)}"
             return refused(error, sentence)
     for key, values in answer.items():
         if key not in given and "" not in _values(values):
-            return wrong("missing_optional", f"parameter {show(key)} is left out")
+            return refused("simple_function_checker:missing_optional", f"parameter {show(key)} is left out")
     return None
 
 
@@ -108,8 +102,7 @@ def _first_type(values: Sequence[Any]) -> type | None:
 def _value_error(value: Any, document: Mapping[str, Any], accepted: Sequence[Any], language: Language) -> str | None:
     """The official error type of an argument; None when it is accepted."""
     kind = str(document.get("type"))
-    items = document.get("items") if kind in ("array", "tuple", "Array", "ArrayList") else None
-    inner = items.get("type") if items else None
+    inner = (document.get("items") or {}).get("type") if kind in ("array", "tuple", "Array", "ArrayList") else None
     if language != "python":
         if type(value) is not str:
             return "type_error:java" if language == "java" else "type_error:js"
@@ -125,19 +118,17 @@ def _value_error(value: Any, document: Mapping[str, Any], accepted: Sequence[Any
         return "type_error:simple"
     if type(value) is wanted and wanted_inner and not any(_fits(value, one, wanted_inner) for one in accepted):
         return "type_error:nested" if wanted is answered else "type_error:simple"
-    lists = [one for one in accepted if isinstance(one, list | str)]
-    if answered not in (None, wanted):  # a variable
+    if answered not in (None, wanted) or wanted not in (str, dict, list):  # a variable, or a number
         return None if value in accepted else "value_error:others"
     if wanted is str:
         return None if standard(value) in map(standard, accepted) else "value_error:string"
     if wanted is dict:
         return _dict_error(value, accepted)
-    if wanted is list and wanted_inner is dict:
-        return _dicts_error(value, lists)
-    if wanted is list:
-        fits = any([*map(standard, value)] == [*map(standard, one)] for one in lists)
-        return None if fits else "value_error:list/tuple"
-    return None if value in accepted else "value_error:others"
+    lists = [one for one in accepted if isinstance(one, list | str)]
+    if wanted_inner is dict:
+        return _last("list_dict_checker:unclear", (_dicts_error(value, one) for one in lists))
+    fits = any([*map(standard, value)] == [*map(standard, one)] for one in lists)
+    return None if fits else "value_error:list/tuple"
 
 
 def _fits(value: Any, answer: Any, wanted: type) -> bool:
@@ -145,28 +136,28 @@ def _fits(value: Any, answer: Any, wanted: type) -> bool:
     return type(answer) is not list or all(type(item) in (wanted, _first_type(answer)) for item in value)
 
 
+def _last(unclear: str, errors: Iterable[str | None]) -> str | None:
+    """None where one of several answers is met; else the error against the last, or `unclear` without any."""
+    found = [unclear, *errors]
+    return None if None in found else found[-1]
+
+
 def _dict_error(value: Any, answers: Sequence[Any]) -> str | None:
-    """Error of a dict against dicts of accepted values; of several answers, the last one's error counts."""
-    error: str | None = "dict_checker:unclear"
-    for answer in (one for one in answers if one != ""):
-        error = "value_error:dict_value"
+    """Error of a dict against dicts of accepted values."""
+
+    def against(answer: Any) -> str | None:
         if not isinstance(value, dict) or not isinstance(answer, dict):
-            continue
-        wrong = [key for key in value if standard(value[key]) not in map(standard, _values(answer.get(key, [])))]
-        error = ("value_error:dict_value" if wrong[0] in answer else "value_error:dict_key") if wrong else None
+            return "value_error:dict_value"
         if any(key not in value and "" not in _values(accepted) for key, accepted in answer.items()):
-            error = "value_error:dict_key"
-        if error is None:
-            return None
-    return error
+            return "value_error:dict_key"
+        wrong = [key for key in value if standard(value[key]) not in map(standard, _values(answer.get(key, [])))]
+        return ("value_error:dict_value" if wrong[0] in answer else "value_error:dict_key") if wrong else None
+
+    return _last("dict_checker:unclear", (against(answer) for answer in answers if answer != ""))
 
 
-def _dicts_error(value: Any, answers: Sequence[Any]) -> str | None:
+def _dicts_error(value: Any, answer: Any) -> str | None:
     """Error of a list of dicts: as many, in the same order, each as a dict."""
-    error: str | None = "list_dict_checker:unclear"
-    for answer in answers:
-        errors = [_dict_error(one, [wanted]) for one, wanted in zip(value, answer, strict=False)]
-        error = next(filter(None, errors), None) if len(value) == len(answer) else "value_error:list_dict_count"
-        if error is None:
-            return None
-    return error
+    if len(value) != len(answer):
+        return "value_error:list_dict_count"
+    return next(filter(None, (_dict_error(one, [wanted]) for one, wanted in zip(value, answer, strict=True))), None)

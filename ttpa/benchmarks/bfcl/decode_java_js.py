@@ -146,14 +146,16 @@ def _unquoted(text: str, inner: str | None = None, quotes: str = "\"'") -> str:
     return text[1:-1] if text[:1] in quotes and text[:1] == text[-1:] else text
 
 
-def _guess(text: str, quotes: str = "\"'", numbers: Sequence[Callable[..., Any]] = ()) -> Any:
+def _guess(text: str, quotes: str = "\"'", numbers: Sequence[Converter] = ()) -> Any:
     """A value whose type is not known: truth value, quoted text, number, or the text as it is."""
     if text in _BOOLEANS:
         return _BOOLEANS[text]
-    for make in (lambda text: _unquoted(text, None, quotes), *numbers, int, float):
+    for found in (_unquoted(text, None, quotes), *(number(text, None) for number in numbers)):
+        if found is not text:
+            return found
+    for make in (int, float):
         with suppress(ValueError):
-            if (value := make(text)) is not text:
-                return value
+            return make(text)
     return text
 
 
@@ -165,64 +167,42 @@ def _java_element(text: str, inner: str | None) -> Any:
     return convert(text, inner, None, "java") if inner else _guess(text, '"', (_LONG, _JAVA_FLOAT))
 
 
-_AS_LIST = re.compile(r"new\s+ArrayList<\w*>\(Arrays\.asList\(([^\n]+?)\)\)")
-_WITH_ADD = re.compile(r"new\s+ArrayList<\w*>\(\)\s*\{\{(.+?)\}\}", re.DOTALL)
-_NEW_LIST = re.compile(r"new\s+ArrayList<\w*>\(\)")
-_ADD = re.compile(r"add\(([^\n]+?)\)")
-_ARRAY = re.compile(r"new\s+\w+\[\]\s*\{([^}\n]*)\}")
-_WITH_PUT = re.compile(r"new\s+HashMap<.*?>\s*\(\)\s*\{([^}]*)\}", re.DOTALL)
-_NEW_MAP = re.compile(r"new\s+HashMap<[^\n]*?>\s*\(\)")
-_PUT = re.compile(r'([^\n]*?)",\s*([^\n]*?)\)')
-
-
 def _java_list(text: str, inner: str | None) -> Any:
-    if found := _AS_LIST.search(text):
+    if found := re.search(r"new\s+ArrayList<\w*>\(Arrays\.asList\(([^\n]+?)\)\)", text):
         parts = _split(found[1])
-    elif found := _WITH_ADD.search(text):
-        parts = [part.strip() for part in _ADD.findall(found[1])]
+    elif found := re.search(r"new\s+ArrayList<\w*>\(\)\s*\{\{(.+?)\}\}", text, re.DOTALL):
+        parts = [part.strip() for part in re.findall(r"add\(([^\n]+?)\)", found[1])]
     else:
-        return [] if _NEW_LIST.search(text) else text
+        return [] if re.search(r"new\s+ArrayList<\w*>\(\)", text) else text
     # Quotes are cut off unseen where the type says that there are some.
     return [part[1:-1] if inner in ("char", "String") else _java_element(part, inner) for part in parts]
 
 
 def _java_array(text: str, inner: str | None) -> Any:
-    found = _ARRAY.search(text)
+    found = re.search(r"new\s+\w+\[\]\s*\{([^}\n]*)\}", text)
     return [_java_element(part, inner) for part in _split(found[1]) if part] if found else text
 
 
 def _java_map(text: str, inner: str | None) -> Any:
-    if found := _WITH_PUT.search(text):
-        puts = [put for part in found[1].split('put("')[1:] if (put := _PUT.match(part))]
-        return {put[1]: _java_element(put[2].strip(), None) for put in puts}
-    return {} if _NEW_MAP.search(text) else text
-
-
-_JS_LIST = re.compile(r"\[|new\s+Array\(")
-# A list of lists to its end: a row ends at the first `]` before the next row or the list's own closing bracket.
-_JS_ROW = r"(?>[^\n]*?\](?=\s*(?:,\s*\[|\{close})))"
-_ROWS = {
-    close: re.compile(rf"\s*\[(?:{row}\s*,\s*\[)*+{row}\s*\{close}")
-    for close in "])"
-    for row in [_JS_ROW.replace("{close}", close)]
-}
-_FLAT = {close: re.compile(rf"([^\n]*?)\{close}") for close in "])"}
-_ROW = re.compile(r"\[([^\]\n]*)\]")
-_OBJECT = re.compile(r"\{([^\n]*?)\}")
-_PAIR = re.compile(r"([^:]+):\s*(.*?)(?:,\s*(?=[^,]+:)|$)")
+    if found := re.search(r"new\s+HashMap<.*?>\s*\(\)\s*\{([^}]*)\}", text, re.DOTALL):
+        puts = [re.match(r'([^\n]*?)",\s*([^\n]*?)\)', part) for part in found[1].split('put("')[1:]]
+        return {put[1]: _java_element(put[2].strip(), None) for put in puts if put}
+    return {} if re.search(r"new\s+HashMap<[^\n]*?>\s*\(\)", text) else text
 
 
 def _js_list(text: str, inner: str | None) -> Any:
     text = text.strip()
-    opened = _JS_LIST.match(text)
+    opened = re.match(r"\[|new\s+Array\(", text)
     if opened is None:
         return text
-    close = "]" if text.startswith("[") else ")"
-    if found := _ROWS[close].match(text, opened.end()):
-        rows = _ROW.findall(text[: found.end()])
+    close, start = (r"\]" if text.startswith("[") else r"\)"), opened.end()
+    # A row of a list of lists ends at the first `]` before the next row or the list's own closing bracket.
+    row = rf"(?>[^\n]*?\](?=\s*(?:,\s*\[|{close})))"
+    if found := re.compile(rf"\s*\[(?:{row}\s*,\s*\[)*+{row}\s*{close}").match(text, start):
+        rows = re.findall(r"\[([^\]\n]*)\]", text[: found.end()])
         rows[0] = rows[0].strip().removeprefix("[")  # the first row begins with the bracket of the whole list
         return [[_guess(part) for part in _split(row)] for row in rows]
-    if not (found := _FLAT[close].match(text, opened.end())):
+    if not (found := re.match(rf"([^\n]*?){close}", text[start:])):
         return text
     parts = _split(found[1]) if found[1].strip() else []
     if inner is None or not parts:
@@ -231,13 +211,15 @@ def _js_list(text: str, inner: str | None) -> Any:
 
 
 def _js_object(text: str, inner: str | None) -> Any:
-    text = text.strip()
-    found, pairs = _OBJECT.match(text), {}
-    for key, value in _PAIR.findall(found[1]) if found else ():
+    found = re.match(r"\{([^\n]*?)\}", text.strip())
+    if not found:
+        return text.strip()
+    pairs = {}
+    for key, value in re.findall(r"([^:]+):\s*(.*?)(?:,\s*(?=[^,]+:)|$)", found[1]):
         value = value.strip()
         is_list = value.startswith("[") and value.endswith("]")
         pairs[key.strip().strip("'\"")] = _js_list(value, None) if is_list else _guess(value.strip("'\"").strip())
-    return pairs if found else text
+    return pairs
 
 
 KINDS: Mapping[Language, Mapping[str, tuple[type, Converter | None]]] = {

@@ -64,7 +64,7 @@ def read_interface(result: Any) -> list[Call]:
     if not isinstance(result, list) and (result or not isinstance(result, str | dict)):
         raise Undecodable("a reply in words" if isinstance(result, str) else "not a list of calls")
     try:
-        items = [next(iter(entry.items())) for entry in result]
+        items: list[Any] = [next(iter(entry.items())) for entry in list[Any](result)]
         calls = [(name, json.loads(text)) for name, text in items]
     except (AttributeError, StopIteration, TypeError, ValueError, RecursionError):
         raise Undecodable("an element of the list is no {name: arguments as JSON}") from None
@@ -93,12 +93,10 @@ def _value(node: ast.expr | None) -> Any:
             return name
         case ast.UnaryOp(operand=ast.Constant(value=bool() | int() | float() | complex() as number)):
             return -number  # whatever the operator: the official decoder takes every one for a minus
-        case ast.List(elts=elements):
-            return [_value(element) for element in elements]
-        case ast.Tuple(elts=elements):
-            return tuple(_value(element) for element in elements)
+        case ast.List(elts=elements) | ast.Tuple(elts=elements):
+            return _OPERATORS[type(node)](map(_value, elements))
         case ast.Dict(keys=keys, values=values):
-            return {_value(key): _value(value) for key, value in zip(keys, values, strict=True)}
+            return dict(zip(map(_value, keys), map(_value, values), strict=True))
         case ast.BinOp():
             return _compute(node)
         case ast.Call(keywords=[]):
@@ -110,17 +108,18 @@ def _value(node: ast.expr | None) -> Any:
     raise Undecodable("a value is neither a literal nor a name nor a call")
 
 
-_OPERATORS: Mapping[str, Callable[..., Any]] = {
-    **{name: getattr(operator, name.lower()) for name in (
-        "Add", "Sub", "FloorDiv", "Mod", "Pow", "LShift", "RShift", "Invert", "Eq", "Lt", "Gt")},
-    "Mult": operator.mul, "Div": operator.truediv, "BitOr": operator.or_, "BitXor": operator.xor,
-    "BitAnd": operator.and_, "USub": operator.neg, "UAdd": operator.pos, "Not": operator.not_, "NotEq": operator.ne,
-    "LtE": operator.le, "GtE": operator.ge, "Is": operator.is_, "IsNot": operator.is_not,
-    "In": lambda one, many: one in many, "NotIn": lambda one, many: one not in many,
+_OPERATORS: Mapping[type[ast.AST], Callable[..., Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow, ast.LShift: operator.lshift,
+    ast.RShift: operator.rshift, ast.BitOr: operator.or_, ast.BitXor: operator.xor, ast.BitAnd: operator.and_,
+    ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Invert: operator.invert, ast.Not: operator.not_,
+    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
+    ast.GtE: operator.ge, ast.Is: operator.is_, ast.IsNot: operator.is_not, ast.In: lambda one, many: one in many,
+    ast.NotIn: lambda one, many: one not in many, ast.List: list, ast.Tuple: tuple, ast.Set: set,
 }  # fmt: skip
 _FUNCTIONS = {function.__name__: function for function in (abs, bool, float, int, len, max, min, round, str, sum)}
+# A place of a format that asks for a wide field: "%999999999d" % 1 would be a string of a gigabyte.
 _WIDTH = re.compile(r"%(?:\(.*?\))?[-#0 +]*(?:\*|\d{4}|\d*\.(?:\*|\d{4}))", re.DOTALL)
-"""A place of a format that asks for a wide field: "%999999999d" % 1 would be a string of a gigabyte."""
 
 
 def _compute(node: ast.expr | None) -> Any:
@@ -128,31 +127,24 @@ def _compute(node: ast.expr | None) -> Any:
     match node:
         case ast.Constant(value=constant):
             return constant
-        case ast.List(elts=elements):
-            return [_compute(element) for element in elements]
-        case ast.Tuple(elts=elements):
-            return tuple(_compute(element) for element in elements)
-        case ast.Set(elts=elements):
-            return {_compute(element) for element in elements}
+        case ast.List(elts=elements) | ast.Tuple(elts=elements) | ast.Set(elts=elements):
+            return _OPERATORS[type(node)](map(_compute, elements))
         case ast.Dict(keys=keys, values=values):
-            return {_compute(key): _compute(value) for key, value in zip(keys, values, strict=True)}
+            return dict(zip(map(_compute, keys), map(_compute, values), strict=True))
         case ast.UnaryOp(op=sign, operand=operand):
-            return _OPERATORS[type(sign).__name__](_compute(operand))
+            return _OPERATORS[type(sign)](_compute(operand))
         case ast.BinOp(left=left, op=sign, right=right) | ast.Compare(left=left, ops=[sign], comparators=[right]):
-            name, first, second = type(sign).__name__, _compute(left), _compute(right)
-            if _too_large(name, first, second):
+            first, second = _compute(left), _compute(right)
+            if _too_large(type(sign), first, second):
                 raise Undecodable("an expression whose value would be too large")
-            return _OPERATORS[name](first, second)
+            return _OPERATORS[type(sign)](first, second)
         case ast.BoolOp(op=sign, values=values):
-            found: Any = None
-            for found in map(_compute, values):
-                if bool(found) is isinstance(sign, ast.Or):
-                    break
-            return found
+            found = list(map(_compute, values))
+            return next((one for one in found if bool(one) is isinstance(sign, ast.Or)), found[-1])
         case ast.IfExp(test=test, body=body, orelse=other):
             return _compute(body if _compute(test) else other)
-        case ast.Subscript(value=outer, slice=ast.Slice(lower=lower, upper=upper, step=step)):
-            return _compute(outer)[slice(*(part and _compute(part) for part in (lower, upper, step)))]
+        case ast.Slice(lower=lower, upper=upper, step=step):
+            return slice(*(part and _compute(part) for part in (lower, upper, step)))
         case ast.Subscript(value=outer, slice=index):
             return _compute(outer)[_compute(index)]
         case ast.Call(func=ast.Name(id=name), args=given, keywords=[]) if name in _FUNCTIONS:
@@ -160,14 +152,14 @@ def _compute(node: ast.expr | None) -> Any:
     raise Undecodable("an expression on something that is no literal")
 
 
-def _too_large(sign: str, first: Any, second: Any) -> bool:
+def _too_large(sign: type[ast.AST], first: Any, second: Any) -> bool:
     """Whether a result could take long or much memory; told before it is computed."""
     if isinstance(first, int) and isinstance(second, int):
         bits, times = first.bit_length(), max(second, 0)
-        sizes = {"Mult": bits + second.bit_length(), "Pow": bits * times, "LShift": bits + times}
+        sizes: dict[Any, int] = {ast.Mult: bits + second.bit_length(), ast.Pow: bits * times, ast.LShift: bits + times}
         return sizes.get(sign, 0) > MAX_SIZE
-    if sign == "Mult":
+    if sign is ast.Mult:
         many, times = (second, first) if isinstance(first, int) else (first, second)
         repeated = isinstance(many, str | bytes | list | tuple) and isinstance(times, int)
         return repeated and len(repr(many)) * times > MAX_SIZE
-    return sign == "Mod" and isinstance(first, str | bytes) and _WIDTH.search(str(first)) is not None
+    return sign is ast.Mod and isinstance(first, str | bytes) and _WIDTH.search(str(first)) is not None

@@ -142,7 +142,13 @@ class BFCL:
         for name, category in CATEGORIES.items():
             some = [{"id": row["id"], "result": row["result"]} for row in rows if row["category"] == name]
             if some:
-                group = "multi_turn" if category.rule == "multi_turn" else "live" if category.live else "non_live"
+                group = (
+                    "multi_turn"
+                    if category.rule == "multi_turn"
+                    else "live"
+                    if name.startswith("live_")
+                    else "non_live"
+                )
                 path = folder / "result" / model / group / f"BFCL_v4_{name}_result.json"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_jsonl(path, some)

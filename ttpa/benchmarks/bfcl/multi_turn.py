@@ -16,7 +16,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from ttpa.benchmarks.bfcl import official
-from ttpa.benchmarks.bfcl.backends import Backend, compare, execute, read_step
+from ttpa.benchmarks.bfcl.backends import Backend, read_step, run
 from ttpa.benchmarks.bfcl.cases import Form, Function, checked, judged_row, question_rows, tool_of
 from ttpa.benchmarks.bfcl.categories import Category
 from ttpa.benchmarks.bfcl.check import Verdict, refused
@@ -78,7 +78,7 @@ class MultiTurnCase(Form):
             [calls for step in (turn if isinstance(turn, list) else ()) if (calls := read_step(step, function_calling))]
             for turn in result
         ]
-        found = compare(self.backends, turns, self.truth)
+        found = run(self.backends, turns=turns, truth=self.truth)
         if found is None:
             return _LIMIT
         error_type, at, what = found["error_type"], found["turn"] + 1, show(found["what"])
@@ -156,7 +156,7 @@ class Conversation:
             self._begin_turn()
             return
         self._steps.append(calls)
-        results = execute(self._case.backends, self._steps)
+        results = run(self._case.backends, steps=self._steps)
         self._ended = results is None
         told = [{"role": "tool", "name": call, "content": one} for call, one in zip(calls, results or (), strict=False)]
         if self._official:
