@@ -1,16 +1,12 @@
-"""The nouns of the project: frozen dataclasses with a JSON round trip. Standard library only.
+"""The nouns of the project: frozen dataclasses with a JSON round trip, which check nothing. Standard library only.
 
-Tools and calls travel as JSON *text* inside a row, so that a columnar reader sees a string and never pads one tool's
-schema with another tool's keys. Records do not validate calls (`ttpa.calls.schema`) and do not score.
+Tools and calls are JSON *text* in a row, so that a columnar reader never pads one tool's schema with another's keys.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import takewhile
 from typing import Any, ClassVar, Self
 
 from ttpa.io import dumps
@@ -20,25 +16,33 @@ class Record:
     """The JSON round trip: keys are the fields in order, tuples are lists, inner records are objects."""
 
     __slots__ = ()
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     AS_TEXT: ClassVar[tuple[str, ...]] = ()  # fields that are JSON text in a row
-    READ: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}  # how a field is read, where it is not taken as it is
+    READ: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}  # how a field of records is read
 
     def to_json(self) -> dict[str, Any]:
-        fields: Any = self.__dataclass_fields__  # type: ignore[attr-defined]
-        row = {name: _plain(getattr(self, name)) for name in fields}
+        row = {name: _plain(getattr(self, name)) for name in self.__dataclass_fields__}
         return row | {name: dumps(row[name]) for name in self.AS_TEXT if row[name] is not None}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Self:
         """Keys that are no field are left out; a missing field is a KeyError."""
-        names: Any = cls.__dataclass_fields__  # type: ignore[attr-defined]
-        return cls(**{name: cls.READ[name](row[name]) if name in cls.READ else row[name] for name in names})
+        return cls(**{name: cls.READ.get(name, _tuples)(row[name]) for name in cls.__dataclass_fields__})
+
+    @classmethod
+    def many(cls, rows: str | Iterable[Mapping[str, Any]]) -> tuple[Self, ...]:
+        """The records of a list, or of the JSON text of one."""
+        return tuple(map(cls.from_json, json.loads(rows) if isinstance(rows, str) else rows))
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(part) for part in value]
     return value.to_json() if isinstance(value, Record) else value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,33 +55,19 @@ class ToolSpec(Record):
 
     @property
     def properties(self) -> Mapping[str, Any]:
-        """Parameter name -> JSON Schema of that parameter."""
         return self.parameters.get("properties") or {}
 
     @property
     def required(self) -> tuple[str, ...]:
-        """Names of the parameters that must be given."""
         return tuple(self.parameters.get("required") or ())
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> ToolSpec:
+    def from_json(cls, row: Mapping[str, Any]) -> Self:
         return cls(name=row["name"], description=row.get("description") or "", parameters=row["parameters"])
 
 
 def tools_to_text(tools: Iterable[ToolSpec]) -> str:
-    """The tool list as one JSON text: an array of the specs in order."""
     return dumps(_plain(tuple(tools)))
-
-
-@lru_cache(maxsize=4096)
-def _tool_from_text(text: str) -> ToolSpec:
-    return ToolSpec.from_json(json.loads(text))
-
-
-@lru_cache(maxsize=4096)
-def tools_from_text(text: str) -> tuple[ToolSpec, ...]:
-    """Inverse of `tools_to_text`. Equal texts give the same (shared) objects."""
-    return tuple(_tool_from_text(dumps(row)) for row in json.loads(text))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +76,6 @@ class ToolCall(Record):
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
-
-
-def _calls(rows: Iterable[Mapping[str, Any]]) -> tuple[ToolCall, ...]:
-    return tuple(map(ToolCall.from_json, rows))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +90,8 @@ class Message(Record):
         return {"role": self.role, "content": self.content} | ({"calls": _plain(self.calls)} if self.calls else {})
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Message:
-        return cls(role=row["role"], content=row["content"], calls=_calls(row.get("calls", ())))
+    def from_json(cls, row: Mapping[str, Any]) -> Self:
+        return cls(role=row["role"], content=row["content"], calls=ToolCall.many(row.get("calls", ())))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,12 +103,8 @@ class Sample(Record):
     """
 
     AS_TEXT = ("tools", "target")
-    READ = {
-        "tags": tuple,
-        "tools": tools_from_text,
-        "messages": lambda rows: tuple(map(Message.from_json, rows)),
-        "target": lambda text: _calls(json.loads(text)),
-    }
+    # Equal texts of tools give the same (shared) objects.
+    READ = {"tools": lru_cache(maxsize=4096)(ToolSpec.many), "messages": Message.many, "target": ToolCall.many}
     id: str
     dialogue_id: str = ""
     source: str
@@ -135,16 +117,13 @@ class Sample(Record):
 
     @property
     def kind(self) -> str:
-        """ "call" when the target is a list of calls, "text" when it is a reply without a call."""
         return "call" if self.target else "text"
 
     @property
     def cluster(self) -> str:
-        """The id that statistics cluster on."""
         return self.dialogue_id or self.id
 
     def tool(self, name: str) -> ToolSpec | None:
-        """The tool of that exact name, or None."""
         return next((tool for tool in self.tools if tool.name == name), None)
 
 
@@ -153,17 +132,12 @@ class Candidate(Record):
     """One answer of a policy to one sample (`index` -1: the target itself).
 
     `token_ids` include the end-of-turn token of a finished answer; `logps` are natural logarithms under the sampling
-    policy. `calls` is None when the text does not parse; `error` then says why. `branches` are (position, [(token id,
-    probability), ...]) for each token at which the sampler had a choice.
+    policy. `calls` is None when the text does not parse; `error` then says why. `branches` are (position, ((token id,
+    probability), ...)) for each token at which the sampler had a choice.
     """
 
     AS_TEXT = ("calls",)
-    READ = {
-        "token_ids": tuple,
-        "logps": tuple,
-        "calls": lambda text: None if text is None else _calls(json.loads(text)),
-        "branches": lambda rows: tuple((at, tuple((int(t), float(p)) for t, p in options)) for at, options in rows),
-    }
+    READ = {"calls": lambda text: None if text is None else ToolCall.many(text)}
     sample_id: str
     index: int
     text: str
@@ -177,10 +151,7 @@ class Candidate(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score(Record):
-    """What a candidate is worth: `value` in [0, 1], the parts it is made of, and one sentence for a person.
-
-    `exact` says whether the calls equal the target's; scorers set it independently of `value`.
-    """
+    """What a candidate is worth in [0, 1], the parts of that, and a sentence; `exact`: the calls equal the target's."""
 
     value: float
     exact: bool
@@ -188,13 +159,18 @@ class Score(Record):
     explanation: str = ""
 
 
+def shared_tokens(left: Sequence[int], right: Sequence[int]) -> int:
+    """Number of leading tokens that two answers share."""
+    both = enumerate(zip(left, right, strict=False))
+    return next((at for at, (one, other) in both if one != other), min(len(left), len(right)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair(Record):
     """A preferred and a rejected answer to one sample; `provenance` says which rule made the pair."""
 
-    READ = {key: Candidate.from_json for key in ("chosen", "rejected")} | {
-        key: Score.from_json for key in ("chosen_score", "rejected_score")
-    }
+    READ = {"chosen": Candidate.from_json, "rejected": Candidate.from_json}
+    READ |= {"chosen_score": Score.from_json, "rejected_score": Score.from_json}
     sample_id: str
     chosen: Candidate
     rejected: Candidate
@@ -204,14 +180,11 @@ class Pair(Record):
 
     @property
     def margin(self) -> float:
-        """Score of the chosen minus score of the rejected answer."""
         return self.chosen_score.value - self.rejected_score.value
 
     @property
     def branch(self) -> int:
-        """Number of leading tokens the two answers share."""
-        same = (a == b for a, b in zip(self.chosen.token_ids, self.rejected.token_ids, strict=False))
-        return sum(takewhile(bool, same))
+        return shared_tokens(self.chosen.token_ids, self.rejected.token_ids)
 
     def to_json(self) -> dict[str, Any]:
         return {"sample_id": self.sample_id, "margin": self.margin, "branch": self.branch, **Record.to_json(self)}

@@ -83,7 +83,8 @@ class RandomTask(Task):
     """Reads answers without a tokenizer: a value from the tokens, a cut every six tokens."""
 
     def read(self, ids: Any) -> Any:
-        return SimpleNamespace(value=(sum(ids) % 97) / 97, cuts=range(6, len(ids), 6), pieces=[""] * len(ids))
+        score = SimpleNamespace(value=(sum(ids) % 97) / 97)
+        return SimpleNamespace(score=score, cuts=range(6, len(ids), 6), pieces=[""] * len(ids))
 
 
 def policy_of(model: Any) -> Any:

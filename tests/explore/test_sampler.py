@@ -125,6 +125,6 @@ def test_an_answer_is_decoded_and_scored_once() -> None:
         score=lambda sample, candidate: Score(value=len(candidate.text) / 4, exact=False),
     )
     answer = reader.read([97, 98])
-    assert (answer.candidate.text, answer.value) == ("ab", 0.5)
+    assert (answer.candidate.text, answer.score.value) == ("ab", 0.5)
     assert reader.read((97, 98)) is answer and reader.read([97]) is not answer
     assert seen == [(97, 98), (97,)]

@@ -1,7 +1,6 @@
 """JSON values and Python literals as text: a scanner that reads both, and a writer. Nothing is ever evaluated.
 
-Reading is linear in the text and bounds the nesting, so that code behind it may walk a value recursively. A fault
-raises `Malformed`, which the syntaxes turn into a `ParseError`.
+Reading is linear in the text and bounds the nesting, so that code behind it may walk a value recursively.
 """
 
 import json
@@ -12,30 +11,29 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 MAX_DEPTH = 64  # values nested deeper are malformed; schemas are not read deeper
-# Two patterns each: for JSON (False) and for Python (True).
+# Two of each: for JSON (False) and for Python (True).
 _SPACE = {False: re.compile(r"[ \t\n\r]*"), True: re.compile(r"\s*")}
 _NUMBER = {
     False: re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"),
     True: re.compile(r"[+-]?(?:0[xX][0-9a-fA-F_]+|(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][+-]?[0-9]+)?)"),
 }
+_JSON_WORDS = {"true": True, "false": False, "null": None}
+_WORDS: dict[bool, dict[str, Any]] = {
+    False: _JSON_WORDS,
+    True: {"True": True, "False": False, "None": None} | _JSON_WORDS,
+}
+_ESCAPES = dict(zip('"\\bfnrt', '"\\\b\f\n\r\t', strict=True))
+_SIMPLE = {False: _ESCAPES | {"/": "/"}, True: _ESCAPES | {"'": "'", "a": "\a", "v": "\v", "\n": ""}}
 _WORD = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
-_WORDS: dict[str, Any] = {"true": True, "false": False, "null": None}
-_PYTHON_WORDS: dict[str, Any] = {"True": True, "False": False, "None": None} | _WORDS
 _STRING = {  # opening quotes -> the rest of the string, closing quotes included
     fence: re.compile(rf"((?:[^{fence[0]}\\]|\\.|{fence[0]}(?!{fence[1:]}))*+){fence}", re.DOTALL)
     for fence in ("'''", '"""', "'", '"')
 }
-_HEX = "[0-9a-fA-F]"
-_PAIR = r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})"
-_ESCAPE = {
-    False: re.compile(rf"{_PAIR}|\\u({_HEX}{{4}})|((?!))|\\(.)", re.DOTALL),
-    True: re.compile(
-        rf"{_PAIR}|\\[uxU]((?<=u){_HEX}{{4}}|(?<=x){_HEX}{{2}}|(?<=U){_HEX}{{8}})|\\([0-7]{{1,3}})|\\(.)",
-        re.DOTALL,
-    ),
-}
-_SIMPLE = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
-_PYTHON_SIMPLE = _SIMPLE | {"'": "'", "a": "\a", "v": "\v", "\n": "", "/": "\\/"}
+_ESCAPE = re.compile(  # a pair of surrogates | a code in hexadecimal digits | in octal ones | any other character
+    r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})"
+    r"|\\[uxU]((?<=u)[0-9a-fA-F]{4}|(?<=x)[0-9a-fA-F]{2}|(?<=U)[0-9a-fA-F]{8})|\\([0-7]{1,3})|\\(.)",
+    re.DOTALL,
+)
 
 
 class Malformed(Exception):
@@ -125,7 +123,7 @@ class Scanner:
         return items[0] if in_parentheses else items
 
     def members(self) -> Iterator[Key]:
-        """Walks over the object at the cursor: yields each key with the cursor on its value, which the caller reads."""
+        """Yields each key of the object at the cursor, with the cursor on its value, which the caller reads."""
         seen: set[str] = set()
         for _ in self.items("{}"):
             start, char = self.pos, self.text[self.pos : self.pos + 1]
@@ -153,52 +151,44 @@ class Scanner:
         if hit is None:
             raise Malformed("unterminated string", len(self.text))
         self.pos = hit.end()
-        body = hit[1] if raw or "\\" not in hit[1] else self._unescape(hit[1], hit.start())
-        return Key(body, hit.start(), hit.end(1))
+        return Key(hit[1] if raw else self._unescape(hit[1], hit.start()), hit.start(), hit.end(1))
 
     def _unescape(self, body: str, offset: int) -> str:
-        simple = _PYTHON_SIMPLE if self.python else _SIMPLE
-
         def plain(hit: re.Match[str]) -> str:
             high, low, code, octal, last = hit.groups()
-            if high:  # a pair of surrogates is how JSON writes one character beyond the first plane
+            if high:  # how JSON writes one character beyond the first plane
                 return chr(0x10000 + (int(high, 16) - 0xD800) * 0x400 + int(low, 16) - 0xDC00)
-            if last in simple:
-                return simple[last]
-            if last is None:
-                number = int(octal, 8) if octal else int(code, 16)
-                if number <= 0x10FFFF:
-                    return chr(number)
-            elif self.python and last not in "xuUN":  # Python keeps unknown escapes as they are written
+            if last in _SIMPLE[self.python]:
+                return _SIMPLE[self.python][last]
+            if last and self.python and last not in "xuUN":  # Python keeps unknown escapes as they are written
                 return "\\" + last
-            raise Malformed("bad escape in a string", offset + hit.start())
+            number = int(octal, 8) if octal else int(code or "110000", 16)  # 110000 is no character
+            if number > 0x10FFFF or not (self.python or hit[0][1] == "u"):
+                raise Malformed("bad escape in a string", offset + hit.start())
+            return chr(number)
 
-        return _ESCAPE[self.python].sub(plain, body)
+        return _ESCAPE.sub(plain, body)
 
     def _number_or_word(self) -> Any:
         start = self.pos
         if self.skip(_NUMBER[self.python]):
-            return _number(self.text[start : self.pos], start)
-        hit = _WORD.match(self.text, start)
+            text = self.text[start : self.pos]
+            try:
+                number = float(text) if re.match(r"[^xX]*[.eE]", text) else int(text, 0)
+            except ValueError:  # also for more digits than the interpreter converts
+                raise Malformed("not a number", start) from None
+            if isinstance(number, float) and math.isinf(number):
+                raise Malformed("number out of range", start)
+            return number
+        hit, words = _WORD.match(self.text, start), _WORDS[self.python]
         if hit is None:
             raise self._missing("a value")
-        word, words = hit[0], _PYTHON_WORDS if self.python else _WORDS
-        if word not in words and (not self.python or word in ("NaN", "Infinity")):
+        if hit[0] not in words and (not self.python or hit[0] in ("NaN", "Infinity")):
             raise Malformed("not a JSON value", start)
         self.pos = hit.end()
-        if word in ("r", "R", "u", "U") and self.text[self.pos : self.pos + 1] in ("'", '"'):
-            return self.string(raw=word in "rR").text
-        return words.get(word, word)
-
-
-def _number(text: str, position: int) -> int | float:
-    try:
-        number = float(text) if re.search(r"[.eE]", text) and "x" not in text.lower() else int(text, 0)
-    except ValueError:  # also for more digits than the interpreter converts
-        raise Malformed("not a number", position) from None
-    if isinstance(number, float) and not math.isfinite(number):
-        raise Malformed("number out of range", position)
-    return number
+        if hit[0] in ("r", "R", "u", "U") and self.text[self.pos : self.pos + 1] in ("'", '"'):
+            return self.string(raw=hit[0] in "rR").text
+        return words.get(hit[0], hit[0])
 
 
 def write_value(value: Any, *, python: bool = False, compact: bool = False) -> str:
@@ -209,8 +199,7 @@ def write_value(value: Any, *, python: bool = False, compact: bool = False) -> s
         return write_value(part, python=True, compact=compact)
 
     if python and isinstance(value, Mapping):
-        parts = (f"{write_value(key_text(key))}{colon}{text(part)}" for key, part in value.items())
-        return f"{{{comma.join(parts)}}}"
+        return f"{{{comma.join(write_value(key_text(key)) + colon + text(part) for key, part in value.items())}}}"
     if python and isinstance(value, list | tuple):
         return f"[{comma.join(map(text, value))}]"
     if python and (value is None or isinstance(value, bool)):

@@ -1,11 +1,9 @@
 """The JSON-Schema side of tool calls: types normalised and tested, JSON equality, and what is wrong with a call.
 
-This is no full JSON-Schema validator: formats, ranges, patterns and lengths are not looked at. Values and schemas may
-come from outside, so nesting is bounded everywhere: what lies deeper than `MAX_DEPTH` is not looked at.
+Formats, ranges, patterns and lengths are not looked at, nor what lies deeper than `MAX_DEPTH`.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from ttpa.calls.literals import MAX_DEPTH, write_value
@@ -77,8 +75,8 @@ def _split(text: str, mark: str) -> list[str]:
     return parts
 
 
-_type_of = lru_cache(maxsize=1024)(normalise_type)
 _LIST_KEYS = ("items", "prefixItems", "anyOf", "oneOf", "allOf")
+_INNER_KEYS = ("items", "additionalProperties", "not")
 _MAP_KEYS = ("properties", "patternProperties", "$defs", "definitions")
 
 
@@ -86,15 +84,13 @@ def normalise_schema(schema: Any, _depth: int = 0) -> dict[str, Any]:
     """A BFCL or ToolACE schema as JSON Schema: only types change, every other key and the key order stay.
 
     Keywords that a type implies (`items` of `List[int]`) are added unless the schema has them; a type that says nothing
-    (`any`, unknown) is left out; what is not an object gives `{}`. Idempotent.
+    (`any`, unknown) is left out; what is not an object gives `{}`.
     """
     if not isinstance(schema, Mapping) or _depth > MAX_DEPTH:
         return {}
     result: dict[str, Any] = {}
     for key, value in schema.items():
-        result[key] = value
         if key == "type":
-            del result[key]
             kinds = value if isinstance(value, list | tuple) else [value]
             implied = _union([normalise_type(kind) if isinstance(kind, str) else {} for kind in kinds] or [{}])
             result |= {name: part for name, part in implied.items() if name == "type" or name not in schema}
@@ -102,35 +98,31 @@ def normalise_schema(schema: Any, _depth: int = 0) -> dict[str, Any]:
             result[key] = {name: normalise_schema(part, _depth + 1) for name, part in value.items()}
         elif key in _LIST_KEYS and isinstance(value, list | tuple):
             result[key] = [normalise_schema(part, _depth + 1) for part in value]
-        elif key in ("items", "additionalProperties", "not") and isinstance(value, Mapping):
-            result[key] = normalise_schema(value, _depth + 1)
+        else:
+            inner = key in _INNER_KEYS and isinstance(value, Mapping)
+            result[key] = normalise_schema(value, _depth + 1) if inner else value
     return result
 
 
-_PYTHON_TYPES: dict[str, Any] = {"string": str, "integer": int, "number": int | float, "boolean": bool}
-_PYTHON_TYPES |= {"object": Mapping, "array": list | tuple, "null": type(None)}
+PYTHON_TYPES: dict[str, Any] = {"string": str, "integer": int, "number": int | float, "boolean": bool}
+PYTHON_TYPES |= {"object": Mapping, "array": list | tuple, "null": type(None)}
 
 
 def type_ok(value: Any, schema: Any, _depth: int = 0) -> bool:
     """Whether a JSON value has the type a schema asks for, inside lists and objects too.
 
     A bool is no number, an int is a number, a float is never an integer (5.0 is not 5), null only where the schema says
-    so (type null, or `nullable`). No type, or an unknown one, allows anything; one match in `oneOf` is enough. Missing
-    members, enums and lengths are not questions of type.
+    so (type null, or `nullable`). No type, or an unknown one, allows anything; one match in `oneOf` is enough.
     """
     if not isinstance(schema, Mapping) or _depth > MAX_DEPTH or (value is None and schema.get("nullable") is True):
         return True
 
-    def fits(option: Any) -> bool:
-        return type_ok(value, option, _depth + 1)
-
-    lists = {key: schema[key] for key in ("anyOf", "oneOf", "allOf") if isinstance(schema.get(key), list)}
-    return (
-        _is_of(value, schema.get("type"), _depth)
-        and all(map(fits, lists.pop("allOf", ())))
-        and all(any(map(fits, options)) for options in lists.values() if options)
-        and all(type_ok(part, inner, _depth + 1) for part, inner in _parts(value, schema))
-    )
+    for key, enough in (("allOf", all), ("anyOf", any), ("oneOf", any)):
+        options = schema.get(key)
+        if isinstance(options, list) and options and not enough(type_ok(value, one, _depth + 1) for one in options):
+            return False
+    of_type = _is_of(value, schema.get("type"), _depth)
+    return of_type and all(type_ok(part, inner, _depth + 1) for part, inner in _parts(value, schema))
 
 
 def _is_of(value: Any, wanted: Any, depth: int) -> bool:
@@ -138,9 +130,9 @@ def _is_of(value: Any, wanted: Any, depth: int) -> bool:
         return not wanted or any(_is_of(value, option, depth + 1) for option in wanted)
     if not isinstance(wanted, str):
         return True
-    if wanted not in _PYTHON_TYPES:
-        return type_ok(value, _type_of(wanted), depth + 1)
-    return wanted == "boolean" if isinstance(value, bool) else isinstance(value, _PYTHON_TYPES[wanted])
+    if wanted not in PYTHON_TYPES:
+        return type_ok(value, normalise_type(wanted), depth + 1)
+    return wanted == "boolean" if isinstance(value, bool) else isinstance(value, PYTHON_TYPES[wanted])
 
 
 def _parts(value: Any, schema: Mapping[str, Any]) -> list[tuple[Any, Any]]:
@@ -166,10 +158,7 @@ def enum_ok(value: Any, schema: Any, _depth: int = 0) -> bool:
 
 
 def values_equal(left: Any, right: Any) -> bool:
-    """Whether two JSON values are equal: 1 == 1.0, but True != 1 and "1" != 1; lists in order, objects by key.
-
-    Iterative: no depth of nesting is too much.
-    """
+    """Whether two JSON values are equal, of any depth: 1 == 1.0, but True != 1 and "1" != 1."""
     todo = [(left, right)]
     while todo:
         a, b = todo.pop()
@@ -186,6 +175,14 @@ def values_equal(left: Any, right: Any) -> bool:
     return True
 
 
+def released_equal(left: Any, right: Any) -> bool:
+    """Python's `==`, by which True equals 1, as released code compares JSON values."""
+    try:
+        return bool(left == right)
+    except RecursionError:  # both nested deeper than `==` goes
+        return values_equal(left, right)
+
+
 def calls_equal(left: Sequence[ToolCall], right: Sequence[ToolCall]) -> bool:
     """Whether two call lists hold the same calls, in any order, each as often."""
     unused = list(right)
@@ -198,6 +195,14 @@ def calls_equal(left: Sequence[ToolCall], right: Sequence[ToolCall]) -> bool:
     return not unused
 
 
+def parameter_schema(tool: ToolSpec, key: str) -> Any:
+    """The schema of a parameter; None when neither `properties` nor `additionalProperties` of the tool allow it."""
+    if key in tool.properties:
+        return tool.properties[key] or {}
+    other = tool.parameters.get("additionalProperties", False)
+    return None if other is False else other
+
+
 class Problem(NamedTuple):
     """One thing wrong with a call; `key` is the parameter it is about ("" for an unknown tool)."""
 
@@ -207,20 +212,18 @@ class Problem(NamedTuple):
 
 
 def check_call(call: ToolCall, tools: Sequence[ToolSpec]) -> tuple[Problem, ...]:
-    """What is wrong with a call: missing parameters in the tool's order, then wrong ones in the call's.
+    """What is wrong with a call: an unknown tool and nothing else, or missing parameters and then wrong ones.
 
-    A valid call has no problem; an unknown tool is the only problem of its call. Parameters outside the tool's
-    `properties` are unknown unless its `additionalProperties` allow them.
+    Parameters outside the tool's `properties` are unknown unless its `additionalProperties` allow them.
     """
     tool = next((tool for tool in tools if tool.name == call.name), None)
     if tool is None:
         return (Problem("unknown_tool", "", f"There is no tool {_short(call.name)}."),)
     missing = (key for key in tool.required if key not in call.arguments)
     problems = [Problem("missing_required", key, f"{call.name} needs {key}.") for key in missing]
-    other = tool.parameters.get("additionalProperties", False)
     for key, value in call.arguments.items():
-        schema = tool.properties.get(key, other)
-        if key not in tool.properties and other is False:
+        schema = parameter_schema(tool, key)
+        if schema is None:
             problems.append(Problem("unknown_parameter", key, f"{call.name} has no parameter {_short(key)}."))
         elif not type_ok(value, schema):
             wanted = _short({name: schema[name] for name in ("type", "items", "anyOf", "oneOf") if name in schema})

@@ -1,7 +1,5 @@
 """The six error types of TTPA (arXiv 2505.20016) as a classification that needs no scorer, and a seventh bucket.
 
-Labels of a candidate, all that apply:
-
 * `format`             the text does not parse as calls, or a call's arguments are not an object.
 * `tool_name`          a matched call names another tool than its target call.
 * `missing_required`   a required parameter is absent.
@@ -20,15 +18,16 @@ target itself does is never an error. Every candidate that is not exact has at l
 
 import json
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
-from ttpa.calls.schema import calls_equal, type_ok, values_equal
-from ttpa.records import Candidate, Sample, ToolCall, ToolSpec
+from ttpa.calls.schema import calls_equal, parameter_schema, type_ok, values_equal
+from ttpa.records import Candidate, Sample, ToolCall
 
 SIX = ("format", "tool_name", "missing_required", "parameter_name", "parameter_type", "parameter_value")
 LABELS = (*SIX, "call_count")
+T = TypeVar("T")
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
@@ -52,18 +51,16 @@ def find_errors(sample: Sample, calls: Sequence[ToolCall] | None) -> list[tuple[
     """(label, a sentence for a person) for everything wrong, sorted by `LABELS`; empty if and only if `is_exact`."""
     if calls is None:
         return [("format", "the reply does not parse as tool calls")]
-    readable = []
-    for number, call in enumerate(calls, 1):
-        made = read_call(call)
-        if made is None:
-            return [("format", f"arguments of call {number}, {show(call.name)}, are no object")]
-        readable.append(made)
-    if calls_equal(readable, sample.target):
+    made = read_calls(calls)
+    if made is None:
+        number, call = next((number, call) for number, call in enumerate(calls, 1) if read_call(call) is None)
+        return [("format", f"arguments of call {number}, {show(call.name)}, are no object")]
+    if calls_equal(made, sample.target):
         return []
     found = []
-    if len(readable) != len(sample.target):
-        found.append(("call_count", f"{len(readable)} calls made, {len(sample.target)} expected"))
-    for gold, call in match_calls(sample.target, readable):
+    if len(made) != len(sample.target):
+        found.append(("call_count", f"{len(made)} calls made, {len(sample.target)} expected"))
+    for gold, call in match_calls(sample.target, made):
         found += _compare(sample, gold, call)
     return sorted(found, key=lambda error: LABELS.index(error[0]))
 
@@ -81,9 +78,8 @@ def explain(sample: Sample, candidate: Candidate) -> str:
 
 def is_exact(sample: Sample, calls: Sequence[ToolCall] | None) -> bool:
     """Whether the calls equal the target's in any order; with a text target, whether no call is made."""
-    made = None if calls is None else [read_call(call) for call in calls]
-    readable = [call for call in made or () if call is not None]
-    return made is not None and len(readable) == len(made) and calls_equal(readable, sample.target)
+    made = read_calls(calls)
+    return made is not None and calls_equal(made, sample.target)
 
 
 def read_call(call: ToolCall) -> ToolCall | None:
@@ -95,6 +91,12 @@ def read_call(call: ToolCall) -> ToolCall | None:
         except (ValueError, RecursionError):
             return None
     return replace(call, arguments=arguments) if isinstance(arguments, Mapping) else None
+
+
+def read_calls(calls: Sequence[ToolCall] | None) -> list[ToolCall] | None:
+    """All calls as `read_call` reads them; None where there are none to read (None), or one cannot be read."""
+    made = [read for call in calls or () if (read := read_call(call))]
+    return None if calls is None or len(made) < len(calls) else made
 
 
 def show(value: Any) -> str:
@@ -109,15 +111,15 @@ def match_calls(gold: Sequence[ToolCall], calls: Sequence[ToolCall]) -> list[tup
     """Matches calls one-to-one with the target calls: `min(len(gold), len(calls))` pairs (target call, call)."""
     base = 1 + sum(len(call.arguments) for call in (*gold, *calls))
 
-    def worth(left: ToolCall, right: ToolCall) -> int:
+    def worth(pair: tuple[ToolCall, ToolCall]) -> int:
+        left, right = pair
         shared = [key for key in left.arguments if key in right.arguments]
         equal = sum(values_equal(left.arguments[key], right.arguments[key]) for key in shared)
         surplus = len(right.arguments) - len(shared)
         # Digits of one number to the base `base`: no sum of a lower digit reaches the next, so a sum is lexicographic.
         return (((left.name == right.name) * base + equal) * base + len(shared)) * base - surplus
 
-    table = [[worth(left, right) for right in calls] for left in gold]
-    return [(gold[row], calls[column]) for row, column in best_matching(table)]
+    return matched(gold, calls, lambda left, right: (left, right), worth)
 
 
 def best_matching(worth: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
@@ -128,6 +130,18 @@ def best_matching(worth: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
 
     rows, columns = linear_sum_assignment(worth, maximize=True)
     return list(zip(rows.tolist(), columns.tolist(), strict=True))
+
+
+def matched(
+    gold: Sequence[Any],
+    calls: Sequence[Any],
+    compare: Callable[[Any, Any], T],
+    worth: Callable[[T], float],
+    matching: Callable[[list[list[float]]], list[tuple[int, int]]] = best_matching,
+) -> list[T]:
+    """`compare` of each target call with the call that it is matched with, so that the sum of `worth` is greatest."""
+    table = [[compare(left, right) for right in calls] for left in gold]
+    return [table[row][column] for row, column in matching([[worth(found) for found in row] for row in table])]
 
 
 def _compare(sample: Sample, gold: ToolCall, call: ToolCall) -> Iterator[tuple[str, str]]:
@@ -150,22 +164,12 @@ def _compare(sample: Sample, gold: ToolCall, call: ToolCall) -> Iterator[tuple[s
         equal = given and values_equal(value, wanted[key])
         if equal and not foreign:
             continue
-        schema = _schema_of(spec, key)
+        schema = parameter_schema(spec, key) if spec else None
         if schema is None and (foreign or not given):
             yield "parameter_name", f"{name} has no parameter {show(key)}"
         elif schema is not None and not type_ok(value, schema):
-            kind = schema.get("type", "as declared") if isinstance(schema, Mapping) else "as declared"
+            kind = schema.get("type", "as declared")
             yield "parameter_type", f"type of {show(key)} is not {kind}: {show(value)}"
         elif not equal and (given or not foreign):
             expected = show(wanted[key]) if given else "none"
             yield "parameter_value", f"value of {show(key)} is {show(value)}, expected {expected}"
-
-
-def _schema_of(spec: ToolSpec | None, key: str) -> Any:
-    """The schema of a parameter; None when neither `properties` nor `additionalProperties` of the tool allow it."""
-    if spec is None:
-        return None
-    if key in spec.properties:
-        return spec.properties[key] or {}
-    other = spec.parameters.get("additionalProperties", False)
-    return None if other is False else other

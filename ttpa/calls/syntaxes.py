@@ -1,16 +1,14 @@
 """Five ways to write tool calls: parse a text, print calls, mark the parts of a call, say whether a call is open.
 
-A text that a model wrote is data: it parses, or it gives a `ParseError` value; nothing here raises for it. This module
-does not hold calls against schemas (`ttpa.calls.schema`) and knows nothing of tokens (`ttpa.prompts`).
+A text that a model wrote is data: it parses, or it gives a `ParseError` value; nothing here raises for it.
 """
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from ttpa.calls.literals import Key, Malformed, Scanner, write_value
@@ -45,6 +43,7 @@ class Reader(Scanner):
 
     calls: list[ToolCall] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
+    error: ParseError | None = None
 
     def argument(self, arguments: dict[str, Any], key: Key) -> None:
         if key.text in arguments:
@@ -54,14 +53,17 @@ class Reader(Scanner):
         arguments[key.text] = self.value()
         self.spans.append(Span("value", start, self.pos))
 
+    def call(self, start: int, name: str, arguments: dict[str, Any]) -> None:
+        self.spans.append(Span("call", start, self.pos))
+        self.calls.append(ToolCall(name=name, arguments=arguments))
+
 
 @dataclass(frozen=True, eq=False)
 class Syntax:
-    """A way to write tool calls as text; `get_syntax` finds it by name.
+    """A way to write tool calls as text.
 
-    `print` writes calls as text that `parse` reads back; no calls give `[]` where a list stands around them, else the
-    empty text. `read` raises `Malformed` at the first fault. `markers` open calls and close them, a closing bracket
-    where the brackets match; with `prose`, calls may stand within other text.
+    `print` writes what `parse` reads back; `read` raises `Malformed` at the first fault. `markers` open calls and close
+    them, a closing bracket where the brackets match; with `prose`, calls may stand within other text.
     """
 
     name: str
@@ -70,24 +72,22 @@ class Syntax:
     markers: Mapping[str, str]
     prose: bool = False
 
-    def _reading(self, text: str) -> tuple[Reader, ParseError | None]:
+    def _read(self, text: str) -> Reader:
         reader = Reader(text, python=self.name.startswith("python"))
         try:
             self.read(reader)
         except Malformed as fault:
-            return reader, ParseError(*fault.args)
-        return reader, None
+            reader.error = ParseError(*fault.args)
+        return reader
 
     def parse(self, text: str) -> tuple[ToolCall, ...] | ParseError:
-        """The calls of an assistant turn: none when it holds an empty list or no call, a `ParseError` when a call is
-        begun and malformed (`_read_hermes` and so on say how that is recognised).
-        """
-        reader, error = self._reading(text)
-        return error or tuple(reader.calls)
+        """The calls of an assistant turn, which may have none; a `ParseError` when one is begun and malformed."""
+        reader = self._read(text)
+        return reader.error or tuple(reader.calls)
 
     def spans(self, text: str) -> tuple[Span, ...]:
         """The parts of the calls, sorted by start, longer ones first. Malformed text is marked up to the fault."""
-        return tuple(sorted(self._reading(text)[0].spans, key=lambda span: (span.start, -span.end)))
+        return tuple(sorted(self._read(text).spans, key=lambda span: (span.start, -span.end)))
 
 
 _OBJECT = re.compile(r"""\{\s*["'](?:name|arguments|parameters)["']\s*:""")
@@ -114,8 +114,7 @@ def _read_object(scan: Reader) -> None:
                 scan.argument(arguments, argument)
     if name is None or arguments is None:
         raise Malformed('a call needs "name"' if name is None else 'a call needs "arguments"', start)
-    scan.spans.append(Span("call", start, scan.pos))
-    scan.calls.append(ToolCall(name=name, arguments=arguments))
+    scan.call(start, name, arguments)
     scan.space()
 
 
@@ -132,7 +131,7 @@ def _arguments_text(scan: Reader) -> dict[str, Any]:
 
 
 def _refuse_object(text: str) -> None:
-    """Text that does not begin as a call must not hold one further on."""
+    """Text that does not begin as a call must not hold one further on, after an introduction or in a code fence."""
     if hit := _OBJECT.search(text):
         raise Malformed("text before the calls", hit.start())
 
@@ -145,10 +144,7 @@ def _print_objects(
 
 
 def _read_hermes(scan: Reader) -> None:
-    """`<tool_call>`, a JSON object, `</tool_call>`; any number of blocks, any text around them.
-
-    A text without either tag holds no call; a block that is not closed, or a closing tag without one, is malformed.
-    """
+    """`<tool_call>`, a JSON object, `</tool_call>`, any number of times in any text."""
     while hit := _TAG.search(scan.text, scan.pos):
         if hit[1]:
             raise Malformed("</tool_call> without <tool_call>", hit.start())
@@ -158,11 +154,7 @@ def _read_hermes(scan: Reader) -> None:
 
 
 def _read_json(scan: Reader) -> None:
-    """A JSON list of call objects, or one object, and nothing around it.
-
-    A text that neither begins like that nor holds `{"name":`, `{"arguments":` or `{"parameters":` anywhere holds no
-    call: calls after an introduction or in a code fence are malformed, not plain text.
-    """
+    """A JSON list of call objects, or one object, and nothing around it."""
     scan.space()
     if scan.text.startswith("{", scan.pos):
         _read_object(scan)
@@ -175,10 +167,7 @@ def _read_json(scan: Reader) -> None:
 
 
 def _read_llama3(scan: Reader) -> None:
-    """`{"name": ..., "parameters": {...}}`, several separated by `;` or a line break; `<|python_tag|>` may come first.
-
-    What is no call is as for `_read_json`; `[]` is none either.
-    """
+    """`{"name": ..., "parameters": {...}}`, several separated by `;` or a line break; `<|python_tag|>` may precede."""
     scan.space()
     if not scan.take("<|python_tag|>") and not scan.text.startswith("{", scan.pos):
         return _refuse_object(scan.text)
@@ -201,27 +190,25 @@ _OPENED = re.compile(r"\s*(?:\)|\*\*\s*\{)")
 
 
 def _print_python(calls: Sequence[ToolCall], compact: bool = False) -> str:
-    comma, texts = "," if compact else ", ", []
-    for call in calls:
-        parts = []
-        for key, value in call.arguments.items():
-            plain = _is_plain(key)
-            text = write_value(value if plain else {key: value}, python=True, compact=compact)
-            parts.append(f"{key}={text}" if plain else f"**{text}")
-        texts.append(f"{call.name}({comma.join(parts)})")
+    comma = "," if compact else ", "
+
+    def argument(key: str, value: Any) -> str:
+        if _is_plain(key):
+            return f"{key}={write_value(value, python=True, compact=compact)}"
+        return "**" + write_value({key: value}, python=True, compact=compact)
+
+    texts = (f"{call.name}({comma.join(argument(*pair) for pair in call.arguments.items())})" for call in calls)
     return f"[{comma.join(texts)}]"
 
 
 def _read_python(scan: Reader) -> None:
-    """`[Tool Name(a="x", b=1), pkg.other()]`, as in ToolACE and BFCL; `python_compact` prints no spaces behind commas.
-
-    `ast` cannot read it: tool names hold spaces, slashes and parentheses. Well formed is one bracketed list and nothing
-    around it. A list after an introduction or in a code fence, and a call without its brackets, are malformed.
+    """`[name(key=value, ...), ...]` and nothing around it: a list after an introduction or in a code fence, and a call
+    without its brackets, are malformed; so are arithmetic, nested calls and positional arguments. A bare identifier is
+    text, as in BFCL's decoder. Odd keys are written as `**{"odd (key)": 1}`.
 
     Names end at the first `(` before `)`, `key=` or `**{`. These do not round trip: an empty name; white space at an
     end, or a line break; a comma at the beginning; `()`, `(key=` or `(**{` inside, or a `(` and later a `)` before `,`
-    or `]`. Values are Python and JSON literals mixed (see `Scanner`); a bare identifier is text, as in BFCL's decoder,
-    and arithmetic, nested calls and positional arguments are malformed. Odd keys are written as `**{"odd (key)": 1}`.
+    or `]`.
     """
     scan.space()
     if scan.text.startswith("[", scan.pos):
@@ -251,23 +238,21 @@ def _read_python_call(scan: Reader) -> None:
             scan.argument(arguments, Key(key, hit.start(), hit.start() + len(key)))
         else:
             raise Malformed("arguments must be key=value", scan.pos)
-    scan.spans.append(Span("call", start, scan.pos))
-    scan.calls.append(ToolCall(name=name, arguments=arguments))
+    scan.call(start, name, arguments)
 
 
 def _find_opening(text: str, start: int) -> int:
     """The parenthesis that opens the argument list of the call that begins at `start`."""
     opened = False
     for hit in _NAME_STOP.finditer(text, start):
-        pos = hit.end()
         if hit[0] == "(":
-            if _OPENED.match(text, pos) or _key_at(text, pos):
+            if _OPENED.match(text, hit.end()) or _key_at(text, hit.end()):
                 return hit.start()
             opened = True
         elif hit[0] != ")":
             raise Malformed("line break in a name", hit.start())
-        elif opened and _AFTER_CLOSE.match(text, pos):
-            raise Malformed("arguments must be key=value", pos - 1)
+        elif opened and _AFTER_CLOSE.match(text, hit.end()):
+            raise Malformed("arguments must be key=value", hit.start())
     raise Malformed("expected an argument list, found the end", len(text))
 
 
@@ -290,8 +275,7 @@ _ALL = (
     Syntax("python_compact", partial(_print_python, compact=True), _read_python, {"[": "]"}),
     Syntax("llama3_json", _llama3, _read_llama3, {"{": "}", "<|python_tag|>": "}"}),
 )
-SYNTAXES: Mapping[str, Syntax] = MappingProxyType({syntax.name: syntax for syntax in _ALL})
-"""Every syntax by name."""
+SYNTAXES = {syntax.name: syntax for syntax in _ALL}
 
 
 def get_syntax(name: str) -> Syntax:
@@ -304,15 +288,21 @@ def get_syntax(name: str) -> Syntax:
 def token_cuts(
     pieces: Sequence[str], syntax: Syntax, kinds: Collection[SpanKind] = ("name", "value", "call")
 ) -> list[int]:
-    """Where an answer, given as the texts of its tokens, can be cut so that a part of a call of these kinds just ended.
+    """Where an answer, given as the texts of its tokens, can be cut right behind a part of a call of these kinds."""
+    return cuts_behind(pieces, [span.end for span in syntax.spans("".join(pieces)) if span.kind in kinds])
 
-    Gives counts of tokens, ascending: for each part, the fewest tokens that hold it to its end, all tokens left out. An
-    unfinished answer is cut where it has ended parts so far, a malformed one where it had before the fault.
-    """
+
+def cuts_behind(pieces: Sequence[str], positions: Iterable[int]) -> list[int]:
+    """Ascending counts of tokens: the fewest that hold the text up to a position, the count of all tokens left out."""
     ends = list(accumulate(map(len, pieces)))
-    spans = syntax.spans("".join(pieces))
-    cuts = {bisect_left(ends, span.end) + 1 for span in spans if span.kind in kinds}
+    cuts = {bisect_left(ends, position) + 1 for position in positions}
     return sorted(cut for cut in cuts if cut < len(pieces))
+
+
+_PART = re.compile(
+    r"""("(?:[^"\\]|\\.)*+"|(?<![^\W_])'(?:[^'\\]|\\.)*+')|</tool_call>|[]{}[]|"|(?<![^\W_])'""", re.DOTALL
+)
+_OPENING = {"]": "[", "}": "{"}
 
 
 class OpenCall:
@@ -323,41 +313,23 @@ class OpenCall:
     """
 
     def __init__(self, syntax: Syntax) -> None:
-        self.inside, self._syntax = False, syntax
-        self._over = False  # whether no call can be opened any more
-        self._tail = ""  # the last characters, as far as they may be part of a marker
-        self._closing, self._depth, self._quote = "", 0, ""
+        self.inside, self._markers = False, syntax.markers
+        before = ".*?" if syntax.prose else r"[ \t\r\n;]*"
+        self._begin = re.compile(f"{before}({'|'.join(map(re.escape, syntax.markers))})", re.DOTALL)
+        self._text, self._pos = "", 0  # all text, and how far it is settled
+        self._closing, self._depth = "", 0
 
     def push(self, text: str) -> None:
-        for char in text:
-            if self.inside:
-                self._within(char)
-            elif not self._over:
-                self._before(char)
-
-    def _before(self, char: str) -> None:
-        tail, prose = self._tail + char, self._syntax.prose
-        self._tail = tail[-16:] if prose else tail.lstrip(" \t\r\n;")
-        for opening, closing in self._syntax.markers.items():
-            if self._tail.endswith(opening) if prose else self._tail == opening:
-                self.inside, self._tail, self._closing = True, "", closing
-                self._depth, self._quote = int(len(opening) == 1), ""
-        self._over = not prose and not any(opening.startswith(self._tail) for opening in self._syntax.markers)
-
-    def _within(self, char: str) -> None:
-        before, self._tail = self._tail, (self._tail + char)[-16:]
-        if self._quote:
-            if before[-1:] == "\\":
-                self._tail = ""  # the character is escaped, and is no backslash that escapes the next one
-            elif char == self._quote:
-                self._quote = ""
-        elif char == '"' or (char == "'" and not before[-1:].isalnum()):
-            self._quote = char
-        elif len(self._closing) > 1:
-            self.inside = not self._tail.endswith(self._closing)
-        elif char in "[]{}":
-            same = {"]": "[]", "}": "{}"}[self._closing]
-            self._depth += (char == same[0]) - (char == same[1])
-            self.inside = self._depth > 0
-        if not self.inside:
-            self._tail = ""
+        self._text += text
+        while hit := (_PART.search if self.inside else self._begin.match)(self._text, self._pos):
+            part = hit[0] if self.inside else hit[1]
+            if not self.inside:
+                self.inside, self._closing, self._depth = True, self._markers[part], int(len(part) == 1)
+            elif part in ('"', "'"):  # a string that has not ended
+                return
+            elif len(self._closing) > 1:
+                self.inside = part != self._closing
+            elif part in "[]{}":
+                self._depth += (part == _OPENING[self._closing]) - (part == self._closing)
+                self.inside = self._depth > 0
+            self._pos = hit.end()

@@ -6,7 +6,7 @@ The rule of the TTPA release (`TTPA/Components/sampling.py`; arXiv 2505.20016), 
 * else:                chosen = the candidate with S == max met last, rejected = every candidate with S < max;
 * a reply without a call is rejected always, when the target has calls; nothing is made when either side is empty.
 
-conf/pairs/released.yaml is that rule. Nothing here scores, draws or tokenises.
+conf/pairs/released.yaml is that rule.
 """
 
 import math
@@ -39,68 +39,84 @@ class PairRule:
 
 
 def make_pairs(sample: Sample, scored: Sequence[Scored], gold: Candidate, rule: PairRule) -> list[Pair]:
-    """Makes the pairs of one sample; equal inputs give equal pairs.
+    """The pairs of one sample, a pair for each rejected answer, in the order in which candidates were drawn.
 
-    Args:
-        sample: The sample all candidates answer.
-        scored: Candidates with their scores, in the order in which they were drawn.
-        gold: The target as a candidate, rendered and tokenised like the others.
-        rule: See `PairRule`.
-
-    Returns:
-        One pair per rejected answer, in candidate order. The target is never paired with an answer identical to it.
+    `gold` is the target, rendered and tokenised like the others; an answer that says the same is never rejected.
     """
-    distinct = _distinct(scored)
-    if not distinct:
-        return []
-    top = max(score.value for _, score in distinct)
-    chosen, below = _choose(sample, distinct, gold, rule, top)
-    if chosen is None:
-        return []
+    distinct: list[Scored] = []
+    for one in scored:
+        if not any(_identical(one[0], other) for other, _ in distinct):
+            distinct.append(one)
+    strict = rule.require_exact_chosen
+    able = [one for one in distinct if _may_win(sample, one[0]) and (one[1].exact or not strict)]
+    top = max((score.value for _, score in distinct), default=math.nan)
+    # An exact answer of the policy's own is preferred to the target: it says the same in the policy's words.
+    if top < rule.gold_below and not (strict and able):
+        chosen, below = (gold, _GOLD_SCORE), math.inf
+    else:
+        below = max((score.value for _, score in able), default=top) if strict else top
+        best = [one for one in able if one[1].value == below]
+        if not best:
+            return []
+        chosen = best[-1]
     losers = [
-        (candidate, score)
-        for candidate, score in distinct
-        if not _identical(candidate, gold)
-        and (score.value < below or not _may_win(sample, candidate))
-        and not (rule.require_exact_chosen and score.exact)
-        and chosen[1].value - score.value >= rule.min_margin
+        one
+        for one in distinct
+        if (one[1].value < below or not _may_win(sample, one[0]))
+        and not _identical(one[0], gold)
+        and _beats(chosen, one, rule)
     ]
-    provenance = {
-        "rule": asdict(rule),
-        "chosen": "gold" if chosen[0] is gold else "candidate",
-        "max_score": top,
-        "distinct": len(distinct),
-    }
-    return [_pair(chosen, loser, provenance) for loser in _thin(losers, rule, sample.id)]
+    if losers and rule.rejected == "nearest":
+        losers = [max(losers, key=lambda one: one[1].value)]  # max returns the first of equals
+    elif losers and rule.rejected == "random":
+        losers = [random.Random(f"{rule.seed}/{sample.id}").choice(losers)]
+    known = {"chosen": "gold" if chosen[0] is gold else "candidate", "max_score": top, "distinct": len(distinct)}
+    return [_pair(chosen, loser, rule, known) for loser in losers[: rule.max_pairs_per_sample]]
 
 
 def pair_siblings(
     sample: Sample, scored: Sequence[Scored], siblings: Sequence[SiblingPair], rule: PairRule
 ) -> list[Pair]:
-    """Pairs of answers that part at a node of a search tree.
-
-    Args:
-        sample: The sample.
-        scored: Its answers with their scores.
-        siblings: What the search found.
-        rule: `require_exact_chosen`, `min_margin` and `max_pairs_per_sample` apply.
-
-    Returns:
-        The pairs in the search's order; a chosen answer that does not parse, and answers that say the same, give none.
+    """Pairs of answers that part at a node of a search tree, in the search's order. Of the rule,
+    `require_exact_chosen`, `min_margin` and `max_pairs_per_sample` apply; a chosen answer that may not win gives none.
     """
     pairs: dict[tuple[int, int], Pair] = {}
     for found in siblings:
-        (good, good_score), (bad, bad_score) = scored[found.chosen], scored[found.rejected]
-        if (
-            _may_win(sample, good)
-            and not _identical(good, bad)
-            and not (rule.require_exact_chosen and (not good_score.exact or bad_score.exact))
-            and good_score.value - bad_score.value >= rule.min_margin
-        ):
-            provenance = {"rule": asdict(rule), "chosen": "candidate", **found.provenance}
-            pair = _pair((good, good_score), (bad, bad_score), provenance)
+        good, bad = scored[found.chosen], scored[found.rejected]
+        if _may_win(sample, good[0]) and _beats(good, bad, rule):
+            pair = _pair(good, bad, rule, {"chosen": "candidate", **found.provenance})
             pairs.setdefault((found.chosen, found.rejected), pair)
     return list(pairs.values())[: rule.max_pairs_per_sample]
+
+
+def _beats(good: Scored, bad: Scored, rule: PairRule) -> bool:
+    """Whether two answers differ in what they say and by enough."""
+    exact = good[1].exact and not bad[1].exact
+    far = good[1].value - bad[1].value >= rule.min_margin
+    return far and (exact or not rule.require_exact_chosen) and not _identical(good[0], bad[0])
+
+
+def _may_win(sample: Sample, candidate: Candidate) -> bool:
+    """Whether the answer may be chosen: it parses, and has a call if the target has."""
+    return candidate.calls is not None and (bool(candidate.calls) or not sample.target)
+
+
+def _identical(left: Candidate, right: Candidate) -> bool:
+    """Equal calls in any order; answers without a parsed call are identical when their texts are."""
+    if left.calls and right.calls:
+        return calls_equal(left.calls, right.calls)
+    return not left.calls and not right.calls and left.text == right.text
+
+
+def _pair(chosen: Scored, rejected: Scored, rule: PairRule, known: dict[str, Any]) -> Pair:
+    return Pair(
+        sample_id=chosen[0].sample_id,
+        chosen=chosen[0],
+        rejected=rejected[0],
+        chosen_score=chosen[1],
+        rejected_score=rejected[1],
+        provenance={"rule": asdict(rule), **known},
+    )
 
 
 def with_parting(pair: Pair) -> Pair:
@@ -116,67 +132,9 @@ def _parting(pair: Pair, name: str, side: Candidate) -> dict[str, Any] | None:
     at, size = pair.branch, len(side.token_ids)
     if at >= size:
         return None
+    token = {"token": side.token_ids[at]}
     if not side.logps:
-        return {"token": side.token_ids[at]}
+        return token
     span = side.logps[at : pair.provenance.get("spans", {}).get(name, size)]
-    return {
-        "token": side.token_ids[at],
-        "probability": round(math.exp(side.logps[at]), 6),
-        "mean_span_logp": round(math.fsum(span) / len(span), 6),
-    }
-
-
-def _pair(chosen: Scored, rejected: Scored, provenance: dict[str, Any]) -> Pair:
-    return Pair(
-        sample_id=chosen[0].sample_id,
-        chosen=chosen[0],
-        rejected=rejected[0],
-        chosen_score=chosen[1],
-        rejected_score=rejected[1],
-        provenance=provenance,
-    )
-
-
-def _choose(
-    sample: Sample, distinct: Sequence[Scored], gold: Candidate, rule: PairRule, top: float
-) -> tuple[Scored | None, float]:
-    """The chosen answer with its score (None: no pair), and the score below which the others are rejected."""
-    able = [(candidate, score) for candidate, score in distinct if _may_win(sample, candidate)]
-    if rule.require_exact_chosen:
-        # An exact answer of the policy's own is preferred to the target: it says the same in the policy's words.
-        able = [(candidate, score) for candidate, score in able if score.exact]
-        if able:
-            best = max(score.value for _, score in able)
-            return next(scored for scored in reversed(able) if scored[1].value == best), best
-    if top < rule.gold_below:
-        return (gold, _GOLD_SCORE), math.inf
-    return next((scored for scored in reversed(able) if scored[1].value == top), None), top
-
-
-def _may_win(sample: Sample, candidate: Candidate) -> bool:
-    """Whether the answer may be chosen: it parses, and has a call if the target has."""
-    return candidate.calls is not None and (bool(candidate.calls) or not sample.target)
-
-
-def _distinct(scored: Sequence[Scored]) -> list[Scored]:
-    """The first of each set of identical answers."""
-    kept: list[Scored] = []
-    for candidate, score in scored:
-        if not any(_identical(candidate, other) for other, _ in kept):
-            kept.append((candidate, score))
-    return kept
-
-
-def _identical(left: Candidate, right: Candidate) -> bool:
-    """Equal calls in any order; answers without a parsed call are identical when their texts are."""
-    if left.calls and right.calls:
-        return calls_equal(left.calls, right.calls)
-    return not left.calls and not right.calls and left.text == right.text
-
-
-def _thin(losers: Sequence[Scored], rule: PairRule, sample_id: str) -> Sequence[Scored]:
-    if losers and rule.rejected == "nearest":
-        return [max(losers, key=lambda scored: scored[1].value)]  # max returns the first of equals
-    if losers and rule.rejected == "random":
-        return [random.Random(f"{rule.seed}/{sample_id}").choice(losers)]
-    return losers[: rule.max_pairs_per_sample]
+    mean = round(math.fsum(span) / len(span), 6)
+    return token | {"probability": round(math.exp(side.logps[at]), 6), "mean_span_logp": mean}

@@ -27,11 +27,6 @@ class Answer:
     score: Score
     renderer: Renderer
 
-    @property
-    def value(self) -> float:
-        """The score's value; 1 is the target itself."""
-        return self.score.value
-
     @cached_property
     def pieces(self) -> Sequence[str]:
         """The text that each token adds."""
@@ -45,15 +40,7 @@ class Answer:
 
 @dataclass(kw_only=True)
 class Task:
-    """One sample to explore, and how answers to it are read.
-
-    Args:
-        name: Names its random numbers.
-        sample: The sample.
-        prompt: Token ids.
-        renderer: Decodes answers.
-        score: Scores a candidate; a search needs values in [0, 1].
-    """
+    """One sample to explore, and how answers to it are read. `name` names its random numbers."""
 
     name: str
     sample: Sample
@@ -70,20 +57,6 @@ class Task:
             score = self.score(self.sample, candidate)
             self._answers[key] = Answer(candidate=candidate, score=score, renderer=self.renderer)
         return self._answers[key]
-
-    def judge_prompt(self, answer: Answer) -> Ids:
-        """A prompt that asks the policy to grade an answer with one of `letters`."""
-        return self.renderer.judge_prompt(self.sample, answer.candidate.text)
-
-    @cached_property
-    def letters(self) -> Ids | None:
-        """Token ids of the four grades, best first; None where one of them is more than one token."""
-        return self.renderer.letters()
-
-    @cached_property
-    def target_text(self) -> str:
-        """The target as the policy should write it."""
-        return self.renderer.answer_texts([self.sample])[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,11 +101,30 @@ class Sampler(Protocol):
         """Explores a wave of samples; one result a task, in order."""
 
 
-@option
-class GroupSampler:
-    """n independent samples by temperature and nucleus (1904.09751)."""
+class OneRequest:
+    """A sampler that asks for n answers a task, all in one request."""
 
     grows_trees: ClassVar[bool] = False
+    n: Count
+
+    @property
+    def wave_share(self) -> int:
+        return self.n
+
+    @property
+    def sampling(self) -> Sampling:
+        raise NotImplementedError
+
+    def explore(self, engine: Engine, tasks: Sequence[Task], seed: str) -> list[Drawn]:
+        """See `Sampler.explore`."""
+        seeds = [f"{seed}\x1f{task.name}" for task in tasks]
+        answers = engine.generate([task.prompt for task in tasks], self.n, self.sampling, seeds)
+        return [Drawn(answers=drawn) for drawn in answers]
+
+
+@option
+class GroupSampler(OneRequest):
+    """n independent samples by temperature and nucleus (1904.09751)."""
 
     n: Count
     max_new_tokens: Count
@@ -140,21 +132,9 @@ class GroupSampler:
     top_p: Share
 
     @property
-    def wave_share(self) -> int:
-        return self.n
-
-    @property
     def policy_temperature(self) -> float | None:
         return self.temperature if self.top_p == 1 else None
 
-    def explore(self, engine: Engine, tasks: Sequence[Task], seed: str) -> list[Drawn]:
-        """See `Sampler.explore`."""
-        sampling = Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p)
-        return draw_independently(engine, tasks, self.n, seed, sampling)
-
-
-def draw_independently(engine: Engine, tasks: Sequence[Task], n: int, seed: str, sampling: Sampling) -> list[Drawn]:
-    """n answers a task, all in one request."""
-    seeds = [f"{seed}\x1f{task.name}" for task in tasks]
-    answers = engine.generate([task.prompt for task in tasks], n, sampling, seeds)
-    return [Drawn(answers=drawn) for drawn in answers]
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p)

@@ -1,21 +1,13 @@
-"""Nodes of a search tree over token spans, how one is selected, and small functions that value a span or an answer.
-
-Pure: no engine, no task, no randomness. iTool (2501.09766) selects, from the root down, the child that maximises
-
-    puct:      Q(s, a) + c * p(a|s) * sqrt(N(s)) / (1 + N(s, a))                      the paper
-    released:  W(s, a) / (N(s, a) + 1) + c * p(a|s) * sqrt(ln N(s) / (N(s, a) + 1))   its code
-
-with visits N, sum of values W, Q = W / N and prior p = exp(mean log-prob of the span's tokens).
-"""
+"""Nodes of a search tree over token spans, and functions that cut or value a text. Pure: no engine, no randomness."""
 
 from __future__ import annotations
 
 import math
 import re
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+
+from ttpa.calls.syntaxes import cuts_behind
 
 SEPARATORS = re.compile(r"\. |, |=|\(")
 """The released code cuts an answer's text behind these."""
@@ -25,52 +17,36 @@ LETTER_WORTH = (1.0, 0.1, -1.0, -2.0)
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class SearchNode:
-    """A span of tokens of an answer, with what simulations through it have shown.
+    """A span of tokens of an answer, with what simulations through it have shown; the root's is empty.
 
-    Args:
-        parent: None at the root, whose span is empty.
-        index: Number among its siblings.
-        ids: Tokens of the answer from its beginning to the end of this span.
-        logps: Their log-probs.
-        terminal: Whether the answer ends here.
-        visits, total: Simulations that went through this node, and the sum of their values.
-        pending: Simulations whose values are not known yet. They count as visits of value 0 (virtual loss).
-        answers: Numbers of the answers that simulations through this node gave.
+    A child puts itself behind its parent's other children. `name` is the way from the root: "0.2" is the third child
+    of the first.
     """
 
     parent: SearchNode | None = None
-    index: int = 0
-    ids: tuple[int, ...] = ()
+    ids: tuple[int, ...] = ()  # of the answer, from its beginning to the end of this span
     logps: tuple[float, ...] = ()
-    terminal: bool = False
-    visits: int = 0
-    total: float = 0.0
-    pending: int = 0
+    text: str = ""  # of this span
+    terminal: bool = False  # whether the answer ends here
+    visits: int = 0  # simulations through this node; those in flight count as of value 0 (virtual loss)
+    total: float = 0.0  # the sum of their values
+    pending: bool = False  # whether this leaf is being simulated
+    answers: list[int] = field(default_factory=list)  # the numbers of what simulations through this node gave
+    children: list[SearchNode] = field(default_factory=list)
+    start: int = field(init=False)  # tokens of the answer before this span
     depth: int = field(init=False)
+    name: str = field(init=False)
     prior: float = field(init=False)
-    children: list[SearchNode] = field(init=False, default_factory=list)
-    answers: list[int] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self.depth = 0 if self.parent is None else self.parent.depth + 1
+        self.start, self.depth, self.name = 0, 0, ""
+        if above := self.parent:
+            self.start, self.depth = len(above.ids), above.depth + 1
+            self.name = f"{above.name}.{len(above.children)}".removeprefix(".")
+            above.children.append(self)
         span = self.logps[self.start :]
         # Rounded: log-probs may differ in their last bits from batch to batch, and selection must not see that.
         self.prior = round(math.exp(sum(span) / len(span)), 4) if span else 1.0
-
-    @property
-    def start(self) -> int:
-        """Tokens of the answer before this span."""
-        return 0 if self.parent is None else len(self.parent.ids)
-
-    @property
-    def name(self) -> str:
-        """The way from the root, as numbers of children: "0.2" is the third child of the first."""
-        return ".".join(str(node.index) for node in reversed(list(self.upwards())) if node.parent is not None)
-
-    @property
-    def tries(self) -> int:
-        """Visits, and simulations in flight."""
-        return self.visits + self.pending
 
     @property
     def open(self) -> bool:
@@ -78,7 +54,6 @@ class SearchNode:
         return any(child.open for child in self.children) if self.children else not self.pending
 
     def upwards(self) -> Iterator[SearchNode]:
-        """This node, then all above it."""
         node: SearchNode | None = self
         while node is not None:
             yield node
@@ -90,10 +65,11 @@ class SearchNode:
         for child in self.children:
             yield from child.downwards()
 
-    def hold(self, count: int) -> None:
-        """Adds simulations in flight (or takes them away) here and above."""
+    def hold(self, pending: bool) -> None:
+        """Begins a simulation from this leaf, or ends it."""
+        self.pending = pending
         for node in self.upwards():
-            node.pending += count
+            node.visits += 1 if pending else -1
 
     def visit(self, value: float, answer: int) -> None:
         """Counts a simulation that gave this answer, here and above."""
@@ -104,67 +80,9 @@ class SearchNode:
                 node.answers.append(answer)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """Which nodes are good, and which is to be looked at next. Scores are rounded to 9 digits, so ties are ties.
-
-    Args:
-        formula: "puct" or "released"; see the module.
-        values: "mean" or "sum": whether Q is W / N or W. The released formula uses W itself in either case.
-        c: Weight of exploration.
-    """
-
-    formula: str
-    values: str
-    c: float
-
-    def worth(self, node: SearchNode) -> float:
-        """Q of a node; 0 before any simulation."""
-        return round(node.total if self.values == "sum" else node.total / max(1, node.tries), 9)
-
-    def score(self, child: SearchNode) -> float:
-        """What selection maximises over siblings."""
-        assert child.parent is not None
-        above, here = child.parent.tries, child.tries
-        if self.formula == "released":
-            # ln N is not defined before the parent's first visit; 0 as at its first.
-            exploration = child.prior * math.sqrt(math.log(max(1, above)) / (here + 1))
-            return round(child.total / (here + 1) + self.c * exploration, 9)
-        return round(self.worth(child) + self.c * child.prior * math.sqrt(above) / (1 + here), 9)
-
-    def best(self, nodes: Sequence[SearchNode]) -> SearchNode:
-        """The node of greatest worth, the first of several."""
-        return max(nodes, key=self.worth)
-
-    def worst(self, nodes: Sequence[SearchNode]) -> SearchNode:
-        """The node of least worth, the first of several."""
-        return min(nodes, key=self.worth)
-
-    def leaf(self, root: SearchNode) -> SearchNode | None:
-        """The leaf to look at next, ties to the first child; None while all leaves are being simulated."""
-        if not root.open:
-            return None
-        node = root
-        while node.children:
-            node = max((child for child in node.children if child.open), key=self.score)
-        return node
-
-
-def text_cuts(pieces: Sequence[str]) -> Iterator[int]:
-    """Where the released code would cut an answer, moved to the ends of tokens.
-
-    Args:
-        pieces: The text that each token adds.
-
-    Yields:
-        Ascending counts of tokens, each once: the fewest tokens that hold a separator to its end.
-    """
-    ends, last = list(accumulate(map(len, pieces))), 0
-    for match in SEPARATORS.finditer("".join(pieces)):
-        cut = bisect_left(ends, match.end()) + 1
-        if last < cut < len(pieces):
-            yield cut
-            last = cut
+def text_cuts(pieces: Sequence[str]) -> list[int]:
+    """Where the released code would cut an answer, moved to the ends of tokens, whose texts `pieces` are."""
+    return cuts_behind(pieces, [match.end() for match in SEPARATORS.finditer("".join(pieces))])
 
 
 def overlap(left: str, right: str) -> float:
@@ -182,10 +100,8 @@ def shaped_reward(span: str, target: str) -> float:
 
 
 def self_evaluation(letter_logps: Sequence[float]) -> float:
-    """What a policy's grade is worth: `(1.0 P(A) + 0.1 P(B) - 1.0 P(C) - 2.0 P(D)) / 4`, in [-0.5, 0.25].
-
-    Args:
-        letter_logps: Log-probs of the tokens A, B, C and D; their probabilities are renormalised to 1.
+    """What a policy's grade is worth: `(1.0 P(A) + 0.1 P(B) - 1.0 P(C) - 2.0 P(D)) / 4`, in [-0.5, 0.25], where the
+    probabilities of the four letters are renormalised to 1.
     """
     top = max(letter_logps)
     weights = [math.exp(logp - top) for logp in letter_logps]

@@ -2,7 +2,6 @@
 
 iTool (arXiv 2501.09766) ranks samples by the perplexity of the target, exp(mean negative log-likelihood of a token).
 The paper keeps the top 10 %; its code keeps the top 30 % of the samples with and of those without a call, apart.
-Selection never runs a model: the caller computes the log-likelihoods if `needs_policy` says so.
 """
 
 import math
@@ -27,7 +26,6 @@ class SelectAll:
     limit: Count | None
 
     def select(self, samples: Sequence[Sample], nlls: Likelihoods | None = None) -> list[Sample]:
-        """The first `limit` samples; `nlls` is not read."""
         return list(samples[: self.limit])
 
 
@@ -42,22 +40,17 @@ class SelectPerplexity:
     limit: Count | None
 
     def select(self, samples: Sequence[Sample], nlls: Likelihoods | None) -> list[Sample]:
-        """The kept samples, in their original order; equal perplexities are ranked by id.
-
-        Raises:
-            DataError: a sample without log-likelihoods, without a token, or with a sum that is not a number.
-        """
+        """The kept samples, in their original order; equal perplexities are ranked by id."""
         # The mean orders samples as its exponential does, and cannot overflow.
         means = [_mean_nll(sample, nlls or {}) for sample in samples]
         order = sorted(range(len(samples)), key=lambda at: (-means[at], samples[at].id))
-        groups: dict[str, list[int]] = {}
-        for at in order:
-            groups.setdefault(samples[at].kind if self.per_kind else "", []).append(at)
-        # Exact decimals: 0.07 * 100 is above 7 in floats and would round up to 8.
-        share = Fraction(str(self.keep_fraction))
-        kept = {at for group in groups.values() for at in group[: math.ceil(share * len(group))]}
-        kept = set([at for at in order if at in kept][: self.limit])
-        return [sample for at, sample in enumerate(samples) if at in kept]
+        kept: list[int] = []
+        for kind in ("call", "text") if self.per_kind else (None,):
+            group = [at for at in order if kind in (None, samples[at].kind)]
+            # Exact decimals: 0.07 * 100 is above 7 in floats and would round up to 8.
+            kept += group[: math.ceil(Fraction(str(self.keep_fraction)) * len(group))]
+        kept = sorted(kept, key=lambda at: (-means[at], samples[at].id))[: self.limit]
+        return [samples[at] for at in sorted(kept)]
 
 
 def _mean_nll(sample: Sample, nlls: Likelihoods) -> float:

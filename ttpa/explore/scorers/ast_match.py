@@ -1,14 +1,13 @@
-"""AST match: whether the calls are the target's; the order of calls is free.
+"""AST match: whether the calls are the target's; the order of calls is free. Not BFCL's checker.
 
-The strict reward of RFT and GRPO baselines (1 or 0). With `partial` a wrong call is worth something. It does not read
-the schema, so it cannot tell a wrong type from a wrong value (`ttpa.explore.scorers.esm` can). It is not BFCL's
-checker.
+The strict reward of RFT and GRPO baselines. It does not read the schema, so it cannot tell a wrong type from a wrong
+value (`ttpa.explore.scorers.esm` can).
 """
 
 import math
 
 from ttpa.calls.schema import values_equal
-from ttpa.calls.six_errors import best_matching, explain, is_exact, read_call
+from ttpa.calls.six_errors import explain, is_exact, matched, read_call
 from ttpa.options import option
 from ttpa.records import Candidate, Sample, Score, ToolCall
 
@@ -23,35 +22,30 @@ class ASTMatch:
     partial: bool
 
     def __call__(self, sample: Sample, candidate: Candidate) -> Score:
-        """Scores one candidate; `detail` holds `exact`, and `name` and `arguments` (means over calls) when partial."""
+        """`detail` holds `exact`, and `name` and `arguments` (means over calls) when partial."""
         exact = is_exact(sample, candidate.calls)
-        detail = {"exact": float(exact)}
-        value = float(exact)
+        detail, value = {"exact": float(exact)}, float(exact)
         if self.partial:
-            name, arguments = (1.0, 1.0) if exact else _shares(sample, candidate)
+            calls = candidate.calls or ()
+            found = matched(sample.target, calls, _likeness, lambda parts: _value(*parts))
+            slots = max(len(sample.target), len(calls), 1)
+            # A call without a partner is 0 in both.
+            name, arguments = (1.0 if exact else math.fsum(parts[at] for parts in found) / slots for at in (0, 1))
             detail |= {"name": name, "arguments": arguments}
-            if not exact:
-                value = min(NAME_SHARE * name + (1 - NAME_SHARE) * arguments, NOT_EXACT_CAP)
+            value = 1.0 if exact else min(_value(name, arguments), NOT_EXACT_CAP)
         return Score(value=value, exact=exact, detail=detail, explanation=explain(sample, candidate))
 
 
-def _shares(sample: Sample, candidate: Candidate) -> tuple[float, float]:
-    """Mean of the name part and mean of the share of equal arguments; a call without a partner is 0 in both."""
-    calls = candidate.calls or ()
-    table = [[_likeness(gold, call) for call in calls] for gold in sample.target]
-    matching = best_matching([[NAME_SHARE * name + (1 - NAME_SHARE) * share for name, share in row] for row in table])
-    matched = [table[row][column] for row, column in matching]
-    slots = max(len(sample.target), len(calls), 1)
-    return math.fsum(name for name, _ in matched) / slots, math.fsum(share for _, share in matched) / slots
+def _value(name: float, arguments: float) -> float:
+    return NAME_SHARE * name + (1 - NAME_SHARE) * arguments
 
 
 def _likeness(gold: ToolCall, raw: ToolCall) -> tuple[float, float]:
+    """Whether the names are equal, and the share of arguments that are."""
     call = read_call(raw)
     if call is None:
         return 0.0, 0.0
-    name = float(call.name == gold.name)
-    keys = set(gold.arguments) | set(call.arguments)
-    if not keys:
-        return name, name
-    shared = [key for key in call.arguments if key in gold.arguments]
-    return name, sum(values_equal(call.arguments[key], gold.arguments[key]) for key in shared) / len(keys)
+    name, keys = float(call.name == gold.name), gold.arguments.keys() | call.arguments.keys()
+    shared = gold.arguments.keys() & call.arguments.keys()
+    equal = sum(values_equal(call.arguments[key], gold.arguments[key]) for key in shared)
+    return name, equal / len(keys) if keys else name

@@ -9,7 +9,7 @@
               for case, plus 1/2 if one contains the other
 
 Score 0: no parsable call; a tool outside the list; no argument where the target has some; no argument and another tool.
-The printed equation is not public. Formula and weights are those of `compute_score` in the released
+The printed equation is not public: formula and weights are those of `compute_score` in the released
 `TTPA/Components/sampling.py`, with its slips mended: required parameters are looked for in the call and not in the
 target; a boolean is no integer and no number, and true is not equal to 1; an unknown tool scores 0 instead of raising;
 every call counts and not only the first (mean over the best one-to-one matching, unmatched calls 0); and a call equal
@@ -21,25 +21,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ttpa.calls.schema import type_ok, values_equal
-from ttpa.calls.six_errors import best_matching, explain, is_exact, read_call
+from ttpa.calls.schema import PYTHON_TYPES, released_equal, type_ok, values_equal
+from ttpa.calls.six_errors import explain, is_exact, matched, read_call
 from ttpa.errors import ConfigError
 from ttpa.options import NonNegative, option
 from ttpa.records import Candidate, Sample, Score, ToolCall
 
 PARTS = ("name", "required", "key", "type", "value")
-
-_ZERO = dict.fromkeys(PARTS, 0.0)
-_ONE = dict.fromkeys(PARTS, 1.0)
-_RELEASED_TYPES: Mapping[str, type | tuple[type, ...]] = {
-    "string": str,
-    "integer": int,
-    "number": (int, float),
-    "boolean": bool,
-    "array": list,
-    "object": dict,
-    "null": type(None),
-}
+_ZERO, _ONE = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 1.0)
 
 
 @option
@@ -57,21 +46,21 @@ class ESM:
             raise ConfigError.at("weights", self.weights, "are all 0", "Give one part a weight above 0")
 
     def __call__(self, sample: Sample, candidate: Candidate) -> Score:
-        """Scores one candidate; `detail` holds the five parts (means over calls), each in [0, 1]."""
-        calls = candidate.calls
-        exact = is_exact(sample, calls)
-        if not sample.target:
-            parts = _ONE if exact else _ZERO
-        elif not calls:
+        """`detail` holds the five parts, each in [0, 1]: means over max(#target calls, #calls)."""
+        target, calls, exact = sample.target, candidate.calls or (), is_exact(sample, candidate.calls)
+        if exact and not (self.as_released and target):
+            parts = _ONE
+        elif not (target and calls):
             parts = _ZERO
-        elif self.as_released:
-            # Arguments that the release cannot read are an empty object.
-            first = read_call(calls[0]) or ToolCall(name=calls[0].name)
-            parts = _compare(sample, sample.target[0], first, released=True)
+        elif self.as_released:  # arguments that the release cannot read are an empty object
+            parts = _compare(sample, target[0], read_call(calls[0]) or ToolCall(name=calls[0].name), released=True)
         else:
-            parts = _ONE if exact else self._mean_parts(sample, calls)
-        detail = dict(parts)
-        return Score(value=self._total(parts), exact=exact, detail=detail, explanation=explain(sample, candidate))
+            made = [read_call(call) for call in calls]
+            found = matched(target, made, lambda gold, call: _compare(sample, gold, call), self._total)
+            slots = max(len(target), len(calls))
+            parts = {part: math.fsum(one[part] for one in found) / slots for part in PARTS}
+        said = explain(sample, candidate)
+        return Score(value=self._total(parts), exact=exact, detail=dict(parts), explanation=said)
 
     def _total(self, parts: Mapping[str, float]) -> float:
         total = scale = 0.0
@@ -80,39 +69,26 @@ class ESM:
             scale += self.weights[part]
         return total / scale
 
-    def _mean_parts(self, sample: Sample, calls: tuple[ToolCall, ...]) -> dict[str, float]:
-        """The five parts, averaged over max(#target calls, #calls); a call without a partner is 0 in each."""
-        made = [read_call(call) for call in calls]
-        table = [
-            [_ZERO if call is None else _compare(sample, gold, call, released=False) for call in made]
-            for gold in sample.target
-        ]
-        matching = best_matching([[self._total(parts) for parts in row] for row in table])
-        slots = max(len(sample.target), len(calls))
-        return {part: math.fsum(table[row][column][part] for row, column in matching) / slots for part in PARTS}
 
-
-def _compare(sample: Sample, gold: ToolCall, call: ToolCall, released: bool) -> dict[str, float]:
-    """The five parts of one call against one target call."""
-    tool = sample.tool(call.name)
-    if tool is None:
+def _compare(sample: Sample, gold: ToolCall, call: ToolCall | None, released: bool = False) -> dict[str, float]:
+    """The five parts of one call (None: unreadable) against one target call."""
+    tool = sample.tool(call.name) if call else None
+    if call is None or tool is None:
         return _ZERO
-    if not call.arguments:
-        return _ONE if call.name == gold.name and not gold.arguments else _ZERO
-    fits, equal = (_released_type, _released_equal) if released else (type_ok, values_equal)
     given, wanted = call.arguments, gold.arguments
+    if not given:
+        return _ONE if call.name == gold.name and not wanted else _ZERO
+    fits, equal = (_released_type, released_equal) if released else (type_ok, values_equal)
     size = max(len(given), len(wanted))
     defined = [key for key in given if key in tool.properties]
     required, searched = tool.required, wanted if released else given
-    values = [
-        1.0 if equal(given[key], wanted[key]) else _likeness(given[key], wanted[key]) for key in given if key in wanted
-    ]
+    shared = [(given[key], wanted[key]) for key in given if key in wanted]
     return {
         "name": float(call.name == gold.name),
         "required": sum(key in searched for key in required) / len(required) if required else 1.0,
         "key": len(defined) / size,
         "type": sum(fits(given[key], tool.properties[key]) for key in defined) / size,
-        "value": sum(values) / size,
+        "value": sum(1.0 if equal(*values) else _likeness(*values) for values in shared) / size,
     }
 
 
@@ -123,13 +99,6 @@ def _likeness(value: Any, wanted: Any) -> float:
     return 0.5 * (value.lower() == wanted.lower()) + 0.5 * (value in wanted or wanted in value)
 
 
-def _released_equal(value: Any, wanted: Any) -> bool:
-    try:
-        return bool(value == wanted)
-    except RecursionError:  # both nested deeper than Python's `==` goes
-        return values_equal(value, wanted)
-
-
 def _released_type(value: Any, schema: Any) -> bool:
     declared = schema.get("type") if isinstance(schema, Mapping) else None
-    return isinstance(declared, str) and isinstance(value, _RELEASED_TYPES.get(declared, ()))
+    return isinstance(declared, str) and isinstance(value, PYTHON_TYPES.get(declared, ()))

@@ -1,16 +1,13 @@
 """What a scorer is, what a reward is beyond that, and how either is applied.
 
-A scorer maps an answer to [0, 1] and knows no training step. A reward may leave that range and may change as training
-goes on: it states its `bounds` and takes the step. Both are pure functions with typed options. Policy-gradient training
-takes either; pair rules and searches assume [0, 1], and `unit_score` moves a reward there.
+Both are pure functions with typed options. Policy-gradient training takes either; pair rules and searches assume
+[0, 1], and `unit_score` moves a reward there.
 """
 
 import inspect
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 from ttpa.errors import DataError
 from ttpa.records import Candidate, Sample, Score
@@ -49,12 +46,7 @@ def bounds_of(scorer: Scorer) -> tuple[float, float]:
 
 def takes_step(scorer: Scorer) -> bool:
     """Whether a scorer wants to know the training step."""
-    return _takes_step(scorer if inspect.isfunction(scorer) else type(scorer).__call__)
-
-
-@lru_cache
-def _takes_step(call: Callable[..., Any]) -> bool:
-    return "step" in inspect.signature(call).parameters
+    return "step" in inspect.signature(scorer).parameters
 
 
 def apply(scorer: Scorer, sample: Sample, candidate: Candidate, step: int) -> Score:
@@ -63,12 +55,7 @@ def apply(scorer: Scorer, sample: Sample, candidate: Candidate, step: int) -> Sc
 
 
 def score_answer(scorer: Scorer, sample: Sample, candidate: Candidate, *, step: int = 0) -> Score:
-    """Scores one answer and checks the value.
-
-    Raises:
-        DataError: a value that is no finite number or lies outside the scorer's bounds. A scorer is code and not model
-            output, so it must be mended.
-    """
+    """Scores one answer. A value outside the scorer's bounds is a `DataError`: a scorer is code, no model output."""
     score = apply(scorer, sample, candidate, step)
     low, high = bounds_of(scorer)
     if math.isfinite(score.value) and low - TOLERANCE <= score.value <= high + TOLERANCE:

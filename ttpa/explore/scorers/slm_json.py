@@ -27,7 +27,7 @@ import math
 from dataclasses import replace
 
 from ttpa.calls.schema import values_equal
-from ttpa.calls.six_errors import best_matching, explain, is_exact, read_call
+from ttpa.calls.six_errors import explain, is_exact, matched, read_calls
 from ttpa.calls.syntaxes import SYNTAXES, ParseError
 from ttpa.errors import ConfigError
 from ttpa.options import Fraction, option
@@ -35,9 +35,6 @@ from ttpa.records import Candidate, Sample, Score, ToolCall
 
 ANY = "any"
 NOT_ALONE = "the text is not calls alone"
-
-_TAGS = {"hermes": ("<tool_call>", "</tool_call>")}
-"""The markup of the syntaxes that read calls out of other text. The others read a whole text or refuse it."""
 
 
 def check_syntax(name: str) -> None:
@@ -47,15 +44,9 @@ def check_syntax(name: str) -> None:
 
 
 def bare_calls(candidate: Candidate, syntax: str) -> tuple[ToolCall, ...] | None:
-    """The calls of an answer that consists of calls and nothing else.
+    """The calls of an answer: () where it has none, None when it is malformed or says more than calls and white space.
 
-    Args:
-        candidate: The answer; its text does not hold what ends a turn.
-        syntax: Reads the text; "any" takes `candidate.calls` and asks only that some syntax reads the text whole.
-
-    Returns:
-        The calls; () for an answer without a call, whatever its text; None when the text is malformed or there is more
-        in it than calls and white space.
+    "any" takes `candidate.calls` and asks only that some syntax reads the text whole.
     """
     if syntax != ANY:
         return _read_whole(candidate.text, syntax)
@@ -69,16 +60,13 @@ def _read_whole(text: str, name: str) -> tuple[ToolCall, ...] | None:
     calls = syntax.parse(text)
     if isinstance(calls, ParseError):
         return None
-    if calls and name in _TAGS:
-        end, between = 0, []
-        for span in syntax.spans(text):
+    if calls and syntax.prose:  # the others read a whole text or refuse it
+        for span in reversed(syntax.spans(text)):
             if span.kind == "call":
-                between.append(text[end : span.start])
-                end = span.end
-        rest = "\n".join([*between, text[end:]])
-        for tag in _TAGS[name]:
-            rest = rest.replace(tag, "")
-        if rest.strip():
+                text = text[: span.start] + "\n" + text[span.end :]
+        for opening, closing in syntax.markers.items():
+            text = text.replace(opening, "").replace(closing, "")
+        if text.strip():
             return None
     return calls
 
@@ -101,44 +89,41 @@ class SLMJson:
             raise ConfigError.at("w_json, w_name, w_args", weights, problem, remedy)
 
     def __call__(self, sample: Sample, candidate: Candidate) -> Score:
-        """Scores one candidate; `detail` holds `json`, `name` and `arguments`, each in [0, 1] and already scaled.
+        """`detail` holds `json`, `name` and `arguments`, each in [0, 1] and already scaled.
 
         `exact` is about the calls alone: an answer with text around the right calls is exact and worth 0.
         """
         calls = bare_calls(candidate, self.syntax)
         json, name, arguments = self._parts(sample, candidate, calls)
-        said = explain(sample, candidate if calls is None else replace(candidate, calls=calls))
-        if calls is None and candidate.calls:
-            said = f"{NOT_ALONE}; {said}"
+        read = candidate if calls is None else replace(candidate, calls=calls)
+        alone = "" if calls is not None or not candidate.calls else f"{NOT_ALONE}; "
         return Score(
             value=min(self.w_json * json + self.w_name * name + self.w_args * arguments, 1.0),
-            exact=is_exact(sample, candidate.calls if calls is None else calls),
+            exact=is_exact(sample, read.calls),
             detail={"json": json, "name": name, "arguments": arguments},
-            explanation=said,
+            explanation=alone + explain(sample, read),
         )
 
     def _parts(
         self, sample: Sample, candidate: Candidate, calls: tuple[ToolCall, ...] | None
     ) -> tuple[float, float, float]:
         """What the three weights are multiplied by."""
-        made = [read_call(call) for call in calls or ()]
-        silent = not candidate.text.strip() and bool(sample.target or (sample.target_text or "").strip())
-        if calls is None or None in made or silent or (sample.target and not made):
+        made, expected = read_calls(calls), len(sample.target)
+        silent = not candidate.text.strip() and bool(expected or (sample.target_text or "").strip())
+        if made is None or silent or (expected and not made):
             return 0.0, 0.0, 0.0
-        expected = len(sample.target)
         if not expected:
             return (1.0, 0.0, 0.0) if made else (1.0, 1.0, 1.0)
-        table = [[_share(gold, call) for call in made] for gold in sample.target]
         # Every pair of equal names is worth at least 1, so the best matching has as many of them as there can be.
-        worth = [[0.0 if share is None else 1 + share for share in row] for row in table]
-        shares = [share for row, column in best_matching(worth) if (share := table[row][column]) is not None]
+        found = matched(sample.target, made, _share, lambda share: 0.0 if share is None else 1 + share)
+        shares = [share for share in found if share is not None]
         scale = expected / len(made) if self.scale_extra and len(made) > expected else 1.0
         return 1.0, scale * len(shares) / expected, scale * math.fsum(shares) / expected
 
 
-def _share(gold: ToolCall, call: ToolCall | None) -> float | None:
+def _share(gold: ToolCall, call: ToolCall) -> float | None:
     """A_i of a call against a target call; None when the names differ."""
-    if call is None or call.name != gold.name:
+    if call.name != gold.name:
         return None
     wanted, given = gold.arguments, call.arguments
     size = max(len(wanted), len(given))

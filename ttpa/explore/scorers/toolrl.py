@@ -33,8 +33,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from ttpa.calls.schema import values_equal
-from ttpa.calls.six_errors import best_matching, explain, is_exact, read_call
+from ttpa.calls.schema import released_equal, values_equal
+from ttpa.calls.six_errors import best_matching, explain, is_exact, matched, read_calls
 from ttpa.errors import ConfigError
 from ttpa.explore.scorers.slm_json import NOT_ALONE, bare_calls, check_syntax
 from ttpa.options import option
@@ -72,24 +72,22 @@ class ToolRL:
         """The least and the greatest value over all steps."""
         ranges = [self._ranges(step) for step in _CORNERS]
         longest = 0.0 if self.length == "none" else 1.0
-        return (
-            min(low + worst for low, _, worst, _ in ranges),
-            max(high + best for _, high, _, best in ranges) + longest,
-        )
+        least = min(low + worst for low, _, worst, _ in ranges)
+        return least, max(high + best for _, high, _, best in ranges) + longest
 
     def __call__(self, sample: Sample, candidate: Candidate, *, step: int = 0) -> Score:
-        """Scores one candidate.
+        """`detail` holds what is added up: `format`, `correct` and, if asked for, `length`.
 
-        `detail` holds what is added up: `format`, `correct` and, if asked for, `length`. If the target has calls it
-        also holds what correctness is made of, in [0, 1]: `name`, `param` (mean over the target's calls) and `value`
-        (share of the target's parameters), with similarity=intermediate `name` and `call`, with coarse `call`.
+        If the target has calls it also holds what correctness is made of, in [0, 1]: `name`, `param` (mean over the
+        target's calls) and `value` (share of the target's parameters), with similarity=intermediate `name` and `call`,
+        with coarse `call`.
         """
         low, high, worst, best = self._ranges(step)
         well_formed, calls, rows = self._read(sample, candidate)
         detail = {"format": high if well_formed else low, "correct": 0.0}
         parts: dict[str, float] = {}
         if sample.target:
-            score, most, parts = self._compare(sample, rows)
+            score, most, parts = self._compare([_row(call) for call in sample.target], rows)
             detail["correct"] = (best - worst) * score / most + worst
         if self.length != "none":
             detail["length"] = self._length(candidate.text, step)
@@ -113,50 +111,40 @@ class ToolRL:
 
     def _read(
         self, sample: Sample, candidate: Candidate
-    ) -> tuple[bool, tuple[ToolCall, ...] | None, Sequence[CallRow] | None]:
+    ) -> tuple[bool, tuple[ToolCall, ...] | None, list[CallRow] | None]:
         """Whether the format is right; the calls, None when they cannot be read; and the calls as rows."""
         if self.format == "rlla":
-            text = candidate.text.strip()
-            rows = _block(text)
-            calls = None if rows is None else tuple(_call(row) for row in rows)
-            return _has_form(text, bool(sample.target), bool(sample.target_text)), calls, rows
-        bare = bare_calls(candidate, self.syntax)
-        made = None if candidate.calls is None else [read_call(call) for call in candidate.calls]
-        readable = None if made is None or None in made else [_row(call) for call in made if call is not None]
-        return bare is not None and bool(bare) == bool(sample.target), candidate.calls, readable
+            rows = _block(candidate.text.strip())
+            calls = tuple(ToolCall(name=row["name"], arguments=row["parameters"]) for row in rows or ())
+            form = _has_form(candidate.text.strip(), bool(sample.target), bool(sample.target_text))
+            return form, None if rows is None else calls, rows
+        bare, made = bare_calls(candidate, self.syntax), read_calls(candidate.calls)
+        well_formed = bare is not None and bool(bare) == bool(sample.target)
+        return well_formed, candidate.calls, None if made is None else [_row(call) for call in made]
 
-    def _compare(self, sample: Sample, rows: Sequence[CallRow] | None) -> tuple[float, float, dict[str, float]]:
+    def _compare(self, gold: list[CallRow], rows: list[CallRow] | None) -> tuple[float, float, dict[str, float]]:
         """S, S_max, and what S is made of."""
-        keys = _PARTS.get(self.similarity, ("name", "param", "value"))
-        gold = [_row(call) for call in sample.target]
-        if not rows:
-            return 0.0, 1.0, dict.fromkeys(keys, 0.0)
-        if self._equal(gold, list(rows)):
-            return 1.0, 1.0, dict.fromkeys(keys, 1.0)
-        if self.similarity == "coarse":
-            return 0.0, 1.0, dict.fromkeys(keys, 0.0)
-        name = self._overlap([row["name"] for row in gold], [row["name"] for row in rows])
-        whole = self.similarity == "intermediate"
-        table = [[self._likeness(left, right, whole) for right in rows] for left in gold]
-        worth = [[param + value for param, value in line] for line in table]
-        pairs = best_matching(worth) if self.matching == "optimal" else _greedy(worth)
-        score = name
-        for row, column in pairs:
-            score += worth[row][column]
-        param, value = (sum(table[row][column][part] for row, column in pairs) for part in (0, 1))
-        if whole:
-            return score, 1.0 + len(gold), {"name": name, "call": value / len(gold)}
+        equal = float(bool(rows) and self._equal(gold, rows))
+        if not rows or equal or self.similarity == "coarse":
+            return equal, 1.0, dict.fromkeys(_PARTS.get(self.similarity, ("name", "param", "value")), equal)
+        name = score = self._overlap([row["name"] for row in gold], [row["name"] for row in rows])
+        matching = best_matching if self.matching == "optimal" else _greedy
+        found = matched(gold, rows, self._likeness, lambda parts: parts[0] + parts[1], matching)
+        for param, value in found:
+            score += param + value
+        param, value = (sum(parts[at] for parts in found) / len(gold) for at in (0, 1))
+        if self.similarity == "intermediate":
+            return score, 1.0 + len(gold), {"name": name, "call": value}
         wanted = sum(len(row["parameters"]) for row in gold)
-        param /= len(gold)
         # Where the target gives no parameter, there is no value to get wrong but by giving one.
-        parts = {"name": name, "param": param, "value": value / wanted if wanted else param}
-        return score, 1.0 + len(gold) + wanted, parts
+        value = sum(value for _, value in found) / wanted if wanted else param
+        return score, 1.0 + len(gold) + wanted, {"name": name, "param": param, "value": value}
 
-    def _likeness(self, gold: CallRow, row: CallRow, whole: bool) -> tuple[float, float]:
+    def _likeness(self, gold: CallRow, row: CallRow) -> tuple[float, float]:
         """`param` and `value` of two calls, 0 if their names differ; of whole calls 0, and 1 if they are equal."""
         if row["name"] != gold["name"]:
             return 0.0, 0.0
-        if whole:
+        if self.similarity == "intermediate":
             return 0.0, float(self._equal(gold, row))
         wanted, given = gold["parameters"], row["parameters"]
         equal = sum(key in given and self._equal(wanted[key], given[key]) for key in wanted)
@@ -172,12 +160,7 @@ class ToolRL:
         return shared / (len(left) + len(right) - shared)
 
     def _equal(self, gold: Any, made: Any) -> bool:
-        if self.value_equality == "released":
-            try:
-                return bool(gold == made)
-            except RecursionError:  # both nested deeper than Python's `==` goes
-                pass
-        return values_equal(gold, made)
+        return (released_equal if self.value_equality == "released" else values_equal)(gold, made)
 
     def _length(self, text: str, step: int) -> float:
         if "<think>" not in text or "</think>" not in text:
@@ -189,20 +172,17 @@ class ToolRL:
     def _explain(
         self, sample: Sample, candidate: Candidate, calls: tuple[ToolCall, ...] | None, well_formed: bool
     ) -> str:
+        wrong = NOT_ALONE if calls and sample.target else ""
         if self.format == "rlla":
+            wrong = "the text has not the target's form"
             error = "the <tool_call> block does not hold one call a line" if calls is None else None
-            said = explain(sample, replace(candidate, calls=calls, error=error))
-            return said if well_formed else f"the text has not the target's form; {said}"
+            candidate = replace(candidate, calls=calls, error=error)
         said = explain(sample, candidate)
-        return f"{NOT_ALONE}; {said}" if calls and sample.target and not well_formed else said
+        return said if well_formed or not wrong else f"{wrong}; {said}"
 
 
 def _row(call: ToolCall) -> CallRow:
     return {"name": call.name, "parameters": dict(call.arguments)}
-
-
-def _call(row: CallRow) -> ToolCall:
-    return ToolCall(name=row["name"], arguments=row["parameters"])
 
 
 def _has_form(text: str, calls: bool, reply: bool) -> bool:
@@ -220,16 +200,12 @@ def _block(text: str) -> list[CallRow] | None:
     if not all(tag in text for tag in _CALL_TAGS):
         return None
     block = text.split(_CALL_TAGS[0])[1].split(_CALL_TAGS[1])[0].strip()
-    rows: list[CallRow] = []
-    for line in block.split("\n"):
-        try:
-            row = _LINE.decode(line)
-        except (ValueError, RecursionError):  # no JSON, a number of too many digits, nested too deeply
-            return None
-        if not (isinstance(row, dict) and isinstance(row.get("name"), str) and isinstance(row.get("parameters"), dict)):
-            return None
-        rows.append(row)
-    return rows
+    try:
+        rows = [_LINE.decode(line) for line in block.split("\n")]
+    except (ValueError, RecursionError):  # no JSON, a number of too many digits, nested too deeply
+        return None
+    fields = [row.get(key) if isinstance(row, dict) else None for row in rows for key in ("name", "parameters")]
+    return rows if all(map(isinstance, fields, (str, dict) * len(rows))) else None
 
 
 def _finite(text: str) -> float:
@@ -244,14 +220,9 @@ _LINE = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
 
 def _greedy(worth: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
     """Each row in turn takes the best column left, the first of equals; a column worth 0 is left."""
-    pairs: list[tuple[int, int]] = []
-    used: set[int] = set()
+    pairs, free = list[tuple[int, int]](), list(range(len(worth[0])))
     for row, line in enumerate(worth):
-        best, at = 0.0, -1
-        for column, value in enumerate(line):
-            if column not in used and value > best:
-                best, at = value, column
-        if at >= 0:
-            used.add(at)
-            pairs.append((row, at))
+        if free and line[best := max(free, key=line.__getitem__)] > 0:
+            free.remove(best)
+            pairs.append((row, best))
     return pairs

@@ -1,10 +1,7 @@
 """A weighted sum of scorers that remembers its parts, so that they can also be normalised apart (GDPO, 2601.05242).
 
-    value = sum over parts of weight * value of the part
-
-GRPO normalises that sum over a group of answers. GDPO normalises each part over the group and adds up the results, so
-two answers whose sums agree but whose parts do not are told apart. This class only records which is wanted
-(`normalise`) and each part's value (`Score.detail`); the trainer, which has the group, normalises.
+GRPO normalises the sum over a group of answers. GDPO normalises each part over the group and adds up the results, so
+two answers whose sums agree but whose parts do not are told apart. The trainer, which has the group, does either.
 """
 
 import math
@@ -18,7 +15,7 @@ from ttpa.records import Candidate, Sample, Score
 
 @option
 class Weighted:
-    """The sum; see the module header."""
+    """value = sum over parts of weight * value of the part."""
 
     parts: dict[str, Scorer]
     weights: dict[str, Finite]
@@ -37,27 +34,18 @@ class Weighted:
     @property
     def bounds(self) -> tuple[float, float]:
         """The least and the greatest sum, each part at its own end."""
-        ends = [
-            sorted(self.weights[name] * end for end in bounds_of(part))  # a negative weight swaps them
-            for name, part in self.parts.items()
-        ]
+        # A negative weight swaps the ends.
+        ends = [sorted(self.weights[name] * end for end in bounds_of(part)) for name, part in self.parts.items()]
         return math.fsum(low for low, _ in ends), math.fsum(high for _, high in ends)
 
     def __call__(self, sample: Sample, candidate: Candidate, *, step: int = 0) -> Score:
-        """Scores one candidate.
-
-        `detail` holds each part's value under the part's name, and its details under `name/key`. `exact` and the
+        """`detail` holds each part's value under the part's name, and its details under `name/key`. `exact` and the
         explanation are the first part's: scorers agree on what is exact.
         """
         scores = {name: apply(part, sample, candidate, step) for name, part in self.parts.items()}
         detail: dict[str, float] = {}
         for name, score in scores.items():
-            detail[name] = score.value
-            detail |= {f"{name}/{key}": value for key, value in score.detail.items()}
+            detail |= {name: score.value} | {f"{name}/{key}": value for key, value in score.detail.items()}
         first = next(iter(scores.values()))
-        return Score(
-            value=math.fsum(self.weights[name] * score.value for name, score in scores.items()),
-            exact=first.exact,
-            detail=detail,
-            explanation=first.explanation,
-        )
+        value = math.fsum(self.weights[name] * score.value for name, score in scores.items())
+        return Score(value=value, exact=first.exact, detail=detail, explanation=first.explanation)
