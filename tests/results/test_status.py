@@ -88,7 +88,7 @@ def test_the_four_states(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     failed.mkdir()
     (failed / "error.txt").write_text("Traceback ...")
     running = plans[2][1]["explore1"].path
-    lock = StageLock(running.with_name(f"{running.name}.lock"), 5.0)
+    lock = StageLock(running.with_name(f"{running.name}.lock"))
     assert lock.acquire() is None
     try:
         lines, code = report(capsys)

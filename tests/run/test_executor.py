@@ -143,9 +143,7 @@ def test_ray_gives_the_lines_that_local_gives(two_cpus: Any, tmp_path: Path, wor
 
     def lines(one: Any, folder: str) -> list[bytes]:
         shard = Shard(tmp_path / folder / "rows.jsonl")
-        items = list("abcdefghijklmn")
-        waves = [list(wave) for wave in WAVES]
-        assert run_waves(items, str, waves, naming_the_wave(), one, shard) == ()
+        assert run_waves(WAVES, naming_the_wave(), one, shard, key=str) == ()
         return sorted(shard.path.read_bytes().splitlines())
 
     assert lines(spread(workers), "ray") == lines(LocalExecutor(), "local")
@@ -190,9 +188,9 @@ def test_a_wave_that_kills_every_process_is_given_up_with_its_samples(two_cpus: 
     with pytest.raises(WaveLost, match=r"^wave 1: .*died 3 times \(executor.retries=2\).*Actor\w+Error") as caught:
         list(spread(1, retries=2).run(make_work, WAVES))
     assert caught.value.number == 1 and Path(log).read_text() == "xxx"
-    shard, waves = Shard(tmp_path / "rows.jsonl"), [list(wave) for wave in WAVES]
+    shard = Shard(tmp_path / "rows.jsonl")
     with pytest.raises(TtpaError, match=r"rows.jsonl: samples d, e, f: .*died 1 times"):
-        run_waves(list("".join(WAVES)), str, waves, make_work, spread(1, retries=0), shard)
+        run_waves(WAVES, make_work, spread(1, retries=0), shard, key=str)
     assert shard.done_ids() == set("abc"), "what came before stays"
 
 

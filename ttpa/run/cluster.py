@@ -1,14 +1,11 @@
 """Several processes: what Hydra's launchers need around them, and the ranks of one run.
 
-The options of `conf/cluster` are option files; Hydra's launchers start the jobs. Training over several devices needs a
-process for each, started from outside (SLURM tasks, torchrun). Every process walks the same graph; only the first
-locks, builds and publishes stages. It announces what it does by empty files in a folder of the run. The others wait
-for them, train along in a throw-away folder, or read what was built. Nothing here enters a fingerprint or notices that
-a process died; torchrun and SLURM_KILL_BAD_EXIT do.
+Every process of a run (SLURM tasks, torchrun) walks the same graph; only the first locks, builds and publishes stages,
+and announces it by empty files in a folder of the run. Nothing here notices that a process died; what started it does.
 """
 
-import fcntl
 import io
+import itertools
 import os
 import pickle
 import re
@@ -16,36 +13,31 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from ttpa.errors import ConfigError, TtpaError
 from ttpa.run.store import Build, StageResult, Store
 
-PLUGINS = {
-    "joblib": "hydra_plugins.hydra_joblib_launcher",
-    "slurm": "hydra_plugins.hydra_submitit_launcher",
-    "slurm_preemptible": "hydra_plugins.hydra_submitit_launcher",
-}
-"""Option -> package of its launcher."""
+PLUGINS = {"joblib": "joblib", "slurm": "submitit", "slurm_preemptible": "submitit"}
 POLL_S = 0.5
-
-_kept: list[IO[str]] = []
+TRAINS = ("warmup", "align")
+_kept: list[BaseFileLock] = []
 
 
 def check_plugins(words: Sequence[str], launches: bool = True) -> None:
     """Raises ConfigError where the launcher that the overrides choose is not installed or cannot submit from here."""
     for option in (one.strip() for one in _choice(words).split(",")):
-        package, _, plugin = PLUGINS.get(option, "").partition(".")
-        if plugin and (find_spec(package) is None or find_spec(PLUGINS[option]) is None):
+        plugin = f"hydra_plugins.hydra_{PLUGINS.get(option)}_launcher"
+        if option in PLUGINS and (find_spec("hydra_plugins") is None or find_spec(plugin) is None):
             raise ConfigError(f"cluster={option}: its launcher is not installed: pip install 'ttpa[cluster]'.")
         if launches and option.startswith("slurm") and shutil.which("srun") is None:
-            raise ConfigError(
-                f"cluster={option}: no srun on this machine. Start it on a login node, or use cluster=joblib."
-            )
+            remedy = "Start it on a login node, or use cluster=joblib."
+            raise ConfigError(f"cluster={option}: no srun on this machine. {remedy}")
 
 
 def _choice(words: Sequence[str]) -> str:
@@ -54,35 +46,23 @@ def _choice(words: Sequence[str]) -> str:
 
 
 def check_launch(*, choice: str, sweep: bool, launcher: str, devices: Any, processes: int) -> None:
-    """Refuses what would run elsewhere than asked for, or would wait for processes that nobody starts.
+    """Raises ConfigError for what would run elsewhere than asked for, or wait for processes that nobody starts.
 
-    `choice` is the option of the group `cluster`, `launcher` Hydra's launcher class, `devices` is `trainer.devices`,
-    and `processes` says how many processes of this run were started.
-
-    Raises:
-        ConfigError: says what to use instead.
+    `choice` is the option of the group `cluster`, `launcher` Hydra's class, `processes` how many this run has.
     """
     slurm = launcher.endswith("SlurmLauncher")
     if slurm and not sweep:
-        raise ConfigError(
-            f"cluster={choice} submits the cells of a sweep, and this is a single run. Add -m (a sweep may have one "
-            "cell), or use cluster=local."
-        )
+        remedy = "Add -m (a sweep may have one cell), or use cluster=local."
+        raise ConfigError(f"cluster={choice} submits the cells of a sweep, and this is a single run. {remedy}")
     many = len(devices) > 1 if isinstance(devices, Sequence) and not isinstance(devices, str) else devices != 1
     if sweep and many and not slurm:
-        raise ConfigError.at(
-            "trainer.devices",
-            devices,
-            f"a sweep with cluster={choice} starts one process a cell",
-            "Use 1, or cluster=slurm, which starts a task a device, or torchrun for a single run",
-        )
+        problem = f"a sweep with cluster={choice} starts one process a cell"
+        remedy = "Use 1, or cluster=slurm, which starts a task a device, or torchrun for a single run"
+        raise ConfigError.at("trainer.devices", devices, problem, remedy)
     if many and processes == 1:
-        raise ConfigError.at(
-            "trainer.devices",
-            devices,
-            "training needs a process a device, and this run is a single process",
-            "Start it with `torchrun --nproc-per-node N -m ttpa.cli ...`, or with `-m cluster=slurm`",
-        )
+        problem = "training needs a process a device, and this run is a single process"
+        remedy = "Start it with `torchrun --nproc-per-node N -m ttpa.cli ...`, or with `-m cluster=slurm`"
+        raise ConfigError.at("trainer.devices", devices, problem, remedy)
 
 
 def check_cell(words: Sequence[str], devices: Any) -> None:
@@ -93,10 +73,8 @@ def check_cell(words: Sequence[str], devices: Any) -> None:
 
 
 def take_gpu(count: int) -> None:
-    """Gives this process one of the machine's GPUs for its life, by CUDA_VISIBLE_DEVICES; waits until one is free.
-
-    By process and not by job, because workers live on from job to job and CUDA looks at the variable only once. `count`
-    GPUs are shared out, of those that CUDA_VISIBLE_DEVICES names if it is set; 0 leaves everything as it is.
+    """Gives this process one of `count` GPUs for its life (CUDA looks only once), by CUDA_VISIBLE_DEVICES; waits until
+    one is free. Those that the variable names are shared out, if it is set; 0 leaves everything as it is.
     """
     if count < 1 or _kept:
         return
@@ -104,31 +82,21 @@ def take_gpu(count: int) -> None:
     numbers = named.split(",")[:count] if named else [str(number) for number in range(count)]
     folder = Path(tempfile.gettempdir()) / f"ttpa-gpus-{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    while True:
-        for number in numbers:
-            file = (folder / number).open("w")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # dropped by the kernel with the process
-            except OSError:
-                file.close()
-                continue
-            _kept.append(file)
+    for number in itertools.cycle(numbers):
+        lock = FileLock(folder / number)
+        with suppress(Timeout):
+            lock.acquire(blocking=False)  # the kernel frees it with the process
+            _kept.append(lock)
             os.environ["CUDA_VISIBLE_DEVICES"] = number
             return
-        time.sleep(POLL_S)
+        time.sleep(POLL_S / count)
 
 
 class Lines(io.TextIOBase):
     """A stream that is no terminal: cells that run side by side must not redraw one screen."""
 
     def __init__(self, stream: IO[str]) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        return self.stream.write(text)
-
-    def flush(self) -> None:
-        self.stream.flush()
+        self.write, self.flush = stream.write, stream.flush  # type: ignore[method-assign]
 
 
 def portable(error: Exception) -> Exception:
@@ -140,11 +108,7 @@ def portable(error: Exception) -> Exception:
     return error
 
 
-TRAINS = ("warmup", "align")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Which process of a run this is. `job` names the start of the run: a restarted job is another one."""
 
     rank: int
@@ -155,33 +119,24 @@ class Place:
 def place(env: Mapping[str, str] = os.environ) -> Place:
     """Read off what torchrun or SLURM say; alone where they say nothing."""
     if "TORCHELASTIC_RUN_ID" in env:
-        words = [env.get(key, "") for key in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT")]
-        if env["LOCAL_WORLD_SIZE"] == env["WORLD_SIZE"]:  # one node: the agent is the parent of all
-            words.append(str(os.getppid()))
-        return Place(int(env["RANK"]), int(env["WORLD_SIZE"]), _name("torchrun", *words))
-    if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env and env.get("SLURM_STEP_ID") != "4294967290":
-        words = [env.get(key, "") for key in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")]
-        return Place(int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), _name("slurm", *words))
-    return Place(0, 1, "")
+        rank, size, kind = env["RANK"], env["WORLD_SIZE"], "torchrun"
+        keys = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT")
+        more = [str(os.getppid())] if env["LOCAL_WORLD_SIZE"] == size else []  # one node: the agent is every parent
+    elif int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env and env.get("SLURM_STEP_ID") != "4294967290":
+        rank, size, kind = env["SLURM_PROCID"], env["SLURM_NTASKS"], "slurm"
+        keys, more = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID"), []
+    else:
+        return Place(0, 1, "")
+    words = [kind, *(env.get(key, "") for key in keys), *more]
+    return Place(int(rank), int(size), re.sub(r"[^A-Za-z0-9_-]", "_", "-".join(words)))
 
 
-def _never(workdir: Path) -> Mapping[str, Any]:
-    raise TtpaError(f"{workdir}: the first process published this stage, and it is gone. Run the same command again.")
-
-
-def _name(*words: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]", "_", "-".join(words))
-
-
-def joined(alone: type[Store], runs: Path) -> Any:
-    """The kind of store that this process may use: `alone`, or one that knows of the run's other processes.
-
-    The first process announces what it does below the folder `runs`.
-    """
+def joined(root: Path, runs: Path, **options: Any) -> Store:
+    """The store of this process; where the run has several, it shares news with the others below `runs`."""
     here = place()
     if here.size == 1:
-        return alone
-    return partial(Leader if here.rank == 0 else Follower, news=runs / ".ranks" / here.job)
+        return Store(root, **options)
+    return (Leader if here.rank == 0 else Follower)(root, news=runs / ".ranks" / here.job, **options)
 
 
 class _Shared(Store):
@@ -197,8 +152,7 @@ class _Shared(Store):
 class Leader(_Shared):
     """The first process: builds, and says so."""
 
-    def stage(self, name: str, *, build: Build, **key: Any) -> StageResult:
-        """See `Store.stage`."""
+    def stage(self, name: str, *, build: Build, label: str = "", **key: Any) -> StageResult:
         self.count += 1
 
         def told(workdir: Path) -> Mapping[str, Any]:
@@ -206,7 +160,7 @@ class Leader(_Shared):
             return build(workdir)
 
         try:
-            result = super().stage(name, build=told, **key)
+            result = super().stage(name, build=told, label=label, **key)
         except BaseException:
             self._file("failed").touch()
             raise
@@ -218,14 +172,10 @@ class Follower(_Shared):
     """Every other process: trains along, and reads what the first one published."""
 
     def stage(self, name: str, *, build: Build, label: str = "", **key: Any) -> StageResult:
-        """See `Store.stage`.
-
-        Raises:
-            TtpaError: the first process failed.
-        """
+        """See `Store.stage`. That the first process failed is a TtpaError."""
         self.count += 1
         _, final = self.key(name, **key)
-        if self._wait("build", "done") == "build":
+        if self._wait("done", "build") == "build":
             if name in TRAINS:
                 with tempfile.TemporaryDirectory(prefix="ttpa-rank-") as scratch:
                     # The first process does not pass this point before all train, so what lies there stays as it is.
@@ -234,14 +184,14 @@ class Follower(_Shared):
                         (Path(scratch) / "last.ckpt").symlink_to(resume.resolve())
                     build(Path(scratch))
             self._wait("done")
-        return super().stage(name, build=_never, label=label, **key)
+        if result := self.find(name, **key):
+            return result
+        raise TtpaError(f"{final}: the first process published this stage, and it is gone. Run the same command again.")
 
     def _wait(self, *events: str) -> str:
-        """The first of the events that has happened; a build that is over counts as done."""
-        while True:
-            for event in reversed(events):
-                if self._file(event).exists():
-                    return event
-            if self._file("failed").exists():
-                raise TtpaError("the first process of this run failed; its message says why. This one stops with it.")
+        """The first of the events that has happened."""
+        while not (found := [event for event in (*events, "failed") if self._file(event).exists()]):
             time.sleep(POLL_S)
+        if found[0] == "failed":
+            raise TtpaError("the first process of this run failed; its message says why. This one stops with it.")
+        return found[0]

@@ -1,8 +1,7 @@
 """From a composed configuration to instantiated parts: the only place that calls `hydra.utils.instantiate`.
 
-Two kinds of groups. *Identity* groups decide the numbers and enter fingerprints; *execution* groups decide where and
-how fast and never do. `recipe` holds the numbers that suit a model's size (steps, learning rates): a stage's
-fingerprint holds the block that it reads (`recipe.warmup`), other options refer to the rest.
+*Identity* groups decide the numbers and enter fingerprints; *execution* groups decide where and how fast and never do.
+A stage's fingerprint holds the block of `recipe` that it reads (`recipe.warmup`); other options refer to the rest.
 """
 
 import re
@@ -42,52 +41,35 @@ def identity(cfg: DictConfig, *groups: str) -> dict[str, Any]:
 
 def run_id(cfg: DictConfig) -> str:
     """Twelve hex digits that name a run: everything that decides its numbers, and how far it goes."""
-    whole = identity(cfg, *IDENTITY, "controls")
-    return fingerprint(
-        "run", 1, {**whole, "name": cfg.name, "seed": cfg.seed, "rounds": cfg.rounds, "until": cfg.until}, {}
-    )
+    return fingerprint("run", 1, identity(cfg, *IDENTITY, "controls", "name", "seed", "rounds", "until"), {})
 
 
 def _targets(node: Any) -> Iterable[str]:
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        for value in node.values():
-            yield from _targets(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _targets(value)
+    if isinstance(node, Mapping) and "_target_" in node:
+        yield str(node["_target_"])
+    for value in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
+        yield from _targets(value)
 
 
 def instantiate(cfg: DictConfig, group: str) -> Any:
-    """The object an option describes.
-
-    Raises:
-        ConfigError: a value the class refuses (names group and reason), or a class outside `ALLOWED_TARGETS`.
-    """
+    """The object an option describes; a refused value, or a class outside `ALLOWED_TARGETS`, is a ConfigError."""
     node = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(node, dict) and all(isinstance(key, str) for key in node)
     for target in _targets(node):
         if not target.startswith(ALLOWED_TARGETS):
-            raise ConfigError.at(
-                f"{group}._target_",
-                target,
-                f"only {', '.join(ALLOWED_TARGETS)}* may be instantiated",
-                "Put your class in a package of ttpa, or extend ttpa.run.config.ALLOWED_TARGETS",
-            )
+            problem = f"only {', '.join(ALLOWED_TARGETS)}* may be instantiated"
+            remedy = "Put your class in a package of ttpa, or extend ttpa.run.config.ALLOWED_TARGETS"
+            raise ConfigError.at(f"{group}._target_", target, problem, remedy)
     try:
         return hydra.utils.instantiate(node, _convert_="all")
     except InstantiationException as error:
-        cause: BaseException | None = error.__cause__
-        while cause is not None and not isinstance(cause, TtpaError) and cause.__cause__ is not None:
+        cause: BaseException = error
+        while cause.__cause__ is not None and not isinstance(cause, TtpaError):
             cause = cause.__cause__
         inner = re.search(r"full_key: (\S+)", str(error))
         where = f"{group}.{inner[1]}" if inner else group
-        if isinstance(cause, ConfigError):
-            raise cause.within(where) from None
         if isinstance(cause, TtpaError):
-            raise cause from None
-        reason = str(cause or error).splitlines()[0]
+            raise cause.within(where) if isinstance(cause, ConfigError) else cause from None
+        reason = str(cause).splitlines()[0]
         raise ConfigError(f"{where}: {reason}. See conf/{group.split('.')[0]}/ for the options.") from None
 
 
@@ -109,11 +91,7 @@ class _Paths:
 
 
 def check_scalars(cfg: DictConfig) -> None:
-    """Checks what no class checks: the keys that exist whatever options are chosen.
-
-    Raises:
-        ConfigError: the first one that cannot work; names it.
-    """
+    """Raises ConfigError for what no class checks: the keys that exist whatever options are chosen."""
     for key in cfg:
         if key not in (*IDENTITY, *EXECUTION, *SCALARS):
             raise ConfigError.at(str(key), cfg[key], "is read by nothing", "`ttpa --cfg job` lists the keys there are")
@@ -130,14 +108,8 @@ def check_scalars(cfg: DictConfig) -> None:
 
 
 def check_recipe(cfg: DictConfig, keys: Iterable[str]) -> None:
-    """Refuses numbers of a recipe that nothing in a single run reads.
-
-    Args:
-        cfg: The composed configuration.
-        keys: Dotted keys that the command line set.
-
-    Raises:
-        ConfigError: names the block that is read instead.
+    """Raises ConfigError where one of the dotted keys that the command line set is a number of a recipe that nothing in
+    this single run reads; names the block that is read instead.
     """
     blocks = {key: ".".join(key.split(".")[:2]) for key in keys if key.startswith("recipe.") and key.count(".") > 1}
     if not blocks:
@@ -157,10 +129,9 @@ def tracking(cfg: DictConfig) -> Tracking:
     target = str(cfg.logger.get("_target_", ""))
     if target.startswith("ttpa."):
         return Tracking(None, instantiate(cfg.logger, "logger").follow)
-    return Tracking(partial(stage_logger, cfg) if target else None, None)
+    return Tracking(partial(_stage_logger, cfg) if target else None, None)
 
 
-def stage_logger(cfg: DictConfig, workdir: Path, facts: StageFacts) -> Any:
-    """The Lightning logger of one stage."""
+def _stage_logger(cfg: DictConfig, workdir: Path, facts: StageFacts) -> Any:
     whole = OmegaConf.merge(cfg, {"stage": {"dir": str(workdir), "id": facts.id}})
     return instantiate(whole.logger, "logger")

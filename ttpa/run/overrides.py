@@ -1,11 +1,8 @@
-"""Wrong overrides, answered in one line with the nearest right word.
-
-Hydra and OmegaConf say what they could not do, in several lines and without ttpa's keys. This module looks at the words
-themselves: an unknown option, group or key is found by comparing them with what can be composed.
-"""
+"""Wrong overrides, answered in one line with the nearest right word, which is found among what can be composed."""
 
 import difflib
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,17 +33,12 @@ ALIASES = {
 
 
 def explained(error: Exception, words: Sequence[str]) -> ConfigError:
-    """What is wrong with the overrides that Hydra refused.
-
-    Args:
-        error: Hydra's or OmegaConf's complaint, used where the words themselves show no mistake.
-        words: The command line behind `ttpa`.
-    """
+    """What is wrong with the command line that Hydra refused; its `error` where the words show no mistake."""
     with _loader(words) as loader:
         for problem in _problems(_overrides(words), loader):
             return problem
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    lines = [line.strip() for line in f"{error}\n{cause if cause is not error else ''}".splitlines() if line.strip()]
+    lines = [line.strip() for line in f"{error}\n{cause}".splitlines() if line.strip()]
     reason = "; ".join(dict.fromkeys(lines)).rstrip(".")
     return ConfigError(f"{' '.join(words)}: {reason}. `ttpa --cfg job` shows every key and its value.")
 
@@ -70,9 +62,9 @@ def _loader(words: Sequence[str]) -> Iterator[ConfigLoader]:
 
 def _overrides(words: Sequence[str]) -> list[str]:
     """The words without flags and their values."""
-    valued = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--info", "-i")
-    pairs = zip(["", *words], words, strict=False)
-    return [word for before, word in pairs if not word.startswith("-") and before not in (*valued, "--package", "-p")]
+    valued = re.compile("--(config-(dir|name|path)|cfg|info|package)|-(cd|cn|cp|c|i|p)")
+    pairs = itertools.pairwise(["", *words])
+    return [word for before, word in pairs if not word.startswith("-") and not valued.fullmatch(before)]
 
 
 def _problems(words: Sequence[str], loader: ConfigLoader) -> Iterator[ConfigError]:
@@ -113,30 +105,18 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def nearest_key(name: str, keys: Sequence[str], cfg: DictConfig) -> str:
-    """A question with the known keys most like `name`: those with the same last part first.
-
-    Example:
-        >>> nearest_key("model.lr", ["recipe.align.lr", "seed"], OmegaConf.create({"objective": {}}))
-        'did you mean recipe.align.lr?'
-    """
+    """A question with the known keys most like `name`: those with the same last part first."""
     group, _, leaf = name.rpartition(".")
     leaf = ALIASES.get(leaf, leaf)
     own = [key for key in keys if key.startswith("hydra") == name.startswith("hydra")]
+    by_leaf = {key.rpartition(".")[2]: key for key in own}
+    align = "recipe.online." if "clip_low" in cfg.objective else "recipe.align."
+    related = {"objective": align, "align": align, "warmup": "recipe.warmup."}.get(group.rpartition(".")[2])
     found = [key for key in own if key.rpartition(".")[2] == leaf]
-    online = "clip_low" in cfg.objective
-    related = {
-        "objective": "recipe.online." if online else "recipe.align.",
-        "align": "recipe.online." if online else "recipe.align.",
-        "warmup": "recipe.warmup.",
-    }.get(group.rpartition(".")[2], "")
-    if related and any(key.startswith(related) for key in found):
-        found = [key for key in found if key.startswith(related)]
-    if not found:
-        by_leaf = {key.rpartition(".")[2]: key for key in own}
-        found = difflib.get_close_matches(name, own, n=1, cutoff=0.75) or [
-            by_leaf[close] for close in difflib.get_close_matches(leaf, list(by_leaf), n=1, cutoff=0.6)
-        ]
+    found = [key for key in found if related and key.startswith(related)] or found
+    found = found or difflib.get_close_matches(name, own, n=1, cutoff=0.75)
+    found = found or [by_leaf[close] for close in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.6)]
     if not found:
         return "`ttpa --cfg job` lists the keys there are."
-    found = sorted(found, key=lambda key: -difflib.SequenceMatcher(None, name, key).ratio())[:3]
-    return f"did you mean {' or '.join(filter(None, [', '.join(found[:-1]), found[-1]]))}?"
+    *others, last = sorted(found, key=lambda key: -difflib.SequenceMatcher(None, name, key).ratio())[:3]
+    return f"did you mean {', '.join(others)}{' or ' if others else ''}{last}?"

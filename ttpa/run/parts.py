@@ -1,12 +1,10 @@
-"""The parts of a run, made from the configuration and checked against each other, and what every stage does
-with them.
-"""
+"""The parts of a run, made from the configuration and checked against each other, and what stages share."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -37,23 +35,19 @@ Progress = Callable[[int, int, float, str], None]
 VERSIONS = {"data": 1, "warmup": 1, "select": 1, "explore": 2, "align": 1, "evaluate": 2}
 """Bump a stage's number in the commit that changes what its result means; older results are then built again."""
 
-
 JudgedRow = dict[str, Any]
 """One judged answer. Every benchmark writes `id`, `cluster` (what intervals resample), `tags`, `exact`, `errors`,
 `finish`, `tokens` and `text`, and what else its summary needs."""
 
 
 class Dialogue(Protocol):
-    """A conversation in which the policy speaks several times."""
+    """A conversation in which the policy speaks several times: `sample` is what is to be answered next, None when it is
+    over; `take` is given the answer; `row` is the judgement at the end.
+    """
 
-    def sample(self) -> Sample | None:
-        """What is to be answered next; None when the conversation is over."""
-
-    def take(self, candidate: Candidate) -> None:
-        """The answer to it."""
-
-    def row(self) -> JudgedRow:
-        """The judgement of the conversation, when it is over."""
+    def sample(self) -> Sample | None: ...
+    def take(self, candidate: Candidate) -> None: ...
+    def row(self) -> JudgedRow: ...
 
 
 class Evaluation(Protocol):
@@ -87,7 +81,7 @@ class Evaluation(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Everything a run is made of, instantiated and checked; see conf/. `wave_rows` are the answers of a wave.
+    """Everything a run is made of, instantiated and checked; see conf/. `wave_rows` are the answers of a wave,
     `on_disk` says what lies on disk and decides the numbers of a group: contents of data files, model folders.
     """
 
@@ -112,106 +106,67 @@ class Parts:
 
 
 def build_parts(cfg: DictConfig) -> Parts:
-    """Makes every part. Cheap: imports neither torch nor transformers.
-
-    Raises:
-        ConfigError: a value that a part refuses, or parts that cannot work together.
-        DataError: a file that the configuration names cannot be read.
+    """Makes and checks every part; imports neither torch nor transformers. What cannot be run is a ConfigError, a file
+    that the configuration names and that cannot be read a DataError.
     """
     config.check_scalars(cfg)
-    make = config.instantiate
-    data, model, evaluation = make(cfg.data, "data"), make(cfg.model, "model"), make(cfg.eval, "eval")
-    engine = make(cfg.engine, "engine")
-    parts = Parts(
-        data=data,
-        model=model,
-        recipe=make(cfg.recipe, "recipe"),
-        warmup=make(cfg.warmup, "warmup"),
-        select=make(cfg.select, "select"),
-        sampler=make(cfg.sampler, "sampler"),
-        scorer=make(cfg.scorer, "scorer"),
-        pairs=make(cfg.pairs, "pairs"),
-        objective=make(cfg.objective, "objective"),
-        evaluation=evaluation,
-        seed=cfg.seed,
-        executor=make(cfg.executor, "executor"),
-        engine=engine,
-        engine_name=engine.name,
-        wave_rows=engine.rows,
-        trainer=make(cfg.trainer, "trainer"),
-        tracking=config.tracking(cfg),
-        on_disk={},
-    )
+    groups = (*config.IDENTITY, "executor", "engine", "trainer")
+    made = {group: config.instantiate(cfg[group], group) for group in groups}
+    engine, evaluation = made["engine"], made.pop("eval")
+    more = {"engine_name": engine.name, "wave_rows": engine.rows, "tracking": config.tracking(cfg), "on_disk": {}}
+    parts = Parts(**made, evaluation=evaluation, seed=cfg.seed, **more)
     check_compatible(parts, cfg)
-    for group, part in (("executor", parts.executor), ("data", data), ("eval", evaluation)):
+    for group, part in (("executor", parts.executor), ("data", parts.data), ("eval", evaluation)):
         try:
             part.check()
         except ConfigError as error:
             raise error.within(group) from None
-    found = {"data": data.identity(), "model": model.identity(), "eval": evaluation.identity()}
+    found = {"data": parts.data.identity(), "model": parts.model.identity(), "eval": evaluation.identity()}
     return replace(parts, on_disk=found)
 
 
 def check_compatible(parts: Parts, cfg: DictConfig) -> None:
-    """Refuses combinations that cannot work and says what to choose instead.
-
-    Raises:
-        ConfigError: the first problem.
-    """
-    loss, chosen = parts.objective, {group: f"{group}={name}" for group, name in cfg.choices.items()}
-    if loss.contrasts and parts.sampler.n < 2 and parts.pairs.gold_below == 0:
-        raise ConfigError(
-            f"{chosen['objective']} needs a chosen and a rejected answer, but sampler.n={parts.sampler.n} draws one "
-            "and pairs never take the target. Use sampler.n=5 or pairs=released."
+    """Raises ConfigError for the first combination that cannot work and says what to choose instead."""
+    loss, sampler, devices = parts.objective, parts.sampler, cfg.trainer.devices
+    chosen = {group: f"{group}={cfg.choices.get(group)}" for group in config.IDENTITY}
+    objective, temperature, online = chosen["objective"], sampler.policy_temperature, loss.consumes == "prompt"
+    top_p = getattr(sampler, "top_p", 1)
+    other = "Use rounds=1, or objective=dpo or another that learns from pairs."
+    problem = ""
+    if loss.contrasts and sampler.n < 2 and parts.pairs.gold_below == 0:
+        problem = (
+            f"{objective} needs a chosen and a rejected answer, but sampler.n={sampler.n} draws one and pairs never "
+            "take the target. Use sampler.n=5 or pairs=released."
         )
-    if loss.consumes == "sample" and cfg.rounds > 1:
-        raise ConfigError(
-            f"{chosen['objective']} learns from the targets, which are the same in each of rounds={cfg.rounds}. Use "
-            "rounds=1, or objective=dpo or another that learns from pairs."
+    elif loss.consumes == "sample" and cfg.rounds > 1:
+        problem = f"{objective} learns from the targets, which are the same in each of rounds={cfg.rounds}. {other}"
+    elif online and cfg.rounds > 1:
+        problem = f"{objective} draws its own answers in the align stage, so rounds={cfg.rounds} must be 1. {other}"
+    elif parts.pairs.between == "siblings" and not sampler.grows_trees:
+        problem = (
+            f"{chosen['pairs']} takes pairs from a search tree, but {chosen['sampler']} grows none. Use sampler=mcts, "
+            "or pairs=verified."
         )
-    if loss.consumes == "prompt" and cfg.rounds > 1:
-        raise ConfigError(
-            f"{chosen['objective']} draws its own answers inside the align stage, so rounds={cfg.rounds} must be 1. "
-            "Use rounds=1, or objective=dpo or another that learns from pairs."
+    elif online and temperature is None:
+        which = chosen["sampler"] if top_p == 1 else f"sampler.top_p={top_p}"
+        problem = (
+            f"{objective} compares independent draws from the policy, and {which} gives others. Use sampler=group8 "
+            "with sampler.top_p=1."
         )
-    if parts.pairs.between == "siblings" and not parts.sampler.grows_trees:
-        raise ConfigError(
-            f"{chosen['pairs']} takes pairs from a search tree, but {chosen['sampler']} grows none. Use "
-            "sampler=mcts, or pairs=verified."
+    elif online and (len(devices) if OmegaConf.is_list(devices) else devices) != 1:
+        problem = (
+            f"trainer.devices={devices}: {objective} draws and trains in one process on one device. Use 1, or "
+            "engine=vllm with engine.tensor_parallel_size for drawing."
         )
-    if loss.consumes == "prompt":
-        _check_online(parts, cfg)
-
-
-def _check_online(parts: Parts, cfg: DictConfig) -> None:
-    """What an objective that draws its own answers asks of sampler, engine and trainer."""
-    objective = cfg.choices.objective
-    if parts.sampler.policy_temperature is None:
-        top_p = getattr(parts.sampler, "top_p", 1)
-        which = f"sampler={cfg.choices.sampler}" if top_p == 1 else f"sampler.top_p={top_p}"
-        raise ConfigError(
-            f"objective={objective} compares independent draws from the policy, and {which} gives others. Use "
-            "sampler=group8 with sampler.top_p=1."
+    elif online and sampler.n < 2:
+        problem = f"{objective} compares the answers of a group, and sampler.n={sampler.n}. Use sampler.n=8."
+    elif online and parts.engine_name != "HFEngine" and temperature != 1:
+        problem = (
+            f"sampler.temperature={temperature}: {parts.engine_name} gives log-probs at temperature 1, which do not "
+            "correct for another temperature. Use sampler.temperature=1 or engine=hf."
         )
-    devices = cfg.trainer.devices
-    if (len(devices) if OmegaConf.is_list(devices) else devices) != 1:
-        raise ConfigError.at(
-            "trainer.devices",
-            devices,
-            f"objective={objective} draws and trains in one process on one device",
-            "Use 1, or engine=vllm with engine.tensor_parallel_size for drawing",
-        )
-    if parts.sampler.n < 2:
-        raise ConfigError(
-            f"objective={objective} compares the answers of a group, and sampler.n={parts.sampler.n}. Use sampler.n=8."
-        )
-    if parts.engine_name != "HFEngine" and parts.sampler.policy_temperature != 1:
-        raise ConfigError.at(
-            "sampler.temperature",
-            parts.sampler.policy_temperature,
-            f"{parts.engine_name} gives log-probs at temperature 1, which do not correct for another temperature",
-            "Use sampler.temperature=1 or engine=hf",
-        )
+    if problem:
+        raise ConfigError(problem)
 
 
 def set_threads(parts: Parts) -> None:
@@ -231,20 +186,18 @@ def fitting(
     """
     from ttpa.policy.tree import TokenRow
 
-    rows = [
-        TokenRow(p, a) for p, a in zip(policy.renderer.prompts(samples), policy.renderer.answers(samples), strict=True)
-    ]
-    fits = [
-        len(row.prompt) + (len(row.answer) if reserve is None else reserve) <= policy.spec.max_tokens for row in rows
-    ]
-    kept = [sample for sample, fit in zip(samples, fits, strict=True) if fit]
+    prompts, answers = policy.renderer.prompts(samples), policy.renderer.answers(samples)
+    rows = [TokenRow(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    room = policy.spec.max_tokens
+    fits = [len(row.prompt) + (len(row.answer) if reserve is None else reserve) <= room for row in rows]
+    kept = list(itertools.compress(samples, fits))
     if not kept:
-        shortest = min((len(row.prompt) for row in rows), default=0)
+        shortest = min(map(len, prompts), default=0)
         raise DataError(
-            f"{where}: none of {len(samples)} samples fits model.max_tokens={policy.spec.max_tokens} (shortest prompt: "
-            f"{shortest} tokens). Raise model.max_tokens."
+            f"{where}: none of {len(samples)} samples fits model.max_tokens={room} (shortest prompt: {shortest} "
+            "tokens). Raise model.max_tokens."
         )
-    return kept, [row for row, fit in zip(rows, fits, strict=True) if fit], len(samples) - len(kept)
+    return kept, list(itertools.compress(rows, fits)), len(samples) - len(kept)
 
 
 def build_data(parts: Parts, workdir: Path, progress: Progress) -> dict[str, Any]:
@@ -252,15 +205,9 @@ def build_data(parts: Parts, workdir: Path, progress: Progress) -> dict[str, Any
 
     def compute(path: Path, waves: Sequence[Sequence[Any]], make_work: Callable[[], Work]) -> Sequence[str]:
         """`ttpa.data.source.ComputeWaves` on the executor, with resume and progress."""
+        return run_waves(waves, make_work, parts.executor, Shard(path), lambda *at: progress(at[0], at[1], 0.0, ""))
 
-        def tell(done: int, total: int, _: object) -> None:
-            progress(done, total, 0.0, "")
-
-        items = [item for wave in waves for item in wave]
-        return run_waves(items, attrgetter("id"), waves, make_work, parts.executor, Shard(path), tell)
-
-    metrics: dict[str, Any] = parts.data.build(workdir, compute)
-    return metrics
+    return dict(parts.data.build(workdir, compute))
 
 
 def selected_samples(parts: Parts, data: Path, select: Path | None) -> list[Sample]:

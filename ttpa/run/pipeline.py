@@ -1,13 +1,10 @@
-"""The graph: one function that reads like the papers' algorithm, over content-addressed stages.
+"""The graph: `data -> warmup -> rounds of (select -> explore -> align) -> evaluate`, over content-addressed stages.
 
-Every run is `data -> warmup -> rounds of (select -> explore -> align) -> evaluate`. Which stages are computed and which
-are found in the store is decided by fingerprints alone. Controls (RFT, gold) are further objectives over the same
-stages. `record` writes the result rows; tables read nothing else.
+Controls (RFT, gold) are further objectives over the same stages.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,17 +13,15 @@ from omegaconf import DictConfig
 from ttpa.io import write_jsonl
 from ttpa.run import config
 from ttpa.run.cluster import joined, place
-from ttpa.run.parts import VERSIONS, Parts, Progress, build_data, build_parts, check_compatible
+from ttpa.run.parts import VERSIONS, Parts, build_data, build_parts, check_compatible
 from ttpa.run.stages.decoding import build_evaluate, build_explore, build_select
 from ttpa.run.stages.training import build_align, build_warmup
-from ttpa.run.store import Planner, StageResult, Store, fingerprint
+from ttpa.run.store import Inputs, Planner, StageResult, Store, fingerprint
 from ttpa.run.tracking import StageFacts
 
 ROW_VERSION = 1
-
-
-Builder = Callable[[Path, Progress], Mapping[str, Any]]
-"""Fills a stage's working directory and returns metrics."""
+Builder = Callable[..., Mapping[str, Any]]
+"""Fills a stage's working directory and returns metrics; takes parts, its own arguments, the directory and progress."""
 
 
 class View(Protocol):
@@ -50,9 +45,7 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run gave: the stages that all branches share, a branch an objective (the run's own first), what
-    was built.
-    """
+    """The stages that all branches share, a branch an objective (the run's own first), names of what was built."""
 
     shared: Mapping[str, StageResult]
     branches: tuple[Branch, ...]
@@ -65,9 +58,7 @@ class _Graph:
     def __init__(self, cfg: DictConfig, parts: Parts, store: Store, view: View | None) -> None:
         self.cfg, self.parts, self.store, self.view = cfg, parts, store, view
 
-    def key(
-        self, name: str, inputs: Mapping[str, StageResult], groups: Sequence[str], more: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def key(self, name: str, inputs: Inputs, groups: Sequence[str], **more: Any) -> dict[str, Any]:
         """What decides a stage, as the store asks for it. What lies on disk decides too, and no setting says it."""
         settings = {**config.identity(self.cfg, *groups), **more}
         for group in settings.keys() & self.parts.on_disk.keys():
@@ -75,77 +66,64 @@ class _Graph:
         return {"version": VERSIONS[name], "config": settings, "inputs": inputs}
 
     def stage(
-        self,
-        label: str,
-        name: str,
-        inputs: Mapping[str, StageResult],
-        groups: Sequence[str],
-        build: Builder,
-        **more: Any,
+        self, label: str, name: str, inputs: Inputs, groups: Sequence[str], build: Builder, *given: Any, **more: Any
     ) -> StageResult:
-        """The stage `name` of these inputs. `groups` and `more` are the settings that decide it."""
-        tracking, failed = self.parts.tracking, True
-        chosen = {group.split(".")[0] for group in groups} & set(config.IDENTITY)
-        chosen = chosen.union(*(tracking.lineage[one.path.name] for one in inputs.values()))
+        """The stage `name` of these inputs, built with `given`. `groups` and `more` are the settings that decide it."""
+        cfg, view, tracking, failed = self.cfg, self.view, self.parts.tracking, True
+        decided = {group.split(".")[0] for group in groups} & set(config.IDENTITY)
+        decided = decided.union(*(tracking.lineage[one.path.name] for one in inputs.values()))
+        chosen = [group for group in config.IDENTITY if group in decided]
 
         def work(workdir: Path) -> Mapping[str, Any]:
-            view = self.view
             assert view is not None, "a plan builds nothing"
             view.begin(label)
-            tracking.begin(self.facts(workdir.name.removesuffix(".part"), name, label, chosen, inputs), workdir)
-            return build(workdir, lambda *news: view.progress(label, *news))
+            facts = StageFacts(
+                id=workdir.name.removesuffix(".part"),
+                stage=name,
+                name=f"{label}, {cfg.name}, seed {cfg.seed}",
+                run=cfg.name,
+                choices={group: str(cfg.choices[group]) for group in (*chosen, "experiment") if group in cfg.choices},
+                config=config.identity(cfg, *chosen, "seed", "rounds", "name"),
+                inputs={role: result.path for role, result in inputs.items()},
+            )
+            tracking.begin(facts, workdir)
+            return build(self.parts, *given, workdir, lambda *news: view.progress(label, *news))
 
         try:
-            result = self.store.stage(name, build=work, label=label, **self.key(name, inputs, groups, more))
-            tracking.publish(result.path, result.metrics, self.view.note if self.view else print)
+            key = self.key(name, inputs, groups, **more)
+            result = self.store.stage(name, build=work, label=label, **key)
+            tracking.publish(result.path, result.metrics, view.note if view else print)
             failed = False
         finally:
             tracking.end(failed)
-        tracking.lineage[result.path.name] = frozenset(chosen)
-        if self.view:
-            self.view.end(label, result)
+        tracking.lineage[result.path.name] = frozenset(decided)
+        if view:
+            view.end(label, result)
         return result
 
     def evaluate(self, label: str, policy: StageResult, data: StageResult) -> StageResult:
-        """The evaluation of a policy."""
-        build = partial(build_evaluate, self.parts, policy.path / "policy", data.path)
-        return self.stage(label, "evaluate", {"policy": policy, "data": data}, ["eval"], build)
-
-    def facts(self, id_: str, name: str, label: str, groups: set[str], inputs: Mapping[str, StageResult]) -> StageFacts:
-        """What a tracker is told of a stage before it is built."""
-        cfg, chosen = self.cfg, [group for group in config.IDENTITY if group in groups]
-        return StageFacts(
-            id=id_,
-            stage=name,
-            name=f"{label}, {cfg.name}, seed {cfg.seed}",
-            run=cfg.name,
-            choices={group: str(cfg.choices[group]) for group in (*chosen, "experiment") if group in cfg.choices},
-            config={**config.identity(cfg, *chosen), "seed": cfg.seed, "rounds": cfg.rounds, "name": cfg.name},
-            inputs={role: result.path for role, result in inputs.items()},
-        )
+        inputs, given = {"policy": policy, "data": data}, (policy.path / "policy", data.path)
+        return self.stage(label, "evaluate", inputs, ["eval"], build_evaluate, *given)
 
 
 def walk(cfg: DictConfig, branches: Mapping[str, tuple[DictConfig, Parts]], store: Store, view: View | None) -> Outcome:
-    """The graph of one configuration: the objective of the run, then its controls, over the same data and warm-up.
-
-    `branches` come from `branches_of`. The store builds and finds stages, or only names them (`Planner`).
+    """The graph of one configuration: its objective, then its controls (`branches_of`), over one data and warm-up. The
+    store builds and finds stages, or only names them (`Planner`, with no view).
     """
     graphs = {name: _Graph(own, parts, store, view) for name, (own, parts) in branches.items()}
     graph = next(iter(graphs.values()))
-    parts = graph.parts
-    data = graph.stage("data", "data", {}, ["data"], partial(build_data, parts))
-    recipe = [parts.warmup.recipe] if parts.warmup.recipe else []
-    build = partial(build_warmup, parts, data.path)
-    warmup = graph.stage("warm-up", "warmup", {"data": data}, ["model", "warmup", *recipe, "seed"], build)
+    data = graph.stage("data", "data", {}, ["data"], build_data)
+    groups = ["model", "warmup", *filter(None, [graph.parts.warmup.recipe]), "seed"]
+    warmup = graph.stage("warm-up", "warmup", {"data": data}, groups, build_warmup, data.path)
     shared = {"data": data, "warmup": warmup}
     if cfg.until == "warmup":
         return Outcome(shared, (), tuple(store.executions))
     if cfg.until is None and cfg.baseline is not False:
         shared["baseline"] = graph.evaluate("evaluate warm-up", warmup, data)
     done = tuple(_branch(one, name, data, warmup) for name, one in graphs.items())
-    if cfg.until is None and "baseline" not in shared:
+    if cfg.until is None and "baseline" not in shared and view:
         # It costs nothing to show what is there, and a result row does not lose what an earlier run wrote into it.
-        found = store.find("evaluate", **graph.key("evaluate", {"policy": warmup, "data": data}, ["eval"], {}))
+        found = store.find("evaluate", **graph.key("evaluate", {"policy": warmup, "data": data}, ["eval"]))
         shared |= {"baseline": found} if found else {}
     return Outcome(shared, done, tuple(store.executions))
 
@@ -154,44 +132,37 @@ def _branch(graph: _Graph, objective: str, data: StageResult, warmup: StageResul
     """Rounds of exploration and alignment, and the evaluation of what comes out."""
     cfg, parts, policy = graph.cfg, graph.parts, warmup
     done: dict[str, StageResult] = {}
-
-    def label(stage: str, number: int) -> str:
-        if stage in ("select", "explore") and number == 1:
-            return stage  # the same for every branch
-        return f"{stage} {objective}" + (f" round {number}" if cfg.rounds > 1 else "")
-
     for number in range(1, cfg.rounds + 1):
+        # What explores in the first round is the same for every branch.
+        mine = f" {objective}" + (f" round {number}" if cfg.rounds > 1 else "")
+        shown = "" if number == 1 else mine
         start, inputs = policy.path / "policy", {"policy": policy, "data": data}
         # A selection without a policy has no stage of its own: its settings enter the stages that apply it.
         selection, selected, explored = ["select"], None, None
         if parts.select.needs_policy:
-            build = partial(build_select, parts, start, data.path)
-            select = graph.stage(label("select", number), "select", inputs, ["select"], build)
+            select = graph.stage(f"select{shown}", "select", inputs, ["select"], build_select, start, data.path)
             inputs["select"] = done[f"select{number}"] = select
             selection, selected = [], select.path
+        given = (start, data.path, selected)
         if parts.objective.consumes == "pair":
             groups = ["sampler", "scorer", "pairs", "seed", *selection]
-            build = partial(build_explore, parts, start, data.path, selected, number)
-            explore = graph.stage(label("explore", number), "explore", inputs, groups, build, round=number)
+            more = {"round": number}
+            explore = graph.stage(f"explore{shown}", "explore", inputs, groups, build_explore, *given, number, **more)
             inputs["explore"] = done[f"explore{number}"] = explore
             selection, explored = [], explore.path
         if cfg.until == "explore" and number == cfg.rounds:
             return Branch(objective, done, cfg)
         drawn = ["sampler", "scorer"] if parts.objective.consumes == "prompt" else []
         groups = ["objective", parts.objective.recipe, "seed", *selection, *drawn]
-        build = partial(build_align, parts, start, data.path, selected, explored)
-        policy = done[f"align{number}"] = graph.stage(label("align", number), "align", inputs, groups, build)
+        policy = graph.stage(f"align{mine}", "align", inputs, groups, build_align, *given, explored)
+        done[f"align{number}"] = policy
     if cfg.until is None:
         done["evaluation"] = graph.evaluate(f"evaluate {objective}", policy, data)
     return Branch(objective, done, cfg)
 
 
 def branches_of(cfg: DictConfig) -> dict[str, tuple[DictConfig, Parts]]:
-    """Objective -> configuration and parts: the run's own objective, then each control that differs from it.
-
-    Raises:
-        ConfigError: a value or a combination that cannot work.
-    """
+    """Objective -> configuration and parts: the run's own objective, then each control that differs from it."""
     parts = build_parts(cfg)
     branches = {str(cfg.choices.objective): (cfg, parts)}
     for name, objective in cfg.controls.items():
@@ -207,52 +178,36 @@ def branches_of(cfg: DictConfig) -> dict[str, tuple[DictConfig, Parts]]:
 
 
 def plan(cfg: DictConfig) -> Outcome:
-    """The stages of a configuration with their names and folders; nothing is built.
-
-    Raises:
-        ConfigError, DataError: the configuration cannot be run, or a file that it names cannot be read.
-    """
+    """The stages of a configuration with their names and folders; nothing is built."""
     return walk(cfg, branches_of(cfg), Planner(Path(cfg.paths.store)), None)
 
 
 def run(cfg: DictConfig, view: View) -> Outcome:
-    """Runs one configuration and writes its result rows.
-
-    Raises:
-        ConfigError, DataError, StageLocked: see the stages.
-    """
+    """Runs one configuration and writes its result rows; tables read nothing else."""
     branches, folder = branches_of(cfg), Path(cfg.paths.store)
     planner = Planner(folder)
     walk(cfg, branches, planner, None)
     view.expect(list(dict.fromkeys(planner.labels)))
-    store = joined(Store, Path(cfg.paths.runs))(folder, wait=cfg.paths.wait_for_locks, on_wait=view.note)
+    store = joined(folder, Path(cfg.paths.runs), wait=cfg.paths.wait_for_locks, on_wait=view.note)
     outcome = walk(cfg, branches, store, view)
     if place().rank == 0:
         record(cfg, outcome)
     return outcome
 
 
-def record(cfg: DictConfig, outcome: Outcome) -> list[Path]:
-    """Writes one result row a branch to `results/<name>-<id>.jsonl`; the same run writes the same file again.
-
-    `metrics` and `baseline` (empty where nobody evaluated the warm-up) are functions of the configuration; `cost` holds
-    what was measured with a clock.
+def record(cfg: DictConfig, outcome: Outcome) -> None:
+    """Writes one result row a branch to `results/<name>-<id>.jsonl`; the same run writes the same file again. Only
+    `cost` holds what was measured with a clock. `baseline` is empty where nobody evaluated the warm-up.
     """
     folder = Path(cfg.paths.results)
-    written = []
-    for branch in outcome.branches:
-        if "evaluation" not in branch.stages:
-            continue
-        every = {**outcome.shared, **branch.stages}
-        evaluation = branch.stages["evaluation"]
+    for branch in (branch for branch in outcome.branches if "evaluation" in branch.stages):
+        every, evaluation = {**outcome.shared, **branch.stages}, branch.stages["evaluation"]
         identity = config.identity(branch.cfg, *config.IDENTITY)  # more than the stages: gold reads no sampler
         key = fingerprint("row", ROW_VERSION, {"name": cfg.name, **identity}, {"evaluation": evaluation.fingerprint})
         row = {
             "run": key,
             "row_version": ROW_VERSION,
-            "name": cfg.name,
-            "seed": cfg.seed,
-            "rounds": cfg.rounds,
+            **config.identity(cfg, "name", "seed", "rounds"),
             "choices": {group: str(branch.cfg.choices[group]) for group in config.IDENTITY},
             "config": identity,
             "stages": {role: stage.path.name for role, stage in every.items()},
@@ -260,11 +215,7 @@ def record(cfg: DictConfig, outcome: Outcome) -> list[Path]:
             "baseline": outcome.shared["baseline"].metrics if "baseline" in outcome.shared else {},
             "metrics": evaluation.metrics,
             "explored": {role: stage.metrics for role, stage in branch.stages.items() if role.startswith("explore")},
-            "cost": {
-                role: {"seconds": stage.seconds, "tokens": stage.metrics.get("tokens")} for role, stage in every.items()
-            },
+            "cost": {r: {"seconds": one.seconds, "tokens": one.metrics.get("tokens")} for r, one in every.items()},
         }
         folder.mkdir(parents=True, exist_ok=True)
-        written.append(folder / f"{cfg.name}-{key}.jsonl")
-        write_jsonl(written[-1], [row])
-    return written
+        write_jsonl(folder / f"{cfg.name}-{key}.jsonl", [row])

@@ -1,11 +1,11 @@
 """`executor=ray`: waves spread over the actors of a Ray cluster, which restarts what dies (extra `ray`)."""
 
+import functools
 import logging
 import os
 import re
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -14,18 +14,15 @@ from ttpa.errors import ConfigError, TtpaError
 from ttpa.options import Count, Index, NonNegative, Positive, option
 from ttpa.run.waves import Rows, Wave, WaveLost, Work
 
-CONNECT_S = 10.0
-"""Seconds within which a cluster must answer."""
-POLL_S = 0.5
+CONNECT_S, POLL_S = 10.0, 0.5
 
 
 @option
 class RayExecutor:
-    """Spreads waves over Ray actors; whoever is free gets the next wave. Ray gives a wave whose process or node died
-    again.
+    """Spreads waves over Ray actors; whoever is free gets the next one, and a wave whose process died is tried again.
 
-    `make_work` travels to the workers by cloudpickle, so it must hold no model, file or lock: it is given a folder and
-    loads the model there. Workers need this package and the folder under the same path (a shared file system).
+    `make_work` travels by cloudpickle, so it must hold no model, file or lock: it is given a folder and loads the model
+    there. Workers need this package and the folder under the same path (a shared file system).
     """
 
     workers: Count
@@ -50,12 +47,7 @@ class RayExecutor:
             raise ConfigError.at("executor.address", self.address, f"no Ray cluster ({error})", remedy) from None
 
     def run(self, make_work: Callable[[], Work], waves: Sequence[Wave]) -> Generator[tuple[int, Rows], None, None]:
-        """See `ttpa.run.waves.Executor`. Errors of the work have the worker's traceback in their notes.
-
-        Raises:
-            ConfigError: the cluster does not answer, or no worker fits into it.
-            TtpaError: workers die as they start.
-        """
+        """See `ttpa.run.waves.Executor`. Errors of the work have the worker's traceback in their notes."""
         if not waves:
             return
         self.check()
@@ -68,28 +60,26 @@ class RayExecutor:
             ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         actors: list[Any] = []
         try:
-            yield from self._answers(ray, actors, make_work, waves)
+            actor_class = ray.remote(_Worker).options(
+                num_cpus=self.cpus_per_worker,
+                num_gpus=self.gpus_per_worker,
+                resources=dict(self.resources_per_worker),
+                max_restarts=-1,
+                max_task_retries=self.retries,
+            )
+            work = ray.put(make_work)
+            actors += [actor_class.remote(work) for _ in range(min(self.workers, len(waves)))]
+            yield from self._answers(ray, actors, waves)
         finally:
             for actor in actors:
                 ray.kill(actor)
             if ours:
                 ray.shutdown()
 
-    def _answers(
-        self, ray: Any, actors: list[Any], make_work: Callable[[], Work], waves: Sequence[Wave]
-    ) -> Generator[tuple[int, Rows], None, None]:
-        actor_class = ray.remote(_Worker).options(
-            num_cpus=self.cpus_per_worker,
-            num_gpus=self.gpus_per_worker,
-            resources=dict(self.resources_per_worker),
-            max_restarts=-1,
-            max_task_retries=self.retries,
-        )
-        work = ray.put(make_work)
-        actors += [actor_class.remote(work) for _ in range(min(self.workers, len(waves)))]
-        calls: dict[Any, tuple[Any, int | None]] = {actor.ready.remote(): (actor, None) for actor in actors}
+    def _answers(self, ray: Any, actors: list[Any], waves: Sequence[Wave]) -> Generator[tuple[int, Rows], None, None]:
         # Call under way -> actor and number of its wave, None while it starts.
-        began, waiting, left = time.monotonic(), deque(enumerate(waves)), len(waves)
+        calls: dict[Any, tuple[Any, int | None]] = {actor.ready.remote(): (actor, None) for actor in actors}
+        began, waiting, left = time.monotonic(), iter(enumerate(waves)), len(waves)
         while left:
             done, _ = ray.wait(list(calls), num_returns=1, timeout=POLL_S)
             for call in done:
@@ -99,63 +89,50 @@ class RayExecutor:
                 except (ray.exceptions.RayTaskError, ray.exceptions.UnserializableException) as error:
                     raise _raised_by_work(error) from None
                 except ray.exceptions.RayError as error:  # the actor or its node is gone, and trying again did not help
-                    raise self._lost(number, error) from None
-                if waiting:
-                    following, wave = waiting.popleft()
-                    calls[actor.answer.remote(wave)] = (actor, following)
+                    reason = f"{type(error).__name__}: {error}".strip()
+                    if number is None:
+                        said = "executor=ray: workers die as they start. Is ttpa installed on every node?"
+                        raise TtpaError(f"{said} {reason}") from None
+                    times = f"{self.retries + 1} times (executor.retries={self.retries})"
+                    remedy = "If memory ran out, lower engine.rows; logs: /tmp/ray/session_latest/logs of the node"
+                    said = f"the process that computed it died {times}. {remedy}. The last time: {reason}"
+                    raise WaveLost(number, said) from None
+                if following := next(waiting, None):
+                    calls[actor.answer.remote(following[1])] = (actor, following[0])
                 else:  # its GPU may serve others
                     ray.kill(actor)
                     actors.remove(actor)
                 if number is not None:
                     left -= 1
                     yield number, rows
-            if all(number is None for _, number in calls.values()) and left == len(waves):
-                self._check_room(ray, began)
-
-    def _lost(self, number: int | None, error: Exception) -> TtpaError:
-        reason = f"{type(error).__name__}: {error}".strip()
-        if number is None:
-            return TtpaError(f"executor=ray: workers die as they start. Is ttpa installed on every node? {reason}")
-        return WaveLost(
-            number,
-            f"the process that computed it died {self.retries + 1} times (executor.retries={self.retries}). If memory "
-            "ran out, use smaller waves (engine.rows); Ray's logs are in /tmp/ray/session_latest/logs of the node. The "
-            f"last time: {reason}",
-        )
-
-    def _check_room(self, ray: Any, began: float) -> None:
-        if time.monotonic() - began < self.start_timeout_s:
-            return
-        want = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker, **self.resources_per_worker}
-        raise ConfigError(
-            f"executor=ray: no worker could be started in {self.start_timeout_s} s. Each needs {_amounts(want)}; the "
-            f"cluster has {_amounts(ray.cluster_resources())}, of which free: {_amounts(ray.available_resources())}. "
-            "Lower executor.cpus_per_worker or gpus_per_worker, or wait for the cluster."
-        )
+            started = left < len(waves) or any(number is not None for _, number in calls.values())
+            if not started and time.monotonic() - began >= self.start_timeout_s:
+                want = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker, **self.resources_per_worker}
+                has, free = _amounts(ray.cluster_resources()), _amounts(ray.available_resources())
+                raise ConfigError(
+                    f"executor=ray: no worker could be started in {self.start_timeout_s} s. Each needs {_amounts(want)}"
+                    f"; the cluster has {has}, of which free: {free}. Lower executor.cpus_per_worker or "
+                    "gpus_per_worker, or wait for the cluster."
+                )
 
 
 class _Worker:
     """What runs inside a Ray actor: loads once, then answers one wave after the other."""
 
     def __init__(self, make_work: Callable[[], Work]) -> None:
-        self.make_work = make_work
-        self.work: Work | None = None
+        self.make_work = functools.cache(make_work)
 
     def ready(self) -> None:
         """Returns when the process lives; loading comes later, so that a slow load is not taken for a full cluster."""
 
     def answer(self, wave: Wave) -> Rows:
-        if self.work is None:
-            self.work = self.make_work()
-        return list(self.work(wave))
+        return list(self.make_work()(wave))
 
 
 def _amounts(resources: Mapping[str, float]) -> str:
-    """Example: {"CPU": 2.0, "GPU": 0.0} -> "CPU 2"; Ray's own entries for nodes are left out."""
-    internal = ("node:", "memory", "object_store_memory", "accelerator_type:")
-    named = [
-        f"{name} {amount:g}" for name, amount in sorted(resources.items()) if amount and not name.startswith(internal)
-    ]
+    """Such as "CPU 2, GPU 1"; Ray's own entries for nodes are left out."""
+    own = re.compile("node:|memory|object_store_memory|accelerator_type:")
+    named = [f"{name} {amount:g}" for name, amount in sorted(resources.items()) if amount and not own.match(name)]
     return ", ".join(named) or "nothing"
 
 

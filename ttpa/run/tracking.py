@@ -1,13 +1,12 @@
-"""When the logger of a stage is opened, told of the result, and closed. Imports neither Lightning nor wandb.
+"""Loggers of stages: Lightning loggers, made when a Trainer asks for one, and *trackers*, which follow whole stages.
 
-A logger of `conf/logger` is a Lightning logger, made when the stage's Trainer asks for it, or a *tracker*, which
-follows whole stages: it is opened when a stage begins, told of the result once that is in the store, and closed before
-the next stage. A tracker that fails costs nothing but its own pages.
+A tracker is opened when a stage begins, told of the result once that is in the store, and closed before the next stage.
+One that fails costs nothing but its own pages.
 """
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,37 +34,33 @@ class StageFacts:
 
 
 class Tracker(Protocol):
-    """The open run of one stage; `lightning` is the Lightning logger that curves go to."""
+    """The open run of one stage: curves go to the Lightning logger `lightning`, `publish` takes in the finished stage,
+    `close` is told whether it failed.
+    """
 
     lightning: Any
 
-    def publish(self, folder: Path, metrics: Mapping[str, Any]) -> None:
-        """Takes in the finished stage."""
-
-    def close(self, failed: bool) -> None:
-        """Closes the run; says whether the stage failed."""
+    def publish(self, folder: Path, metrics: Mapping[str, Any]) -> None: ...
+    def close(self, failed: bool) -> None: ...
 
 
+@dataclass(slots=True)
 class Tracking:
     """The logger of one stage at a time: `make` gives a Lightning logger (or False) from the working directory,
-    `follow` opens a tracker, and a ConfigError of it stops the run.
+    `follow` opens a tracker, and a ConfigError of it stops the run. Travels to other processes without what is open.
     """
 
-    def __init__(
-        self, make: Callable[[Path, StageFacts], Any] | None, follow: Callable[[StageFacts], Tracker] | None
-    ) -> None:
-        self.make, self.follow = make, follow
-        self.lineage: dict[str, frozenset[str]] = {}  # stage folder -> the groups that decided it or its inputs
-        self._stage: tuple[Path, StageFacts] | None = None
-        self._tracker: Tracker | None = None
-        self._logger: Any = None
+    make: Callable[[Path, StageFacts], Any] | None
+    follow: Callable[[StageFacts], Tracker] | None
+    lineage: dict[str, frozenset[str]] = field(default_factory=dict)  # stage folder -> groups that decided it
+    _stage: tuple[Path, StageFacts] | None = None
+    _tracker: Tracker | None = None
+    _logger: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travels to other processes without what is open."""
         return Tracking, (self.make, self.follow)
 
     def begin(self, facts: StageFacts, workdir: Path) -> None:
-        """A stage is being built."""
         self._stage = (workdir, facts)
         if self.follow is not None and facts.stage in TRACKED:
             self._tracker = self.follow(facts)
@@ -87,11 +82,11 @@ class Tracking:
             self._tracker.publish(folder, metrics)
         except Exception as error:
             message = f"logger: {folder.name} was not published: {type(error).__name__}: {error}"
-            log.warning("%s", message)
+            log.warning(message)
             note(message)
 
     def end(self, failed: bool) -> None:
-        """Closes what is open; nothing otherwise."""
+        """Closes what is open."""
         tracker, logger = self._tracker, self._logger
         self._tracker = self._logger = self._stage = None
         try:

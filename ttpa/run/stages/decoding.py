@@ -89,7 +89,7 @@ def _decode(
         progress(done, total, tokens / seconds, note)
 
     work = partial(make_work, parts, policy_dir)
-    failed = run_waves(items, attrgetter("sample.id"), waves, work, parts.executor, shard, on_wave)
+    failed = run_waves(waves, work, parts.executor, shard, on_wave, attrgetter("sample.id"))
     return {"too_long": too_long, "failed": len(failed), "engine": parts.engine_name}
 
 
