@@ -1,7 +1,4 @@
-"""What sources over published sets share: read rows, turn each into samples or say why not, split, write.
-
-A subclass supplies one method, `convert`, which knows the layout of its set.
-"""
+"""What sources over published sets share: read rows, turn each into samples or say why not, split, write."""
 
 import hashlib
 import json
@@ -15,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field
 
 from ttpa.data.bands import BANDS, Bands
-from ttpa.data.rows import CUT, SUFFIXES, BadRow, RawRow, data_files, file_digest, is_hub_id, need, read_rows
+from ttpa.data.rows import CUT, SUFFIXES, BadRow, data_files, file_digest, is_hub_id, need, read_rows
 from ttpa.data.source import ComputeWaves, compute_here, limited, stable_unit, write_splits
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps, write_jsonl
@@ -51,10 +48,9 @@ def unique_tools(tools: Iterable[ToolSpec]) -> dict[str, ToolSpec]:
 
 
 def split_of_opening(opening: str, split_seed: int, validation_fraction: float, test_fraction: float) -> str:
-    """The split (train, validation or test) of a dialogue, from its first user message alone.
-
-    A hash, not a shuffle: a row keeps its split when others are added or removed. Dialogues that open alike (case and
-    spacing aside) share one, since near-copies on both sides would make held-out numbers too good.
+    """The split (train, validation or test) of a dialogue, by a hash of its first user message: a row keeps its split
+    when others are added or removed. Dialogues that open alike (case and spacing aside) share one, since near-copies on
+    both sides would make held-out numbers too good.
     """
     cluster = hashlib.sha256(" ".join(opening.split()).casefold().encode("utf-8", "surrogatepass")).hexdigest()
     unit = stable_unit(f"{split_seed}:{cluster}")
@@ -145,7 +141,11 @@ class FileSource(ABC):
         for row in islice(read_rows(self.path), self.max_rows):
             counts["read"] += 1
             try:
-                converted = self._converted(row)
+                if isinstance(row.value, BadRow):
+                    raise row.value
+                converted = self.convert(row.value)
+                writable = all(_writable(sample.to_json()) for sample in converted.samples)
+                need(writable, "not text", "holds half of a surrogate pair")
             except BadRow as problem:
                 reasons[problem.args[0]] += 1
                 kept = {"row": dict(row.value)} if isinstance(row.value, Mapping) and _writable(row.value) else {}
@@ -179,14 +179,6 @@ class FileSource(ABC):
             "kinds": {kind: kinds[kind] for kind in ("call", "text")},
             "content_sha256": write_splits(out, lines, SPLITS),
         }
-
-    def _converted(self, row: RawRow) -> Converted:
-        if isinstance(row.value, BadRow):
-            raise row.value
-        converted = self.convert(row.value)
-        whole = all(_writable(sample.to_json()) for sample in converted.samples)
-        need(whole, "not text", "holds half of a surrogate pair")
-        return converted
 
     def _judge(self, read: int, reasons: Counter[str], rejected: list[dict[str, Any]], file: Path) -> None:
         too_many = len(rejected) > self.max_bad_fraction * read

@@ -34,6 +34,12 @@ def need(holds: object, kind: str, detail: str) -> None:
         raise BadRow(kind, detail)
 
 
+def need_object(value: Any, kind: str, detail: str) -> dict[str, Any]:
+    """The value; BadRow, with its type behind the detail, where it is no JSON object."""
+    need(isinstance(value, dict), f"{kind} not an object", f"{detail} a {type(value).__name__}")
+    return dict(value)
+
+
 class RawRow(NamedTuple):
     """One row: where it stood (line, place in a list or row of a table, from 1), and its content or its problem."""
 
@@ -52,17 +58,8 @@ def _no_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not JSON")  # Python would read NaN and Infinity; other readers of our files do not
 
 
-class _StrictDecoder(json.JSONDecoder):
-    """Every fault is a ValueError."""
-
-    def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
-        try:
-            return super().raw_decode(s, idx)
-        except RecursionError:
-            raise ValueError("nested too deep") from None
-
-
-DECODER = _StrictDecoder(parse_constant=_no_constant)
+DECODER = json.JSONDecoder(parse_constant=_no_constant)
+"""Without NaN and Infinity. Faults are a ValueError or, where text is nested too deep, a RecursionError."""
 
 
 def is_hub_id(path: str) -> bool:
@@ -97,7 +94,7 @@ def _text_rows(path: Path) -> Iterator[RawRow]:
                 try:
                     if line.strip():
                         yield _row(name, number, DECODER.decode(line.decode("utf-8")))
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     yield RawRow(name, number, BadRow("not JSON", str(error)))
         except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:  # gzip raises the first three
             yield RawRow(name, number + 1, BadRow(CUT, str(error)))
@@ -112,7 +109,7 @@ def _list_rows(name: str, text: str) -> Iterator[RawRow]:
             return
         try:
             value, at = DECODER.raw_decode(text, at)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield RawRow(name, number, BadRow(CUT, f"the JSON list breaks here ({error})"))
             return
         yield _row(name, number, value)
@@ -128,26 +125,21 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
         yield RawRow(path.name, 1, BadRow(CUT, str(error)))
 
 
-def _hub_rows(hub_id: str) -> Iterator[RawRow]:
+def read_rows(path: str) -> Iterator[RawRow]:
+    """Rows of a file, of the data files directly in a folder, or of a hub data set (DataError: it cannot be loaded)."""
+    if not is_hub_id(path):
+        for file in data_files(Path(path).expanduser()):
+            yield from _parquet_rows(file) if file.suffix == ".parquet" else _text_rows(file)
+        return
     from datasets import load_dataset
 
     try:
-        splits = load_dataset(hub_id)
+        splits = load_dataset(path)
     except Exception as error:  # the library lets errors of its back ends through: network, permissions, formats
         raise DataError(
-            f"data.path={hub_id}: no such file or folder, nor loadable from the hub ({error}). Check the id and"
-            " the network; a gated set (Salesforce/xlam-function-calling-60k is one) needs its terms accepted on its"
-            " hub page and a login with `hf auth login`. Or download its file and set data.path to it."
+            f"data.path={path}: no such file or folder, nor loadable from the hub ({error}). Check the id and the "
+            "network; a gated set (Salesforce/xlam-function-calling-60k is one) needs its terms accepted on its hub page "
+            "and a login with `hf auth login`. Or download its file and set data.path to it."
         ) from error
     for split in sorted(splits):
-        for number, row in enumerate(splits[split], 1):
-            yield _row(f"{hub_id}/{split}", number, row)
-
-
-def read_rows(path: str) -> Iterator[RawRow]:
-    """Rows of a file, of the data files directly in a folder, or of a hub data set (DataError: it cannot be loaded)."""
-    if is_hub_id(path):
-        yield from _hub_rows(path)
-        return
-    for file in data_files(Path(path).expanduser()):
-        yield from _parquet_rows(file) if file.suffix == ".parquet" else _text_rows(file)
+        yield from (_row(f"{path}/{split}", number, row) for number, row in enumerate(splits[split], 1))

@@ -12,7 +12,6 @@ from ttpa.records import Sample
 Work = Callable[[Sequence[Any]], Sequence[Mapping[str, Any]]]
 """Turns a wave of items into rows `{"id": ..., ...}`, one an item."""
 
-
 ComputeWaves = Callable[[Path, Sequence[Sequence[Any]], Callable[[], Work]], Sequence[str]]
 """Appends to a JSON-lines file the rows of waves of items that are not in it yet, in any order, and gives the ids of
 the items whose work raised. The third argument makes the work where waves are computed: it and the items, which have an

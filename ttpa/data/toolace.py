@@ -14,7 +14,7 @@ from ttpa.calls.literals import Malformed, Scanner, write_value
 from ttpa.calls.schema import normalise_schema
 from ttpa.calls.syntaxes import ParseError, get_syntax
 from ttpa.data.published import Converted, FileSource, content_key, unique_tools
-from ttpa.data.rows import DECODER, BadRow, need
+from ttpa.data.rows import DECODER, BadRow, need, need_object
 from ttpa.options import option
 from ttpa.records import Message, Sample, ToolCall, ToolSpec
 
@@ -46,10 +46,9 @@ NO other text MUST be included.""".splitlines()
 
 
 def split_system(text: str) -> tuple[list[Any], str]:
-    """The function list of a system text, and what is left of the text without it and the published instruction.
-
-    The list is the JSON array that follows the published marker, or, where the marker is missing, the first array of
-    named objects anywhere; BadRow where there is none.
+    """The function list of a system text (the JSON array behind the published marker or, without a marker, the first
+    array of named objects), and what is left of the text without it and the published instruction. BadRow: there is no
+    list.
     """
     marker = _MARKER.search(text)
     problem = "the system text holds no JSON list of functions"
@@ -57,7 +56,7 @@ def split_system(text: str) -> tuple[list[Any], str]:
         try:
             # Decoding matches the brackets, those inside strings included.
             listed, end = DECODER.raw_decode(text, start.start())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             listed, problem = None, f"the list of functions is not JSON ({error})"
         names = [item.get("name") if isinstance(item, dict) else None for item in listed or ()]
         if listed is not None and (listed or marker) and all(name and isinstance(name, str) for name in names):
@@ -76,9 +75,7 @@ def _custom_text(before: str, after: str) -> str:
 
 
 def _tool(item: Mapping[str, Any]) -> ToolSpec:
-    parameters = item.get("parameters") or {}
-    detail = f"tool {item['name']!r} has a {type(parameters).__name__} for them"
-    need(isinstance(parameters, dict), "parameters not an object", detail)
+    parameters = need_object(item.get("parameters") or {}, "parameters", f"tool {item['name']!r} has")
     schema = normalise_schema(parameters)
     schema.setdefault("type", "object")
     schema.setdefault("properties", {})

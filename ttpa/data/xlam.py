@@ -12,7 +12,7 @@ from typing import Any
 
 from ttpa.calls.schema import normalise_type
 from ttpa.data.published import Converted, FileSource, content_key, unique_tools
-from ttpa.data.rows import DECODER, BadRow, need
+from ttpa.data.rows import DECODER, BadRow, need, need_object
 from ttpa.options import option
 from ttpa.records import Message, ToolCall, ToolSpec
 
@@ -25,7 +25,7 @@ def _rows_of(row: Mapping[str, Any], key: str) -> list[Any]:
     if isinstance(value, str):
         try:
             value = DECODER.decode(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadRow("field not JSON", f"{key!r} is not JSON ({error})") from None
     kind = "missing key" if value is None else "field not a list"
     need(isinstance(value, list), kind, f"{key!r} must hold a list")
@@ -41,8 +41,8 @@ def _name_of(item: Any, key: str) -> str:
 def parameters_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """JSON Schema of a tool's flat parameters; see the module header for what is required."""
     schema: dict[str, Any] = {"type": "object", "properties": {}, "required": []}
-    for name, spec in parameters.items():
-        need(isinstance(spec, dict), "parameter not an object", f"parameter {name!r} is a {type(spec).__name__}")
+    for name, given in parameters.items():
+        spec = need_object(given, "parameter", f"parameter {name!r} is")
         annotation = str(spec.get("type") or "")
         kept = {key: spec[key] for key in ("description", "default") if key in spec}
         schema["properties"][name] = (normalise_type(annotation) if annotation else {}) | kept
@@ -53,17 +53,13 @@ def parameters_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tool(item: Any) -> ToolSpec:
     name = _name_of(item, "tools")
-    parameters = item.get("parameters") or {}
-    detail = f"tool {name!r} has a {type(parameters).__name__} of parameters"
-    need(isinstance(parameters, dict), "parameters not an object", detail)
+    parameters = need_object(item.get("parameters") or {}, "parameters", f"tool {name!r} has")
     return ToolSpec(name=name, description=str(item.get("description") or ""), parameters=parameters_schema(parameters))
 
 
 def _call(item: Any, tools: Mapping[str, ToolSpec]) -> ToolCall:
     name = _name_of(item, "answers")
-    arguments = item.get("arguments")
-    detail = f"the call of {name!r} has a {type(arguments).__name__} of arguments"
-    need(isinstance(arguments, dict), "arguments not an object", detail)
+    arguments = need_object(item.get("arguments"), "arguments", f"the call of {name!r} has")
     listed = ", ".join(map(repr, tools)) or "no tool"
     need(name in tools, "tool not in list", f"calls {name!r}; the row lists {listed}")
     return ToolCall(name=name, arguments=arguments)

@@ -109,7 +109,7 @@ def _read(paths: Iterable[Path], reader: Callable[[Row], list[Any]]) -> Iterator
         for line in lines:
             try:
                 yield from reader(line.row)
-            except (LookupError, TypeError, AttributeError, ValueError) as problem:
+            except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as problem:
                 reason = f"{type(problem).__name__}: {problem}"
                 raise DataError(f"{line}: not an API-Bank row ({reason}). Take the file as published.") from None
 

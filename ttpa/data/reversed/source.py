@@ -67,8 +67,7 @@ class Reversed:
                 problem, remedy = "must be shares of easy, medium and hard that sum to 1", "See conf/data/reversed.yaml"
                 raise ConfigError.at(key, mix, problem, remedy)
 
-    def check(self) -> None:
-        """There is nothing to look for on disk."""
+    def check(self) -> None: ...  # nothing lies on disk
 
     def identity(self) -> dict[str, Any]:
         return {}

@@ -142,9 +142,8 @@ def execute(call: ToolCall, tools: Sequence[ToolSpec]) -> dict[str, Any]:
 
 
 def draw_scenario(rng: Random, world: World, calls: int, unseen: bool) -> tuple[list[ToolSpec], list[ToolSpec]]:
-    """Role 1: the tools on offer, in prompt order, and those the calls use, in call order.
-
-    70 % of the tools beside the used ones share the verb or the noun of a used one.
+    """Role 1: the tools on offer, in prompt order, and those the calls use, in call order. 70 % of the others share the
+    verb or the noun of a used one.
     """
     used = rng.sample(world.unseen if unseen else world.tools, calls)
     offered = list(used)
@@ -184,10 +183,8 @@ def write_question(rng: Random, calls: Sequence[ToolCall]) -> str:
 
 
 def draw_sample(world: World, *, seed: object, split: str, number: int, band: str, unseen: bool = False) -> Sample:
-    """One sample; it depends on the arguments alone, never on the samples drawn before it.
-
-    `split` is train, validation or test: which text values may be used. `number` is the position in the split; `unseen`
-    takes tools that training never shows.
+    """One sample; it depends on the arguments alone. `split` (train, validation, test) says which text values may be
+    used, `number` is the position in the split, `unseen` takes tools that training never shows.
     """
     rng = Random(f"{seed}:{split}:{number}:{band}:{unseen}")
     offered, used = draw_scenario(rng, world, BANDS[band], unseen)
