@@ -138,8 +138,8 @@ def read_rows(path: str) -> Iterator[RawRow]:
     except Exception as error:  # the library lets errors of its back ends through: network, permissions, formats
         raise DataError(
             f"data.path={path}: no such file or folder, nor loadable from the hub ({error}). Check the id and the "
-            "network; a gated set (Salesforce/xlam-function-calling-60k is one) needs its terms accepted on its hub page "
-            "and a login with `hf auth login`. Or download its file and set data.path to it."
+            "network; a gated set (Salesforce/xlam-function-calling-60k is one) needs its terms accepted on its hub "
+            "page and a login with `hf auth login`. Or download its file and set data.path to it."
         ) from error
     for split in sorted(splits):
         yield from (_row(f"{path}/{split}", number, row) for number, row in enumerate(splits[split], 1))

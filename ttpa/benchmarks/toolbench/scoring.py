@@ -76,9 +76,7 @@ class Panel:
             "text": answer.final_answer,
             "subset": answer.subset,
             "method": answer.method,
-            "statuses": None,
-            "passes": None,
-            **dict.fromkeys((*MEASURES, "pass_rate_csv")),
+            **dict.fromkeys(("statuses", "passes", *MEASURES, "pass_rate_csv")),
             "malformed": 0,
         }
         if not wanted:
