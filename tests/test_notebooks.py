@@ -13,8 +13,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from ttpa.results.cells import TableCell, cells_of, open_hydra
-from ttpa.results.spec import load
+from ttpa.results.cells import TableCell, read_cells
 from ttpa.run import config
 from ttpa.run.parts import VERSIONS
 
@@ -154,9 +153,7 @@ GIVEN = {"sft_10": 0.50, "sft_30": 0.60, "sft_100": 0.62, "itool_10": 0.52, "ito
 
 
 def rows_of_the_table() -> list[TableCell]:
-    spec = load(ROOT / "experiments" / "itool_gain_decay")
-    with open_hydra():
-        return cells_of(spec, spec.preset("embedded"))
+    return read_cells(ROOT / "experiments" / "itool_gain_decay", "embedded")[2]
 
 
 def write(cell: TableCell, folder: Path, accuracy: float, **other: Any) -> None:

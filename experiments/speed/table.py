@@ -16,8 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ttpa.results.cells import Records, TableCell, cells_of, open_hydra
-from ttpa.results.spec import load
+from ttpa.results.cells import Records, TableCell, read_cells
 from ttpa.run import config
 from ttpa.run.parts import VERSIONS
 
@@ -58,9 +57,7 @@ def metrics(rng: random.Random) -> dict[str, object]:
 
 
 def cells(folder: Path) -> list[TableCell]:
-    spec = load(folder)
-    with open_hydra():
-        return cells_of(spec, spec.preset(None))
+    return read_cells(folder)[2]
 
 
 def write(folder: Path, number: int) -> None:

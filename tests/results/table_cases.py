@@ -8,8 +8,7 @@ from typing import Any
 
 import yaml
 
-from ttpa.results.cells import TableCell, cells_of, open_hydra, select_seeds
-from ttpa.results.spec import load
+from ttpa.results.cells import TableCell, read_cells
 from ttpa.run import config
 from ttpa.run.parts import VERSIONS
 
@@ -61,10 +60,7 @@ def write_table(folder: Path, content: Mapping[str, Any]) -> None:
 
 def found(folder: Path, *extra: str, preset: str = "embedded") -> list[TableCell]:
     """The cells of a folder's table."""
-    spec = load(folder)
-    chosen, words = select_seeds(spec.preset(preset), extra)
-    with open_hydra():
-        return cells_of(spec, chosen, words)
+    return read_cells(folder, preset, extra)[2]
 
 
 def row_of(cell: TableCell, **changes: Any) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def test_samples_that_are_not_the_columns_are_not_used(folder: Path) -> None:
     table = made()
     _, mean, seeds, p, by, verdict = shown(table)
     assert mean == seeds == "+10.0 [+7.5, +12.5]" and (p, by, verdict) == ("0.003", "3 seeds", "better")
-    notes = " ".join(table.notes)
+    notes = " ".join(render.notes(table))
     assert "this column is no mean over samples" in notes and "no samples of both" not in notes
     assert "questions with the seeds fixed" not in notes
 
@@ -66,7 +66,7 @@ def test_different_samples_are_not_compared(folder: Path) -> None:
     fill(folder, (80, 82, 78), (40, 40, 40))
     path = Path("store/evaluate-ours0/rows.jsonl")
     path.write_text(path.read_text().replace('"id": "0"', '"id": "other"'))
-    assert shown()[4] == "3 seeds" and "the samples of the two are not the same" in str(made().notes)
+    assert shown()[4] == "3 seeds" and "the samples of the two are not the same" in str(render.notes(made()))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_better_needs_the_questions_and_the_seeds(
     fill(folder, ours, sft)
     table = made()
     assert shown(table)[-1] == said and shown(table)[4].endswith(" samples")
-    notes = " ".join(table.notes)
+    notes = " ".join(render.notes(table))
     assert notes.count("p by samples is over questions with the seeds fixed; the t interval over the seeds") == 1
     assert ("their interval has no width" in notes) == (ours == (80, 80, 80))
 
@@ -105,7 +105,7 @@ def test_seeds_that_all_differ_by_the_same_have_no_p(folder: Path) -> None:
     fill(folder, (70, 80), (50, 60), samples=False)
     table = made()
     assert shown(table)[3:] == ["-", "2 seeds", "no p: the same difference in all seeds"]
-    assert "nothing follows from it" in table.notes[-1] and "Holm" not in str(table.notes)
+    assert "nothing follows from it" in render.notes(table)[-1] and "Holm" not in str(render.notes(table))
 
 
 def test_the_correction_counts_the_differences_that_have_a_p(folder: Path) -> None:
@@ -117,7 +117,8 @@ def test_the_correction_counts_the_differences_that_have_a_p(folder: Path) -> No
     table = made()
     first, second, third = table.differences
     assert first.p == second.p == pytest.approx(2 * 0.00234, abs=2e-5)
-    assert third.mean is None and third.verdict == "not measured" and "over the 2 that have one." in str(table.notes)
+    assert third.mean is None and third.verdict == "not measured"
+    assert "over the 2 that have one." in str(render.notes(table))
 
 
 def test_odd_samples_in_the_store_are_no_samples(folder: Path) -> None:

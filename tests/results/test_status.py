@@ -13,8 +13,7 @@ from omegaconf import OmegaConf
 from tests.results.table_cases import row_of
 from tests.run.test_pipeline import SMALL, built, run_here
 from ttpa.results import status
-from ttpa.results.cells import TableCell, cells_of, compose_run, open_hydra
-from ttpa.results.spec import load
+from ttpa.results.cells import TableCell, compose_run, open_hydra, read_cells
 from ttpa.run.store import StageLock, StageResult
 
 SAMPLERS = {
@@ -40,9 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def with_plans(folder: Path) -> list[tuple[TableCell, dict[str, StageResult]]]:
     """Every cell with its plan, the evaluation of the warm-up included."""
-    spec = load(folder)
-    with open_hydra():
-        cells = cells_of(spec, spec.preset(None))
+    cells = read_cells(folder)[2]
     return [(cell, status.plan(OmegaConf.merge(cell.cfg, {"baseline": True}))) for cell in cells]
 
 

@@ -264,7 +264,7 @@ def test_what_breaks_the_launcher_is_no_verdict_on_a_cell(table: Callable[..., N
             raise OSError("no more processes")
 
     with open_hydra(), pytest.MonkeyPatch.context() as patch:
-        launch = sweep.HydraLaunch([*SMALL])
+        launch = sweep.hydra_launcher([*SMALL])
         patch.setattr(sweep.Plugins.instance(), "instantiate_launcher", lambda **_: Broken(), raising=False)
         assert launch([["seed=0"], ["seed=1"]]) == [None, None]
 

@@ -14,7 +14,7 @@ import pytest
 from tests.results.table_cases import TABLE, changed, found, metrics, write, write_table
 from ttpa.errors import ConfigError
 from ttpa.results import render
-from ttpa.results.records import files_in, read_records
+from ttpa.results.records import read_records
 from ttpa.results.table import Table, from_folder, from_records
 from ttpa.run.parts import VERSIONS
 
@@ -57,7 +57,7 @@ def test_mean_interval_holes_and_one_seed(filled: Path) -> None:
     assert rows["ours"]["all"] == "*60.0 [50.0, 100.0]*^*" and rows["ours"]["seeds"] == "1/3, no 1, 2"
     assert rows["warm-up"]["all"] == "20.0 [20.0, 20.0]"
     assert rows["SFT"]["value errors"] == "0.250 [0.250, 0.250]"
-    assert any("one seed: the evaluation's own 95 % bootstrap" in note for note in table.notes)
+    assert any("one seed: the evaluation's own 95 % bootstrap" in note for note in render.notes(table))
     assert table.warnings == () and table.rows[2].missing == (1, 2)
     assert render.number(-0.0001, 2) == "0.00" and render.number(0.0, 1, sign=True) == "+0.0"
 
@@ -67,7 +67,7 @@ def test_a_column_that_a_preset_does_not_measure(folder: Path) -> None:
         write(cell)
     table = made("cluster")
     assert "value errors" not in grid(table)["ours"] and table.warnings == ()
-    assert "Columns that preset cluster does not measure: value errors." in table.notes
+    assert "Columns that preset cluster does not measure: value errors." in render.notes(table)
     published = {"row": "sft", "column": "value", "value": 3.0, "source": "s", "trust": "secondary"}
     write_table(folder, changed("published", value=[*TABLE["published"], published]))
     row = grid(made("cluster"))["SFT"]
@@ -86,7 +86,7 @@ def test_rows_of_other_stage_versions_are_flagged(filled: Path) -> None:
     table = made()
     assert "SFT^†" in grid(table) and "ours" in grid(table)
     # The run had no select stage: its version plays no part.
-    assert f"† SFT: built by other stage versions: explore 1 (now {VERSIONS['explore']})." in table.notes
+    assert f"† SFT: built by other stage versions: explore 1 (now {VERSIONS['explore']})." in render.notes(table)
 
 
 def test_published_numbers_are_shown_and_compared_only_with_the_same_thing(folder: Path) -> None:
@@ -96,9 +96,9 @@ def test_published_numbers_are_shown_and_compared_only_with_the_same_thing(folde
     embedded, cluster = made(), made("cluster")
     assert grid(embedded)["ours"]["all, Paper"] == "58.1^p1" == grid(cluster)["ours"]["all, Paper"]
     assert "ours - theirs" not in grid(embedded)["ours"]
-    assert any("preset embedded runs something else" in note for note in embedded.notes)
+    assert any("preset embedded runs something else" in note for note in render.notes(embedded))
     assert grid(cluster)["ours"]["ours - theirs"] == "+1.9" and grid(cluster)["SFT"]["ours - theirs"] == ""
-    assert "1. v5, Table 2 (7B)." in render.markdown(cluster) and "p printed in the paper" in str(cluster.notes)
+    assert "1. v5, Table 2 (7B)." in render.markdown(cluster) and "p printed in the paper" in str(render.notes(cluster))
     write_table(folder, changed("published", 0, "trust", value="unclear"))
     unclear = grid(made("cluster"))["ours"]
     assert unclear["all, Paper"] == "58.1^?1" and "ours - theirs" not in unclear
@@ -110,7 +110,7 @@ def test_a_hole_inside_a_row_is_marked(folder: Path) -> None:
     table = made()
     row = grid(table)["SFT"]
     assert row["seeds"] == "3/3" and row["all"] == "*50.0 [50.0, 50.0]*" and row["value errors"].endswith("^n=2")
-    assert any("n=: of the row's seeds so many measured" in note for note in table.notes)
+    assert any("n=: of the row's seeds so many measured" in note for note in render.notes(table))
     assert [line["n"] for line in lines_of(render.comma_separated(table)) if line["row"] == "sft"] == ["3", "2"]
 
 
@@ -122,9 +122,9 @@ def test_intervals_of_shares_end_where_shares_end(folder: Path) -> None:
     assert (
         grid(table)["SFT"]["all"] == "*95.0 [82.6, 100.0]*" and "[0.000, 0.070]" in grid(table)["SFT"]["value errors"]
     )
-    assert "Mean over seeds, in brackets its 95 % Student-t interval, cut off where a share ends" in table.notes[0]
+    assert "its 95 % Student-t interval, cut off where a share ends" in render.notes(table)[0]
     write_table(folder, changed("columns", value=[{**TABLE["columns"][0], "metric": "reward"}]))
-    assert "[82.6, 107.4]" in grid(made())["SFT"]["all"] and "cut off" not in made().notes[0]
+    assert "[82.6, 107.4]" in grid(made())["SFT"]["all"] and "cut off" not in render.notes(made())[0]
 
 
 def test_cost_is_what_a_row_would_need_alone(filled: Path) -> None:
@@ -147,7 +147,7 @@ def test_result_rows_without_a_table_name_what_differs(folder: Path) -> None:
         for cell in found(folder, "objective=dpo", *words)[3:6]:
             choices = {"objective": "dpo", "sampler": "group", "eval": "heldout"}
             write(cell, name=f"{name}{cell.seed}", metrics=metrics(0.6), choices=choices)
-    records = list(read_records(files_in(Path("results")), warnings := []))
+    records = list(read_records(sorted(Path("results").iterdir()), warnings := []))
     table = from_records(records, Path("store"), "mine")
     assert warnings == [] and [row.spec.label for row in table.rows] == ["warm-up", "dpo + n=6", "dpo + n=3", "gold"]
     assert [list(row.records) for row in table.rows] == [[0, 1, 2]] * 4

@@ -7,11 +7,12 @@ needs both: Holm's p below 0.05 and a t interval over the seeds that excludes 0.
 import functools
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from ttpa.errors import DataError
 from ttpa.io import read_jsonl
@@ -24,12 +25,8 @@ NO_MEAN = "this column is no mean over samples"
 OTHERS = "the samples of the two are not the same"
 ALPHA = 0.05
 
-RowRecords = tuple[RowSpec, Mapping[int, Record]]
-"""A row and its records by seed."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
+class Difference(NamedTuple):
     """Row `ours` minus row `against` in the first column, in the unit shown.
 
     `p` is Holm's over the table; `reason` says why the difference is not by samples, "" where it is. Nothing but
@@ -45,10 +42,8 @@ class Difference:
     verdict: str
 
 
-class Sample(BaseModel):
+class Sample(BaseModel, strict=True):
     """What is needed of a judged answer in the store."""
-
-    model_config = ConfigDict(strict=True)
 
     id: str
     cluster: str
@@ -56,29 +51,64 @@ class Sample(BaseModel):
     tags: list[str]
 
 
+RowRecords = tuple[RowSpec, Mapping[int, Record]]
+"""A row and its records by seed."""
+Measured = dict[int, tuple[float, list[Sample], str]]
+"""Of a row by seed: the number, the samples that it is the mean of, and why there are none ("" where there are)."""
+
+
 def differences_of(
     pairs: Sequence[Sequence[str]], column: Column, preset: str, rows: Mapping[str, RowRecords], store: Path
 ) -> tuple[Difference, ...]:
-    """The differences that can be taken of pairs of row keys (ours, the one it is compared with)."""
+    """The differences that can be taken of pairs of keys of rows (ours, the one it is compared with)."""
     path = column.path(preset)
-    if path is None:
-        return ()
-    known = [(ours, against) for ours, against in pairs if ours in rows and against in rows]
-    read = functools.cache(lambda stage: _samples(store / stage / "rows.jsonl"))
-    tests = [_test(path, (rows[ours], rows[against]), read) for ours, against in known]
+    known = [(ours, against) for ours, against in pairs if ours in rows and against in rows and path]
+    measured = functools.cache(lambda key: _measured(path or "", *rows[key], store))
+    tests = [_test(measured(ours), measured(against)) for ours, against in known]
     adjusted = holm([test.p if test else None for _, test in tests])
-    return tuple(
-        Difference(
-            ours=ours,
-            against=against,
-            mean=test.mean.scaled(column.scale) if test else None,
-            seeds=test.seeds.scaled(column.scale) if test else None,
-            p=p,
-            reason=reason,
-            verdict=_verdict(test, p, reason, column),
-        )
-        for (ours, against), (reason, test), p in zip(known, tests, adjusted, strict=True)
-    )
+    found = []
+    for pair, (reason, test), p in zip(known, tests, adjusted, strict=True):
+        mean, seeds = (one.scaled(column.scale) for one in (test.mean, test.seeds)) if test else (None, None)
+        found.append(Difference(*pair, mean, seeds, p, reason, _verdict(test, p, reason, column)))
+    return tuple(found)
+
+
+def _measured(path: str, row: RowSpec, records: Mapping[int, Record], store: Path) -> Measured:
+    found = {}
+    for seed, record in records.items():
+        with suppress(KeyError):
+            if value := number_at(record.measured(row.warmup_only), path):
+                file = store / record.evaluation(row.warmup_only) / "rows.jsonl"
+                found[seed] = (value.value, *_samples(file, value.value))
+    return found
+
+
+def _samples(file: Path, value: float) -> tuple[list[Sample], str]:
+    """The samples whose share of right answers is the column's number: those with seen tools, all, or the others."""
+    try:
+        samples = [Sample.model_validate(row) for row in read_jsonl(file)]
+    except (OSError, ValueError, DataError):
+        return [], GONE
+    if len({one.id for one in samples}) < len(samples):
+        return [], GONE
+    for unseen in (False, None, True):
+        kept = [one for one in samples if unseen is None or ("unseen_tool" in one.tags) == unseen]
+        if kept and math.isclose(statistics.fmean(float(one.exact) for one in kept), value, abs_tol=1e-9):
+            return kept, ""
+    return [], NO_MEAN
+
+
+def _test(ours: Measured, against: Measured) -> tuple[str, PairedTest | None]:
+    """Why the difference is not by samples ("" where it is), and the difference over the seeds of both."""
+    sides = [[(seed, *one[seed]) for seed in ours if seed in against] for one in (ours, against)]
+    if not sides[0]:
+        return GONE, None
+    reason = next((why for pair in zip(*sides, strict=True) for *_, why in pair if why), "")
+    a, b = ({(seed, one.id): one for seed, _, samples, _ in side for one in samples} for side in sides)
+    if reason or a.keys() != b.keys():
+        return reason or OTHERS, paired_means(*([value for _, value, *_ in side] for side in sides))
+    ours_exact, exact = ({at: float(one.exact) for at, one in side.items()} for side in (a, b))
+    return "", paired_samples(ours_exact, exact, {at: one.cluster for at, one in b.items()})
 
 
 def _verdict(test: PairedTest | None, p: float | None, reason: str, column: Column) -> str:
@@ -95,52 +125,3 @@ def _verdict(test: PairedTest | None, p: float | None, reason: str, column: Colu
     low, high = test.seeds.low or 0, test.seeds.high or 0
     agrees = not test.seeds.has_no_width and low * high > 0 and low * test.mean.value > 0
     return word if agrees else f"{word}{alone or ' on these seeds'}"
-
-
-def _test(
-    path: str, sides: tuple[RowRecords, RowRecords], read: Callable[[str], list[Sample] | None]
-) -> tuple[str, PairedTest | None]:
-    """Why the difference is not by samples ("" where it is), and the difference."""
-    means: tuple[list[float], list[float]] = ([], [])
-    right: tuple[dict[tuple[int, str], float], dict[tuple[int, str], float]] = ({}, {})
-    clusters: dict[tuple[int, str], str] = {}
-    reason = ""
-    for seed in [seed for seed in sides[0][1] if seed in sides[1][1]]:
-        both = [(records[seed], row.warmup_only) for row, records in sides]
-        try:
-            values = [number_at(record.measured(warmup_only), path) for record, warmup_only in both]
-        except KeyError:
-            continue
-        for at, ((record, warmup_only), value) in enumerate(zip(both, values, strict=True)):
-            if value is None or None in values:
-                continue
-            means[at].append(value.value)
-            samples = read(record.evaluation(warmup_only))
-            kept = _of_the_column(samples or [], value.value)
-            reason = reason or (GONE if samples is None else NO_MEAN if kept is None else "")
-            for one in kept or ():
-                right[at][seed, one.id] = float(one.exact)
-                clusters[seed, one.id] = one.cluster
-    if not means[0]:
-        return GONE, None
-    if not reason and right[0].keys() != right[1].keys():
-        reason = OTHERS
-    return reason, paired_means(*means) if reason else paired_samples(*right, clusters)
-
-
-def _of_the_column(samples: Sequence[Sample], value: float) -> list[Sample] | None:
-    """The samples whose share of right answers is the column's number: those with seen tools, all, or the others."""
-    for unseen in (False, None, True):
-        kept = [one for one in samples if unseen is None or ("unseen_tool" in one.tags) == unseen]
-        if kept and math.isclose(statistics.fmean(float(one.exact) for one in kept), value, abs_tol=1e-9):
-            return kept
-    return None
-
-
-def _samples(file: Path) -> list[Sample] | None:
-    """The samples of an evaluation; None where they are gone or have another form."""
-    try:
-        found = [Sample.model_validate(row) for row in read_jsonl(file)]
-    except (OSError, ValueError, DataError):
-        return None
-    return found if len({one.id for one in found}) == len(found) else None

@@ -38,13 +38,7 @@ def answer_row(sample: Sample, candidate: Candidate, exact: bool, errors: Sequen
 
 @option
 class Heldout(Evaluation):
-    """Evaluation on a split of the run's own data.
-
-    Args:
-        split: "test", or "validation" for choosing settings.
-        max_new_tokens: Longest answer, in tokens.
-        limit: Evaluate the first samples of the split only; None evaluates all.
-    """
+    """Evaluation on a split of the run's own data."""
 
     split: Literal["test", "validation"]
     max_new_tokens: Count
@@ -61,9 +55,7 @@ class Heldout(Evaluation):
         return answer_row(sample, candidate, right, six_errors(sample, calls))
 
     def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Shares `{value, low, high, n}` of `accuracy` (seen tools), each of `bands`, `unseen_tool` (None without such
-        samples) and `errors` (label -> answers that show it).
-        """
+        """Shares of right answers: all with seen tools, by band, with unseen tools; and of answers with each error."""
         seen = [row for row in rows if "unseen_tool" not in row["tags"]]
         unseen = [row for row in rows if "unseen_tool" in row["tags"]]
         bands = [band for band in ("easy", "medium", "hard") if any(row["band"] == band for row in seen)]

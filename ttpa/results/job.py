@@ -19,36 +19,19 @@ from ttpa.run import cluster, config
 log = logging.getLogger("ttpa")
 
 
-def _run_id(*, _root_: DictConfig) -> str:
-    return config.run_id(_root_)
-
-
 # At import: launchers pickle the task function and run it where no command was started.
-OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
-
-
-def _complete(cfg: DictConfig) -> None:
-    """Fills what the command line decides: the chosen options, and whether the warm-up is evaluated."""
-    choices = HydraConfig.get().runtime.choices
-    with open_dict(cfg):
-        cfg.choices = {group: name for group, name in choices.items() if group in config.IDENTITY}
-        if choices["experiment"]:
-            cfg.choices.experiment = choices["experiment"]
-        if cfg.baseline is None:
-            cfg.baseline = HydraConfig.get().mode == RunMode.RUN
+OmegaConf.register_new_resolver("run_id", lambda *, _root_: config.run_id(_root_), replace=True)
 
 
 def job(cfg: DictConfig) -> None:
-    """Runs one configuration. A single run exits with status 2 on a user's mistake; a cell of a sweep raises it.
-
-    Raises:
-        TtpaError: in a sweep, a user's mistake, or another error that cannot be pickled.
+    """Runs one configuration. A single run exits with status 2 on a user's mistake; a cell of a sweep raises it, as it
+    raises every error, in a form that can be pickled.
     """
     hydra_cfg = HydraConfig.get()
-    single = hydra_cfg.mode == RunMode.RUN
+    choices, single = hydra_cfg.runtime.choices, hydra_cfg.mode == RunMode.RUN
     try:
         cluster.check_launch(
-            choice=hydra_cfg.runtime.choices["cluster"],
+            choice=choices["cluster"],
             sweep=not single,
             launcher=hydra_cfg.launcher._target_,
             devices=cfg.trainer.devices,
@@ -56,7 +39,10 @@ def job(cfg: DictConfig) -> None:
         )
         if not single and "gpus" in cfg.cluster:
             cluster.take_gpu(cfg.cluster.gpus)
-        _complete(cfg)
+        with open_dict(cfg):
+            groups = [*config.IDENTITY, "experiment"] if choices["experiment"] else config.IDENTITY
+            cfg.choices = {group: name for group, name in choices.items() if group in groups}
+            cfg.baseline = single if cfg.baseline is None else cfg.baseline
         if single:  # the cells of a sweep share overrides that one of them may not read
             config.check_recipe(cfg, [word.lstrip("+").partition("=")[0] for word in hydra_cfg.overrides.task])
         folder = Path(hydra_cfg.runtime.output_dir)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ttpa.results.stats import Estimate
 from ttpa.run import config
@@ -20,8 +20,7 @@ from ttpa.run.pipeline import ROW_VERSION
 WARMUP_GROUPS = ("data", "model", "warmup", "eval")
 """The groups that decide, with `recipe.warmup` and the seed, the evaluation of the warm-up policy."""
 WARMUP_ROLES = ("data", "warmup", "baseline")
-LARGEST = 1e300
-"""No number of a row is as large as this, so that sums do not overflow."""
+LARGEST = 1e300  # no number of a row is as large, so that sums do not overflow
 
 Number = Annotated[float, Field(gt=-LARGEST, lt=LARGEST, allow_inf_nan=False)]
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
@@ -43,26 +42,19 @@ def warmup_settings(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 def key_of(identity: Mapping[str, Any], seed: int, rounds: int) -> Key:
     """The key of a resolved identity configuration (group -> values)."""
-    texts = {group: _encode(identity[group]) for group in config.IDENTITY}
-    start = _encode(warmup_settings(identity))
-    return Key(f"{','.join(texts.values())};seed={seed};rounds={rounds}", f"{start};seed={seed}")
+    whole = ",".join(_encode(identity[group]) for group in config.IDENTITY)
+    return Key(f"{whole};seed={seed};rounds={rounds}", f"{_encode(warmup_settings(identity))};seed={seed}")
 
 
-class StageCost(BaseModel):
+class StageCost(BaseModel, strict=True):
     """What building a stage took."""
-
-    model_config = ConfigDict(strict=True)
 
     seconds: Number
     tokens: Number | None = None
 
 
-class Record(BaseModel):
-    """One result row; `path` is the file it stands in. Role -> stage folder in `stages`, stage -> version in
-    `versions`.
-    """
-
-    model_config = ConfigDict(strict=True, frozen=True)
+class Record(BaseModel, strict=True, frozen=True):
+    """A result row of the file `path`. `stages` maps roles to stage folders, `versions` stages to their versions."""
 
     row_version: int
     run: str = ""
@@ -92,7 +84,6 @@ class Record(BaseModel):
 
     @property
     def key(self) -> Key:
-        """See `Key`."""
         return key_of(self.config, self.seed, self.rounds)
 
     def measured(self, warmup_only: bool) -> Mapping[str, Any]:
@@ -136,16 +127,9 @@ def read_records(files: Iterable[Path], warnings: list[str]) -> Iterator[Record]
                 warnings.append(f"{path}:{number}: no result row ({why}), left out.")
 
 
-def files_in(folder: Path) -> list[Path]:
-    """The files of a results folder, in order of their names."""
-    return sorted(path for path in folder.glob("*.jsonl") if not path.name.startswith("."))
-
-
 def number_at(metrics: Mapping[str, Any], path: str) -> Estimate | None:
-    """The number at a dotted path, plain or `{value, low, high}`; None where there was nothing to measure.
-
-    Raises:
-        KeyError: there is no such path, or no number there.
+    """The number at a dotted path, plain or `{value, low, high}`; None where there was nothing to measure, a KeyError
+    where there is no such path or no number.
     """
     value: Any = metrics
     for key in path.split("."):
@@ -153,14 +137,12 @@ def number_at(metrics: Mapping[str, Any], path: str) -> Estimate | None:
             raise KeyError(path)
         value = value[key]
     whole = value if isinstance(value, Mapping) else {"value": value}
-    found, low, high = numbers = [whole.get(key) for key in ("value", "low", "high")]
-    if "value" not in whole or not all(one is None or is_number(one) for one in numbers):
+    numbers: dict[str, Any] = {key: whole.get(key) for key in ("value", "low", "high")}
+    if "value" not in whole or not all(one is None or is_number(one) for one in numbers.values()):
         raise KeyError(path)
-    if found is None:
-        return None
-    if low is None or high is None:
-        return Estimate(value=found)
-    return Estimate(value=found, low=low, high=high, kind="bootstrap")
+    if None not in numbers.values():
+        return Estimate(**numbers, kind="bootstrap")
+    return None if numbers["value"] is None else Estimate(value=numbers["value"])
 
 
 def is_number(value: Any) -> bool:

@@ -1,10 +1,6 @@
-"""`experiments/NAME/table.yaml`: what a table holds, read and checked by pydantic before anything else happens.
-
-A file has columns (paths into a result row's metrics), rows (Hydra overrides), published numbers, and presets: the same
-table on the embedded world and on real models. A mistake is one line with file, key, value and remedy.
+"""`experiments/NAME/table.yaml`, checked by pydantic: columns (paths into a result row's metrics), rows (Hydra
+overrides), published numbers, and presets: the same table on the embedded world and on real models.
 """
-
-from __future__ import annotations
 
 import itertools
 import json
@@ -14,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 from omegaconf import OmegaConf
@@ -53,10 +49,6 @@ def _override(word: str, *, of_row: bool = False) -> str:
     return word
 
 
-def _in_order(waves: list[str | None]) -> bool:
-    return [wave for wave in WAVES if wave in waves] == waves and None in waves
-
-
 OneLine = Annotated[str, _must(lambda text: len(text.splitlines()) == 1, "must be one line of text. Quote it")]
 RowOverride = Annotated[str, AfterValidator(partial(_override, of_row=True))]
 Scale = Annotated[Finite, _must(bool, "makes every number 0. Use 1, or 100 for per cent")]
@@ -69,15 +61,11 @@ Product = Annotated[dict[Axis, Annotated[list[Option], Field(min_length=1)]], Fi
 Pair = Annotated[
     list[str], _must(lambda pair: len(pair) == 2 == len({*pair}), "must name two rows. Write [ours, baseline]")
 ]
-Seeds = Annotated[
-    list[Index],
-    Field(min_length=1),
-    _must(lambda seeds: len({*seeds}) == len(seeds), "a seed is there twice. Give each once"),
-]
-Waves = Annotated[
-    list[Literal["warmup", "explore", "align"] | None],
-    _must(_in_order, "must be in order and end with the whole run. Order: warmup, explore, align, null"),
-]
+Once = _must(lambda seeds: len({*seeds}) == len(seeds), "a seed is there twice. Give each once")
+InOrder = _must(
+    lambda waves: [wave for wave in WAVES if wave in waves] == waves and None in waves,
+    "must be in order and end with the whole run. Order: warmup, explore, align, null",
+)
 
 
 class _Part(BaseModel):
@@ -110,7 +98,7 @@ class RowSpec:
 
 
 class RowEntry(_Part):
-    """An entry of `rows`: one row with key and label, or a product of options, which makes many."""
+    """One row with key and label, or a product of options, which makes many."""
 
     key: OneLine | None = None
     label: OneLine | None = None
@@ -121,7 +109,7 @@ class RowEntry(_Part):
     presets: Annotated[list[str], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
-    def _makes_rows(self) -> RowEntry:
+    def _makes_rows(self) -> Self:
         if (self.product is None) != (self.key is not None and self.label is not None):
             raise ValueError("a row needs key and label, or product. Add them")
         for key, option in (one for skip in self.skip for one in skip.items()):
@@ -176,8 +164,8 @@ class Preset(_Part):
 
     name: str = Field(default="", validation_alias="(name)")  # no key of a preset in the file
     overrides: list[Annotated[str, AfterValidator(_override)]]
-    seeds: Seeds
-    waves: Waves = [None]
+    seeds: Annotated[list[Index], Field(min_length=1), Once]
+    waves: Annotated[list[Literal["warmup", "explore", "align"] | None], InOrder] = [None]
     cost: str = ""
     comparable: bool | None = None
 
@@ -205,11 +193,7 @@ class TableSpec(_Part):
     presets: Annotated[dict[str, Preset], Field(min_length=1)]
 
     def preset(self, name: str | None) -> Preset:
-        """The preset of that name; without a name, the first of the file.
-
-        Raises:
-            ConfigError: there is none of that name; lists those there are.
-        """
+        """The preset of that name, a ConfigError where there is none; without a name, the first of the file."""
         chosen = next(iter(self.presets)) if name is None else name
         if chosen not in self.presets:
             raise ConfigError.at("preset", chosen, f"not in {self.file}", nearest(chosen, self.presets))
@@ -224,11 +208,7 @@ class TableSpec(_Part):
 
 
 def load(folder: Path) -> TableSpec:
-    """Reads and checks `folder/table.yaml`.
-
-    Raises:
-        ConfigError: there is no such file, it is not YAML, or the first thing in it that cannot work.
-    """
+    """Reads `folder/table.yaml`. The first mistake is a ConfigError in one line with file, key, value and remedy."""
     file = folder if folder.suffix == ".yaml" else folder / "table.yaml"
     if not file.is_file():
         raise ConfigError(f"{file}: no such file. Give a folder of experiments/ that holds a table.yaml.")
@@ -257,14 +237,8 @@ def _explain(error: pydantic.ValidationError, file: Path) -> ConfigError:
         return ConfigError(f"{file}: {key} is missing. Add it.")
     shown = f"{first['input']!r:.80}"
     if first["type"] == "extra_forbidden":
-        parts: dict[str, type[_Part]] = {
-            "columns": Column,
-            "rows": RowEntry,
-            "published": Published,
-            "presets": Preset,
-            "paper": Paper,
-        }
-        model = parts.get(str(loc[0]), TableSpec) if len(loc) > 1 else TableSpec
+        parts = {"columns": Column, "rows": RowEntry, "published": Published, "presets": Preset, "paper": Paper}
+        model: Any = parts.get(str(loc[0]), TableSpec) if len(loc) > 1 else TableSpec
         known = [name for name, field in model.model_fields.items() if field.validation_alias is None]
         return ConfigError.at(f"{file}: {key}", shown, "unknown key", nearest(str(loc[-1]), known))
     said = first["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
@@ -273,27 +247,24 @@ def _explain(error: pydantic.ValidationError, file: Path) -> ConfigError:
 
 
 def _check(spec: TableSpec) -> None:
-    """Checks the keys that name other parts of the file.
-
-    Raises:
-        ConfigError: the first one that names nothing, or the same thing twice.
-    """
+    """Refuses keys that name the same thing twice, or parts of the file that there are not."""
+    rows, columns = [row.key for entry in spec.rows for row in entry.rows()], [column.key for column in spec.columns]
+    once = {
+        "columns": columns,
+        "rows": rows,
+        "differences": [" and ".join(sorted(pair)) for pair in spec.differences],
+        "published": [f"{one.column} and {one.row}" for one in spec.published],
+    }
+    for where, names in once.items():
+        for name, count in Counter(names).items():
+            if count > 1:
+                raise ConfigError(f"{spec.file}: {where}: {name} is there twice. Keep one of them.")
 
     def known(where: str, names: Iterable[str], allowed: Iterable[str]) -> None:
         for name in names:
             if name not in allowed:
                 raise ConfigError.at(f"{spec.file}: {where}", repr(name), "unknown", nearest(name, allowed))
 
-    def once(where: str, names: Iterable[str]) -> None:
-        for name, count in Counter(names).items():
-            if count > 1:
-                raise ConfigError(f"{spec.file}: {where}: {name} is there twice. Keep one of them.")
-
-    rows, columns = [row.key for entry in spec.rows for row in entry.rows()], [column.key for column in spec.columns]
-    once("columns", columns)
-    once("rows", rows)
-    once("differences", [" and ".join(sorted(pair)) for pair in spec.differences])
-    once("published", [f"{one.column} and {one.row}" for one in spec.published])
     for at, column in enumerate(spec.columns):
         known(f"columns[{at}].metric", column.metric.keys() - {""}, spec.presets)
     for at, entry in enumerate(spec.rows):

@@ -10,45 +10,29 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from ttpa.errors import ConfigError, DataError
+from ttpa.errors import DataError
 from ttpa.io import read_jsonl
 
 LEVEL = 0.95
+RESAMPLES = 2000
 FLIPS = 10_000
 K = TypeVar("K", str, tuple[int, str])
 _BLOCK = 1 << 20  # random numbers held in memory at a time
 
 
-def bootstrap_interval(
-    values: Sequence[float],
-    clusters: Sequence[Hashable],
-    *,
-    level: float = LEVEL,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float, float]:
+def bootstrap_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float, float]:
     """(mean, low, high) of the values, one a sample, with a percentile interval from a bootstrap over their clusters.
 
-    All are NaN without values; low and high are NaN with a single cluster.
-
-    Raises:
-        ConfigError: `level` is not in (0, 1), or there are no resamples.
-        DataError: `values` and `clusters` differ in length, or a value is not finite.
+    All are NaN without values; low and high are NaN with a single cluster. A value that is not finite is a DataError.
     """
-    if not 0 < level < 1:
-        raise ConfigError.at("level", level, "must lie between 0 and 1", "Use 0.95")
-    if resamples < 1:
-        raise ConfigError.at("resamples", resamples, "must be at least 1", "Use 2000")
     array = np.asarray(values, dtype=np.float64)
-    if len(array) != len(clusters):
-        raise DataError(f"{len(array)} values but {len(clusters)} clusters. Give one cluster per value.")
     bad = np.flatnonzero(~np.isfinite(array))
     if len(bad):
         raise DataError(f"value {bad[0]} is {array[bad[0]]}. Leave samples without a result out, or score them 0.")
@@ -61,37 +45,23 @@ def bootstrap_interval(
         return mean, np.nan, np.nan
     # The mean is taken off first: equal values then give an interval of exactly no width.
     sums, counts = np.bincount(index, weights=array - mean), np.bincount(index)
-    rng, means = np.random.default_rng(seed), []
-    for rows in _blocks(resamples, len(sums)):
-        drawn = rng.integers(0, len(sums), size=(rows, len(sums)))
-        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
-    low, high = np.quantile(mean + np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    rng = np.random.default_rng(0)
+    draws = (rng.integers(0, len(sums), size=len(sums)) for _ in range(RESAMPLES))
+    means = [sums[drawn].sum() / counts[drawn].sum() for drawn in draws]
+    low, high = np.quantile(mean + np.array(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return mean, float(low), float(high)
-
-
-def _blocks(rows: int, width: int) -> Iterator[int]:
-    """Cuts rows of random numbers into blocks that fit in memory."""
-    most = max(1, _BLOCK // width)
-    for start in range(0, rows, most):
-        yield min(most, rows - start)
 
 
 def paired_difference(
     a: Mapping[K, float], b: Mapping[K, float], clusters: Mapping[K, Hashable]
 ) -> tuple[float, float, float]:
-    """Mean of a - b over the same samples (key -> value; keys can be sorted), with the interval of
-    `bootstrap_interval`.
-
-    Raises:
-        DataError: the runs do not hold the same samples, a sample has no cluster, or a value is not finite.
+    """`bootstrap_interval` of a - b over the same samples (key -> value; keys can be sorted). Samples that only one of
+    the two has are a DataError.
     """
     odd = sorted(a.keys() ^ b.keys())
     if odd:
         raise DataError(f"{len(odd)} samples are in one run only, first {odd[0]}. Compare runs over the same samples.")
     ids = sorted(a)
-    lost = next((sample_id for sample_id in ids if sample_id not in clusters), None)
-    if lost is not None:
-        raise DataError(f"sample {lost}: no cluster. Give every sample's dialogue id, or its own id.")
     return bootstrap_interval([a[one] - b[one] for one in ids], [clusters[one] for one in ids])
 
 
@@ -143,9 +113,7 @@ class Estimate:
 
     def scaled(self, factor: float) -> Estimate:
         """The same in another unit."""
-        if self.low is None or self.high is None:
-            return replace(self, value=self.value * factor)
-        low, high = sorted((self.low * factor, self.high * factor))
+        low, high = sorted(end * factor for end in (self.low, self.high) if end is not None) or (None, None)
         return replace(self, value=self.value * factor, low=low, high=high)
 
     @property
@@ -179,11 +147,7 @@ def paired_samples(
     b: Mapping[tuple[int, str], float],
     clusters: Mapping[tuple[int, str], Hashable],
 ) -> PairedTest:
-    """Difference a - b over the same (seed, sample id), with dialogues as clusters.
-
-    Raises:
-        DataError: the two do not hold the same samples.
-    """
+    """Difference a - b over the same (seed, sample id), with dialogues as clusters, by `paired_difference`."""
     value, low, high = paired_difference(a, b, clusters)
     by_cluster: defaultdict[Hashable, float] = defaultdict(float)
     by_seed: defaultdict[int, list[float]] = defaultdict(list)
@@ -212,7 +176,7 @@ def paired_means(a: Sequence[float], b: Sequence[float]) -> PairedTest:
     return PairedTest(mean=mean, p=p, seeds=mean)
 
 
-def sign_flips(sums: Sequence[float], seed: int = 0) -> float:
+def sign_flips(sums: Sequence[float]) -> float:
     """Two-sided p of the hypothesis that each cluster's difference is as likely as its negative, from random flips.
 
     It is never 0: the data themselves are one of the arrangements counted.
@@ -220,10 +184,10 @@ def sign_flips(sums: Sequence[float], seed: int = 0) -> float:
     array = np.asarray([value for value in sums if value], dtype=np.float64)
     if not len(array):
         return 1.0
-    rng, hits = np.random.default_rng(seed), 0
+    rng, hits, rows = np.random.default_rng(0), 0, max(1, _BLOCK // len(array))
     bound = abs(array.sum()) * (1 - 1e-12)  # the same numbers in another order have another rounding
-    for rows in _blocks(FLIPS, len(array)):
-        signs = rng.integers(0, 2, size=(rows, len(array)), dtype=np.int8) * 2.0 - 1.0
+    for start in range(0, FLIPS, rows):
+        signs = rng.integers(0, 2, size=(min(rows, FLIPS - start), len(array)), dtype=np.int8) * 2.0 - 1.0
         hits += int((np.abs(signs @ array) >= bound).sum())
     return (1 + hits) / (1 + FLIPS)
 
@@ -234,6 +198,5 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
     adjusted: list[float | None] = [None] * len(ps)
     worst = 0.0
     for rank, (p, at) in enumerate(known):
-        worst = max(worst, min(1.0, (len(known) - rank) * p))
-        adjusted[at] = worst
+        worst = adjusted[at] = max(worst, min(1.0, (len(known) - rank) * p))
     return adjusted

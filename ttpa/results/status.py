@@ -15,9 +15,8 @@ from pydantic.dataclasses import dataclass
 
 from ttpa.errors import TtpaError
 from ttpa.options import arguments
-from ttpa.results.cells import Records, TableCell, cells_of, open_hydra, select_seeds
+from ttpa.results.cells import Records, TableCell, read_cells
 from ttpa.results.records import WARMUP_ROLES, Record
-from ttpa.results.spec import load
 from ttpa.run import pipeline
 from ttpa.run.store import StageResult, look
 
@@ -34,10 +33,8 @@ ttpa status: which cells of a table are done, running, failed or missing.
 
 
 def plan(cfg: DictConfig) -> dict[str, StageResult]:
-    """Role -> stage of one configuration in the order in which a run asks for them, controls left out.
-
-    Raises:
-        ConfigError, DataError: the configuration cannot be run, or a file that it names cannot be read.
+    """Role -> stage of one configuration in the order in which a run asks for them, controls left out. One that cannot
+    be run is a TtpaError.
     """
     outcome = pipeline.plan(cfg)
     return {**outcome.shared, **(outcome.branches[0].stages if outcome.branches else {})}
@@ -55,7 +52,7 @@ def error_file(stage: StageResult) -> Path:
 
 
 def state_of(cell: TableCell, records: Records) -> tuple[str, str]:
-    """One of `STATES` by the record, else by the first stage that is not finished; and a note for people."""
+    """One of `STATES`, by the record, else by the first stage that is not finished; and a note for people."""
     record = records.find(cell)
     try:
         stages = plan(cell.cfg)
@@ -77,17 +74,16 @@ def state_of(cell: TableCell, records: Records) -> tuple[str, str]:
     what = f"{role} ({stage.path.name}), {done} of {len(stages)} stages done"
     lock = stage.path.with_name(f"{stage.path.name}.lock")
     if seen := look(lock):
-        holder, age_s = seen
-        who = "pid {pid} on {host} since {started}".format_map(defaultdict(lambda: None, holder))
-        return "running", f"{what}: {who}, heartbeat {age_s:.0f} s ago"
+        who = "pid {pid} on {host} since {started}".format_map(defaultdict(lambda: None, seen[0]))
+        return "running", f"{what}: {who}, heartbeat {seen[1]:.0f} s ago"
     if error_file(stage).exists():
         return "failed", f"{what}: {error_file(stage)}"
     return "missing", f"{what}: interrupted, its holder is gone" if lock.exists() else what if done else ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatusForm:
-    """The words behind `ttpa status`; see HELP."""
+class CellsForm:
+    """The words that name the cells of a table; see HELP."""
 
     target: Path
     preset: str | None = None
@@ -95,16 +91,9 @@ class StatusForm:
 
 
 def main(words: Sequence[str]) -> int:
-    """`ttpa status`: a line a cell, and their number; 0 when every cell is done, else 1.
-
-    Raises:
-        ConfigError: words, a table.yaml or overrides that cannot work.
-    """
-    form = arguments(words, StatusForm, "status")
-    spec = load(form.target)
-    preset, overrides = select_seeds(spec.preset(form.preset), form.overrides)
-    with open_hydra():
-        cells = cells_of(spec, preset, overrides)
+    """`ttpa status`: a line a cell, and their number; 0 when every cell is done, else 1."""
+    form = arguments(words, CellsForm, "status")
+    spec, preset, cells = read_cells(form.target, form.preset, form.overrides)
     records = Records(cells)
     states = {cell.label: state_of(cell, records) for cell in cells}
     for warning in dict.fromkeys(records.warnings):

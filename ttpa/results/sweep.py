@@ -16,14 +16,13 @@ from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from ttpa.errors import TtpaError
 from ttpa.options import arguments
-from ttpa.results.cells import Records, TableCell, cells_of, open_hydra, select_seeds
+from ttpa.results.cells import Records, TableCell, open_hydra, read_cells
 from ttpa.results.job import job
-from ttpa.results.spec import load
-from ttpa.results.status import error_file, is_current, plan
+from ttpa.results.status import CellsForm, error_file, is_current, plan
 from ttpa.run import cluster
 from ttpa.run.overrides import COMPLAINTS, explained
 from ttpa.run.store import StageResult
@@ -45,42 +44,35 @@ ttpa sweep: launches the cells of a table that have no record yet.
 
 
 class Sweep:
-    """The cells that are left of a table with their plans, and why others failed (label -> reason)."""
+    """The cells to run, each configuration once, with their plans, and why others failed (label -> reason). `outdated`
+    also runs those whose record is not current.
+    """
 
     def __init__(self, cells: Sequence[TableCell], records: Records, outdated: bool) -> None:
-        """Collects the cells to run, each configuration once. A cell that is refused before any work fails here.
-
-        A row that shows the warm-up policy is served by any run over the same warm-up: one that is to be run anyway,
-        else that of another row, else its own. `outdated` also runs cells whose record is not current.
-        """
         self.todo: list[TableCell] = []
         self.plans: dict[str, Mapping[str, StageResult]] = {}
         self.failures: dict[str, str] = {}
-        shown = [cell for cell in cells if cell.row.warmup_only]
-        self._warmups = {cell.key.warmup for cell in shown}
-        for cell in cells:
-            if not cell.row.warmup_only:
-                self._add(cell, cell, records, outdated)
-        for cell in shown:
-            alike = [other for other in cells if other.key.warmup == cell.key.warmup]
-            if not any(other.key.whole in self.plans for other in alike):
+        self._warmups = {cell.key.warmup for cell in cells if cell.row.warmup_only}
+        for cell in sorted(cells, key=lambda cell: cell.row.warmup_only):
+            runner, record = cell, records.find(cell)
+            if cell.row.warmup_only:
+                # Any run over the same warm-up will do: one that is to be run anyway, else another row's, else its own.
+                alike = [other for other in cells if other.key.warmup == cell.key.warmup]
+                if any(other.key.whole in self.plans for other in alike):
+                    continue
                 able = [other for other in alike if other.label not in self.failures]
                 runner = min(able, key=lambda other: other.row.warmup_only, default=cell)
-                self._add(cell, runner, records, outdated)
-
-    def _add(self, cell: TableCell, runner: TableCell, records: Records, outdated: bool) -> None:
-        record = records.find(cell)
-        if runner.key.whole in self.plans or (record is not None and not outdated):
-            return
-        try:
-            stages, planned = plan(cell.cfg), plan(runner.cfg)
-            cluster.check_cell(runner.overrides, runner.composed.trainer.devices)
-        except TtpaError as error:
-            self.failures[cell.label] = str(error)
-            return
-        if record is None or not is_current(record, cell, stages):
-            self.plans[runner.key.whole] = planned
-            self.todo.append(runner)
+            if runner.key.whole in self.plans or (record is not None and not outdated):
+                continue
+            try:
+                stages, planned = plan(cell.cfg), plan(runner.cfg)
+                cluster.check_cell(runner.overrides, runner.composed.trainer.devices)
+            except TtpaError as error:
+                self.failures[cell.label] = str(error)
+                continue
+            if record is None or not is_current(record, cell, stages):
+                self.plans[runner.key.whole] = planned
+                self.todo.append(runner)
 
     def run(self, waves: Sequence[str | None], name: str, launch: Launch) -> None:
         """Sends the waves (values of `until=`) off, one after the other, as runs of that name."""
@@ -101,18 +93,17 @@ class Sweep:
         """Launches the first cell of each group; returns what is left of the groups whose first cell built nothing."""
         leaders = [group[0] for group in groups.values()]
         before = [self._tracebacks(cell) for cell in leaders]
-        again: dict[object, list[TableCell]] = {}
         jobs = [[*cell.overrides, f"name={name}", f"until={wave or 'null'}"] for cell in leaders]
-        for job_words, cell in zip(jobs, leaders, strict=True):
-            job_words += ["baseline=true"] * (wave is None and cell.key.warmup in self._warmups)
-        errors = launch(jobs)
-        for error, old, (shared, (leader, *others)) in zip(errors, before, groups.items(), strict=True):
+        for words, cell in zip(jobs, leaders, strict=True):
+            words += ["baseline=true"] * (wave is None and cell.key.warmup in self._warmups)
+        again: dict[object, list[TableCell]] = {}
+        for error, old, (shared, (leader, *others)) in zip(launch(jobs), before, groups.items(), strict=True):
             if error is None:
                 continue
             self._drop(leader, f"{type(error).__name__}: {error}")
-            if not isinstance(shared, Path) or (shared / "done.json").exists() or not others:
+            if not isinstance(shared, Path) or (shared / "done.json").exists():
                 continue
-            if self._tracebacks(leader) == old:  # it was refused before any build: send the next one
+            if others and self._tracebacks(leader) == old:  # it was refused before any build: send the next one
                 again[shared] = others
                 continue
             for cell in others:
@@ -135,42 +126,28 @@ def _target(stages: Mapping[str, StageResult], wave: str) -> StageResult | None:
     return None if stage is None or (stage.path / "done.json").exists() else stage
 
 
-class HydraLaunch:
-    """The launcher of the composed configuration, as Hydra's own sweeper uses it; Hydra must be open."""
+def hydra_launcher(overrides: Sequence[str]) -> Launch:
+    """The launcher that the overrides of a job choose, as Hydra's own sweeper uses it; Hydra must be open."""
+    hydra, launched = GlobalHydra.instance().hydra, 0
+    assert hydra is not None
+    try:
+        cfg = hydra.compose_config("config", [*overrides, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN, True)
+        OmegaConf.resolve(cfg.hydra.launcher)
+    except COMPLAINTS as error:
+        raise explained(error, [word for word in overrides if word.startswith(("cluster", "hydra"))]) from None
+    context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(cfg))
 
-    def __init__(self, overrides: Sequence[str]) -> None:
-        """Composes the launcher, which all jobs share, from the overrides of one of them; a wrong one is a
-        ConfigError.
-        """
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
+    def launch(jobs: Sequence[Sequence[str]]) -> list[BaseException | None]:
+        nonlocal launched
+        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=cfg)
+        first, launched = launched, launched + len(jobs)
         try:
-            self.config: DictConfig = hydra.compose_config(
-                config_name="config",
-                overrides=[*overrides, "hydra.mode=MULTIRUN"],
-                run_mode=RunMode.MULTIRUN,
-                with_log_configuration=True,
-            )
-            OmegaConf.resolve(self.config.hydra.launcher)
-        except COMPLAINTS as error:
-            launcher = [word for word in overrides if word.startswith(("cluster", "hydra"))]
-            raise explained(error, launcher) from None
-        self.context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(self.config))
-        self.launched = 0
-
-    def __call__(self, jobs: Sequence[Sequence[str]]) -> list[BaseException | None]:
-        """See `Launch`. What breaks the launcher itself (a killed worker) is no cell's failure: later waves go on."""
-        launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=self.context, task_function=job, config=self.config
-        )
-        try:
-            returns = launcher.launch([list(words) for words in jobs], initial_job_idx=self.launched)
-        except Exception as error:
+            return [_error(one) for one in launcher.launch([list(words) for words in jobs], initial_job_idx=first)]
+        except Exception as error:  # what breaks the launcher (a killed worker) is no cell's failure: later waves go on
             print(f"ttpa sweep: launcher: {type(error).__name__}: {error}", file=sys.stderr)
             return [None] * len(jobs)
-        finally:
-            self.launched += len(jobs)
-        return [_error(one) for one in returns]
+
+    return launch
 
 
 def _error(returned: object) -> BaseException | None:
@@ -185,30 +162,19 @@ def _error(returned: object) -> BaseException | None:
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True)
-class SweepForm:
+class SweepForm(CellsForm):
     """The words behind `ttpa sweep`; see HELP."""
 
-    target: Path
-    preset: str | None = None
     outdated: bool = False
-    overrides: tuple[str, ...] = ()
 
 
-def main(words: Sequence[str], launcher: Callable[[Sequence[str]], Launch] = HydraLaunch) -> int:
-    """`ttpa sweep`: runs what is missing; 0 when every cell has its record, else 1. `launcher` takes a cell's
-    overrides.
-
-    Raises:
-        ConfigError: words, a table.yaml or overrides that cannot work.
-    """
+def main(words: Sequence[str], launcher: Callable[[Sequence[str]], Launch] = hydra_launcher) -> int:
+    """`ttpa sweep`: runs what is missing; 0 when every cell has its record, else 1."""
     form = arguments(words, SweepForm, "sweep")
-    spec = load(form.target)
-    preset, overrides = select_seeds(spec.preset(form.preset), form.overrides)
-    cluster.check_plugins([*preset.overrides, *overrides])
+    spec, preset, cells = read_cells(form.target, form.preset, form.overrides)
+    cluster.check_plugins(cells[0].overrides)
     with open_hydra():
-        cells = cells_of(spec, preset, overrides)
-        launch = launcher(cells[0].overrides)
-        records = Records(cells)
+        launch, records = launcher(cells[0].overrides), Records(cells)
         sweep = Sweep(cells, records, form.outdated)
         said = f"{len(sweep.todo)} of {len(cells)} cells to run"
         print(f"ttpa sweep: {spec.name}, preset {preset.name}: {said}", flush=True)

@@ -10,16 +10,17 @@ record is named, and a difference to a published number is only taken where both
 
 import json
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-from ttpa.results.cells import Records, cells_of, open_hydra, select_seeds
+from ttpa.results.cells import Records, read_cells
 from ttpa.results.differences import Difference, differences_of
 from ttpa.results.records import WARMUP_GROUPS, Record, number_at, warmup_settings
-from ttpa.results.spec import Column, Preset, Published, RowEntry, RowSpec, TableSpec, load
+from ttpa.results.spec import Column, Preset, Published, RowSpec, TableSpec
 from ttpa.results.stats import Estimate, over_seeds
+from ttpa.run import config
 from ttpa.run.parts import VERSIONS
 
 SHARES = ("accuracy", "apis", "bands", "categories", "errors", "levels", "totals", "unseen_tool")
@@ -27,8 +28,7 @@ SHARES = ("accuracy", "apis", "bands", "categories", "errors", "levels", "totals
 CONTROLS = ("rft", "gold")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableValue:
+class TableValue(NamedTuple):
     """A row in a column, in the unit shown. `gap` is ours minus published, None where there is nothing to compare."""
 
     estimate: Estimate | None
@@ -54,16 +54,14 @@ class TableRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Everything that is shown. `preset` holds the seeds; `results` and `store` are the folders that were read."""
+    """Everything that is shown. `preset` holds the seeds; `store` is the folder where samples were looked for."""
 
     spec: TableSpec
     preset: Preset
     columns: tuple[Column, ...]
     rows: tuple[TableRow, ...]
     differences: tuple[Difference, ...]
-    notes: tuple[str, ...]
     warnings: tuple[str, ...]
-    results: Path
     store: Path
 
 
@@ -75,47 +73,35 @@ def from_folder(
     results: Path | None = None,
     store: Path | None = None,
 ) -> Table:
-    """The table of a folder of experiments/ that holds a table.yaml. None takes its first preset, the cells' folders.
-
-    Raises:
-        ConfigError: a table.yaml, a preset or overrides that cannot work.
-    """
-    spec = load(folder)
-    chosen, words = select_seeds(spec.preset(preset), overrides)
-    with open_hydra():
-        cells = cells_of(spec, chosen, words)
+    """The table of a folder that holds a table.yaml. None takes its first preset, and the folders of its cells."""
+    spec, chosen, cells = read_cells(folder, preset, overrides)
     records = Records(cells, results)
-    rows: dict[RowSpec, dict[int, Record]] = {}
+    rows: dict[RowSpec, dict[int, Record]] = {cell.row: {} for cell in cells}
     for cell in cells:
-        found, mine = records.find(cell), rows.setdefault(cell.row, {})
-        if found is not None:
-            mine[cell.seed] = found
-    store = store or Path(cells[0].composed.paths.store)
-    return build(spec, chosen, rows, records.folder, store, records.warnings)
+        if found := records.find(cell):
+            rows[cell.row][cell.seed] = found
+    return build(spec, chosen, rows, store or Path(cells[0].composed.paths.store), records.warnings)
 
 
 def build(
     spec: TableSpec,
     preset: Preset,
     records: Mapping[RowSpec, Mapping[int, Record]],
-    results: Path,
     store: Path,
     warnings: Sequence[str] = (),
 ) -> Table:
-    """The table of some rows and their records by seed; see `Table`."""
+    """The table of some rows and their records by seed."""
     said = list(warnings)
-    rows = [_row(spec, preset, row, mine, said) for row, mine in records.items()]
+    rows = tuple(_row(spec, preset, row, mine, said) for row, mine in records.items())
     by_key = {row.key: (row, mine) for row, mine in records.items()}
     differences = differences_of(spec.differences, spec.columns[0], preset.name, by_key, store)
     return Table(
         spec=spec,
         preset=preset,
         columns=tuple(spec.columns),
-        rows=tuple(rows),
+        rows=rows,
         differences=differences,
-        notes=tuple([*_notes(spec, preset, rows), *_notes_on_differences(spec, differences)]),
         warnings=tuple(dict.fromkeys(said)),
-        results=results,
         store=store,
     )
 
@@ -127,94 +113,38 @@ def _row(spec: TableSpec, preset: Preset, row: RowSpec, records: Mapping[int, Re
     for record in records.values():
         for name, version in record.outdated(row.warmup_only).items():
             built.setdefault(name, set()).add("of no version" if version is None else str(version))
+    old = [f"{name} {'/'.join(sorted(one))} (now {VERSIONS.get(name, 'no stage')})" for name, one in built.items()]
     return TableRow(
         spec=row,
         records=records,
         missing=tuple(seed for seed in preset.seeds if seed not in records),
-        outdated=", ".join(
-            f"{name} {'/'.join(sorted(old))} (now {VERSIONS.get(name, 'no stage')})" for name, old in built.items()
-        ),
-        values=tuple(_value(spec, preset, row, column, records.values(), warnings) for column in spec.columns),
+        outdated=", ".join(old),
+        values=tuple(_value(spec, preset, row, column, records, warnings) for column in spec.columns),
         seconds=seconds,
         tokens=tokens,
     )
 
 
 def _value(
-    spec: TableSpec, preset: Preset, row: RowSpec, column: Column, records: Iterable[Record], warnings: list[str]
+    spec: TableSpec, preset: Preset, row: RowSpec, column: Column, records: Mapping[int, Record], warnings: list[str]
 ) -> TableValue:
     path, values = column.path(preset.name), list[Estimate]()
-    for record in records if path else ():
+    for record in records.values() if path else ():
         try:
             value = number_at(record.measured(row.warmup_only), path or "")
-            values += [] if value is None else [value]
+            values += [value] if value else []
         except KeyError:
             where = f"column {column.key}, row {row.key}"
             warnings.append(f"{record.path}: no number at {path} ({where}). Correct the column's metric.")
     published = next((one for one in spec.published if (one.row, one.column) == (row.key, column.key)), None)
     if not values:
-        return TableValue(estimate=None, published=published, gap=None)
+        return TableValue(None, published, None)
     estimate = values[0] if len(values) == 1 else over_seeds([value.value for value in values])
     if (path or "").split(".")[0] in SHARES and all(0 <= value.value <= 1 for value in values):
         estimate = estimate.within(0.0, 1.0)
     estimate = estimate.scaled(column.scale)
-    comparable = published is not None and preset.comparable and published.trust != "unclear"
-    gap = estimate.value - published.shown if published is not None and comparable else None
-    return TableValue(estimate=estimate, published=published, gap=gap)
-
-
-# --- notes -----------------------------------------------------------------------------------------------------------
-
-
-def _notes(spec: TableSpec, preset: Preset, rows: Sequence[TableRow]) -> Iterator[str]:
-    values = [value for row in rows for value in row.values]
-    estimates = [(row, value.estimate) for row in rows for value in row.values if value.estimate is not None]
-    kinds = {estimate.kind for _, estimate in estimates}
-    if "t" in kinds:
-        cut = any(estimate.cut for _, estimate in estimates)
-        end = ", cut off where a share ends (0 and 100 %)." if cut else "."
-        yield f"Mean over seeds, in brackets its 95 % Student-t interval{end}"
-    if any(estimate.n < len(row.records) for row, estimate in estimates):
-        yield "n=: of the row's seeds so many measured this number; the others have a record without it."
-    if "bootstrap" in kinds:
-        yield "* one seed: the evaluation's own 95 % bootstrap interval over dialogues, blind to seeds."
-    if "" in kinds:
-        yield "Without brackets: one seed, and nothing is known of its spread."
-    if any(value.estimate is None for value in values):
-        yield "A dash is a hole: no record, or nothing to measure."
-    unmeasured = [column.label for column in spec.columns if column.path(preset.name) is None]
-    if unmeasured:
-        yield f"Columns that preset {preset.name} does not measure: {', '.join(unmeasured)}."
-    printed = {value.published.trust for value in values if value.published is not None}
-    if printed:
-        marks = {"printed": "p printed in the paper", "secondary": "s from another source", "unclear": "? unclear"}
-        marked = ", ".join(text for trust, text in marks.items() if trust in printed)
-        against = "" if preset.comparable else f" No difference is taken: preset {preset.name} runs something else."
-        yield f"Published numbers (mark and number of the source): {marked}.{against}"
-    yield from (f"† {row.spec.label}: built by other stage versions: {row.outdated}." for row in rows if row.outdated)
-
-
-def _notes_on_differences(spec: TableSpec, differences: Sequence[Difference]) -> Iterator[str]:
-    if not differences:
-        return
-    measured = [one for one in differences if one.mean is not None]
-    by_samples = any(not one.reason for one in measured)
-    count = sum(one.p is not None for one in differences)
-    said = f"Paired differences in {spec.columns[0].label}"
-    said += f"; p with Holm's correction over the {count} that have one." if count > 1 else "."
-    if by_samples:
-        said += " By samples: same questions, same seeds; bootstrap and sign flips over dialogues."
-    reasons = list(dict.fromkeys(one.reason for one in measured if one.reason))
-    if reasons:
-        said += f" By seeds: the seeds' own numbers, t interval and test ({'; '.join(reasons)})."
-    yield said
-    if by_samples:
-        yield (
-            "p by samples is over questions with the seeds fixed; the t interval over the seeds stands beside it. "
-            "Better or worse without a word on seeds: p < 0.05, and that interval excludes 0."
-        )
-    if any(one.seeds is not None and one.seeds.has_no_width for one in measured):
-        yield "Where all seeds differ by the same amount, their interval has no width: nothing follows from it."
+    comparable = published and preset.comparable and published.trust != "unclear"
+    return TableValue(estimate, published, estimate.value - published.shown if published and comparable else None)
 
 
 # --- result rows without a table.yaml --------------------------------------------------------------------------------
@@ -223,52 +153,49 @@ def _notes_on_differences(spec: TableSpec, differences: Sequence[Difference]) ->
 def from_records(records: Sequence[Record], store: Path, title: str = "Results") -> Table:
     """The table of result rows of any runs, such as one sweep.
 
-    Rows are the configurations that differ in more than the seed, named by the choices and settings that tell them
-    apart, after the warm-up policies that they started from. Columns are all shares that were measured. Differences are
-    taken to a row's warm-up, and to the controls that differ from it in nothing but the objective.
+    Rows are the policies: configurations that differ in more than the seed, named by the choices and settings that tell
+    them apart, after the warm-up policies that they started from. Columns are all shares that were measured.
+    Differences are taken to a row's warm-up, and to the controls that differ from it in nothing but the objective.
     """
-    aligned, starts = dict[str, dict[int, Record]](), dict[str, dict[int, Record]]()
+    starts, aligned = dict[str, dict[int, Record]](), dict[str, dict[int, Record]]()
     for record in sorted(records, key=lambda one: (sorted(one.choices.items()), one.seed, one.name, one.run)):
-        aligned.setdefault(_same(record), {}).setdefault(record.seed, record)
+        aligned.setdefault(_text(_policy(record)), {}).setdefault(record.seed, record)
         if record.baseline:
-            starts.setdefault(_same(record, WARMUP_GROUPS), {}).setdefault(record.seed, record)
-    firsts = [next(iter(one.values())) for one in aligned.values()]
-    names = _names([next(iter(one.values())) for one in starts.values()], WARMUP_GROUPS)
-    labels = [f"warm-up ({name})" if name else "warm-up" for name in names] + _names(firsts)
-    groups = [*starts.values(), *aligned.values()]
+            starts.setdefault(_text(_policy(record, warmup=True)), {}).setdefault(record.seed, record)
+    firsts = {key: next(iter(mine.values())) for key, mine in aligned.items()}
+    policies = {key: _policy(first) for key, first in firsts.items()}
+    names = _names([_policy(next(iter(mine.values())), warmup=True) for mine in starts.values()])
+    labels = dict(zip(starts, (f"warm-up ({name})" if name else "warm-up" for name in names), strict=True))
+    labels |= dict(zip(aligned, _names(list(policies.values()), "run"), strict=True))
     rows = {
-        RowSpec(key=label, label=label, warmup_only=at < len(starts)): mine
-        for at, (label, mine) in enumerate(zip(labels, groups, strict=True))
+        RowSpec(key=labels[key], label=labels[key], warmup_only=key in starts): mine
+        for key, mine in (starts | aligned).items()
     }
-    keys = dict(zip([*starts, *aligned], labels, strict=True))
+    rest = {key: _text({k: v for k, v in one.items() if not k.startswith(APART)}) for key, one in policies.items()}
     pairs = []
-    for same, first in zip(aligned, firsts, strict=True):
-        start = keys.get(_same(first, WARMUP_GROUPS))
-        rest = [group for group in first.config if group != "objective"]
-        controls = [
-            keys[key]
-            for key, other in zip(aligned, firsts, strict=True)
-            if other.choices.get("objective") in CONTROLS and key != same and _same(other, rest) == _same(first, rest)
-        ]
-        pairs += [[keys[same], other] for other in [start, *controls] if other is not None]
+    for key, first in firsts.items():
+        start = _text(_policy(first, warmup=True))
+        controls = [one for one in policies if policies[one].get("objective") in CONTROLS and rest[one] == rest[key]]
+        others = [start, *controls]
+        pairs += [[labels[key], labels[other]] for other in others if other in labels and other != key]
     paths = dict.fromkeys(
         path for row, mine in rows.items() for one in mine.values() for path in _shares(one.measured(row.warmup_only))
     )
-    preset = Preset(overrides=[], seeds=sorted({seed for mine in groups for seed in mine}), comparable=False)
-    spec = TableSpec(
-        title=title,
-        claim="",
-        columns=[_column(path) for path in paths],
-        rows=[RowEntry(key=label, label=label) for label in labels],
-        differences=pairs,
-        presets={"runs": preset},
-    ).model_copy(update={"name": "runs"})
-    return build(spec, spec.preset("runs"), rows, records[0].path.parent, store)
+    seeds = sorted({record.seed for record in records})
+    preset = Preset.model_construct(name="runs", overrides=[], seeds=seeds, comparable=False)
+    columns = [_column(path) for path in paths]
+    spec = TableSpec.model_construct(
+        name="runs", title=title, claim="", columns=columns, rows=[], differences=pairs, presets={"runs": preset}
+    )
+    return build(spec, preset, rows, store)
+
+
+APART = ("objective", "rounds")
 
 
 def _column(path: str) -> Column:
     label = path.removeprefix("bands.").removeprefix("errors.").replace("_", " ")
-    better: Literal["low", "high"] = "low" if path.startswith("errors.") else "high"
+    better: Any = "low" if path.startswith("errors.") else "high"
     return Column(key=path, label=label, metric={"": path}, scale=100, digits=1, better=better)
 
 
@@ -293,36 +220,30 @@ def settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _same(record: Record, groups: Iterable[str] | None = None) -> str:
-    """Text that is the same for records that differ in nothing but the seed, or in these groups in nothing."""
-    if groups is None:
-        return json.dumps([settings(record.config), record.choices, record.rounds], sort_keys=True)
-    choices = {group: record.choices.get(group) for group in groups}
-    config = {group: record.config.get(group) for group in groups}
-    if groups is WARMUP_GROUPS:
-        config = warmup_settings(record.config)
-    return json.dumps([settings(config), choices], sort_keys=True)
+def _policy(record: Record, warmup: bool = False) -> dict[str, Any]:
+    """What a policy, or the warm-up policy, follows from but for the seed: group -> choice, dotted key -> setting."""
+    choices = {group: record.choices.get(group) for group in (WARMUP_GROUPS if warmup else record.choices)}
+    values = settings(warmup_settings(record.config) if warmup else {**record.config, "rounds": record.rounds})
+    return choices | {key: value for key, value in values.items() if key not in config.IDENTITY}  # no empty groups
 
 
-def _names(records: Sequence[Record], groups: Sequence[str] = ()) -> list[str]:
-    """Names that tell records apart: the choices that vary, then the first settings that choices do not explain."""
-    choices = [{group: record.choices.get(group) for group in groups or record.choices} for record in records]
-    varying = [group for group in (choices[0] if choices else {}) if len({one.get(group) for one in choices}) > 1]
-    parts = [[str(one.get(group) or f"no {group}") for group in varying] for one in choices]
-    if not varying and not groups:
-        parts = [[str(one.get("objective", "run"))] for one in choices]
+def _text(policy: Mapping[str, Any]) -> str:
+    return json.dumps(policy, sort_keys=True)
+
+
+def _names(policies: Sequence[Mapping[str, Any]], default: str = "") -> list[str]:
+    """Names that tell policies apart: the choices that vary, then the first settings that choices do not explain."""
+    groups = [group for group in (policies[0] if policies else {}) if group in config.IDENTITY]
+    varying = [group for group in groups if len({one.get(group) for one in policies}) > 1]
+    parts = [[str(one.get(group) or f"no {group}") for group in varying] for one in policies]
+    parts = parts if varying else [[str(one.get("objective", default))] for one in policies]
     for name in {tuple(one) for one in parts}:
         alike = [at for at, one in enumerate(parts) if tuple(one) == name]
-        plain = [settings({g: records[at].config.get(g) for g in groups or records[at].config}) for at in alike]
-        plain = [one | ({} if groups else {"rounds": records[at].rounds}) for one, at in zip(plain, alike, strict=True)]
-        keys = [
-            key
-            for key in dict.fromkeys(key for one in plain for key in one)
-            if len({json.dumps(one.get(key), sort_keys=True) for one in plain}) > 1 and not key.endswith("_target_")
-        ]
-        for at, one in zip(alike, plain, strict=True):
-            parts[at] = [*parts[at], *(_setting(key, one[key]) for key in keys[:3] if key in one)]
-    joined = [" ".join(" + ".join(one).split()) for one in parts]
+        keys = dict.fromkeys(key for at in alike for key in policies[at] if not key.endswith("_target_"))
+        apart = [key for key in keys if len({json.dumps(policies[at].get(key), sort_keys=True) for at in alike}) > 1]
+        for at in alike:
+            parts[at] += [_setting(key, policies[at][key]) for key in apart[:3] if key in policies[at]]
+    joined = [" ".join(" + ".join(filter(None, one)).split()) for one in parts]
     return [name if joined.count(name) == 1 else f"{name} #{at}".strip() for at, name in enumerate(joined, 1)]
 
 

@@ -97,7 +97,7 @@ def page_of(form: Form, folder: Path | None) -> tuple[dict[str, Any], list[str]]
         subtitle = f"{page.plural(len(records), 'result row')} of {names}."
     study, warnings = study_of(made.rows, made.store), list(dict.fromkeys([*warnings, *made.warnings]))
     sources = [f"Source {at}: {footnote}" for footnote, at in render.sources(made).items()]
-    notes = page.folded("How to read these numbers", [("said", note) for note in (*made.notes, *sources)])
+    notes = page.folded("How to read these numbers", [("said", note) for note in (*render.notes(made), *sources)])
     said = [("warning", one) for one in warnings]
     sections = {"accuracy": [*said, *numbers.accuracy(made, study), *numbers.differences(made, study), notes]}
     values = {"title": title, "subtitle": subtitle, "head": {}, "sections": sections}
