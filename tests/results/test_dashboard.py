@@ -4,6 +4,7 @@ import itertools
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,9 +53,8 @@ def test_the_report_has_each_section_over_its_stages_and_no_panel_over_another(p
         boxes = [one["layout"] for one in grid["panelBankSectionConfig"]["panels"]]
         panels += len(boxes)
         assert all(0 <= box["x"] <= 24 - box["w"] for box in boxes), "the grid is 24 wide"
-        for a, b in itertools.combinations(boxes, 2):
-            beside = a["x"] + a["w"] <= b["x"] or b["x"] + b["w"] <= a["x"]
-            assert beside or a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"]
+        for two in itertools.combinations(boxes, 2):
+            assert any(a[at] + a[size] <= b[at] for a, b in (two, two[::-1]) for at, size in ("xw", "yh"))
         assert len({box["x"] for box in boxes}) == 24 // boxes[0]["w"], "rows are filled"
     assert stages == [["evaluate"], ["evaluate"], ["warmup", "align"], None]
     assert panels == len(PAGES["groups"]) + len(LABELS) + len(PAGES["curves"]) + len(PAGES["tables"]) + 1
@@ -76,10 +76,10 @@ def test_with_a_key_both_pages_are_saved_and_a_refusal_is_one_line(
     saved: list[Any] = []
 
     def save(page: Any) -> Any:
+        saved.append(page)
         if page.entity == "nobody":
             raise ValueError("no such entity")
-        saved.append(page)
-        return type("Saved", (), {"url": f"https://wandb.example.org/{len(saved)}"})
+        return SimpleNamespace(url=f"https://wandb.example.org/{len(saved)}")
 
     wr, ws = dashboard.packages()
     monkeypatch.setattr(ws.Workspace, "save", save)

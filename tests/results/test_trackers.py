@@ -6,9 +6,10 @@ import struct
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock, call
 
 import pytest
 import yaml
@@ -16,6 +17,7 @@ import yaml
 from tests.results.conftest import without_key
 from tests.run.test_pipeline import composed_here
 from ttpa.errors import ConfigError
+from ttpa.io import read_jsonl
 from ttpa.results.wandb import Wandb, flat, has_key, mode_of
 from ttpa.run import pipeline
 from ttpa.run.tracking import TRACKED, StageFacts, Tracking
@@ -27,24 +29,21 @@ TINY = (
     "recipe.warmup.steps=4", "recipe.align.steps=2", "recipe.max_new_tokens=8", "sampler.n=3",
     "pairs=released", "trainer.threads=1", "trainer.log_every_n_steps=1",
 )  # fmt: skip
-BLOCK, HEADER = 32768, 7
 
 
 def records(path: Path) -> Iterator[Any]:
     """The records of a `.wandb` file: protocol buffers in LevelDB's log format, after 7 bytes that name it."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    data = path.read_bytes()
+    data, block, header, at, whole = path.read_bytes(), 32768, 7, 7, b""
     assert data[:4] == b":W&B" and len(data) < 50e6
-    at, whole = HEADER, b""
-    while at + HEADER <= len(data):
-        room = BLOCK - at % BLOCK
-        if room < HEADER:
+    while at + header <= len(data):
+        if (room := block - at % block) < header:
             at += room
             continue
         _, length, kind = struct.unpack_from("<IHB", data, at)
-        whole += data[at + HEADER : at + HEADER + length]
-        at += HEADER + length
+        whole += data[at + header : at + header + length]
+        at += header + length
         if kind in (1, 4):  # whole, or the last part
             record = Record()
             record.ParseFromString(whole)
@@ -61,7 +60,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.folder = path.parent
-        kinds: dict[str, list[Any]] = defaultdict(list)
+        kinds = defaultdict[str, list[Any]](list)
         for record in records(path):
             kind = record.WhichOneof("record_type")
             kinds[kind].append(getattr(record, kind))
@@ -69,12 +68,16 @@ class Run:
         self.config = items(self.run.config.update)
         self.exits = [one.exit_code for one in kinds["exit"]]
         self.history = [items(one.item) for one in kinds["history"]]
+        self.steps = [row["trainer/global_step"] for row in self.history if "loss" in row]
         self.artifacts = [one for one in kinds["artifact"] if one.type != "run_table"]  # wandb's own, one a table
         self.summary = {key: value for one in kinds["summary"] for key, value in items(one.update).items()}
 
-    def table(self, name: str) -> dict[str, Any]:
+    def table(self, name: str) -> list[list[Any]]:
         (path,) = [row[f"{name}/path"] for row in self.history if f"{name}/path" in row]
-        return json.loads((self.folder / "files" / path).read_text())
+        return json.loads((self.folder / "files" / path).read_text())["data"]
+
+
+Runs, Folders = dict[str, Run], dict[str, Path]
 
 
 def runs_below(folder: Path) -> dict[str, Run]:
@@ -103,27 +106,33 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def stages(folder: Path) -> dict[str, Path]:
-    return {path.parent.name: path.parent for path in folder.glob("store/*/done.json")}
+@pytest.fixture(scope="module")
+def runs(swept: Path) -> Runs:
+    return runs_below(swept / "runs")
 
 
-def test_every_trained_explored_or_evaluated_stage_is_one_run(swept: Path) -> None:
-    runs = runs_below(swept / "runs")
-    assert set(runs) == {name for name in stages(swept) if name.rsplit("-", 1)[0] in TRACKED}
+@pytest.fixture(scope="module")
+def stages(swept: Path) -> Folders:
+    return {path.parent.name: path.parent for path in swept.glob("store/*/done.json")}
+
+
+def kind(name: str) -> str:
+    return name.rsplit("-", 1)[0]
+
+
+def test_every_trained_explored_or_evaluated_stage_is_one_run(swept: Path, runs: Runs, stages: Folders) -> None:
+    assert set(runs) == {name for name in stages if kind(name) in TRACKED}
     assert len(runs) == 6, "warm-up and exploration are shared; align and evaluation are each cell's"
     for key, one in runs.items():
-        assert one.run.job_type == key.rsplit("-", 1)[0]
-        assert (one.run.run_group, one.run.project, one.exits) == ("ttpa", "ttpa", [0])
+        assert (one.run.job_type, one.run.run_group, one.run.project, one.exits) == (kind(key), "ttpa", "ttpa", [0])
         assert one.run.display_name.endswith(", ttpa, seed 0")
-        steps = [row["trainer/global_step"] for row in one.history if "loss" in row]
-        assert len(steps) == {"warmup": 4, "align": 2}.get(one.run.job_type, 0) and steps == sorted(set(steps))
+        assert len(one.steps) == {"warmup": 4, "align": 2}.get(kind(key), 0) and one.steps == sorted(set(one.steps))
     before = sorted((swept / "runs" / "wandb").iterdir())
     sweep(swept)
     assert sorted((swept / "runs" / "wandb").iterdir()) == before, "the same command again opens no run"
 
 
-def test_tags_and_configuration_are_those_that_decided_the_stage(swept: Path) -> None:
-    runs = runs_below(swept / "runs")
+def test_tags_and_configuration_are_those_that_decided_the_stage(runs: Runs, stages: Folders) -> None:
     (warmup,) = [one for one in runs.values() if one.run.job_type == "warmup"]
     assert set(warmup.run.tags) == {"experiment=ttpa", "data=reversed", "model=tiny", "recipe=tiny", "warmup=plain"}
     aligned = [one for one in runs.values() if one.run.job_type == "align"]
@@ -131,52 +140,44 @@ def test_tags_and_configuration_are_those_that_decided_the_stage(swept: Path) ->
     for one in aligned:
         assert {"sampler=tps", "scorer=esm", "pairs=released", "select=all"} < set(one.run.tags)
         assert f"objective={one.config['objective_option']}" in one.run.tags
-        kept = yaml.safe_load((stages(swept)[one.run.run_id] / "config.yaml").read_text())["config"]
+        kept = yaml.safe_load((stages[one.run.run_id] / "config.yaml").read_text())["config"]
         assert one.config["objective"] == kept["objective"] and one.config["seed"] == 0
         assert not any(tag.startswith("eval=") for tag in one.run.tags) and "eval" not in one.config
 
 
-def test_pairs_errors_and_answers_are_tables(swept: Path) -> None:
-    for key, one in runs_below(swept / "runs").items():
-        stage, folder = key.rsplit("-", 1)[0], stages(swept)[key]
-        metrics = json.loads((folder / "metrics.json").read_text())
+def test_pairs_errors_and_answers_are_tables(runs: Runs, stages: Folders) -> None:
+    for key, one in runs.items():
+        metrics = json.loads((stages[key] / "metrics.json").read_text())
         assert one.summary["stage"] == key
-        if stage == "explore":
-            table = one.table("tables/pairs")
-            pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
-            assert [row[3] for row in table["data"]] == [pair["chosen"]["text"] for pair in pairs]
-        if stage == "evaluate":
+        if kind(key) == "explore":
+            pairs = list(read_jsonl(stages[key] / "pairs.jsonl"))
+            parts = ("chosen", "text"), ("rejected", "text"), ("chosen_score", "value"), ("rejected_score", "value")
+            columns = [[pair[part][value] for pair in pairs] for part, value in parts]
+            assert list(map(list, zip(*one.table("tables/pairs"), strict=True)))[3:] == columns
+        if kind(key) == "evaluate":
             assert one.summary["accuracy/value"] == metrics["accuracy"]["value"]
-            shares = {row[0]: row[1] for row in one.table("tables/six_errors")["data"]}
+            shares = {row[0]: row[1] for row in one.table("tables/six_errors")}
             assert shares == {label: found["value"] for label, found in metrics["errors"].items()} and len(shares) == 7
-            written = (folder / "rows.jsonl").read_text().splitlines()
-            assert {row[0] for row in one.table("tables/answers")["data"]} == {json.loads(r)["id"] for r in written}
+            written = {row["id"] for row in read_jsonl(stages[key] / "rows.jsonl")}
+            assert {row[0] for row in one.table("tables/answers")} == written
 
 
-def test_policies_and_pairs_are_artifacts_with_what_they_were_made_from(swept: Path) -> None:
-    runs = runs_below(swept / "runs")
+def test_policies_and_pairs_are_artifacts_with_their_inputs(runs: Runs, stages: Folders) -> None:
     logged = {a.name: (a.type, a.digest) for one in runs.values() for a in one.artifacts if not a.use_after_commit}
     assert set(logged) == {key for key in runs if not key.startswith("evaluate")}
     assert {kind for kind, _ in logged.values()} == {"policy", "pairs"}
     for key, one in runs.items():
         used = {a.name: (a.type, a.digest) for a in one.artifacts if a.use_after_commit}
-        made = json.loads((stages(swept)[key] / "provenance.json").read_text())["inputs"]
+        made = json.loads((stages[key] / "provenance.json").read_text())["inputs"]
         assert {name.rsplit("-", 1)[1] for name in used} == {fp for role, fp in made.items() if role != "data"}
         assert all(logged[name] == contents for name, contents in used.items()), "the very same contents"
 
 
-class Silent:
-    def __getattr__(self, _: str) -> Any:
-        return lambda *_: None
-
-
 def run_here(*overrides: str) -> pipeline.Outcome:
-    return pipeline.run(composed_here(*overrides, base=TINY), Silent())  # type: ignore[arg-type]
+    return pipeline.run(composed_here(*overrides, base=TINY), MagicMock())
 
 
-def test_a_run_ends_as_failed_when_training_fails_and_the_next_one_is_another(
-    alone: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_ends_as_failed_and_the_next_one_is_another(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 
     step = SFTModule.training_step
@@ -191,12 +192,13 @@ def test_a_run_ends_as_failed_when_training_fails_and_the_next_one_is_another(
         run_here("logger=wandb", "until=warmup")
     assert wandb.run is None
     (failed,) = runs_below(alone / "runs").values()
-    assert failed.exits == [1] and len([row for row in failed.history if "loss" in row]) == 1
+    assert failed.exits == [1] and len(failed.steps) == 1
     monkeypatch.setattr(SFTModule, "training_step", step)
-    run_here("logger=wandb", "until=warmup", "seed=1", "paths.runs=again")
+    run_here("logger=wandb", "until=warmup", "seed=1", "paths.runs=again", "logger.max_artifact_mb=0.001")
     (other,) = runs_below(alone / "again").values()
-    assert other.exits == [0] and other.run.run_id != failed.run.run_id
-    assert len([row for row in other.history if "loss" in row]) == 4
+    assert other.exits == [0] and other.run.run_id != failed.run.run_id and len(other.steps) == 4
+    large = other.summary[f"not_uploaded/{other.run.run_id}"]
+    assert other.artifacts == [] and large.endswith("/policy"), "a large artifact is named and not uploaded"
     assert "WANDB_MODE" not in os.environ, "the mode of one run must not decide the next one's"
 
 
@@ -208,59 +210,31 @@ def test_other_loggers_keep_the_curves_in_the_stage(option: str, pattern: str, a
     assert b"loss" in text and b"grad_norm" in text
 
 
-def test_large_artifacts_are_named_and_not_uploaded(alone: Path) -> None:
-    run_here("logger=wandb", "until=warmup", "logger.max_artifact_mb=0.001", "seed=2")
-    (one,) = runs_below(alone / "runs").values()
-    assert one.artifacts == [] and one.summary[f"not_uploaded/{one.run.run_id}"].endswith("/policy")
-
-
 def facts(stage: str = "align") -> StageFacts:
     name = f"{stage}-0123456789ab"
     return StageFacts(id=name, stage=stage, name=stage, run="demo", choices={}, config={}, inputs={})
 
 
-class Fake:
-    """A tracker that notes what it is told, and fails where it should."""
-
-    lightning = "curves"
-
-    def __init__(self, log: list[str], fails: str = "") -> None:
-        self.log, self.fails = log, fails
-        self.note("open")
-
-    def note(self, what: str) -> None:
-        self.log.append(what)
-        if what.startswith(self.fails or "-"):
-            raise OSError("no network")
-
-    def publish(self, folder: Path, metrics: Mapping[str, Any]) -> None:
-        self.note(f"publish {folder.name}")
-
-    def close(self, failed: bool) -> None:
-        self.note(f"close {failed}")
-
-
 @pytest.mark.parametrize(("stage", "fails"), [("align", ""), ("align", "publish"), ("align", "close"), ("data", "")])
 def test_a_tracker_is_opened_told_and_closed_and_its_failures_cost_nothing(stage: str, fails: str) -> None:
-    seen: list[str] = []
-    shown: list[str] = []
-    tracking = Tracking(None, lambda _: Fake(seen, fails))
+    tracker, shown = MagicMock(lightning="curves"), list[str]()
+    if fails:
+        getattr(tracker, fails).side_effect = OSError("no network")
+    tracking = Tracking(None, lambda _: tracker)
     tracking.begin(facts(stage), Path())
     assert tracking.logger == ("curves" if stage == "align" else False)
     tracking.publish(Path(stage), {}, shown.append)
     tracking.end(failed=False)
     tracking.end(failed=False)
-    assert seen == (["open", "publish align", "close False"] if stage == "align" else []) and tracking.logger is False
+    assert tracker.method_calls == ([call.publish(Path("align"), {}), call.close(False)] if stage == "align" else [])
+    assert tracking.logger is False
     assert shown == ["logger: align was not published: OSError: no network"] * (fails == "publish")
 
 
 def test_a_run_that_cannot_be_opened_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 
-    def refuse(**_: Any) -> None:
-        raise wandb.errors.AuthenticationError("API key is wrong")
-
-    monkeypatch.setattr(wandb, "init", refuse)
+    monkeypatch.setattr(wandb, "init", MagicMock(side_effect=wandb.errors.AuthenticationError("API key is wrong")))
     (tmp_path / "file").touch()
     usual = {"project": "p", "entity": None, "offline": False, "table_rows": 1, "max_artifact_mb": 1.0}
     with pytest.raises(ConfigError, match="align-0123456789ab in project p: API key is wrong. .*logger=csv"):
@@ -270,21 +244,13 @@ def test_a_run_that_cannot_be_opened_is_told_in_one_line(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("wandb", "table_rows=-1"), "table_rows=-1: "),
-        (("wandb", "max_artifact_mb=nan"), "max_artifact_mb=nan: "),
-        (("wandb", "offline=maybe"), "offline='maybe': "),
-        (("wandb", "project=null"), "project=None: "),
-        (("csv", "save_dir=5"), "save_dir=5: must be a folder"),
-    ],
+    ("words", "said"), [("wandb table_rows=-1", "table_rows=-1: "), ("csv save_dir=5", "save_dir=5: must be a folder")]
 )
-def test_a_value_that_a_logger_cannot_have_stops_the_run_before_any_stage(
-    words: tuple[str, str], said: str, alone: Path
-) -> None:
-    with pytest.raises(ConfigError) as caught:
-        run_here(f"logger={words[0]}", f"logger.{words[1]}")
-    assert said in str(caught.value) and not list(alone.iterdir())
+def test_a_value_that_a_logger_cannot_have_stops_the_run(words: str, said: str, alone: Path) -> None:
+    option, value = words.split()
+    with pytest.raises(ConfigError, match=said):
+        run_here(f"logger={option}", f"logger.{value}")
+    assert not list(alone.iterdir()), "before any stage"
 
 
 def test_a_key_decides_whether_runs_are_uploaded(alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:

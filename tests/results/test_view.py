@@ -14,11 +14,6 @@ from ttpa.run.pipeline import Branch, Outcome
 from ttpa.run.store import StageResult
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 def shares(value: float) -> dict[str, Any]:
     return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 4}
 
@@ -70,7 +65,8 @@ def test_a_terminal_shows_states_and_time_left(monkeypatch: pytest.MonkeyPatch, 
     """3 of 10 done when this process begins and 5 after 10 seconds: the other 5 take 25."""
     now = [100.0]
     monkeypatch.setattr("ttpa.results.view.time.monotonic", lambda: now[0])
-    view = ScreenView(Terminal(), "x")
+    monkeypatch.setattr(screen := io.StringIO(), "isatty", lambda: True)
+    view = ScreenView(screen, "x")
     view.expect(["warm-up", "explore"])
     view.begin("warm-up")
     view.progress("warm-up", 3, 10, 0.0, "")
@@ -78,6 +74,6 @@ def test_a_terminal_shows_states_and_time_left(monkeypatch: pytest.MonkeyPatch, 
     now[0] += 10
     view.progress("warm-up", 5, 10, 1234.5, "loss 1")
     view.console.print(view._stages())
-    shown = view.console.file.getvalue()  # type: ignore[attr-defined]
+    shown = screen.getvalue()
     assert "running" in shown and "0:10" in shown and "waiting" in shown
     assert "5/10, 1,234 tokens/s, 0:25 left, loss 1" in " ".join(shown.split())

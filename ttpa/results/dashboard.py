@@ -1,7 +1,7 @@
 """`ttpa dashboard NAME`: the W&B workspace and report of a sweep, as code.
 
-Both filter by the run's name and group by the options that `logger=wandb` notes, so that every sweep gets the same
-pages without a click. Nothing here asks the server for numbers: the pages do, when they are opened.
+Both filter by the run's name and group by the options that `logger=wandb` notes. Nothing here asks the server for
+numbers: the pages do, when they are opened.
 """
 
 import json
@@ -37,9 +37,9 @@ server and their addresses are printed; without one, or with out=FILE, they are 
 
 @dataclass(frozen=True, kw_only=True)
 class DashboardKeys:
-    """The words of the command; `target` is the `name=` of a run."""
+    """The words of the command."""
 
-    target: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    target: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # the `name=` of a run
     entity: str = ""
     project: str = "ttpa"
     out: Path | None = None
@@ -63,14 +63,13 @@ def panels(wr: Any) -> dict[str, list[Any]]:
         mean = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
         return wr.BarPlot(title=title, metrics=[metric], groupby=wr.Config(option_key(group)), **mean, **more)
 
-    errors = {label: f"Share of answers with {label.replace('_', ' ')}" for label in LABELS}
-    accuracy = "exact-call accuracy"
+    curves = PAGES["curves"].items()
+    errors = {f"errors/{label}/value": f"Share of answers with {label.replace('_', ' ')}" for label in LABELS}
+    accuracy = [bars(f"Accuracy by {one}", ACCURACY, one, title_x="exact-call accuracy") for one in PAGES["groups"]]
     return {
-        "Accuracy by option": [bars(f"Accuracy by {one}", ACCURACY, one, title_x=accuracy) for one in PAGES["groups"]],
-        "Six errors": [bars(title, f"errors/{label}/value", "objective") for label, title in errors.items()],
-        "Training curves": [
-            wr.LinePlot(title=title, x="Step", y=[key], title_x="step") for key, title in PAGES["curves"].items()
-        ],
+        "Accuracy by option": accuracy,
+        "Six errors": [bars(title, metric, "objective") for metric, title in errors.items()],
+        "Training curves": [wr.LinePlot(title=title, x="Step", y=[key], title_x="step") for key, title in curves],
         "Runs": [
             wr.RunComparer(diff_only="split"),
             *(wr.WeavePanelSummaryTable(table_name=name) for name in PAGES["tables"]),
@@ -81,18 +80,15 @@ def panels(wr: Any) -> dict[str, list[Any]]:
 def workspace(wr: Any, ws: Any, keys: DashboardKeys) -> Any:
     """The workspace: all stages of the sweep, its table of runs on the left with options and accuracy in front."""
     columns = [f"config:{option_key(group)}.value" for group in PAGES["groups"]]
-    return ws.Workspace(
-        entity=keys.entity,
-        project=keys.project,
-        name=f"{keys.target} ablation",
-        sections=[ws.Section(name=name, panels=some, is_open=name != "Runs") for name, some in panels(wr).items()],
-        runset_settings=ws.RunsetSettings(
-            filters=f"Metric('Group') == '{keys.target}'",
-            groupby=[ws.Metric("JobType")],
-            order=[ws.Ordering(ws.Summary(ACCURACY), ascending=False)],
-            pinned_columns=["run:displayName", f"summary:{ACCURACY}", *columns, "config:seed.value"],
-        ),
+    runs = ws.RunsetSettings(
+        filters=f"Metric('Group') == '{keys.target}'",
+        groupby=[ws.Metric("JobType")],
+        order=[ws.Ordering(ws.Summary(ACCURACY), ascending=False)],
+        pinned_columns=["run:displayName", f"summary:{ACCURACY}", *columns, "config:seed.value"],
     )
+    sections = [ws.Section(name=name, panels=some, is_open=name != "Runs") for name, some in panels(wr).items()]
+    names = {"entity": keys.entity, "project": keys.project, "name": f"{keys.target} ablation"}
+    return ws.Workspace(**names, sections=sections, runset_settings=runs)
 
 
 def report(wr: Any, keys: DashboardKeys, *, online: bool) -> Any:
@@ -102,20 +98,14 @@ def report(wr: Any, keys: DashboardKeys, *, online: bool) -> Any:
     source = {"entity": keys.entity, "project": keys.project} if online else {}
     for section, some in panels(wr).items():
         stages = PAGES["stages"][section]
-        filters = f"Metric('Group') == '{keys.target}'" + (f" and Metric('JobType') in {stages}" if stages else "")
-        width = 12 if section == "Accuracy by option" else 8  # the grid is 24 wide
-        for panel in some:
-            panel.layout = wr.Layout(w=width, h=8)  # the package moves panels that would lie on one another
+        filters = f"Metric('Group') == '{keys.target}'" + f" and Metric('JobType') in {stages}" * bool(stages)
+        for panel in some:  # the grid is 24 wide; the package moves panels that would lie on one another
+            panel.layout = wr.Layout(w=12 if section == "Accuracy by option" else 8, h=8)
         runset = wr.Runset(name=f"{keys.target}: {', '.join(stages) or 'all stages'}", filters=filters, **source)
         blocks += [wr.H2(section), wr.P(PAGES["texts"][section]), wr.PanelGrid(runsets=[runset], panels=some)]
-    return wr.Report(
-        entity=keys.entity,
-        project=keys.project,
-        title=f"{keys.target}: ablation",
-        description="One run a stage, grouped by the options that decided it. Made by `ttpa dashboard`.",
-        blocks=blocks,
-        width="fluid",
-    )
+    about = "One run a stage, grouped by the options that decided it. Made by `ttpa dashboard`."
+    names = {"entity": keys.entity, "project": keys.project, "title": f"{keys.target}: ablation"}
+    return wr.Report(**names, description=about, blocks=blocks, width="fluid")
 
 
 def main(words: Sequence[str]) -> int:
@@ -123,7 +113,15 @@ def main(words: Sequence[str]) -> int:
     keys = arguments(words, DashboardKeys, "dashboard")
     wr, ws = packages()
     if has_key() and not keys.out:
-        _save(wr, ws, keys)
+        import wandb_workspaces.reports.v2.interface as interface
+
+        try:
+            if not keys.entity:
+                keys = replace(keys, entity=interface._get_api().default_entity)
+            print(workspace(wr, ws, keys).save().url, report(wr, keys, online=True).save().url, sep="\n")
+        except Exception as error:
+            refused = f"W&B refused the pages of project {keys.entity}/{keys.project}: {error}"
+            raise TtpaError(f"{refused}. Check entity=, project= and the key, or write them with out=FILE.") from None
         return 0
     whole: dict[str, Any] = {"name": keys.target, "entity": keys.entity, "project": keys.project}
     for name, page in {"workspace": workspace(wr, ws, keys), "report": report(wr, keys, online=False)}.items():
@@ -136,15 +134,3 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError.at("out", path, f"cannot be written ({error.strerror})", "Give a file in a folder") from None
     print(path)
     return 0
-
-
-def _save(wr: Any, ws: Any, keys: DashboardKeys) -> None:
-    import wandb_workspaces.reports.v2.interface as interface
-
-    try:
-        if not keys.entity:
-            keys = replace(keys, entity=interface._get_api().default_entity)
-        print(workspace(wr, ws, keys).save().url, report(wr, keys, online=True).save().url, sep="\n")
-    except Exception as error:
-        refused = f"W&B refused the pages of project {keys.entity}/{keys.project}: {error}"
-        raise TtpaError(f"{refused}. Check entity=, project= and the key, or write them with out=FILE.") from None

@@ -1,18 +1,14 @@
 """What a person sees of a run: the stages with live progress in a terminal, one line an event elsewhere, tables at the
-end.
-
-The tables carry the controls of the run, so that no gain is shown without what plain fine-tuning gives.
+end. These carry the controls of the run, so that no gain is shown without what plain fine-tuning gives.
 """
-
-from __future__ import annotations
 
 import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import IO
+from functools import partial, reduce
+from typing import IO, Any, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -26,8 +22,8 @@ from ttpa.run.store import StageResult
 log = logging.getLogger("ttpa")
 
 EVERY_S = 10.0  # between progress lines where the screen cannot be redrawn
-Policies = Mapping[str, tuple[StageResult, StageResult]]
-"""Name -> the stage that made the policy, and its evaluation."""
+Policies = Mapping[str, tuple[StageResult, StageResult]]  # name -> the stage that made the policy, its evaluation
+_brief = partial(share_text, digits=3, interval=False)
 COLOURS = {"waiting": "none", "running": "yellow", "done": "green", "cached": "cyan"}
 
 
@@ -53,14 +49,11 @@ class ScreenView:
     def __init__(self, stream: IO[str] = sys.stdout, title: str = "run") -> None:
         # A file has no width of its own; the tables need about 120 columns.
         self.console = Console(file=stream, highlight=False, width=None if stream.isatty() else 120)
-        self.title = title
-        self.lines: dict[str, StageLine] = {}
-        self.live: Live | None = None
-        if stream.isatty():
-            self.live = Live(console=self.console, refresh_per_second=4, get_renderable=self._stages)
-        self.printed = 0.0
+        self.title, self.printed, self.lines = title, 0.0, dict[str, StageLine]()
+        live = partial(Live, console=self.console, refresh_per_second=4, get_renderable=self._stages)
+        self.live = live() if stream.isatty() else None
 
-    def __enter__(self) -> ScreenView:
+    def __enter__(self) -> Self:
         if self.live:
             self.live.start()
         return self
@@ -78,12 +71,11 @@ class ScreenView:
 
     def progress(self, label: str, done: int, total: int, tokens_per_s: float, note: str) -> None:
         line, now = self.lines[label], time.monotonic()
-        line.paced = line.paced or (now, done)
-        since, before = line.paced
+        since, before = line.paced = line.paced or (now, done)
         count = f"{done}/{total}" if total else ""
         speed = f"{tokens_per_s:,.0f} tokens/s" if tokens_per_s else ""
         left = f"{clock((now - since) / (done - before) * (total - done))} left" if total and done > before else ""
-        line.note = ", ".join(part for part in (count, speed, left, note) if part)
+        line.note = ", ".join(filter(None, (count, speed, left, note)))
         if now - self.printed > EVERY_S:
             self.printed = now
             self._say(f"{label}: {line.note}")
@@ -91,10 +83,9 @@ class ScreenView:
     def end(self, label: str, result: StageResult) -> None:
         if label in self.lines and self.lines[label].state in ("done", "cached"):
             return  # a control came by a stage that the run itself has shown
-        note = f"{result.name}-{result.fingerprint}{glance(result)}"
-        line = StageLine("cached" if result.cached else "done", seconds=result.seconds, note=note)
-        self.lines[label] = line
-        self._say(f"{label}: {line.state}, {clock(line.seconds)}, {line.note}")
+        note, state = f"{result.name}-{result.fingerprint}{glance(result)}", "cached" if result.cached else "done"
+        self.lines[label] = StageLine(state, seconds=result.seconds, note=note)
+        self._say(f"{label}: {state}, {clock(result.seconds)}, {note}")
 
     def note(self, message: str) -> None:
         self.console.print(message, markup=False)
@@ -105,9 +96,9 @@ class ScreenView:
             self.console.print(text, markup=False, soft_wrap=True)
 
     def _stages(self) -> Table:
-        table = Table(title=f"ttpa {self.title}", title_justify="left", box=None, pad_edge=False)
-        for name in ("stage", "state", "time", ""):
-            table.add_column(name, justify="right" if name == "time" else "left")
+        table = Table("stage", "state", title=f"ttpa {self.title}", title_justify="left", box=None, pad_edge=False)
+        table.add_column("time", justify="right")
+        table.add_column()
         for label, line in self.lines.items():
             spent = clock(time.monotonic() - line.began if line.state == "running" else line.seconds)
             state = f"[{COLOURS[line.state]}]{line.state}[/]"
@@ -115,23 +106,26 @@ class ScreenView:
         return table
 
     def summary(self, outcome: Outcome, run_folder: str) -> None:
-        """The tables of a run."""
+        """The tables of a run, the warm-up first if it was evaluated, and the differences to the run's objective."""
         if outcome.branches and "evaluation" in outcome.branches[0].stages:
-            found = policies(outcome)
-            for title, columns, rows in tables(outcome, found):
+            shared = outcome.shared
+            found = {"warm-up": (shared["warmup"], shared["baseline"])} if "baseline" in shared else {}
+            for cell in outcome.branches:
+                last = [stage for role, stage in cell.stages.items() if role.startswith("align")][-1]
+                found[cell.objective] = (last, cell.stages["evaluation"])
+            explored = [stage for role, stage in outcome.branches[0].stages.items() if role.startswith("explore")]
+            for title, columns, rows in tables(found, explored):
                 table = Table(box=None, pad_edge=False)
                 for at, name in enumerate(columns):
-                    left = at == 0 or name == "all"
-                    table.add_column(name, justify="left" if left else "right", no_wrap=at > 0)
+                    table.add_column(name, justify="left" if at == 0 or name == "all" else "right", no_wrap=at > 0)
                 for row in rows:
                     table.add_row(*row)
                 if rows:
                     self.console.print("", title, table, sep="\n", markup=False)
             for text in differences(outcome.branches[0].objective, found):
                 self.console.print(text, markup=False)
-        built = "nothing built: all from the store"
-        if outcome.built:
-            built = f"{len(outcome.built)} stages built ({', '.join(outcome.built)})"
+        names = f"{len(outcome.built)} stages built ({', '.join(outcome.built)})"
+        built = names if outcome.built else "nothing built: all from the store"
         self.console.print(f"\n{built}\nresolved configuration and log: {run_folder}", markup=False, soft_wrap=True)
 
 
@@ -154,52 +148,38 @@ def glance(result: StageResult) -> str:
     return f", {metrics['too_long']} samples too long, left out" if metrics.get("too_long") else ""
 
 
-def policies(outcome: Outcome) -> Policies:
-    """The warm-up first, if it was evaluated."""
-    rows = {"warm-up": (outcome.shared["warmup"], outcome.shared["baseline"])} if "baseline" in outcome.shared else {}
-    for cell in outcome.branches:
-        last = [stage for role, stage in cell.stages.items() if role.startswith("align")][-1]
-        rows[cell.objective] = (last, cell.stages["evaluation"])
-    return rows
-
-
-_brief = partial(share_text, digits=3, interval=False)
-
-
-def tables(outcome: Outcome, found: Policies) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+def tables(found: Policies, explored: Sequence[StageResult]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """Title, columns and rows of accuracy by band with costs, of accuracy by category, and of the errors."""
-    stages, each = outcome.branches[0].stages, {name: evaluation.metrics for name, (_, evaluation) in found.items()}
+    each = {name: evaluation.metrics for name, (_, evaluation) in found.items()}
     first = next(iter(each.values()))
-
-    rows = []
-    unseen = ["unseen tool"] if first["unseen_tool"] else []
+    unseen, rows = ["unseen tool"] if first["unseen_tool"] else [], []
     columns = ["policy", "all", *first["bands"], *unseen, "seconds", "tokens"]
-    for name, (stage, evaluation) in found.items():
-        metrics, tokens = evaluation.metrics, stage.metrics.get("tokens")
+    for (name, metrics), (stage, _) in zip(each.items(), found.values(), strict=True):
         shares = [metrics["bands"].get(band) for band in first["bands"]] + [metrics["unseen_tool"] for _ in unseen]
+        tokens = stage.metrics.get("tokens")
         costs = (f"{stage.seconds:.0f}", f"{tokens:,}" if tokens else "-")
         rows.append([name, share_text(metrics["accuracy"], 3), *map(_brief, shares), *costs])
-    for stage in (stage for role, stage in stages.items() if role.startswith("explore")):
-        blank = [""] * (len(columns) - 3)
-        rows.append(["(exploration)", *blank, f"{stage.seconds:.0f}", f"{stage.metrics['tokens']:,}"])
+    blank = [""] * (len(columns) - 3)
+    rows += [["(exploration)", *blank, f"{one.seconds:.0f}", f"{one.metrics['tokens']:,}"] for one in explored]
     split = f"{first['split']} split ({first['accuracy']['n']} samples)"
     yield f"Exact-call accuracy, {split}, 95 % interval", columns, rows
 
-    rows = []
-    for category in first.get("categories", ()):
-        rows.append([category, *(share_text(one["categories"][category], 3) for one in each.values())])
+    def row(title: str, *path: str, interval: bool = False) -> list[str]:
+        shares: Any = (reduce(lambda value, key: value[key], path, one) for one in each.values())
+        return [title, *(share_text(one, 3, interval=interval) for one in shares)]
+
+    rows = [row(name, "categories", name, interval=True) for name in first.get("categories", ())]
     if "bounds" in first:  # of a benchmark that cannot tell about every answer
-        rows.append(["share that can be judged", *(_brief(one["decidable"]) for one in each.values())])
-        for bound, about in (("low", "the rest wrong"), ("high", "the rest right")):
-            rows.append([f"all answers, {about}", *(_brief(one["bounds"][bound]) for one in each.values())])
+        rows.append(row("share that can be judged", "decidable"))
+        rows.append(row("all answers, the rest wrong", "bounds", "low"))
+        rows.append(row("all answers, the rest right", "bounds", "high"))
     for version, totals in first.get("totals", {}).items():
         for name, total in totals.items():
             covered = "" if total["covered"] == 1 else f", {total['covered']:.0%} covered"
             title = f"{version}{'  ' * total['depth']} {name.replace('_', ' ')}{covered}"
-            rows.append([title, *(_brief(one["totals"][version][name]) for one in each.values())])
+            rows.append(row(title, "totals", version, name))
     yield "Accuracy by category, 95 % interval", ["category", *found], rows
-
-    rows = [[name, *(_brief(metrics["errors"][label]) for label in LABELS)] for name, metrics in each.items()]
+    rows = [[name, *(_brief(one["errors"][label]) for label in LABELS)] for name, one in each.items()]
     yield "Share of answers with each error", ["policy", *(label.replace("_", " ") for label in LABELS)], rows
 
 

@@ -1,16 +1,11 @@
-"""`logger=wandb`: one Weights & Biases run a stage that is trained, explored or evaluated.
-
-The run's id is the stage's `<stage>-<fingerprint>`: a stage that goes on after a kill goes on with its curve. Runs are
-grouped by `name=`, typed by stage, tagged `group=option`. At the end come the summary, tables and artifacts, with the
-inputs they were made from. Without a key the run is written to a folder that `wandb sync` uploads later.
+"""`logger=wandb`: one Weights & Biases run a stage that is trained, explored or evaluated. Its id is the stage's name:
+after a kill it goes on with its curve. At the end come summary, tables and artifacts, with the inputs they were made
+from. Without a key the run is written to a folder that `wandb sync` uploads later.
 """
 
-from __future__ import annotations
-
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import islice
-from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,10 +14,10 @@ from pydantic import Field
 from ttpa.errors import ConfigError
 from ttpa.io import read_jsonl
 from ttpa.options import Index, NonNegative, option
+from ttpa.records import Pair
 from ttpa.run.tracking import StageFacts, log, option_key
 
-ARTIFACTS = {"warmup": ("policy", "policy"), "align": ("policy", "policy"), "explore": ("pairs.jsonl", "pairs")}
-"""Stage -> what of its folder is an artifact, and of which type."""
+ARTIFACTS = {"warmup": "policy", "align": "policy", "explore": "pairs.jsonl"}  # stage -> what of its folder
 
 
 def has_key() -> bool:
@@ -42,7 +37,7 @@ def mode_of(offline: bool | None) -> str | None:
 
 @option
 class Wandb:
-    """Follows the stages of a run; `conf/logger/wandb.yaml` says what each value means."""
+    """Follows the stages of a run."""
 
     save_dir: str
     project: Annotated[str, Field(min_length=1)]
@@ -51,7 +46,7 @@ class Wandb:
     table_rows: Index
     max_artifact_mb: NonNegative
 
-    def follow(self, facts: StageFacts) -> WandbRun:
+    def follow(self, facts: StageFacts) -> "WandbRun":
         """Opens the run of a stage, in the first process only. A ConfigError says why there is none."""
         import wandb
         from pytorch_lightning.loggers import WandbLogger
@@ -64,25 +59,18 @@ class Wandb:
             problem = f"cannot be made a folder ({error.strerror})"
             raise ConfigError.at("logger.save_dir", self.save_dir, problem, "Give another folder") from None
         logger = WandbLogger(
-            project=self.project,
-            entity=self.entity,
-            save_dir=str(folder),
-            id=facts.id,
-            name=facts.name,
-            group=facts.run,
-            job_type=facts.stage,
-            tags=[f"{group}={name}" for group, name in facts.choices.items()],
+            project=self.project, entity=self.entity, save_dir=str(folder), id=facts.id, name=facts.name,
+            group=facts.run, job_type=facts.stage, tags=[f"{group}={name}" for group, name in facts.choices.items()],
             config={**facts.config, **{option_key(group): name for group, name in facts.choices.items()}},
             mode=mode_of(self.offline),  # Lightning's own `offline` sets WANDB_MODE for every later job of this process
             settings={"silent": True, "console": "off", "symlink": False},  # the screen belongs to the view
-        )
+        )  # fmt: skip
         logger._wandb_init.pop("anonymous", None)  # Lightning passes it on; wandb would warn on the screen
-        if getattr(rank_zero_only, "rank", 0):
-            return WandbRun(self, facts, logger, None)
         try:
-            if wandb.run is not None:  # left open by somebody else: Lightning would log into it
+            first = not getattr(rank_zero_only, "rank", 0)
+            if first and wandb.run is not None:  # left open by somebody else: Lightning would log into it
                 wandb.run.finish()
-            return WandbRun(self, facts, logger, logger.experiment)
+            return WandbRun(self, facts, logger, logger.experiment if first else None)
         except Exception as error:
             remedy = "Check the key and logger.entity, or use logger.offline=true or logger=csv"
             why = " ".join(str(error).split())  # pydantic's take several lines
@@ -101,7 +89,7 @@ class WandbRun:
             return
         self.run.summary.update({"stage": self.facts.id, **dict(flat(metrics))})
         for key, columns, rows in tables(self.facts.stage, folder, metrics, self.options.table_rows):
-            self.lightning.log_table(key, columns=list(columns), data=rows)
+            self.lightning.log_table(key, columns=columns.split(", "), data=rows)
         for used in filter(None, map(self._artifact, self.facts.inputs.values())):
             if self.run.offline:  # `use_artifact` refuses, as it could not wait for the server; it begins with this
                 self.run._log_artifact(used, is_user_created=True, use_after_commit=True)
@@ -119,19 +107,20 @@ class WandbRun:
         """The artifact that a stage's folder holds; None without one, or when it is too large."""
         import wandb
 
-        inside, kind = ARTIFACTS.get(folder.name.rsplit("-", 1)[0], ("", ""))
+        inside = ARTIFACTS.get(folder.name.rsplit("-", 1)[0], "")
         path = folder / inside
-        if not inside or not path.exists():
+        files = sorted(file for file in (path, *path.rglob("*")) if file.is_file()) if inside else []
+        if not files:
             return None
-        files = sorted(file for file in (path, *path.rglob("*")) if file.is_file())
         size_mb = sum(file.stat().st_size for file in files) / 1e6
         if size_mb > self.options.max_artifact_mb:
             log.warning("logger=wandb: %s has %.0f MB, over logger.max_artifact_mb; not uploaded", path, size_mb)
             self.run.summary.update({f"not_uploaded/{folder.name}": str(path)})
             return None
-        made = wandb.Artifact(folder.name, type=kind, metadata={"stage": folder.name, "run": self.facts.run})
+        meta = {"stage": folder.name, "run": self.facts.run}
+        made = wandb.Artifact(folder.name, type=inside.removesuffix(".jsonl"), metadata=meta)
         for file in files:  # not `add_dir`, which writes to the screen
-            made.add_file(str(file), name=file.name if path.is_file() else file.relative_to(path).as_posix())
+            made.add_file(str(file), name=file.relative_to(path.parent if path.is_file() else path).as_posix())
         return made
 
 
@@ -144,24 +133,19 @@ def flat(values: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]
             yield f"{start}{key}", value
 
 
-def tables(
-    stage: str, folder: Path, metrics: Mapping[str, Any], limit: int
-) -> Iterator[tuple[str, Sequence[str], list[list[Any]]]]:
-    """(name, columns, rows) of a finished stage's tables, at most `limit` rows each."""
+def tables(stage: str, folder: Path, metrics: Mapping[str, Any], limit: int) -> Iterator[tuple[str, str, list[Any]]]:
+    """(name, columns joined by commas, rows) of a finished stage's tables, at most `limit` rows each."""
     if stage == "explore":
-        rows = [
-            [*itemgetter("sample_id", "margin", "branch")(pair), pair["chosen"]["text"], pair["rejected"]["text"],
-             pair["chosen_score"]["value"], pair["rejected_score"]["value"]]
-            for pair in islice(read_jsonl(folder / "pairs.jsonl"), limit)
-        ]  # fmt: skip
-        columns = ("sample", "margin", "branch", "chosen", "rejected", "chosen score", "rejected score")
-        yield "tables/pairs", columns, rows
+        found = [Pair.from_json(row) for row in islice(read_jsonl(folder / "pairs.jsonl"), limit)]
+        rows = [[one.sample_id, one.margin, one.branch, one.chosen.text, one.rejected.text] for one in found]
+        rows = [[*row, one.chosen_score.value, one.rejected_score.value] for row, one in zip(rows, found, strict=True)]
+        yield "tables/pairs", "sample, margin, branch, chosen, rejected, chosen score, rejected score", rows
     if stage == "evaluate":
         shares = {label: one for label, one in metrics.get("errors", {}).items() if isinstance(one, Mapping)}
         rows = [[label, *(one.get(key) for key in ("value", "low", "high", "n"))] for label, one in shares.items()]
-        yield "tables/six_errors", ("error", "share", "low", "high", "answers"), rows
+        yield "tables/six_errors", "error, share, low, high, answers", rows
         answers = list(read_jsonl(folder / "rows.jsonl"))
         if len(answers) > limit:  # spread over the file, which is in order of length
             answers = [answers[k * len(answers) // limit] for k in range(limit)]
         some = [[row["id"], bool(row["exact"]), " ".join(row["errors"]), row["finish"], row["text"]] for row in answers]
-        yield "tables/answers", ("sample", "exact", "errors", "finish", "text"), some
+        yield "tables/answers", "sample, exact, errors, finish, text", some
