@@ -5,21 +5,19 @@ from typing import Any
 
 import pytest
 
+from tests.toolcalls import call
 from ttpa.calls.schema import calls_equal, check_call, enum_ok, normalise_schema, normalise_type, type_ok, values_equal
 from ttpa.records import ToolCall, ToolSpec
 
 STR, INT, NUM, BOOL, OBJ, ARR = ({"type": t} for t in ("string", "integer", "number", "boolean", "object", "array"))
 
 TYPES: list[tuple[str, dict[str, Any]]] = [
-    (" String ", STR), ("INTEGER", INT), ("long", INT), ("double", NUM), ("Boolean", BOOL), ("Dict", OBJ),
-    ("HashMap", OBJ), ("ArrayList", ARR), ("tuple", ARR),
-    ("typing.List", ARR),
-    ("set", {"type": "array", "uniqueItems": True}), ("None", {"type": "null"}),
-    ("datetime.date", STR), ("Callable[[float], float]", STR), ("Any", {}), ("", {}), ("Matrix", {}),
-    ("list of things", {}), ("str, optional, default 'London'", STR),
+    (" String ", STR), ("long", INT), ("double", NUM), ("Boolean", BOOL), ("HashMap", OBJ), ("typing.List", ARR),
+    ("tuple", ARR), ("set", {"type": "array", "uniqueItems": True}), ("None", {"type": "null"}),
+    ("datetime.date", STR), ("Callable[[float], float]", STR), ("Any", {}), ("", {}), ("list of things", {}),
+    ("str, optional, default 'London'", STR),
     ("List[int]", {"type": "array", "items": INT}), ("list( str )", {"type": "array", "items": STR}),
-    ("List[int], optional", {"type": "array", "items": INT}), ("List[any]", ARR),
-    ("List[List[float]]", {"type": "array", "items": {"type": "array", "items": NUM}}),
+    ("List[int], optional", {"type": "array", "items": INT}), ("List[any]", ARR), ("List[]", ARR),
     ("List[Union[int, float]]", {"type": "array", "items": {"type": ["integer", "number"]}}),
     ("Set[str]", {"type": "array", "uniqueItems": True, "items": STR}),
     ("Tuple[int, str]", {"type": "array", "prefixItems": [INT, STR], "minItems": 2, "maxItems": 2}),
@@ -29,7 +27,6 @@ TYPES: list[tuple[str, dict[str, Any]]] = [
     ("str | None", {"type": ["string", "null"]}), ("Union[str, str]", STR), ("Optional[Any]", {}),
     ("Optional[List[int]]", {"anyOf": [{"type": "array", "items": INT}, {"type": "null"}]}),
     ("List[" * 30 + "int" + "]" * 30, None), ("[[((", {}), ("List[int", None), ("]", {}),
-    ("List[]", ARR),
 ]  # fmt: skip
 
 
@@ -75,20 +72,16 @@ def test_schema_keeps_all_but_types() -> None:
 
 
 FITS: list[tuple[Any, Any, bool]] = [
-    (1, INT, True), (True, INT, False), (5.0, INT, False), ("5", INT, False), (1, NUM, True), (1.5, NUM, True),
-    (True, NUM, False),
-    (True, BOOL, True), (1, BOOL, False), ("x", STR, True), (None, STR, False), (None, {"type": "null"}, True),
+    (1, INT, True), (True, INT, False), (5.0, INT, False), (1, NUM, True), (True, NUM, False), (True, BOOL, True),
+    (1, BOOL, False), ("x", STR, True), (None, STR, False), (None, {"type": "null"}, True),
     (None, {"type": ["string", "null"]}, True), (None, {"type": "string", "nullable": True}, True), (None, {}, True),
-    ("x", {"type": "wat"}, True), ("x", None, True), ("x", {"type": None}, True), ("x", {"type": "dict"}, False),
-    (1, {"type": "float"}, True),
+    ("x", {"type": "wat"}, True), ("x", None, True), ("x", {"type": "dict"}, False), (1, {"type": "float"}, True),
     ([1, "a"], {"type": "array", "items": INT}, False), ([1, 2], {"type": "array", "items": INT}, True),
-    ("ab", ARR, False),
     ([1, "a", 2], {"type": "array", "prefixItems": [INT, STR], "items": INT}, True),
     ([1, 2], {"type": "array", "prefixItems": [INT, STR]}, False),
     ({"a": 1}, {"type": "object", "properties": {"a": STR}}, False),
     ({"b": 1}, {"type": "object", "properties": {"a": STR}}, True),
-    ({"b": 1}, {"type": "object", "additionalProperties": STR}, False), ([], OBJ, False), ({}, OBJ, True),
-    ({}, ARR, False),
+    ({"b": 1}, {"type": "object", "additionalProperties": STR}, False), ([], OBJ, False), ({}, ARR, False),
     (1, {"anyOf": [STR, INT]}, True), (1.5, {"oneOf": [STR, INT]}, False), (1, {"allOf": [NUM, INT]}, True),
     (1.5, {"allOf": [NUM, INT]}, False),
     (3, {"type": "integer", "enum": [1]}, True),
@@ -111,13 +104,10 @@ def test_enum_ok(value: Any, schema: Any, expected: bool) -> None:
 
 
 EQUAL: list[tuple[Any, Any, bool]] = [
-    (1, 1.0, True), (True, 1, False), (1, True, False), (False, 0, False), ("1", 1, False), (None, None, True),
-    (None, False, False),
-    (None, 0, False), ("a", "A", False), ([1, 2], [2, 1], False), ([1, [2.0]], [1.0, [2]], True), ([1], [1, 1], False),
-    ([], {}, False),
-    ({"a": 1, "b": [True]}, {"b": [True], "a": 1.0}, True), ({"a": 1}, {"a": 1, "b": 2}, False),
-    ({"a": 1}, {"b": 1}, False),
-    ([True], [1], False), ("", None, False), (1, [1], False), (10**400, 1e308, False), ((1, 2), [1, 2], True),
+    (1, 1.0, True), (True, 1, False), (False, 0, False), ("1", 1, False), (None, None, True), (None, False, False),
+    ("a", "A", False), ([1, 2], [2, 1], False), ([1, [2.0]], [1.0, [2]], True), ([1], [1, 1], False), ([], {}, False),
+    ({"a": 1, "b": [True]}, {"b": [True], "a": 1.0}, True), ({"a": 1}, {"b": 1}, False), ([True], [1], False),
+    (1, [1], False), (10**400, 1e308, False), ((1, 2), [1, 2], True),
 ]  # fmt: skip
 
 
@@ -127,16 +117,10 @@ def test_values_equal(left: Any, right: Any, expected: bool) -> None:
     assert values_equal(right, left) is expected
 
 
-def call(name: str, **arguments: Any) -> ToolCall:
-    return ToolCall(name=name, arguments=arguments)
-
-
 def test_calls_equal() -> None:
     assert calls_equal([call("f", a=1), call("g")], [call("g"), call("f", a=1.0)])
-    assert calls_equal([], [])
     assert not calls_equal([call("f"), call("f"), call("g")], [call("f"), call("g"), call("g")])
     assert not calls_equal([call("f")], [call("f"), call("f")])
-    assert not calls_equal([call("f", a=1)], [call("f", a=True)])
     assert not calls_equal([call("f", a=1)], [call("g", a=1)])
 
 

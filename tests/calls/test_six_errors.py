@@ -7,26 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttpa.calls import six_errors as module
+from tests import toolcalls
+from tests.toolcalls import answer, call, spec
 from ttpa.calls.six_errors import LABELS, SIX, best_matching, explain, is_exact, match_calls, primary_error, six_errors
 from ttpa.records import Candidate, Sample, ToolCall, ToolSpec
-
-
-def spec(name: str, required: tuple[str, ...], **types: str) -> ToolSpec:
-    properties = {key: {"type": kind} for key, kind in types.items()}
-    return ToolSpec(name=name, parameters={"type": "object", "properties": properties, "required": list(required)})
-
-
-def call(name: str, /, **arguments: Any) -> ToolCall:
-    return ToolCall(name=name, arguments=arguments)
-
 
 TOOLS = (spec("f", ("city",), city="string", days="integer", unit="string"), spec("g", ("key",), key="string"))
 GOLD = call("f", city="Rome", days=3)
 
 
 def sample(*target: ToolCall) -> Sample:
-    return Sample(id="s", tools=TOOLS, messages=(), target=target, source="test")
+    return toolcalls.sample(*target, tools=TOOLS)
 
 
 @pytest.mark.parametrize(("made", "labels"), [
@@ -68,13 +59,12 @@ def test_a_target_that_breaks_its_schema_is_no_error() -> None:
     assert six_errors(sample(odd), [odd]) == ()
     assert six_errors(sample(odd), [call("f", days="three")]) == ("parameter_value",)
     lost = call("not_listed", a=1)
-    assert six_errors(sample(lost), [lost]) == ()
     assert six_errors(sample(lost), [call("not_listed", a=2, b=1)]) == ("parameter_name", "parameter_value")
 
 
 def test_a_tool_that_allows_any_parameter_has_no_wrong_name() -> None:
     free = ToolSpec(name="f", parameters={"type": "object", "additionalProperties": {"type": "string"}})
-    wanted = Sample(id="s", tools=(free,), messages=(), target=(call("f", x="1"),), source="test")
+    wanted = toolcalls.sample(call("f", x="1"), tools=(free,))
     assert six_errors(wanted, [call("f", x="1", y="2")]) == ("parameter_value",)
     assert six_errors(wanted, [call("f", x="1", y=2)]) == ("parameter_type",)
 
@@ -96,7 +86,7 @@ def test_matching_prefers_names_then_equal_arguments() -> None:
 
 def test_sentences() -> None:
     def of(*calls: ToolCall) -> str:
-        return explain(sample(GOLD), Candidate(sample_id="s", index=0, text="", calls=calls))
+        return explain(sample(GOLD), answer(*calls))
 
     assert of(GOLD) == "calls equal the target"
     assert of(call("f", city="Rom", days=3)) == "value of 'city' is 'Rom', expected 'Rome'"
@@ -107,13 +97,9 @@ def test_sentences() -> None:
 
 
 def any_calls() -> st.SearchStrategy[ToolCall]:
-    numbers = st.integers(0, 3) | st.floats()
-    values = st.one_of(st.sampled_from(["Rome", "Rom"]), numbers, st.booleans(), st.none(), st.just([1]))
-    return st.builds(
-        lambda name, arguments: ToolCall(name=name, arguments=arguments),
-        st.sampled_from(["f", "g", "h"]),
-        st.dictionaries(st.sampled_from(["city", "days", "unit", "key", "zz"]), values, max_size=4),
-    )
+    values = st.sampled_from(["Rome", "Rom", True, False, None, [1]]) | st.integers(0, 3) | st.floats()
+    arguments = st.dictionaries(st.sampled_from(["city", "days", "unit", "key", "zz"]), values, max_size=4)
+    return st.builds(lambda name, given: call(name, **given), st.sampled_from(["f", "g", "h"]), arguments)
 
 
 @given(gold=st.lists(any_calls(), max_size=3), made=st.none() | st.lists(any_calls(), max_size=3))
@@ -122,7 +108,6 @@ def test_exact_has_no_label_and_everything_else_has_one(gold: list[ToolCall], ma
     labels = six_errors(sample(*gold), made)
     assert bool(labels) != is_exact(sample(*gold), made)
     assert set(labels) <= set(LABELS) and list(labels) == sorted(labels, key=LABELS.index)
-    assert [label for label, _ in module.find_errors(sample(*gold), made)][:1] == list(labels[:1])
 
 
 @given(data=st.data(), rows=st.integers(0, 4), columns=st.integers(0, 5))

@@ -21,7 +21,6 @@ def calls(*pairs: tuple[str, dict[str, Any]]) -> tuple[ToolCall, ...]:
 
 F1 = calls(("f", {"a": 1}))
 FG = calls(("f", {"a": 1}), ("g", {}))
-F0 = calls(("f", {}))
 
 
 def value(text: str) -> str:
@@ -149,7 +148,7 @@ PRINTED = {
 def test_printed_text(syntax: str) -> None:
     written = calls(("f", {"a": {"k": [1, True, None]}, "b": "\u00e9\n"}), ("g", {}))
     assert get_syntax(syntax).print(written) == PRINTED[syntax]
-    assert get_syntax(syntax).print(()) == ("[]" if syntax in ("json", "python", "python_compact") else "")
+    assert get_syntax(syntax).print(()) == ("[]" if PRINTED[syntax][0] == "[" else "")
 
 
 @pytest.mark.parametrize("value", ["\ud83d", "\x00", -0.0, 1e308, 10**4000, {1: 2, None: True}])
@@ -166,10 +165,8 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False,
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=8
 )
-ODD_NAMES = st.sampled_from(
-    ["Get Data (v2)", "a.b/c-d", "M4.5+, Past 7", "Strong's", "[x]", "]", "f (a b) g", "x)", "{", "a\tb"]
-    + ["f((", "(", ")"]
-)
+PLAIN_NAMES = ["Get Data (v2)", "a.b/c-d", "Strong's", "[x]"]
+ODD_NAMES = st.sampled_from([*PLAIN_NAMES, "M4.5+, Past 7", "]", "f (a b) g", "x)", "{", "a\tb", "f((", "(", ")"])
 
 
 def python_name_is_kept(name: str) -> bool:
@@ -197,8 +194,14 @@ def test_round_trip(syntax: str, data: st.DataObject) -> None:
     assert repr(get_syntax(syntax).parse(text)) == repr(tuple(written))
     spans = get_syntax(syntax).spans(text)
     assert [(s.start, -s.end) for s in spans] == sorted((s.start, -s.end) for s in spans)
+    open_call, inside = OpenCall(get_syntax(syntax)), []
+    for char in text if all(call.name in PLAIN_NAMES for call in written) else "":
+        open_call.push(char)
+        inside.append(open_call.inside)
+    assert not open_call.inside
     whole = [span for span in spans if span.kind == "call"]
     for call, around in zip(written, whole, strict=True):
+        assert all(inside[around.start : around.end - 1])
         kinds = [s.kind for s in spans if around.start <= s.start and s.end <= around.end]
         assert kinds.count("name") == 1 and kinds.count("key") == kinds.count("value") == len(call.arguments)
 
@@ -222,9 +225,8 @@ def test_nothing_raises_and_spans_stay_inside(syntax: str, text: str) -> None:
 
 
 HOSTILE = [
-    "[", "(", "{", "<tool_call>", "</tool_call>", '"', "\\", "[(", "[f(", "f(", "f (a ", "[f(a=", "[f(a)", "\ud800",
-    "\x00", " ", "\n", "`", "a\n", "```a", '{"name":', '{"a', "((((a b ", ")", "[f(**{", '[f(a="', "[f(a='\\",
-    "\\n", "1,", '"x",', "{'k':1},", "null,",
+    "[", "(", "{", "<tool_call>", '"', "\\", "[(", "f(", "f (a ", "[f(a=", "[f(a)", " ", "\n", "`", "a\n",
+    '{"name":', '{"a', "((((a b ", ")", "[f(**{", "[f(a='\\", "\\n", "1,", '"x",', "{'k':1},",
 ]  # fmt: skip
 PREFIXES = ["", "[f(", '[f(a="', '[{"name":"f","arguments":{"a":[', '<tool_call>{"name":"f","arguments":{"a":"', "```"]
 
@@ -339,19 +341,3 @@ def test_whether_a_call_is_open_after_each_piece(name: str, text: str, expected:
         call.push(text[at : at + size])
         found += "#" if call.inside else "."
     assert found == "".join(expected[min(at + size, len(text)) - 1] for at in range(0, len(text), size))
-
-
-@pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=50, deadline=None)
-@given(written=call_lists(st.sampled_from(["f", "Get Data (v2)", "a.b/c-d", "Strong's", "[x]"])))
-def test_a_call_is_open_exactly_around_the_spans_of_printed_calls(name: str, written: list[ToolCall]) -> None:
-    """Inside a call after its first character and before its last; outside in front of the first and at the end."""
-    syntax = get_syntax(name)
-    text = syntax.print(written)
-    call, inside = OpenCall(syntax), []
-    for char in text:
-        call.push(char)
-        inside.append(call.inside)
-    assert not call.inside
-    for span in syntax.spans(text):
-        assert all(inside[span.start : span.end - 1])

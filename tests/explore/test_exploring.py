@@ -63,15 +63,12 @@ class World:
 
 def taught(samples: Sequence[Sample]) -> Policy:
     """Fifty steps: most answers are calls, some are right."""
-    spec = TinyModel(
-        hidden=32, layers=1, heads=4, feed_forward=64, vocab=340, max_tokens=256, dtype="float32",
-        syntax="python_compact", template="compact",
-    )  # fmt: skip
+    spec = TinyModel(hidden=32, layers=1, heads=4, feed_forward=64, vocab=340, max_tokens=256, dtype="float32",
+                     syntax="python_compact", template="compact")  # fmt: skip
     syntax = get_syntax(spec.syntax)
     targets = [syntax.print(sample.target) if sample.target else sample.target_text or "" for sample in samples]
-    policy = create_policy(
-        spec, [*(text for s in samples for _, text in compact_segments(s, syntax)), *targets], seed=0
-    )
+    texts = [text for sample in samples for _, text in compact_segments(sample, syntax)]
+    policy = create_policy(spec, [*texts, *targets], seed=0)
     renderer = policy.renderer
     rows = [TokenRow(p, a) for p, a in zip(renderer.prompts(samples), renderer.answers(samples), strict=True)]
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-2)
@@ -89,11 +86,8 @@ def world(toy_samples: tuple[Sample, ...], tmp_path_factory: pytest.TempPathFact
     policy = taught(toy_samples)
     policy.save(folder / "policy")
     polite = Message(role="system", content="Be brief.")
-    samples = [
-        *toy_samples,
-        *(replace(sample, id=f"again-{sample.id}") for sample in toy_samples[1:2]),
-        *(replace(s, id=f"brief-{s.id}", messages=(polite, *s.messages)) for s in (toy_samples[0], toy_samples[5])),
-    ]
+    samples = [*toy_samples, replace(toy_samples[1], id=f"again-{toy_samples[1].id}")]
+    samples += [replace(s, id=f"brief-{s.id}", messages=(polite, *s.messages)) for s in toy_samples[:6:5]]
     data = folder / "data"
     data.mkdir()
     write_jsonl(data / "explore.jsonl", samples)
@@ -117,10 +111,6 @@ class Explored:
 
 def quiet(*news: object) -> None:
     pass
-
-
-def refuse(*given: object) -> Any:
-    raise AssertionError("nothing was to be computed")
 
 
 def explore(world: World, folder: Path, parts: Parts, **named: Any) -> Explored:
@@ -183,7 +173,9 @@ def test_a_stage_that_was_stopped_goes_on_where_it_was_and_ends_with_the_same_by
     assert again.pairs == whole.pairs and again.metrics == whole.metrics
     assert untimed(again.rows()) == untimed(whole.rows())
     assert (tmp_path / "candidates.jsonl").read_text().startswith("".join(kept[:-1]))
-    monkeypatch.setattr(decoding, "_Explorer", refuse)  # nothing is left to do: nothing is loaded
+    monkeypatch.setattr(
+        decoding, "_Explorer", lambda *given: pytest.fail("computed")
+    )  # nothing is left to do: nothing is loaded
     assert explore(world, tmp_path, parts_of(*CASES[case], "engine.rows=8")).pairs == whole.pairs
 
 
@@ -203,12 +195,11 @@ def test_other_waves_give_the_same_answers_up_to_rounding(
 
 
 def test_seed_and_round_change_what_is_drawn(world: World, explored: Callable[[str], Explored], tmp_path: Path) -> None:
-    texts = {tuple(c["text"] for row in explored("group, verified").rows() for c in row["candidates"])}
+    drawn = [explored("group, verified")]
     for name, overrides, number in (("seed", ("seed=1",), 1), ("round", (), 2)):
         parts = parts_of(*CASES["group, verified"], "engine.rows=32", *overrides)
-        found = explore(world, tmp_path / name, parts, round_number=number)
-        texts.add(tuple(c["text"] for row in found.rows() for c in row["candidates"]))
-    assert len(texts) == 3
+        drawn.append(explore(world, tmp_path / name, parts, round_number=number))
+    assert len({tuple(c["text"] for row in found.rows() for c in row["candidates"]) for found in drawn}) == 3
 
 
 # --- what is written ---------------------------------------------------------------------------------------------

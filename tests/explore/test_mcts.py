@@ -164,22 +164,14 @@ def test_pairs_on_paper() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("changes", "kept"),
-    [
-        ({"min_gap": 0.26}, [0, 1, 2, 3]),
-        ({"min_gap": 0.27}, [1, 2, 3]),
-        ({"min_chosen": 0.56}, [0, 2, 3]),
-        ({"min_chosen": 0.57}, [2, 3]),
-    ],
-)
+@pytest.mark.parametrize(("changes", "kept"), [
+    ({"min_gap": 0.26}, [0, 1, 2, 3]), ({"min_gap": 0.27}, [1, 2, 3]), ({"min_chosen": 0.56}, [0, 2, 3]),
+    ({"min_chosen": 0.57}, [2, 3]),
+])  # fmt: skip
 def test_a_pair_needs_a_gap_and_a_good_side(changes: dict[str, float], kept: list[int]) -> None:
     """Limits may be met exactly: 0.56 - 0.3 is a little less than 0.26 in floating point."""
     everything = pairs(by_hand(6)[0])
     assert pairs(by_hand(6, **changes)[0]) == [everything[at] for at in kept]
-
-
-# ---- selection ------------------------------------------------------------------------------------------------------
 
 
 def grown(*shape: tuple[str, float, int, float]) -> SearchNode:
@@ -196,16 +188,13 @@ def grown(*shape: tuple[str, float, int, float]) -> SearchNode:
     return made[""]
 
 
-@pytest.mark.parametrize(
-    ("options", "scores"),
-    [
-        # N = 9; Q + c * p * 3 / (1 + n)
-        ({}, [1.2 / 4 + 0.5 * 3 / 5, 0.5 / 2 + 0.8 * 3 / 3]),
-        ({"values": "sum"}, [1.2 + 0.3, 0.5 + 0.8]),
-        # W / (n + 1) + c * p * sqrt(ln 9 / (n + 1)), ln 9 = 2.197225; the mean or sum of `values` has no say
-        ({"selection": "released", "c": 2.0}, [0.24 + 0.662906, 0.166667 + 1.369294]),
-    ],
-)
+@pytest.mark.parametrize(("options", "scores"), [
+    # N = 9; Q + c * p * 3 / (1 + n)
+    ({}, [1.2 / 4 + 0.5 * 3 / 5, 0.5 / 2 + 0.8 * 3 / 3]),
+    ({"values": "sum"}, [1.2 + 0.3, 0.5 + 0.8]),
+    # W / (n + 1) + c * p * sqrt(ln 9 / (n + 1)), ln 9 = 2.197225; the mean or sum of `values` has no say
+    ({"selection": "released", "c": 2.0}, [0.24 + 0.662906, 0.166667 + 1.369294]),
+])  # fmt: skip
 def test_scores_on_paper(options: dict[str, Any], scores: list[float]) -> None:
     root = grown(("", 1.0, 9, 2.0), ("0", 0.5, 4, 1.2), ("1", 0.8, 2, 0.5))
     assert [preset(**options).score(child) for child in root.children] == pytest.approx(scores, abs=2e-6)
@@ -313,37 +302,25 @@ def test_one_call_of_the_engine_a_round_for_all_trees() -> None:
         assert (call.sampling.top_p, call.sampling.rule) == (1.0, None)
 
 
-# ---- ends of a search -----------------------------------------------------------------------------------------------
-
-
 def settling(found: float, **changes: Any) -> int:
     """Rounds of a tree (c = 0, depth 4) whose best child stays a; round 2 finds an answer of this value."""
     script = {("?", ""): ["aaaa$", "bbbb$"], ("?", "a"): ["xxx$", "aaa$"]}
     script |= {("?", "ax"): ["xx$", "xx$"], ("?", "axx"): ["x$", "x$"]}
-    engine = ScriptedEngine(script=script)
-    sampler = preset(width=2, depth=4, c=0.0, **{"rounds": 7, **changes})
-    (drawn,) = sampler.explore(engine, [task({"aaaa": 0.5, "bbbb": 0.4, "axxx": found})], "s")
+    sampler = preset(width=2, depth=4, c=0.0, rounds=7, **changes)
+    (drawn,) = sampler.explore(ScriptedEngine(script=script), [task({"aaaa": 0.5, "bbbb": 0.4, "axxx": found})], "s")
     return drawn.counts["rounds"]
 
 
 def test_an_exact_answer_and_an_unchanged_best_child_end_the_search() -> None:
     """It is there after round 2, when the best child has not changed: 1 round of calm, 2 after round 3."""
-    assert settling(1.0, settle=1) == 2
-    assert settling(1.0, settle=2) == 3
-    assert settling(1.0, settle=3) == 4
+    assert [settling(1.0, settle=calm) for calm in (1, 2)] == [2, 3]
     assert settling(1.0, settle=None) == settling(0.999, settle=1) == 7
 
 
-# ---- spans and pairs ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("fragments", "depth", "spans"),
-    [
-        (1, 2, ["ab", "abcdefg"]), (1, 3, ["ab", "abc"]), (2, 2, ["abc", "abcdefg"]), (2, 3, ["abc", "abcdef"]),
-        (3, 3, ["abcde", "abcdefg"]), (4, 3, ["abcdef", "abcdefg"]), (5, 3, ["abcdefg"]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("fragments", "depth", "spans"), [
+    (1, 2, ["ab", "abcdefg"]), (1, 3, ["ab", "abc"]), (2, 3, ["abc", "abcdef"]), (4, 3, ["abcdef", "abcdefg"]),
+    (5, 3, ["abcdefg"]),
+])  # fmt: skip
 def test_a_span_is_so_many_parts_and_on_the_last_level_the_rest(fragments: int, depth: int, spans: list[str]) -> None:
     """Cuts 2, 3, 5, 6 of "abcdefg$"; from a beginning of 3 tokens those behind it count."""
     script = {("?", "abcdefg$"[:at]): ["abcdefg$"[at:]] * 2 for at in range(7)}
@@ -356,11 +333,7 @@ def test_equal_spans_are_one_child_whose_value_is_the_mean() -> None:
     engine = ScriptedEngine(script={("?", ""): ["a0$", "b5$", "a9$"]}, chances={"a": 0.7})
     one = task({"a0": 0.0, "b5": 0.5, "a9": 0.9})
     (drawn,) = preset(rounds=1).explore(engine, [one], "s")
-    assert nodes(drawn) == {
-        "": (1.0, 3, pytest.approx(1.4 / 3, abs=1e-6), False, [0, 1, 2]),
-        "a": (0.7, 2, 0.45, False, [0, 2]),
-        "b": (0.5, 1, 0.5, False, [1]),
-    }
+    assert nodes(drawn)["a"] == (0.7, 2, 0.45, False, [0, 2]) and nodes(drawn)["b"] == (0.5, 1, 0.5, False, [1])
     assert drawn.siblings == [], "0.5 and 0.45 are no 0.1 apart"
     (drawn,) = preset(rounds=1, min_gap=0.05).explore(engine, [one], "s")
     assert pairs(drawn) == [("b5$", "a0$", 1, 1)]
@@ -386,39 +359,23 @@ def test_a_span_that_begins_another_gets_the_token_that_differs() -> None:
     assert found(0.2, 1.0) == [("abb$", "abx$", 4, 3)]
 
 
-# ---- fragments of text ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("tokens", "cuts"),
-    [
-        # behind "(" 3, "=" 5, ", " 8 (inside a token: at its end), "=" 10
-        (("[f(", "a=", "1,", " b", "=2)", "]"), [1, 2, 4, 5]),
-        (("(=(", "x"), [1]),  # three ends in one token
-        (("a, ", "b. "), [1]),  # an end at the end is no cut
-        (("Yes. ", "No.", "3.5,", "x"), [1]),  # a point or a comma alone is none
-        (("", "", "(", "", "x"), [3]),
-    ],
-)
-def test_fragments_end_where_the_release_cuts_moved_to_the_ends_of_tokens(
-    tokens: tuple[str, ...], cuts: list[int]
-) -> None:
+@pytest.mark.parametrize(("tokens", "cuts"), [
+    # behind "(" 3, "=" 5, ", " 8 (inside a token: at its end), "=" 10
+    (("[f(", "a=", "1,", " b", "=2)", "]"), [1, 2, 4, 5]),
+    (("(=(", "x"), [1]),  # three ends in one token
+    (("a, ", "b. "), [1]),  # an end at the end is no cut
+    (("Yes. ", "No.", "3.5,", "x"), [1]),  # a point or a comma alone is none
+])  # fmt: skip
+def test_fragments_end_where_the_release_cuts(tokens: tuple[str, ...], cuts: list[int]) -> None:
     assert text_cuts(tokens) == cuts
 
 
-# ---- self-evaluation ------------------------------------------------------------------------------------------------
-
-
-def test_judge_parser_each_letter_has_its_own_worth() -> None:
+def test_the_grade_of_a_judge() -> None:
     """The released parser gives 0.5, 0.275, 0.5 and -0.25 for A, B, C and D: "Fair" like "Excellent"."""
     certain = [[0.0 if place == letter else -math.inf for place in range(4)] for letter in range(4)]
     assert [self_evaluation(row) for row in certain] == [0.25, 0.025, -0.25, -0.5]
-
-
-def test_the_four_letters_share_out_what_other_tokens_got() -> None:
-    """0.2, 0.1, 0.1 and 0.1 are 0.4, 0.2, 0.2 and 0.2: (0.4 + 0.02 - 0.2 - 0.4) / 4 = -0.045."""
-    assert self_evaluation([math.log(p) for p in (0.2, 0.1, 0.1, 0.1)]) == -0.045
-    assert self_evaluation([math.log(p) - 900 for p in (0.2, 0.1, 0.1, 0.1)]) == -0.045, "nothing underflows"
+    # 0.2, 0.1, 0.1 and 0.1 are 0.4, 0.2, 0.2 and 0.2: (0.4 + 0.02 - 0.2 - 0.4) / 4 = -0.045. Nothing underflows.
+    assert self_evaluation([math.log(p) - 900 for p in (0.2, 0.1, 0.1, 0.1)]) == -0.045
 
 
 def test_all_new_answers_of_all_trees_are_judged_in_one_call_and_each_once() -> None:
@@ -474,17 +431,10 @@ def test_the_released_preset_on_paper() -> None:
     assert engine.calls[0].sampling.repetition_penalty == 0.75 and engine.calls[0].sampling.temperature == 1.5
 
 
-TARGET = '[GetWeather(city="Paris", unit="C"), GetTime(zone="CET")]'
-
-
 def test_shaped_reward_on_paper() -> None:
-    """No word shared and no `)]`, one of two shared, all shared."""
-    assert shaped_reward("[GetWeather(city=", TARGET) == shaped_reward("[DeleteAll(x=", TARGET) == -0.6
-    assert shaped_reward(")]", "f") == shaped_reward("x", "f)]") == -0.6
+    """No word shared and no `)]`, all shared, one of two shared."""
+    assert shaped_reward("x", "f)]") == shaped_reward(")]", "f") == -0.6
     assert shaped_reward("f", "f") == pytest.approx(0.6) and shaped_reward("f a", "f b c)]") == pytest.approx(-0.1)
-
-
-# ---- the defects of the released code, one by one -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PRESETS)

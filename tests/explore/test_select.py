@@ -4,8 +4,6 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.options import made
 from ttpa.errors import DataError
@@ -71,18 +69,3 @@ def test_seven_hundredths_of_a_hundred_are_seven() -> None:
 def test_what_cannot_be_ranked_is_named(nlls: Any) -> None:
     with pytest.raises(DataError, match="^sample a: "):
         select().select(samples("a"), nlls)
-
-
-@given(st.lists(st.floats(0, 50), min_size=1, max_size=40), st.floats(0.01, 1), st.booleans())
-@settings(max_examples=100, deadline=None)
-def test_kept_are_never_less_surprising_than_dropped(nll: list[float], share: float, per_kind: bool) -> None:
-    given = samples(*(f"{at:03d}" for at in range(len(nll))), text="002 005 006 011")
-    nlls = {sample.id: (value, 1) for sample, value in zip(given, nll, strict=True)}
-    kept = select(keep_fraction=share, per_kind=per_kind).select(given, nlls)
-    assert [s for s in given if s in kept] == kept
-    for kind in ("call", "text") if per_kind else (None,):
-        of_kind = [s for s in given if kind in (None, s.kind)]
-        inside = [nlls[s.id][0] for s in of_kind if s in kept]
-        outside = [nlls[s.id][0] for s in of_kind if s not in kept]
-        assert share * len(of_kind) - 1e-9 <= len(inside) < share * len(of_kind) + 1
-        assert not outside or min(inside) >= max(outside)

@@ -5,7 +5,6 @@ and no text a model can write makes it raise.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,23 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.options import made
+from tests.toolcalls import call, parsed, spec
+from tests.toolcalls import sample as bare_sample
 from ttpa.calls.six_errors import SIX, is_exact, six_errors
-from ttpa.calls.syntaxes import ParseError, get_syntax
+from ttpa.calls.syntaxes import get_syntax
 from ttpa.errors import DataError
 from ttpa.explore.scorers.score import Reward, Scorer, bounds_of, score_answer, takes_step, unit_score
 from ttpa.explore.scorers.toolrl import ToolRL
 from ttpa.explore.scorers.weighted import Weighted
-from ttpa.records import Candidate, Sample, Score, ToolCall, ToolSpec
-
-
-def spec(name: str, required: tuple[str, ...], **types: str) -> ToolSpec:
-    properties = {key: {"type": kind} for key, kind in types.items()}
-    return ToolSpec(name=name, parameters={"type": "object", "properties": properties, "required": list(required)})
-
-
-def call(name: str, /, **arguments: Any) -> ToolCall:
-    return ToolCall(name=name, arguments=arguments)
-
+from ttpa.records import Candidate, Sample, Score, ToolCall
 
 TOOLS = (
     spec("f", ("city", "days"), city="string", days="integer", unit="string"),
@@ -40,7 +31,7 @@ GOLD, OTHER = call("f", city="Rome", days=3), call("g", city="Oslo")
 
 
 def sample(*target: ToolCall, text: str | None = None) -> Sample:
-    return Sample(id="s", tools=TOOLS, messages=(), target=target, target_text=text, source="test")
+    return bare_sample(*target, text=text, tools=TOOLS)
 
 
 def toolrl(**changes: Any) -> ToolRL:
@@ -76,18 +67,10 @@ def in_tags(scorer: Scorer) -> bool:
     return isinstance(scorer, ToolRL) and scorer.format == "rlla"
 
 
-def plain(text: str) -> Candidate:
-    calls = get_syntax("json").parse(text)
-    error = calls.reason if isinstance(calls, ParseError) else None
-    return Candidate(
-        sample_id="s", index=0, text=text, calls=None if isinstance(calls, ParseError) else calls, error=error
-    )
-
-
 def written(scorer: Scorer, calls: Sequence[ToolCall], reply: str = "Done.") -> Candidate:
     """An answer that makes these calls, as the scorer reads them; without any, a reply."""
     if not in_tags(scorer):
-        return plain(get_syntax("json").print(calls) if calls else reply)
+        return parsed(get_syntax("json").print(calls) if calls else reply)
     lines = "\n".join(json.dumps({"name": made.name, "parameters": made.arguments}) for made in calls)
     body = f"<tool_call>\n{lines}\n</tool_call>" if calls else f"<response>{reply}</response>"
     return Candidate(sample_id="s", index=0, text=f"<think>So.</think>\n{body}", calls=tuple(calls))
@@ -103,16 +86,6 @@ def score(scorer: Scorer, target: Sample, candidate: Candidate, step: int = 0) -
 # ---- applying a scorer ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Broken:
-    """A scorer with a mistake."""
-
-    value: float
-
-    def __call__(self, sample: Sample, candidate: Candidate) -> Score:
-        return Score(value=self.value, exact=False)
-
-
 def test_only_who_takes_the_step_is_told() -> None:
     assert {name for name, scorer in SCORERS.items() if takes_step(scorer)} == {
         name for name in SCORERS if name.startswith(("toolrl", "weighted"))
@@ -124,27 +97,17 @@ def test_only_who_takes_the_step_is_told() -> None:
 
 
 def test_a_function_is_a_scorer_too() -> None:
-    def half(sample: Sample, candidate: Candidate) -> Score:
-        return Score(value=0.5, exact=False)
-
-    assert score_answer(half, sample(), plain(""), step=3).value == 0.5
-    assert bounds_of(half) == (0, 1)
+    assert score_answer(lambda sample, candidate: Score(value=0.5, exact=False), sample(), parsed("")).value == 0.5
 
 
-@pytest.mark.parametrize(
-    ("value", "problem"),
-    [
-        (math.nan, "which is no finite number"),
-        (-math.inf, "which is no finite number"),
-        (1 + 1e-6, r"outside its bounds \[0, 1\]"),
-        (-1e-6, r"outside its bounds \[0, 1\]"),
-    ],
-)
+@pytest.mark.parametrize(("value", "problem"), [
+    (math.nan, "which is no finite number"), (-math.inf, "which is no finite number"),
+    (1 + 1e-6, r"outside its bounds \[0, 1\]"), (-1e-6, r"outside its bounds \[0, 1\]"),
+])  # fmt: skip
 def test_a_value_out_of_bounds_is_a_mistake_of_the_scorer(value: float, problem: str) -> None:
-    with pytest.raises(DataError, match=f"^sample s: Broken gives .* at step 0, {problem}"):
-        score_answer(Broken(value), sample(GOLD), plain(""))
-    for fine in (1 + 1e-10, -1e-10):
-        assert score_answer(Broken(fine), sample(GOLD), plain("")).value == fine
+    with pytest.raises(DataError, match=f"^sample s: function gives .* at step 0, {problem}"):
+        score_answer(lambda sample, candidate: Score(value=value, exact=False), sample(GOLD), parsed(""))
+    score_answer(lambda sample, candidate: Score(value=1 + 1e-10, exact=False), sample(GOLD), parsed(""))
 
 
 def test_rewards_are_moved_to_0_and_1_for_pair_rules_and_searches() -> None:
@@ -239,26 +202,21 @@ def test_nothing_scores_above_the_target(scorer: Scorer, gold: list[ToolCall], m
 
 HOSTILE = {
     "nothing": "",
-    "blanks": " \n\t ",
     "deep": "[" * 100_000,
-    "deep and closed": "[" * 50_000 + "]" * 50_000,
     "megabytes": "[{" * 1_000_000,
     "deep arguments": '{"name": "f", "parameters": ' + '{"a": ' * 20_000 + "1" + "}" * 20_001,
     "deep, but readable": '{"name": "f", "parameters": ' + '{"a": ' * 60 + "1" + "}" * 61,
     "a huge whole number": '{"name": "f", "parameters": {"city": "Rome", "days": ' + "9" * 6000 + "}}",
-    "a large whole number": '{"name": "f", "parameters": {"city": "Rome", "days": ' + "9" * 4000 + "}}",
     "a huge number": '{"name": "f", "parameters": {"city": "Rome", "days": 1e999}}',
     "nan": '{"name": "f", "parameters": {"city": NaN, "days": -Infinity}}',
     "controls": "".join(map(chr, range(32))) + "\x7f\u2028\ufeff",
     "surrogates": '\ud800\udfff{"name": "f", "parameters": {"city": "\udc00"}}\ud800',
     "escaped surrogates": r'{"name": "f", "parameters": {"city": "\ud800", "days": 3}}',
-    "code": '__import__("os").system("true")',
     "a call of code": '[__import__(name="os")]',
     "no object": '["name", "parameters"]\nnull\n1',
     "no names": '{"name": ["f"], "parameters": [1]}',
     "keys twice": '{"name": "f", "name": "g", "parameters": {}, "arguments": {}}',
-    "many calls": '{"name": "f", "parameters": {"city": "Rome"}}\n' * 2000,
-    "many in a list": "[" + ", ".join(['{"name": "f", "parameters": {"city": "Rome"}}'] * 2000) + "]",
+    "many": "[" + ", ".join(['{"name": "f", "parameters": {"city": "Rome"}}'] * 1000) + "]",
     "many tags": "<think></think>\n<tool_call>\n" * 3000,
     "many closing tags": "<think>" + "</think>\n" * 30_000 + "</tool_call>" * 3000,
     "a block that ends early": "<tool_call></tool_call><tool_call>",
@@ -272,7 +230,7 @@ def test_hostile_texts(scorer: Scorer) -> None:
     for name, text in HOSTILE.items():
         for said in (text, f"<think></think>\n<tool_call>\n{text}\n</tool_call>") if in_tags(scorer) else (text,):
             for target, top in targets:
-                assert score(scorer, target, plain(said)).value <= top + 1e-9, name
+                assert score(scorer, target, parsed(said)).value <= top + 1e-9, name
 
 
 JSON = st.recursive(

@@ -69,9 +69,8 @@ def test_the_step_reaches_the_parts_that_take_it() -> None:
     assert scorer(SAMPLE, ANSWER, step=7).value == 1 + 7 + 70
     assert scorer(SAMPLE, ANSWER, step=7).detail == {"a": 1, "step": 7, "inner": 7, "inner/step": 7}
     assert scorer(SAMPLE, ANSWER).value == 1 + 0 + 0
-    scheduled = weighted(
-        parts={"tool": made("scorer", "toolrl_as_released", syntax="any", schedule="linear")}, weights={"tool": 1}
-    )
+    linear = made("scorer", "toolrl_as_released", syntax="any", schedule="linear")
+    scheduled = weighted(parts={"tool": linear}, weights={"tool": 1})
     assert [scheduled(SAMPLE, ANSWER, step=step).value for step in (0, 75, 150)] == [-4, -3.5, -4]
 
 
