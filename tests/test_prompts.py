@@ -242,8 +242,6 @@ def test_chat_answers_end_as_the_template_closes_a_turn(template: str, ends: str
 
 
 def test_templates_that_cannot_be_used_are_refused_with_a_remedy(compact: Renderer) -> None:
-    with pytest.raises(ConfigError, match=r"model\.template=plain: .*Use chat or compact"):
-        Renderer(tokenizer=compact.tokenizer, template="plain", syntax=compact.syntax)
     with pytest.raises(ConfigError, match=r"model\.template=chat: .*no chat template.*model\.template=compact"):
         Renderer(tokenizer=compact.tokenizer, template="chat", syntax=compact.syntax)
     with pytest.raises(ConfigError, match=r"no end-of-turn token"):

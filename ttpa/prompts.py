@@ -1,22 +1,17 @@
-"""Samples to token ids, token ids to text and candidates. The only user of chat templates.
-
-Training, sampling and evaluation share one `Renderer` and so see the same ids: a prompt, and an answer that ends with
-the end-of-turn token. Prompts are never cut, since a cut prompt loses tools: the caller leaves out too long samples.
-"""
-
-from __future__ import annotations
+"""Samples to token ids, token ids to text and candidates; the only user of chat templates. No prompt is ever cut."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from jinja2 import TemplateError
 
 from ttpa.calls.syntaxes import OpenCall, ParseError, Syntax
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps
 from ttpa.records import Candidate, Message, Sample, ToolCall, ToolSpec
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 COMPACT_TOKENS = ("<pad>", "<eos>", "<tools>", "<system>", "<user>", "<assistant>", "<tool>")
 # What the policy is asked when it judges its own answers; the criteria and grades are iTool's, the words are ours.
@@ -30,12 +25,9 @@ _TYPE_NAMES = {"integer": "int", "number": "float", "boolean": "bool", "array": 
 
 def signature(tool: ToolSpec) -> str:
     """One line for a tool: names, and types where they are not text, as in `f(a,n:int)`."""
-    parts = []
-    for name, schema in tool.properties.items():
-        kind = schema.get("type") if isinstance(schema, dict) else None
-        short = _TYPE_NAMES.get(kind) if isinstance(kind, str) else None
-        parts.append(f"{name}:{short}" if short else name)
-    return f"{tool.name}({','.join(parts)})"
+    kinds = {name: str(schema.get("type")) for name, schema in tool.properties.items() if isinstance(schema, dict)}
+    short = {name: f"{name}:{_TYPE_NAMES[kind]}" for name, kind in kinds.items() if kind in _TYPE_NAMES}
+    return f"{tool.name}({','.join(short.get(name, name) for name in tool.properties)})"
 
 
 def _said(message: Message, syntax: Syntax) -> str:
@@ -45,10 +37,8 @@ def _said(message: Message, syntax: Syntax) -> str:
 
 def compact_segments(sample: Sample, syntax: Syntax) -> list[tuple[str, str]]:
     """(special token, text after it) in prompt order; the last one opens the answer."""
-    segments = [("<tools>", "\n".join(map(signature, sample.tools)))]
-    for message in sample.messages:
-        segments.append((f"<{message.role}>", _said(message, syntax) + "<eos>" * (message.role == "assistant")))
-    return [*segments, ("<assistant>", "")]
+    turns = [(f"<{m.role}>", _said(m, syntax) + "<eos>" * (m.role == "assistant")) for m in sample.messages]
+    return [("<tools>", "\n".join(map(signature, sample.tools))), *turns, ("<assistant>", "")]
 
 
 class TextStream:
@@ -57,102 +47,80 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+        self._decode = partial(tokenizer.decode, skip_special_tokens=False)
         self._window: list[int] = []
         self._given = 0  # characters of the window that have been given out
-
-    def _decoded(self) -> str:
-        return str(self.tokenizer.decode(self._window, skip_special_tokens=False))
 
     def push(self, token: int) -> str:
         """The text that a token adds; empty while a character is incomplete."""
         self._window.append(token)
-        text = self._decoded()
+        text: str = self._decode(self._window)
         whole = text.rstrip("\ufffd")  # what bytes decode to that are no character, or none yet
         added = whole[self._given :]
         self._given = max(self._given, len(whole))
         if added and whole == text:
             self._window = [token]
-            self._given = len(self._decoded())
+            self._given = len(self._decode(self._window))
         return added
 
 
 class CallWatch:
-    """Whether the next token of an answer lies inside a call, token by token; see `ttpa.calls.syntaxes.OpenCall`."""
+    """Whether the next token of an answer, which begins with `given`, lies inside a call; see `OpenCall`."""
 
-    def __init__(self, tokenizer: Any, syntax: Syntax) -> None:
-        self._text, self._call = TextStream(tokenizer), OpenCall(syntax)
+    def __init__(self, tokenizer: Any, syntax: Syntax, given: Sequence[int] = ()) -> None:
+        self._text, self._call, self.inside = TextStream(tokenizer), OpenCall(syntax), False
+        for token in given:
+            self.push(token)
 
     def push(self, token: int) -> None:
         self._call.push(self._text.push(token))
-
-    @property
-    def inside(self) -> bool:
-        return self._call.inside
+        self.inside = self._call.inside
 
 
 @dataclass(kw_only=True)
 class Renderer:
-    """Turns samples into token ids and token ids into candidates.
-
-    Args:
-        tokenizer: A transformers tokenizer. For `compact` it must hold `COMPACT_TOKENS`.
-        template: "chat" is the model's own, given the tools through `tools=` where it takes them, else as JSON in the
-            system message; "compact" is ours for the small model, one signature a line.
-        syntax: How calls are written.
+    """Turns samples into token ids and token ids into candidates. The template "chat" is the model's own, given the
+    tools through `tools=` where it takes them, else as JSON in the system message; "compact" is ours for the small
+    model, one signature a line, and needs a tokenizer with `COMPACT_TOKENS`.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
     template: str
     syntax: Syntax
 
     def __post_init__(self) -> None:
-        if self.template not in ("chat", "compact"):
-            raise ConfigError.at("model.template", self.template, "unknown template", "Use chat or compact")
         if self.template == "chat" and not self.tokenizer.chat_template:
             problem = f"the tokenizer of {self.tokenizer.name_or_path!r} has no chat template"
             remedy = "Use an instruction-tuned model or model.template=compact"
             raise ConfigError.at("model.template", "chat", problem, remedy)
-        self.end_of_turn = self._end_of_turn()
-        eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        self.stop_ids = tuple(dict.fromkeys(token for token in (self.end_of_turn, eos) if token is not None))
-        self.pad_id = self.end_of_turn if pad is None else int(pad)  # never attended to and never in a loss
-
-    def _end_of_turn(self) -> int:
-        """The token that closes an assistant turn: the first special token that the template puts after the reply."""
-        if self.template == "chat":
+        tokenizer, pad, eos = self.tokenizer, self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        end = eos
+        if self.template == "chat":  # an assistant turn ends with the first special token behind the reply
             turns = [Message(role="user", content="hi"), Message(role="assistant", content="ttpa-reply")]
             tail = self._chat_text(turns, (), False).rpartition("ttpa-reply")[2]
-            added = self.tokenizer.added_tokens_decoder.items()
-            special = {token for token, entry in added if entry.special} | set(self.tokenizer.all_special_ids)
-            for token in self.tokenizer(tail, add_special_tokens=False)["input_ids"]:
-                if token in special:
-                    return int(token)
-        if self.tokenizer.eos_token_id is None:
+            special = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
+            ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
+            end = next((token for token in ids if token in special | set(tokenizer.all_special_ids)), eos)
+        if end is None:
             problem, remedy = "the tokenizer has no end-of-turn token", "Use a tokenizer with an eos_token"
-            raise ConfigError.at("model.name", self.tokenizer.name_or_path, problem, remedy)
-        return int(self.tokenizer.eos_token_id)
+            raise ConfigError.at("model.name", tokenizer.name_or_path, problem, remedy)
+        self.end_of_turn, self.stop_ids = end, tuple(dict.fromkeys(token for token in (end, eos) if token is not None))
+        self.pad_id = end if pad is None else pad  # never attended to and never in a loss
 
     def prompts(self, samples: Sequence[Sample]) -> list[list[int]]:
         """Prompt ids of each sample, with what opens the answer. DataError: the template refuses it or drops a tool."""
-        if self.template == "compact":
-            return self._compact(samples)
-        return self._encode([self._checked_chat_text(sample) for sample in samples], special=True)
-
-    def _compact(self, samples: Sequence[Sample]) -> list[list[int]]:
-        def body(special: str, text: str) -> str:
-            return text.removesuffix("<eos>") if special == "<assistant>" else text
-
-        plans = [compact_segments(sample, self.syntax) for sample in samples]
-        bodies = list(dict.fromkeys(body(*segment) for plan in plans for segment in plan))
+        if self.template == "chat":
+            return self._encode([self._checked_chat_text(sample) for sample in samples], special=True)
+        plans = [
+            [(special, text.removesuffix("<eos>") if special == "<assistant>" else text) for special, text in segments]
+            for segments in (compact_segments(sample, self.syntax) for sample in samples)
+        ]
+        bodies = list(dict.fromkeys(text for plan in plans for _, text in plan))
         encoded = dict(zip(bodies, self._encode(bodies), strict=True))
         ids = dict(zip(COMPACT_TOKENS, self.tokenizer.convert_tokens_to_ids(list(COMPACT_TOKENS)), strict=True))
-        prompts: list[list[int]] = [[] for _ in plans]
-        for plan, prompt in zip(plans, prompts, strict=True):
-            for special, text in plan:
-                prompt += [ids[special], *encoded[body(special, text)]]
-                prompt += [ids["<eos>"]] * bool(special == "<assistant>" and text)
-        return prompts
+        ends = {"<assistant>": [ids["<eos>"]]}
+        turns = [[[ids[role], *encoded[text], *ends.get(role, ())] for role, text in plan] for plan in plans]
+        return [[*chain(*turn)][:-1] for turn in turns]  # the last turn is open
 
     def _encode(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
         """Ids of texts; without `special`, what looks like a special token stays text."""
@@ -163,31 +131,26 @@ class Renderer:
 
     def _chat_text(self, messages: Sequence[Message], tools: Sequence[ToolSpec], open_answer: bool) -> str:
         rows = [{"role": message.role, "content": _said(message, self.syntax)} for message in messages]
-        specs = [{"type": "function", "function": tool.to_json()} for tool in tools] or None
-        if specs and "tools" not in str(self.tokenizer.chat_template):
+        listed = "tools" in str(self.tokenizer.chat_template)
+        specs = [{"type": "function", "function": tool.to_json()} for tool in tools if listed] or None
+        if tools and not listed:
             listing = "\n".join(["You can call these tools:", *(dumps(tool.to_json()) for tool in tools)])
             if rows and rows[0]["role"] == "system":
                 listing = f"{rows.pop(0)['content']}\n\n{listing}"
             rows.insert(0, {"role": "system", "content": listing})
-            specs = None
         apply = self.tokenizer.apply_chat_template
         return str(apply(rows, tools=specs, tokenize=False, add_generation_prompt=open_answer))
 
     def _checked_chat_text(self, sample: Sample) -> str:
-        from jinja2 import TemplateError
-
         try:
             text = self._chat_text(sample.messages, sample.tools, True)
         except TemplateError as error:
             problem = f"sample {sample.id}: the chat template refuses the dialogue ({error})"
             raise DataError(f"{problem}. Use another model, or model.template=compact.") from None
-        missing = []
-        for name in (tool.name for tool in sample.tools):  # it must stand there beyond where the dialogue says it
-            spoken = sum(_said(message, self.syntax).count(name) for message in sample.messages)
-            escaped = dumps(name)[1:-1]
-            if text.count(name) <= spoken and (escaped == name or escaped not in text):
-                missing.append(name)
-        if missing:
+        said = "\0".join(_said(message, self.syntax) for message in sample.messages)
+        # A name must stand there beyond where the dialogue says it, or as JSON escapes it.
+        absent = [tool.name for tool in sample.tools if text.count(tool.name) <= said.count(tool.name)]
+        if missing := [name for name in absent if (written := dumps(name)[1:-1]) == name or written not in text]:
             problem = f"sample {sample.id}: the chat template dropped the tools {missing}"
             raise DataError(f"{problem}. Use a model whose template takes tools, or model.template=compact.")
         return text
@@ -202,10 +165,9 @@ class Renderer:
 
     def gold(self, samples: Sequence[Sample]) -> list[Candidate]:
         """The targets as candidates (index -1)."""
-        made = zip(samples, self.answer_texts(samples), self.answers(samples), strict=True)
         return [
             Candidate(sample_id=sample.id, index=-1, text=text, token_ids=tuple(ids), calls=sample.target)
-            for sample, text, ids in made
+            for sample, text, ids in zip(samples, self.answer_texts(samples), self.answers(samples), strict=True)
         ]
 
     def text(self, token_ids: Sequence[int]) -> str:

@@ -449,8 +449,7 @@ def test_a_row_that_fills_up_a_batch_does_not_speak_for_the_row_itself(monkeypat
     def by_place(logits_RV: Tensor, *given: Any, **named: Any) -> Any:
         noise = torch.randn(logits_RV.shape, generator=torch.Generator().manual_seed(len(logits_RV)))
         found = exact(logits_RV + noise, *given, **named)
-        found.logp_R = torch.log_softmax(logits_RV, -1).gather(-1, found.token_R[:, None])[:, 0]
-        return found
+        return found._replace(logp_R=torch.log_softmax(logits_RV, -1).gather(-1, found.token_R[:, None])[:, 0])
 
     monkeypatch.setattr(decode, "draw", by_place)
     prompts = [PROMPTS[0]] * 6 + PROMPTS[1:5]

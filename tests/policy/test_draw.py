@@ -43,6 +43,7 @@ def keys(count: int, seed: str = "keys") -> Tensor:
 
 
 def drawn(sampling: Sampling, rows: Tensor, key_R: Tensor | None = None, position: int = 0, **given: Any) -> Drawn:
+    given = {"inside_R": None, "seen_RV": None, **given}
     return draw(rows, keys(len(rows)) if key_R is None else key_R, position, sampling, **given)
 
 

@@ -261,8 +261,7 @@ def test_a_model_without_a_chat_template_is_refused_as_chat(tmp_path: Path) -> N
 
 
 def test_adapters_of_an_older_version_are_refused(base: Path, tmp_path: Path) -> None:
-    row = {"spec": spec(base, lora()).to_json(), "adapters": ["adapter-0"], "full": False}
-    (tmp_path / "policy.json").write_text(json.dumps(row))
+    (tmp_path / "policy.json").write_text(json.dumps({"spec": {}, "adapters": ["adapter-0"], "full": False}))
     with pytest.raises(DataError, match=r"adapters of an older version.* Delete the stage"):
         load_policy(tmp_path)
 

@@ -305,14 +305,15 @@ def test_full_weights_are_served_from_their_folder(standin: Standin, tmp_path: P
     engine(SPEC, tmp_path, rules=False)
     assert standin.options["model"] == str(tmp_path / "model")
     assert standin.options["tokenizer"] == str(tmp_path / "tokenizer")
-    assert not {"revision", "tokenizer_revision", "enable_lora"} & set(standin.options)
+    assert (standin.options["revision"], standin.options["tokenizer_revision"]) == (None, None)
+    assert "enable_lora" not in standin.options
 
 
 def test_an_adapter_goes_onto_the_base_model(standin: Standin, tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter")
     ask(engine(adapted(), tmp_path), GREEDY)
     assert (standin.options["model"], standin.options["revision"]) == ("org/base", "abc")
-    assert standin.options["tokenizer"] == str(tmp_path / "tokenizer") and "tokenizer_revision" not in standin.options
+    assert standin.options["tokenizer"] == str(tmp_path / "tokenizer") and not standin.options["tokenizer_revision"]
     ((_, _, lora),) = standin.requests
     assert lora is not None and (lora.lora_int_id, lora.lora_path) == (1, str(adapter))
 
@@ -517,9 +518,10 @@ def test_everywhere_a_rule_draws_from_its_candidates(
 
 def test_a_placeholder_for_a_token_is_not_read_as_one(standin: Standin, tokenizers: list[Any]) -> None:
     module = importlib.import_module("ttpa.policy.vllm_rule")
-    args = module.rule_args(TokenRule(k=2, delta=0.1, draw="uniform", span="call"), (), "json", "t", None)
+    rule = {"k": 2, "delta": 0.1, "draw": "uniform", "span": "call"}
+    call = module.rule_request({"rule": rule, "prefix": [], "syntax": "json", "tokenizer": ["t", None]})
     with pytest.raises(RuntimeError, match="async_scheduling off"):
-        module.RuleRequest(args[module.KEY])([5, -1], torch.zeros(len(CHARS)))
+        call([5, -1], torch.zeros(len(CHARS)))
 
 
 def test_an_adapter_in_training_replaces_the_one_before(standin: Standin, tmp_path: Path) -> None:

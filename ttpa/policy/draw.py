@@ -5,7 +5,7 @@ from p (the Gumbel-max trick). E_v depends on (answer, position, token) alone, s
 Shapes: R rows, V vocabulary, K top tokens.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,14 +15,11 @@ from ttpa.policy.engine import Sampling, TokenRule
 ROUNDING = 1e-6  # probabilities computed in float32 differ from the true ones by less
 _ODD = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
 """Odd 64-bit constants: the golden ratio's and the two of the splitmix64 finaliser (Steele et al. 2014), as signed."""
-
-
 Options = tuple[Tensor, Tensor, Tensor]
 """What a rule chose among, (R, K) each: the top k, their probabilities (descending), and which were candidates."""
 
 
-@dataclass(slots=True)
-class Drawn:
+class Drawn(NamedTuple):
     """Tokens, their log-probs under the model, and what a rule chose among."""
 
     token_R: Tensor
@@ -31,19 +28,12 @@ class Drawn:
 
 
 def draw(
-    logits_RV: Tensor,
-    key_R: Tensor,
-    position: int,
-    sampling: Sampling,
-    *,
-    inside_R: Tensor | None = None,
-    seen_RV: Tensor | None = None,
+    logits_RV: Tensor, key_R: Tensor, position: int, sampling: Sampling, inside_R: Tensor | None, seen_RV: Tensor | None
 ) -> Drawn:
     """One token a row, for float32 logits and the answers' keys (`key_of`). `inside_R` says which rows are inside a
     call, for a rule; `seen_RV` which tokens prompt and answer hold, for a penalty.
     """
-    logps_RV = torch.log_softmax(logits_RV, -1)
-    options = None
+    logps_RV, options = torch.log_softmax(logits_RV, -1), None
     if sampling.rule is not None:
         weights_RV, options = by_rule(logps_RV, sampling.rule, inside_R)
         token_R = _speeds(weights_RV, key_R, position).argmax(-1)
@@ -87,17 +77,13 @@ def _sampled(scores_RV: Tensor, key_R: Tensor, position: int, top_p: float) -> T
     own_R1 = probs_RV.gather(-1, token_R[:, None])
     before_R = (probs_RV * (probs_RV >= own_R1)).sum(-1) - own_R1[:, 0]
     again = (before_R > top_p - ROUNDING).nonzero()[:, 0]
-    outside_RV = ~_nucleus(probs_RV[again], top_p)
-    token_R[again] = speeds_RV[again].masked_fill_(outside_RV, float("-inf")).argmax(-1)
-    return token_R
-
-
-def _nucleus(probs_RV: Tensor, top_p: float) -> Tensor:
-    """The fewest most probable tokens whose mass reaches top_p (1904.09751); of equal ones, the lowest ids."""
-    sorted_RV, order_RV = probs_RV.sort(dim=-1, descending=True, stable=True)
+    # The fewest most probable tokens whose mass reaches top_p (1904.09751); of equal ones, the lowest ids.
+    sorted_RV, order_RV = probs_RV[again].sort(dim=-1, descending=True, stable=True)
     before_RV = sorted_RV.cumsum(-1) - sorted_RV
     before_RV[:, :1] = -1.0  # the first is always kept
-    return torch.zeros_like(probs_RV, dtype=torch.bool).scatter(-1, order_RV, before_RV < top_p)
+    outside_RV = torch.zeros_like(sorted_RV, dtype=torch.bool).scatter(-1, order_RV, before_RV >= top_p)
+    token_R[again] = speeds_RV[again].masked_fill_(outside_RV, float("-inf")).argmax(-1)
+    return token_R
 
 
 def _speeds(scores_RV: Tensor, key_R: Tensor, position: int) -> Tensor:

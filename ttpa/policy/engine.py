@@ -1,8 +1,4 @@
-"""What every engine offers: prompts in, answers out. Plain data, no torch; engines are in `decode` and `vllm`.
-
-The engine decides batching, caches and devices. Equal calls give equal answers; the same request in other company gives
-the same answer up to rounding.
-"""
+"""What every engine offers: prompts in, answers out. Plain data, no torch; engines are in `decode` and `vllm`."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,15 +6,14 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 Ids = Sequence[int]
-Branch = tuple[int, tuple[tuple[int, float], ...]]
+Branch = tuple[int, tuple[tuple[int, float], ...]]  # position, and (token id, probability) of each candidate there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRule:
-    """Token-level preference sampling as an engine applies it; see `ttpa.explore.tps`.
-
-    Of the `k` most probable tokens, those within `delta` of the best one's probability are candidates. `draw` is
-    "uniform" or "renormalised"; `span` is "call" (greedy where no call is being written) or "everywhere".
+    """Token-level preference sampling as an engine applies it; see `ttpa.explore.tps`. Of the `k` most probable tokens,
+    those within `delta` of the best one's probability are candidates. `draw` is "uniform" or "renormalised"; `span` is
+    "call" (greedy where no call is being written) or "everywhere".
     """
 
     k: int
@@ -29,27 +24,19 @@ class TokenRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How answers are drawn.
-
-    Args:
-        max_new_tokens: Longest answer; a given prefix counts.
-        temperature: Divides the logits; 0 takes the most probable token (ties: the lowest id).
-        top_p: Keeps the fewest most probable tokens whose mass reaches top_p, in (0, 1] (1904.09751).
-        repetition_penalty: Divides positive and multiplies negative logits of tokens seen before (1909.05858).
-        rule: Instead of temperature, nucleus and penalty.
-    """
+    """How answers are drawn. `max_new_tokens` counts a given prefix; a rule replaces temperature, top_p and penalty."""
 
     max_new_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
+    temperature: float = 1.0  # divides the logits; 0 takes the most probable token (ties: the lowest id)
+    top_p: float = 1.0  # keeps the fewest most probable tokens whose mass reaches it (1904.09751)
+    repetition_penalty: float = 1.0  # divides positive, multiplies negative logits of tokens seen before (1909.05858)
     rule: TokenRule | None = None
 
 
 @dataclass(slots=True)
 class Generated:
     """One answer: token ids (with the stop token if it was reached), their log-probs under the model, "stop" or
-    "length", and where a rule had a choice: (position, ((token id, probability), ...)).
+    "length", and where a rule had a choice.
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -60,7 +47,11 @@ class Generated:
 
 @runtime_checkable
 class Engine(Protocol):
-    """Answers prompts."""
+    """Answers prompts. Equal calls give equal answers; the same request in other company gives the same answer up to
+    rounding. `counts` are tokens since it was made: `prefilled` (prompts and prefixes computed) and `generated`.
+    """
+
+    counts: dict[str, int]
 
     def generate(
         self, prompts: Sequence[Ids], n: int, sampling: Sampling, seeds: Sequence[str], prefixes: Sequence[Ids] = ()
@@ -77,10 +68,6 @@ class Engine(Protocol):
 
     def reset(self) -> None:
         """Forgets what is kept between calls: another wave begins, or the weights have changed."""
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Tokens since the engine was made: `prefilled` (prompts and prefixes computed) and `generated`."""
 
 
 def key_of(seed: str, candidate: int) -> int:

@@ -1,17 +1,10 @@
-"""What draws answers: the option classes of the group `engine`. Importing this module imports no torch.
-
-An option is made and checked when a run starts; a stage calls it with its policy to get the engine.
-"""
-
-from __future__ import annotations
+"""The option classes of the group `engine`; a stage calls one with its policy to get the engine. Imports no torch."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ttpa.options import Count, Index, Share, option
-
-if TYPE_CHECKING:
-    from ttpa.policy.engine import Engine
+from ttpa.policy.engine import Engine
 
 
 @option
@@ -32,12 +25,7 @@ class HFOptions:
 
 @option
 class VLLMOptions:
-    """Answers with vLLM in this process; it decides how many of the `rows` asked for at once are decoded together.
-
-    Args:
-        max_model_len: Longest prompt plus answer, in tokens; an answer ends there. None: `model.max_tokens`.
-        rules: Whether `sampling.rule` may be used; that needs vLLM's first model runner and synchronous scheduling.
-    """
+    """Answers with vLLM in this process; it decides how many of the `rows` asked for at once are decoded together."""
 
     name: ClassVar[str] = "VLLMEngine"
     rows: Count
@@ -49,4 +37,4 @@ class VLLMOptions:
     def __call__(self, policy: Any) -> Engine:
         from ttpa.policy.vllm import VLLMEngine
 
-        return VLLMEngine(policy=policy, **{key: value for key, value in asdict(self).items() if key != "rows"})
+        return VLLMEngine(policy, self)

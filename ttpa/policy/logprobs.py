@@ -1,24 +1,22 @@
 """Log-probs of given tokens: the LM head in tiles, and the padded forward, which is the reference for token trees.
 
-A tile's logits are computed again in the backward pass, so nothing of size tokens x vocabulary is kept. A plain linear
-head has its backward pass written out, which walks over the logits three times where autograd does a dozen times; any
-other head (LoRA on it, a bias, scaled logits) goes through its own module with each tile checkpointed.
+A tile's logits are computed again in the backward pass, so nothing of size tokens x vocabulary is kept.
 Shapes: B rows, T tokens, N positions or selected tokens, M targets, H hidden size, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from ttpa.policy.tree import TokenRow
 
 TILE_ELEMENTS = 1 << 22  # logits held at a time: 16 MiB in float32
-
 SCALINGS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "final_logit_softcapping")
 """Configuration keys of what an architecture does to its logits: times, divided by, times, soft cap."""
 
@@ -26,16 +24,13 @@ SCALINGS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "final_logit_
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Within it, the model is in evaluation mode and records no gradients."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(training)
+    with ExitStack() as after, torch.inference_mode():
+        after.callback(model.train, model.training)
+        model.eval()
+        yield
 
 
-def decoder_and_head(model: Any) -> tuple[torch.nn.Module, torch.nn.Module, object]:
+def decoder_and_head(model: Any) -> tuple[Any, Any, Any]:
     """The transformer without its head, the head, the configuration. Adapters are injected layers: they stay active."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return getattr(base, base.base_model_prefix), base.get_output_embeddings(), base.config
@@ -61,18 +56,13 @@ def head_agrees(model: Any) -> bool:
 
 
 class _LinearHead(torch.autograd.Function):
-    """`target_logps` for logits that are hidden times weight, divided by the temperature."""
+    """`target_logps` for logits that are hidden times weight, divided by the temperature. The backward pass walks over
+    the logits three times, where autograd does a dozen times.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_NH: Tensor,
-        weight_VH: Tensor,
-        position_M: Tensor,
-        token_M: Tensor,
-        temperature: float,
-        entropy: bool,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
+        hidden_NH, weight_VH, position_M, token_M, temperature, entropy = given
         total_N = hidden_NH.new_empty(len(hidden_NH), dtype=torch.float32)
         logps_M = hidden_NH.new_empty(len(position_M), dtype=torch.float32)
         entropy_N = torch.empty_like(total_N) if entropy else hidden_NH.new_empty(0)
@@ -120,16 +110,9 @@ def _tiles(count: int, position_M: Tensor, vocab: int) -> Iterator[tuple[slice, 
 
 
 def target_logps(
-    model: Any,
-    hidden_NH: Tensor,
-    position_M: Tensor,
-    token_M: Tensor,
-    *,
-    temperature: float = 1.0,
-    entropy: bool = False,
+    model: Any, hidden_NH: Tensor, position_M: Tensor, token_M: Tensor, temperature: float = 1.0, entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Float32 log-probs (M,) of target tokens; if asked for, the entropies (N,) of all positions, without a gradient.
-
     Target m is predicted from `hidden_NH[position_M[m]]`. Positions ascend; targets that share one share its logits.
     """
     _, head, config = decoder_and_head(model)
@@ -138,6 +121,7 @@ def target_logps(
         logps, surprises = _LinearHead.apply(hidden_NH, head.weight, position_M, token_M, temperature, entropy)
         return logps, surprises if entropy else None
 
+    # LoRA on the head, a bias or scaled logits: through the head itself, each tile checkpointed.
     def one(hidden: Tensor, position: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
         logits = head_logits(head, config, hidden) / temperature
         total = logits.logsumexp(-1)
@@ -169,12 +153,9 @@ class TokenLogps:
 
     def padded(self) -> tuple[Tensor, Tensor]:
         """Answer log-probs by row and their mask, both (B, T), T the longest answer; zero where there is no token."""
-        row_N, logps_N = self.row_N[self.is_answer_N], self.logps_N[self.is_answer_N]
-        counts_B = torch.bincount(row_N, minlength=self.rows)
-        starts_B = counts_B.cumsum(0) - counts_B
-        at_N = torch.arange(len(row_N), device=row_N.device) - starts_B[row_N]
-        mask_BT = torch.arange(int(counts_B.max()), device=row_N.device) < counts_B[:, None]
-        return logps_N.new_zeros(mask_BT.shape).index_put((row_N, at_N), logps_N), mask_BT
+        counts_B = torch.bincount(self.row_N[self.is_answer_N], minlength=self.rows)
+        logps_BT = pad_sequence(self.logps_N[self.is_answer_N].split(counts_B.tolist()), True)
+        return logps_BT, torch.arange(logps_BT.shape[1], device=logps_BT.device) < counts_B[:, None]
 
     def sums(self) -> Tensor:
         """Summed log-prob of each row's answer, shape (B,)."""
@@ -183,30 +164,20 @@ class TokenLogps:
 
 
 def token_logps(
-    model: torch.nn.Module,
-    rows: Sequence[TokenRow],
-    *,
-    pad_id: int,
-    with_prompt: bool = False,
-    temperature: float = 1.0,
-    entropy: bool = False,
+    model: Any, rows: Sequence[TokenRow], *, pad_id: int, with_prompt: bool = False, **kw: Any
 ) -> TokenLogps:
     """Log-probs of every answer token given what stands before it, in row order, then position order, in one forward of
-    a batch that is padded on the right. `with_prompt` also selects the prompt tokens (all but the first).
+    a batch that is padded on the right. `with_prompt` also selects the prompt tokens (all but the first). `kw`:
+    `temperature` and `entropy` of `target_logps`.
     """
     device = next(model.parameters()).device
-    ids_BT = torch.full((len(rows), max(map(len, rows))), pad_id)
-    wanted_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
-    answer_BT = torch.zeros_like(wanted_BT)
-    for number, row in enumerate(rows):
-        ids_BT[number, : len(row)] = torch.tensor([*row.prompt, *row.answer])
-        answer_BT[number, len(row.prompt) : len(row)] = True
-        wanted_BT[number, 1 if with_prompt else max(1, len(row.prompt)) : len(row)] = True
-    ids_BT, answer_N = ids_BT.to(device), answer_BT[wanted_BT].to(device)
-    row_N, at_N = (index.to(device) for index in wanted_BT.nonzero(as_tuple=True))
+    ids_BT = pad_sequence([torch.tensor([*row.prompt, *row.answer]) for row in rows], True, pad_id).to(device)
+    prompt_B1, length_B1 = torch.tensor([[len(row.prompt), len(row)] for row in rows], device=device).T[:, :, None]
+    at_T = torch.arange(ids_BT.shape[1], device=device)
+    wanted_BT = (at_T >= (1 if with_prompt else prompt_B1.clamp(min=1))) & (at_T < length_B1)
+    row_N, at_N = wanted_BT.nonzero(as_tuple=True)
+    answer_N = at_N >= prompt_B1[row_N, 0]
     hidden_BTH = decoder_and_head(model)[0](input_ids=ids_BT, use_cache=False).last_hidden_state
     hidden_NH, position_N = hidden_BTH[row_N, at_N - 1], torch.arange(len(row_N), device=device)
-    logps_N, entropy_N = target_logps(
-        model, hidden_NH, position_N, ids_BT[row_N, at_N], temperature=temperature, entropy=entropy
-    )
+    logps_N, entropy_N = target_logps(model, hidden_NH, position_N, ids_BT[row_N, at_N], **kw)
     return TokenLogps(logps_N, row_N, answer_N, len(rows), ids_BT.numel(), entropy_N)

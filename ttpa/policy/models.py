@@ -1,7 +1,5 @@
 """Which model a run starts from: the option classes of the group `model`. Importing this module imports no torch."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -29,13 +27,8 @@ class Lora:
 
 @option
 class TinyModel:
-    """The embedded model: Qwen2 architecture with random weights, byte-level BPE trained on the warm-up texts.
-
-    Args:
-        hidden, layers, heads, feed_forward: Sizes; the head dimension is hidden / heads and must be even.
-        vocab: Tokens of the tokenizer, 256 bytes and the special tokens included.
-        max_tokens: Longest prompt plus answer.
-        dtype, syntax, template: Number format, and how calls and prompts are written.
+    """The embedded model: Qwen2 architecture with random weights, byte-level BPE trained on the warm-up texts. `vocab`
+    counts 256 bytes and the special tokens; `max_tokens` is the longest prompt plus answer.
     """
 
     lora: ClassVar[None] = None
@@ -60,21 +53,11 @@ class TinyModel:
         """What a fingerprint needs to know beyond the options."""
         return {}
 
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": "tiny", **asdict(self)}
-
 
 @option
 class HFModel:
-    """Any causal language model of the transformers library.
-
-    Args:
-        name: Hub id or local folder.
-        revision: Hub revision, for reproducible runs.
-        max_tokens: Longest prompt plus answer.
-        dtype, syntax, template: Number format, and how calls and prompts are written.
-        quantization: None, or "nf4" for QLoRA (2305.14314; needs the extra `qlora`).
-        lora: Adapter options, or None to train all weights.
+    """Any causal language model of the transformers library, by hub id or local folder. `quantization="nf4"` is QLoRA
+    (2305.14314; needs the extra `qlora`); without `lora`, all weights are trained.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -95,17 +78,6 @@ class HFModel:
     def identity(self) -> dict[str, Any]:
         """What a fingerprint needs to know beyond the options: the files of a local folder, their sizes and ages."""
         folder = Path(self.name)
-        files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
-        stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in files]
-        return {"files": [[name, s.st_size, s.st_mtime_ns] for name, s in stats]} if folder.is_dir() else {}
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": "hf", **asdict(self)}
-
-
-def model_from_json(row: Mapping[str, Any]) -> TinyModel | HFModel:
-    """Inverse of `to_json`."""
-    fields: dict[str, Any] = {key: value for key, value in row.items() if key != "kind"}
-    if fields.get("lora"):
-        fields["lora"] = Lora(**fields["lora"])
-    return TinyModel(**fields) if row["kind"] == "tiny" else HFModel(**fields)
+        files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+        rows = [[path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns] for path, stat in files]
+        return {"files": rows} if folder.is_dir() else {}

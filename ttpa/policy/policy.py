@@ -1,7 +1,5 @@
-"""A policy: a base model with at most one adapter, its tokenizer, and the renderer of its prompts.
-
-A policy folder holds `policy.json`, `tokenizer/`, and the weights that were trained: `model/` (all of them) or
-`adapter/` (a PEFT folder for the base model). A later stage goes on with the same adapter.
+"""A policy: a base model with at most one adapter, its tokenizer, and the renderer of its prompts. Its folder holds
+`policy.json`, `tokenizer/`, and the weights that were trained: `model/` (all) or `adapter/` (a PEFT folder).
 """
 
 import json
@@ -9,21 +7,22 @@ import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from ttpa.calls.syntaxes import get_syntax
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps, write_text
 from ttpa.policy.logprobs import head_agrees
-from ttpa.policy.models import HFModel, TinyModel, model_from_json
+from ttpa.policy.models import HFModel, Lora, TinyModel
 from ttpa.prompts import COMPACT_TOKENS, Renderer
 
 transformers_logging.disable_progress_bar()
@@ -41,8 +40,8 @@ class Policy:
     """
 
     spec: TinyModel | HFModel
-    weights: PreTrainedModel | Callable[[], PreTrainedModel]
-    tokenizer: PreTrainedTokenizerBase
+    weights: Any
+    tokenizer: Any
     folder: Path | None = None
     renderer: Renderer = field(init=False)
 
@@ -51,7 +50,7 @@ class Policy:
         self.renderer = Renderer(tokenizer=self.tokenizer, template=self.spec.template, syntax=syntax)
 
     @property
-    def model(self) -> PreTrainedModel:
+    def model(self) -> Any:
         """The transformers model (PEFT-wrapped with an adapter), loaded at the first use."""
         if not isinstance(self.weights, torch.nn.Module):
             self.weights = self.weights()
@@ -60,33 +59,31 @@ class Policy:
     def start_training(self, seed: int) -> None:
         """Makes the trained weights trainable: all, or the adapter, which `seed` draws if there is none yet."""
         self.model.train()
-        lora = self.spec.lora
-        if lora is None:
-            self.model.requires_grad_(True)
-            return
-        from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+        if (lora := self.spec.lora) is not None:
+            from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-        fresh = not hasattr(self.model, "peft_config")
-        if self.spec.quantization:
-            prepare_model_for_kbit_training(self.model if fresh else self.model.get_base_model())
-        if fresh:
-            torch.manual_seed(seed)
-            names = {"lora_alpha": lora.alpha, "target_modules": lora.target_modules, "use_dora": lora.dora}
-            self.weights = get_peft_model(self.model, LoraConfig(task_type="CAUSAL_LM", r=lora.r, **names))
+            fresh = not hasattr(self.model, "peft_config")
+            if self.spec.quantization:
+                prepare_model_for_kbit_training(self.model if fresh else self.model.get_base_model())
+            if fresh:
+                torch.manual_seed(seed)
+                names = {"lora_alpha": lora.alpha, "target_modules": lora.target_modules, "use_dora": lora.dora}
+                self.weights = get_peft_model(self.model, LoraConfig(task_type="CAUSAL_LM", r=lora.r, **names))
         for name, weight in self.model.named_parameters():
-            weight.requires_grad_("lora_" in name)
+            weight.requires_grad_(lora is None or "lora_" in name)
 
     def save(self, folder: Path) -> None:
         """Writes the policy into a folder, which is made if missing."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.spec.lora is None:
             self.model.save_pretrained(folder / "model")
-        elif isinstance(self.weights, torch.nn.Module) and hasattr(self.weights, "peft_config"):
-            cast(Any, self.weights).save_pretrained(folder / "adapter")
+        elif hasattr(self.weights, "peft_config"):
+            self.weights.save_pretrained(folder / "adapter")
         elif self.folder is not None and (self.folder / "adapter").is_dir():  # as it was loaded
             shutil.copytree(self.folder / "adapter", folder / "adapter", dirs_exist_ok=True)
         self.tokenizer.save_pretrained(folder / "tokenizer")
-        write_text(folder / "policy.json", dumps({"spec": self.spec.to_json(), "full": self.spec.lora is None}))
+        spec = {"kind": "tiny" if isinstance(self.spec, TinyModel) else "hf", **asdict(self.spec)}
+        write_text(folder / "policy.json", dumps({"spec": spec, "full": self.spec.lora is None}))
 
 
 def snapshot(model: torch.nn.Module) -> Callable[[], AbstractContextManager[None]]:
@@ -95,23 +92,37 @@ def snapshot(model: torch.nn.Module) -> Callable[[], AbstractContextManager[None
 
     @contextmanager
     def within() -> Iterator[None]:
-        now = [weight.data for weight, _ in kept]
-        for weight, then in kept:
-            weight.data = then.to(weight.device)
-        try:
+        with ExitStack() as after:
+            for weight, then in kept:
+                after.callback(setattr, weight, "data", weight.data)
+                weight.data = then.to(weight.device)
             yield
-        finally:
-            for (weight, _), data in zip(kept, now, strict=True):
-                weight.data = data
 
     return within
 
 
 def create_policy(spec: TinyModel | HFModel, texts: Iterable[str], seed: int) -> Policy:
-    """The policy a run starts from. `texts` train the embedded model's tokenizer and `seed` draws its weights. A name
-    that is neither a folder nor a model that can be fetched is a `ConfigError`.
+    """The policy a run starts from. `texts` train the embedded model's tokenizer and `seed` draws its weights: 1 /
+    sqrt(fan_in), halved into the residual stream, embeddings 0.02, as measured in experiments/LOG.md.
     """
-    return _tiny(spec, texts, seed) if isinstance(spec, TinyModel) else _pretrained(spec)
+    if isinstance(spec, HFModel):
+        return _pretrained(spec)
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = train_tokenizer(texts, spec.vocab)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=spec.hidden, num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads, num_key_value_heads=spec.heads, intermediate_size=spec.feed_forward,
+        max_position_embeddings=spec.max_tokens, tie_word_embeddings=True, attn_implementation="sdpa", dtype=spec.dtype,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = Qwen2ForCausalLM(config)
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2:
+            gain = 0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+            torch.nn.init.normal_(weight, std=0.02 if "embed" in name else gain / math.sqrt(weight.shape[1]))
+    return Policy(spec=spec, weights=model.to(getattr(torch, spec.dtype)), tokenizer=tokenizer)
 
 
 def load_policy(folder: Path, *, merged: bool = False) -> Policy:
@@ -124,7 +135,8 @@ def load_policy(folder: Path, *, merged: bool = False) -> Policy:
         raise DataError(f"{folder}: no policy.json ({error}). Give the folder of a trained stage.") from None
     if row.get("adapters"):
         raise DataError(f"{folder}: adapters of an older version of ttpa. Delete the stage; it is built again.")
-    spec = model_from_json(row["spec"])
+    values = {**row["spec"], **({"lora": Lora(**row["spec"]["lora"])} if row["spec"].get("lora") else {})}
+    spec: Any = (TinyModel if values.pop("kind") == "tiny" else HFModel)(**values)
     if not row["full"]:
         return _pretrained(spec, folder, merged)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
@@ -132,86 +144,47 @@ def load_policy(folder: Path, *, merged: bool = False) -> Policy:
     return Policy(spec=spec, weights=weights, tokenizer=tokenizer, folder=folder)
 
 
-def _pretrained(spec: Any, folder: Path | None = None, merged: bool = False) -> Policy:
-    with _known(spec):
-        tokenizer = AutoTokenizer.from_pretrained(spec.name, revision=spec.revision)
-    return Policy(spec=spec, weights=partial(_weights, spec, folder, merged), tokenizer=tokenizer, folder=folder)
-
-
-@contextmanager
-def _known(spec: HFModel) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        problem = f"cannot be loaded ({str(error).splitlines()[0]})"
-        remedy = "Give a folder that holds a transformers model, or a hub id while online"
-        raise ConfigError.at("model.name", spec.name, problem, remedy) from error
-
-
-def _weights(spec: HFModel, folder: Path | None, merged: bool) -> Any:
+def _pretrained(spec: HFModel, folder: Path | None = None, merged: bool = False) -> Policy:
+    """A policy over published weights, with the adapter of a folder if it has one."""
     dtype = getattr(torch, spec.dtype)
-    options: dict[str, Any] = {"dtype": dtype, "revision": spec.revision}
-    if spec.quantization:
-        from transformers import BitsAndBytesConfig
 
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_storage=dtype
-        )
-    with _known(spec):
-        model = AutoModelForCausalLM.from_pretrained(spec.name, **options)
-    if not head_agrees(model):
-        problem = f"the architecture {type(model).__name__} changes its logits in a way that is not known here"
-        raise ConfigError.at("model.name", spec.name, problem, "Extend ttpa.policy.logprobs.head_logits")
-    if folder is None or not (folder / "adapter").is_dir():
-        return model
-    from peft import PeftModel
+    def fetched(kind: Any, **options: Any) -> Any:
+        try:
+            return kind.from_pretrained(spec.name, revision=spec.revision, **options)
+        except (OSError, ValueError) as error:
+            problem = f"cannot be loaded ({str(error).splitlines()[0]})"
+            remedy = "Give a folder that holds a transformers model, or a hub id while online"
+            raise ConfigError.at("model.name", spec.name, problem, remedy) from error
 
-    model = PeftModel.from_pretrained(model, folder / "adapter")
-    return model.merge_and_unload() if merged and not spec.quantization else model
+    def weights() -> Any:
+        options: dict[str, Any] = {"dtype": dtype}
+        if spec.quantization:
+            options["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_storage=dtype
+            )
+        model = fetched(AutoModelForCausalLM, **options)
+        if not head_agrees(model):
+            problem = f"the architecture {type(model).__name__} changes its logits in a way that is not known here"
+            raise ConfigError.at("model.name", spec.name, problem, "Extend ttpa.policy.logprobs.head_logits")
+        if folder is None or not (folder / "adapter").is_dir():
+            return model
+        from peft import PeftModel
 
+        model = PeftModel.from_pretrained(model, folder / "adapter")
+        return model.merge_and_unload() if merged and not spec.quantization else model
 
-def _tiny(spec: TinyModel, texts: Iterable[str], seed: int) -> Policy:
-    """Fresh weights, as measured in experiments/LOG.md: 1/sqrt(fan_in), residual outputs halved, embeddings 0.02."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    tokenizer = train_tokenizer(texts, spec.vocab)
-    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=spec.hidden,
-        num_hidden_layers=spec.layers,
-        num_attention_heads=spec.heads,
-        num_key_value_heads=spec.heads,
-        intermediate_size=spec.feed_forward,
-        max_position_embeddings=spec.max_tokens,
-        tie_word_embeddings=True,
-        attn_implementation="sdpa",
-        dtype=spec.dtype,
-        **special,
-    )
-    torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(config)
-    for name, weight in model.named_parameters():
-        if weight.ndim == 2:
-            gain = 0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
-            torch.nn.init.normal_(weight, std=0.02 if "embed" in name else gain / math.sqrt(weight.shape[1]))
-    return Policy(spec=spec, weights=model.to(getattr(torch, spec.dtype)), tokenizer=tokenizer)
+    return Policy(spec=spec, weights=weights, tokenizer=fetched(AutoTokenizer), folder=folder)
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE of `vocab_size` tokens, special ones and bytes included. Special tokens in a text stay text."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     tokenizer = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PRE_SPLIT), "isolated"), byte_level])
     tokenizer.decoder = decoders.ByteLevel()
+    special, alphabet = list(COMPACT_TOKENS), sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(COMPACT_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     as_is = {"split_special_tokens": True, "clean_up_tokenization_spaces": False}

@@ -1,15 +1,12 @@
 """Token sequences that share prefixes, as a tree in depth-first preorder; and rows of tokens cut into batches.
 
-In preorder the descendants of a node stand right behind it. So with `end[i]`, one past the last descendant of node i,
-the attention mask is one comparison, which separates the trees of a forest too:
-
-    j is an ancestor of i, or i itself  <=>  j <= i < end[j]
+In preorder the descendants of a node stand right behind it. So with `end[j]`, one past the last descendant of node j,
+who attends to whom is one comparison: j is an ancestor of i, or i itself  <=>  j <= i < end[j].
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,13 +29,6 @@ class TokenRow:
 class TokenTree:
     """A tree of N tokens: arrays (N,), with parent -1 and depth 0 for a root (depth is the position id). `paths[k]` are
     the nodes of sequence k from its root on.
-
-    Example:
-        >>> tree = TokenTree.build([[5, 6, 7], [5, 6, 8, 9], [5, 6]])
-        >>> tree.token.tolist(), tree.parent.tolist(), tree.depth.tolist(), tree.end.tolist()
-        ([5, 6, 7, 8, 9], [-1, 0, 1, 1, 3], [0, 1, 2, 2, 3], [5, 5, 3, 5, 5])
-        >>> [path.tolist() for path in tree.paths]
-        [[0, 1, 2], [0, 1, 3, 4], [0, 1]]
     """
 
     token: Ints
@@ -51,16 +41,15 @@ class TokenTree:
         return len(self.token)
 
     @classmethod
-    def build(cls, sequences: Sequence[Sequence[int]]) -> TokenTree:
+    def build(cls, sequences: Sequence[Sequence[int]]) -> Self:
         """Merges sequences by their shared prefixes: in lexicographic order, each adds, in preorder, the tokens behind
         the prefix that it shares with the one before. Empty sequences and duplicates are allowed.
         """
-        arrays = [np.asarray(sequence, dtype=np.int64).reshape(-1) for sequence in sequences]
-        order = sorted(range(len(arrays)), key=lambda k: arrays[k].tolist())
+        arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
         paths = [np.empty(0, np.int64)] * len(arrays)
         token, parent, depth, end = np.empty((4, sum(map(len, arrays))), np.int64)
         size, before, path = 0, np.empty(0, np.int64), np.empty(0, np.int64)
-        for k in order:
+        for k in sorted(range(len(arrays)), key=lambda k: arrays[k].tolist()):
             common = min(len(before), len(arrays[k]))
             shared = int(np.argmin(np.append(before[:common] == arrays[k][:common], False)))
             end[path[shared:]] = size
@@ -78,20 +67,14 @@ class TokenTree:
 def pack(sizes: Sequence[int], budget: int) -> list[list[int]]:
     """Trees of given sizes into batches of at most `budget` nodes: best fit, largest first. A larger tree gets a batch
     of its own.
-
-    Example:
-        >>> pack([30, 70, 60, 40], budget=100)
-        [[1, 0], [2, 3]]
     """
     batches: list[list[int]] = []
     room: list[int] = []
-    for k in sorted(range(len(sizes)), key=lambda k: (-sizes[k], k)):
-        fitting = [(left, b) for b, left in enumerate(room) if left >= sizes[k]]
-        if not fitting:
-            fitting = [(budget, len(room))]
+    for k in sorted(range(len(sizes)), key=lambda k: -sizes[k]):
+        _, best = min([(left, b) for b, left in enumerate(room) if left >= sizes[k]], default=(0, len(room)))
+        if best == len(room):
             batches.append([])
             room.append(budget)
-        best = min(fitting)[1]
         batches[best].append(k)
         room[best] -= sizes[k]
     return batches
@@ -100,10 +83,6 @@ def pack(sizes: Sequence[int], budget: int) -> list[list[int]]:
 def bucket_by_tokens(rows: Iterable[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Row numbers into batches whose padded size (longest row times count) stays within the budget, shortest first.
     `lengths` is indexed by row number. A longer row gets a batch of its own; rows of equal length keep their order.
-
-    Example:
-        >>> bucket_by_tokens(range(4), [5, 100, 6, 5], budget=20)
-        [[0, 3, 2], [1]]
     """
     batches: list[list[int]] = []
     for row in sorted(rows, key=lambda i: lengths[i]):
