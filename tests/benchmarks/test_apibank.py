@@ -183,7 +183,9 @@ def test_every_change_of_a_recorded_call_is_seen() -> None:
     seen: Counter[str] = Counter()
     for sample in bank().samples(NOWHERE):
         gold, spec = sample.target[0], sample.tool(sample.target[0].name)
-        if bank().judge(sample, answer(sample, gold))["doubt"]:
+        if doubt := bank().judge(sample, answer(sample, gold))["doubt"]:
+            wrong = bank().judge(sample, answer(sample, replace(gold, arguments={"no_such_key": 1})))
+            assert wrong["right"] is (None if doubt == "recorded_call" else False)
             continue
         changes = [
             (gold.name + "s", gold.arguments, ["API_NAME_MISMATCH"]),

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from tests.sources import xlam
+from ttpa.data.published import Converted
 from ttpa.data.rows import BadRow
-from ttpa.data.xlam import XLAM, parameters_schema
+from ttpa.data.xlam import parameters_schema
 from ttpa.io import read_jsonl
 from ttpa.records import Sample
 
@@ -20,8 +21,8 @@ def row(answers: Any, tools: Any = TOOLS, query: str = "What time is it?", **mor
     return {"id": None, "query": query, "answers": json.dumps(answers), "tools": json.dumps(tools), **more}
 
 
-def source(**more: Any) -> XLAM:
-    return xlam(REAL, **more)
+def convert(given: dict[str, Any], **more: Any) -> Converted:
+    return xlam(REAL, **more).convert(given)
 
 
 def test_real_rows_all_arrive(tmp_path: Path) -> None:
@@ -74,18 +75,18 @@ def test_required_rule_and_kept_fields(parameter: dict[str, Any], schema: dict[s
 ])  # fmt: skip
 def test_bad_rows_say_why(bad: dict[str, Any], reason: str) -> None:
     with pytest.raises(BadRow, match=f"^{reason}"):
-        source().convert(bad)
+        convert(bad)
 
 
 def test_empty_answer() -> None:
-    assert source().convert(row([])).samples == ()
-    (sample,) = source(text_turns=True).convert(row([])).samples
+    assert convert(row([])).samples == ()
+    (sample,) = convert(row([]), text_turns=True).samples
     assert (sample.kind, sample.target, sample.target_text) == ("text", (), "")
 
 
 def test_id_is_content_only() -> None:
     call = [{"name": "now", "arguments": {"zone": "UTC"}}]
-    first, spaced = source().convert(row(call)), {**row(call), "id": 7, "answers": json.dumps(call, indent=2)}
-    assert source().convert(spaced) == first
-    assert source().convert({**row(call), "answers": call, "tools": TOOLS}) == first
-    assert source().convert(row(call, query="And now?")).key != first.key
+    first = convert(row(call))
+    assert convert({**row(call), "id": 7, "answers": json.dumps(call, indent=2)}) == first
+    assert convert({**row(call), "answers": call, "tools": TOOLS}) == first
+    assert convert(row(call, query="And now?")).key != first.key
