@@ -68,6 +68,9 @@ def test_a_verdict_is_asked_once_and_survives_a_restart(server: Endpoint, tmp_pa
     assert server.requests[0].extensions["timeout"]["read"] == 60
     second = judge(tmp_path)
     assert second.ask(QUESTION, 1) == "solved" and second.requests == 0 and len(server.asked) == 2
+    second.stopped = True
+    with pytest.raises(DataError, match="the judge was stopped"):
+        second.ask(QUESTION, 2)
 
 
 @pytest.mark.usefixtures("server")

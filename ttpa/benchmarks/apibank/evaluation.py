@@ -1,7 +1,6 @@
 """`eval=apibank`: given what was said before, write the next recorded call.
 
 Nothing here runs APIs on API-Bank's database, scores the replies in words (ROUGE-L), or plans a level 3 task freely.
-
 Rule `official` (GitHub `AlibabaResearch/DAMO-ConvAI`, `api-bank/`): the first predicted call runs on a fresh database,
 and the API compares input, output and exception with the recorded ones. Here only inputs are compared, since equal
 inputs give equal outputs; the reference folds their text in each API differently, here all alike. In doubt are other

@@ -1,9 +1,4 @@
-"""`ttpa score benchmark=toolbench`: a folder of answers to a table, and a row a query.
-
-Answers are made by the ToolBench pipeline and its server of thousands of APIs. Their scores are the pass rate and win
-rate of ToolEval (arXiv 2307.16789) and the SoPR and SoWR of StableToolBench (arXiv 2403.07714); judge and prompt
-differ.
-"""
+"""`ttpa score benchmark=toolbench`: a folder of answers, made by the ToolBench pipeline, to a table and a row a query."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
