@@ -1,4 +1,4 @@
-"""`ttpa score benchmark=toolbench`: a folder of answers, made by the ToolBench pipeline, to a table and a row a query."""
+"""`ttpa score benchmark=toolbench`: answers made by the ToolBench pipeline to a table, and a row a query."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
