@@ -45,35 +45,29 @@ def numbered(plan: Plan) -> Plan:
 def plan_demonstrations(
     data: Demonstrations, seed: int = 0, order: str = "shuffled", replay: float = 0.0, **fields: Any
 ) -> Plan:
-    length = {} if "steps" in fields else {"epochs": 1.0}
-    recipe = plain.warmup_recipe(**{"batch_tokens": 100, **length, **fields})
-    rows = zip(data.lengths, data.answers, data.units, strict=True)
+    recipe = plain.warmup_recipe(**{"batch_tokens": 100, "epochs": None if "steps" in fields else 1.0, **fields})
     examples = [
         Example((TokenRow([number] + [0] * (length - answer - 1), [1] * answer),), 1.0, unit)
-        for number, (length, answer, unit) in enumerate(rows)
+        for number, (length, answer, unit) in enumerate(zip(data.lengths, data.answers, data.units, strict=True))
     ]
     return numbered(plans.plan_warmup(examples, data.bands, plain.warmup(order=order, replay=replay), recipe, seed))
 
 
 def plan_warmup(lengths: Sequence[int], bands: Sequence[str] | None = None, seed: int = 0, **how: Any) -> Plan:
     """Of rows that share nothing: each is a unit of its own."""
-    answers = [min(3, length - 1) for length in lengths]
-    return plan_demonstrations(
-        Demonstrations(lengths, answers, bands or [""] * len(lengths), range(len(lengths))), seed, **how
-    )
+    answers, count = [min(3, length - 1) for length in lengths], len(lengths)
+    return plan_demonstrations(Demonstrations(lengths, answers, bands or [""] * count, range(count)), seed, **how)
 
 
 def plan_alignment(count: int, seed: int = 0, **fields: Any) -> Plan:
     examples = [Example((TokenRow([number], [1]),), 1.0, number) for number in range(count)]
-    recipe = plain.align_recipe(**{**({} if "steps" in fields else {"epochs": 1.0}), **fields})
+    recipe = plain.align_recipe(**{"epochs": None if "steps" in fields else 1.0, **fields})
     return numbered(plans.plan_alignment(examples, recipe, seed))
 
 
 def uses(plan: Plan, first: int = 0, last: int | None = None) -> Counter[int]:
     return Counter(row for step in plan.steps[first:last] for row in step)
 
-
-# --- warm-up -----------------------------------------------------------------------------------------------------
 
 LENGTHS = [random.Random(0).randint(5, 60) + i % 3 for i in range(60)]
 
@@ -114,14 +108,13 @@ def test_warmup_counts_epochs_in_passes() -> None:
 
 @pytest.mark.parametrize("steps", [1, 100])
 def test_warmup_of_so_many_steps_has_so_many(steps: int) -> None:
-    plan = plan_warmup(LENGTHS, steps=steps, epochs=None)
+    plan = plan_warmup(LENGTHS, steps=steps)
     assert len(plan.steps) == steps and plan.boundaries == (steps,)
     counts = [uses(plan)[row] for row in range(60)]
     assert max(counts) - min(counts) <= 1
 
 
 def test_bands_come_in_order_with_a_share_of_earlier_rows() -> None:
-    """20 rows a band, replay 0.25: the easy band has none before it, the others get 5 earlier rows, once each."""
     bands = [BANDS[i // 20] for i in range(60)]
     plan = plan_warmup([10] * 60, bands, order="bands", replay=0.25)
     first, second, third = plan.boundaries
@@ -143,8 +136,7 @@ def test_an_empty_band_has_no_phase_and_an_unknown_one_is_hard() -> None:
 @pytest.mark.parametrize(
     ("lengths", "steps", "boundaries"),
     [
-        # Tokens 300, 100 and 100 of 500: 20 steps are 12, 4 and 4. Thirds of 10 steps are 3, 4, 3; of 11 they are 4,
-        # 3, 4.
+        # Tokens 300, 100 and 100 of 500; thirds of 10 and of 11 steps.
         (([30] * 10, [10] * 10, [20] * 5), 20, (12, 16, 20)),
         (([10] * 10,) * 3, 10, (3, 7, 10)),
         (([10] * 10,) * 3, 11, (4, 7, 11)),
@@ -155,26 +147,22 @@ def test_steps_are_divided_by_the_tokens_of_the_bands(
 ) -> None:
     bands = [band for band, rows in zip(BANDS, lengths, strict=True) for _ in rows]
     assert (
-        plan_warmup(
-            [length for rows in lengths for length in rows], bands, order="bands", steps=steps, epochs=None
-        ).boundaries
-        == boundaries
+        plan_warmup([n for rows in lengths for n in rows], bands, order="bands", steps=steps).boundaries == boundaries
     )
 
 
 @st.composite
 def dialogues(draw: st.DrawFn) -> Demonstrations:
-    """Rows of a few units, in any order; an answer is at most the whole row."""
+    """Rows of a few units, in any order."""
     units = draw(st.lists(st.integers(0, 6), min_size=1, max_size=30))
     lengths = [draw(st.integers(1, 60)) for _ in units]
     answers = [draw(st.integers(0, length - 1)) for length in lengths]
     return Demonstrations(lengths, answers, [draw(st.sampled_from(BANDS)) for _ in units], units)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(data=dialogues(), budget=st.integers(1, 300), seed=st.integers(0, 9))
 def test_turns_of_a_dialogue_stay_in_one_step(data: Demonstrations, budget: int, seed: int) -> None:
-    """Every row once, no unit in two steps; a step of several units keeps the budget by what they cost together."""
     plan = plan_demonstrations(data, seed, batch_tokens=budget)
     assert uses(plan) == Counter(range(len(data.units)))
     homes = [{data.units[row] for row in step} for step in plan.steps]
@@ -197,14 +185,10 @@ def test_shared_history_is_not_counted_twice() -> None:
     assert [len(plan_demonstrations(data, batch_tokens=budget).steps) for budget in (230, 229)] == [1, 2]
 
 
-# --- alignment ---------------------------------------------------------------------------------------------------
-
-
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(count=st.integers(1, 30), size=st.integers(1, 12), steps=st.integers(1, 40), seed=st.integers(0, 5))
 def test_alignment_steps_are_full_and_rows_come_equally_often(count: int, size: int, steps: int, seed: int) -> None:
-    """No row twice in a step; a pass is over before a row comes again; with few rows every step is all rows."""
-    plan = plan_alignment(count, seed, batch_size=size, steps=steps, epochs=None)
+    plan = plan_alignment(count, seed, batch_size=size, steps=steps)
     assert len(plan.steps) == steps and plan.boundaries == (steps,)
     for step in plan.steps:
         assert len(step) == len(set(step)) == min(size, count) and set(step) <= set(range(count))
@@ -220,9 +204,6 @@ def test_alignment_steps_are_full_and_rows_come_equally_often(count: int, size: 
 def test_alignment_epochs_in_steps(count: int, size: int, epochs: float, steps: int) -> None:
     """ceil(rows * epochs / batch), batch no larger than the rows: 12 * 2.5 / 4 = 7.5 is 8 steps."""
     assert len(plan_alignment(count, batch_size=size, epochs=epochs).steps) == steps
-
-
-# --- schedules and optimisers ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -246,15 +227,14 @@ def test_schedules_worked_by_hand(fields: dict[str, Any], expected: list[float])
     assert schedule.factor(7 + end, [3, 3 + end, 7 + end]) == schedule.factor(4, [4])
 
 
-@pytest.mark.parametrize(("restarts", "warmup"), [(1, 0), (3, 0), (3, 4)])
+@pytest.mark.parametrize(("restarts", "warmup"), [(1, 0), (3, 4)])
 def test_cosine_with_restarts_is_that_of_transformers(restarts: int, warmup: int) -> None:
     """After the warm-up, whose first step is above zero here."""
     settings = plain.align_recipe(schedule="cosine_with_restarts", restarts=restarts, warmup_steps=warmup)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = get_cosine_with_hard_restarts_schedule_with_warmup(optimizer, warmup, 25, num_cycles=restarts)
-    (factor,) = theirs.lr_lambdas
-    ours = [settings.factor(step, [25]) for step in range(warmup, 26)]
-    assert ours == pytest.approx([factor(step) for step in range(warmup, 26)], abs=1e-12)
+    expected = [theirs.lr_lambdas[0](step) for step in range(warmup, 26)]
+    assert [settings.factor(step, [25]) for step in range(warmup, 26)] == pytest.approx(expected, abs=1e-12)
 
 
 def test_eight_bit_adamw_without_a_gpu_is_adamw_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -267,34 +247,28 @@ def test_eight_bit_adamw_without_a_gpu_is_adamw_and_says_so_once(caplog: pytest.
     assert line.startswith("optimizer=adamw_8bit: ")
 
 
-# --- what a setting refuses --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("make", "key", "value"),
-    [
-        (plain.align_recipe, "optimizer", "adam"), (plain.align_recipe, "schedule", "step"),
-        (plain.align_recipe, "lr", 0.0), (plain.align_recipe, "batch_size", 0), (plain.align_recipe, "epochs", -1.0),
-        (plain.warmup_recipe, "prompt_weight", 1.5), (plain.warmup, "order", "random"), (plain.warmup, "replay", -0.1),
-        (plain.trainer, "threads", -1), (plain.trainer, "forward", "flat"), (plain.trainer, "answers_every_steps", 0),
-    ],
-)  # fmt: skip
-def test_a_value_out_of_range_is_refused_by_name(make: Callable[..., Any], key: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=rf"^{key}='?{value}'?: "):
-        make(**{key: value})
-
-
 @pytest.mark.parametrize(
     ("make", "fields", "problem"),
     [
-        (plain.align_recipe, {"betas": [0.9, 1.0]}, "betas"),
-        (plain.align_recipe, {"betas": [0.9]}, "betas"),
+        (plain.align_recipe, {"optimizer": "adam"}, "optimizer='adam'"),
+        (plain.align_recipe, {"schedule": "step"}, "schedule='step'"),
+        (plain.align_recipe, {"lr": 0.0}, "lr=0.0"),
+        (plain.align_recipe, {"batch_size": 0}, "batch_size=0"),
+        (plain.align_recipe, {"epochs": -1.0}, "epochs=-1.0"),
+        (plain.align_recipe, {"betas": [0.9, 1.0]}, "betas.1=1.0"),
+        (plain.align_recipe, {"betas": [0.9]}, "betas="),
         (plain.align_recipe, {"steps": 5, "epochs": 1.0}, "steps=5: exactly one of steps and epochs"),
         (plain.align_recipe, {"steps": None, "epochs": None}, "steps=None: exactly one of steps and epochs"),
+        (plain.warmup_recipe, {"prompt_weight": 1.5}, "prompt_weight=1.5"),
+        (plain.warmup, {"order": "random"}, "order='random'"),
+        (plain.warmup, {"replay": -0.1}, "replay=-0.1"),
+        (plain.trainer, {"threads": -1}, "threads=-1"),
+        (plain.trainer, {"forward": "flat"}, "forward='flat'"),
+        (plain.trainer, {"answers_every_steps": 0}, "answers_every_steps=0"),
         (plain.trainer, {"options": {"precision": 3}}, r"options\.precision=3: decides numbers"),
     ],
 )
-def test_values_that_do_not_go_together_are_refused(make: Callable[..., Any], fields: Any, problem: str) -> None:
+def test_values_out_of_range_are_refused_by_name(make: Callable[..., Any], fields: Any, problem: str) -> None:
     with pytest.raises(ConfigError, match=f"^{problem}"):
         make(**fields)
 

@@ -19,14 +19,9 @@ Ids = tuple[int, ...]
 
 def pair(chosen: Ids, rejected: Ids, ends: tuple[int, int] | None = None) -> Pair:
     sides = [Candidate(sample_id="s", index=i, text="", token_ids=ids) for i, ids in enumerate((chosen, rejected))]
-    return Pair(
-        sample_id="s",
-        chosen=sides[0],
-        rejected=sides[1],
-        chosen_score=Score(value=1.0, exact=True),
-        rejected_score=Score(value=0.0, exact=False),
-        provenance={} if ends is None else {"spans": {"chosen": ends[0], "rejected": ends[1]}},
-    )
+    scores = {"chosen_score": Score(value=1.0, exact=True), "rejected_score": Score(value=0.0, exact=False)}
+    spans = {} if ends is None else {"spans": {"chosen": ends[0], "rejected": ends[1]}}
+    return Pair(sample_id="s", chosen=sides[0], rejected=sides[1], **scores, provenance=spans)
 
 
 def sides(one: Pair, over: str, prompt: Ids = PROMPT) -> list[tuple[Ids, Ids]]:
@@ -52,15 +47,13 @@ def test_spans_worked_by_hand(one: Pair, shared: Ids, chosen: Ids, rejected: Ids
     assert sides(one, "answer") == [(PROMPT, one.chosen.token_ids), (PROMPT, one.rejected.token_ids)]
 
 
-@given(
-    chosen=st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple),
-    rejected=st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple),
-    ends=st.none() | st.tuples(st.integers(0, 7), st.integers(0, 7)),
-)
+ANSWERS = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
+
+
+@given(chosen=ANSWERS, rejected=ANSWERS, ends=st.none() | st.tuples(st.integers(0, 7), st.integers(0, 7)))
 def test_a_span_is_a_part_of_its_answer_that_is_never_empty(
     chosen: Ids, rejected: Ids, ends: tuple[int, int] | None
 ) -> None:
-    """An answer that is the beginning of the other keeps its last token."""
     one = pair(chosen, rejected, ends)
     for (prompt, answer), ids in zip(sides(one, "span"), (chosen, rejected), strict=True):
         assert answer and (*prompt, *answer) == (*PROMPT, *ids)[: len(prompt) + len(answer)]

@@ -103,14 +103,13 @@ class GRPO:
         metrics = {name: (which_GT & mask_GT).sum() / count for name, which_GT in clipped.items()}
         if weights_GT is not None:
             loss_GT = loss_GT * wide(weights_GT).detach()
-        if ref_logps_GT is not None:
+        if self.beta or ref_logps_GT is not None:
+            assert ref_logps_GT is not None, "a divergence needs a reference"
             q_GT = _log_ratio(wide(ref_logps_GT).detach(), own_GT, mask_GT)
             kl_GT = q_GT.expm1() - q_GT
             metrics["kl"] = kl_GT.detach().sum() / count
             if self.beta:
                 loss_GT = loss_GT + self.beta * kl_GT * (ratio_GT if self.kl_weighted else 1.0)
-        elif self.beta:
-            raise ValueError(f"beta={self.beta} needs log-probs of a reference policy")
         loss_GT = loss_GT.masked_fill(~mask_GT, 0)
         answers = answers or len(loss_GT)
         if self.aggregation == "grpo":
