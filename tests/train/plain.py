@@ -1,6 +1,4 @@
-"""Option objects for tests of training (every field has a plain value, a test names those that matter) and a small
-model.
-"""
+"""Options for tests of training (every field has a plain value, a test names those that matter) and a small model."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,30 +66,14 @@ def grpo(**fields: Any) -> GRPO:
 
 
 def grpo_loss(
-    logps_GT: Tensor,
-    old_GT: Tensor | None,
-    ref_GT: Tensor | None,
-    advantages_G: Tensor,
-    mask_GT: Tensor,
-    *,
-    max_length: int | None = None,
-    tokens: float | None = None,
-    answers: int | None = None,
-    weights: Tensor | None = None,
-    **fields: Any,
-) -> tuple[Tensor, dict[str, Tensor]]:
+    logps_GT: Tensor, old_GT: Tensor | None, ref_GT: Tensor | None, advantages_G: Tensor, mask_GT: Tensor, *,
+    max_length: int | None = None, tokens: float | None = None, answers: int | None = None,
+    weights: Tensor | None = None, **fields: Any,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """The loss of one call; the longest answer is the longest allowed unless the test says otherwise."""
-    return grpo(**fields)(
-        logps_GT,
-        advantages_G,
-        mask_GT,
-        max_length=max_length or logps_GT.shape[1],
-        old_logps_GT=old_GT,
-        ref_logps_GT=ref_GT,
-        weights_GT=weights,
-        answers=answers,
-        tokens=tokens,
-    )
+    most = max_length or logps_GT.shape[1]
+    more: Any = {"max_length": most, "weights_GT": weights, "answers": answers, "tokens": tokens}
+    return grpo(**fields)(logps_GT, advantages_G, mask_GT, old_logps_GT=old_GT, ref_logps_GT=ref_GT, **more)
 
 
 VOCAB, PAD, HUGE = 50, 0, 1_000_000
@@ -124,7 +106,7 @@ def furthest(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
 
 
 def plain_logps(model: torch.nn.Module, row: TokenRow) -> Tensor:
-    """Log-probs of all tokens but the first, from the full logits of one row without padding, shape (T - 1,)."""
+    """Log-probs (T - 1,) of all tokens but the first, from the full logits of one row without padding."""
     ids = torch.tensor([[*row.prompt, *row.answer]])
     return -F.cross_entropy(model(input_ids=ids).logits[0, :-1].float(), ids[0, 1:], reduction="none")
 
@@ -158,13 +140,7 @@ def run_training(
     """Trains to the end, in what is there of the folder."""
     folder.mkdir(exist_ok=True)
     seen: list[tuple[int, int]] = []
-    metrics = fit(
-        *made,
-        folder,
-        trainer=trainer(checkpoint_every_steps=every),
-        logger=logger,
-        progress=lambda done, total, speed, note: seen.append((done, total)),
-        callbacks=extra,
-    )
+    options: Any = {"trainer": trainer(checkpoint_every_steps=every), "logger": logger, "callbacks": extra}
+    metrics = fit(*made, folder, progress=lambda done, total, *_: seen.append((done, total)), **options)
     assert not seen or seen[-1] == (made[1].total_steps, made[1].total_steps)
     return metrics

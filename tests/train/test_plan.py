@@ -250,24 +250,19 @@ def test_eight_bit_adamw_without_a_gpu_is_adamw_and_says_so_once(caplog: pytest.
 @pytest.mark.parametrize(
     ("make", "fields", "problem"),
     [
-        (plain.align_recipe, {"optimizer": "adam"}, "optimizer='adam'"),
-        (plain.align_recipe, {"schedule": "step"}, "schedule='step'"),
-        (plain.align_recipe, {"lr": 0.0}, "lr=0.0"),
-        (plain.align_recipe, {"batch_size": 0}, "batch_size=0"),
-        (plain.align_recipe, {"epochs": -1.0}, "epochs=-1.0"),
+        (plain.align_recipe, {"optimizer": "adam"}, "optimizer='adam'"), (plain.align_recipe, {"lr": 0.0}, "lr=0.0"),
+        (plain.align_recipe, {"schedule": "step"}, "schedule='step'"), (plain.align_recipe, {"epochs": -1.0}, "epochs"),
+        (plain.align_recipe, {"batch_size": 0}, "batch_size=0"), (plain.align_recipe, {"betas": [0.9]}, "betas="),
         (plain.align_recipe, {"betas": [0.9, 1.0]}, "betas.1=1.0"),
-        (plain.align_recipe, {"betas": [0.9]}, "betas="),
         (plain.align_recipe, {"steps": 5, "epochs": 1.0}, "steps=5: exactly one of steps and epochs"),
         (plain.align_recipe, {"steps": None, "epochs": None}, "steps=None: exactly one of steps and epochs"),
-        (plain.warmup_recipe, {"prompt_weight": 1.5}, "prompt_weight=1.5"),
-        (plain.warmup, {"order": "random"}, "order='random'"),
-        (plain.warmup, {"replay": -0.1}, "replay=-0.1"),
-        (plain.trainer, {"threads": -1}, "threads=-1"),
+        (plain.warmup_recipe, {"prompt_weight": 1.5}, "prompt_weight"), (plain.warmup, {"replay": -0.1}, "replay=-0.1"),
+        (plain.warmup, {"order": "random"}, "order='random'"), (plain.trainer, {"threads": -1}, "threads=-1"),
         (plain.trainer, {"forward": "flat"}, "forward='flat'"),
         (plain.trainer, {"answers_every_steps": 0}, "answers_every_steps=0"),
         (plain.trainer, {"options": {"precision": 3}}, r"options\.precision=3: decides numbers"),
     ],
-)
+)  # fmt: skip
 def test_values_out_of_range_are_refused_by_name(make: Callable[..., Any], fields: Any, problem: str) -> None:
     with pytest.raises(ConfigError, match=f"^{problem}"):
         make(**fields)

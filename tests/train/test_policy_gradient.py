@@ -166,23 +166,6 @@ def test_weights_worked_by_hand() -> None:
         assert floats(logps.grad) == floats(expected)
 
 
-@pytest.mark.parametrize(
-    ("ratio", "advantage", "moves"),
-    [
-        (1.27, 1.0, True), (1.29, 1.0, False), (1.29, -1.0, True),
-        (0.81, -1.0, True), (0.79, -1.0, False), (0.79, 1.0, True),
-    ],
-)  # fmt: skip
-def test_clipping_stops_what_goes_too_far_and_never_the_way_back(ratio: float, advantage: float, moves: bool) -> None:
-    old = torch.tensor([[-1.0]])
-    logps = (old + math.log(ratio)).requires_grad_()
-    loss, metrics = grpo_loss(logps, old, None, torch.tensor([advantage]), torch.ones(1, 1), **CLIP)
-    loss.backward()
-    assert logps.grad is not None
-    assert logps.grad.item() == pytest.approx(-ratio * advantage if moves else 0.0)
-    assert clipped(metrics) == [not moves and advantage < 0, not moves and advantage > 0, not moves]
-
-
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_a_step_cut_into_parts_adds_up(aggregation: str) -> None:
     """Each part is told the answers and the tokens of the whole step."""
@@ -214,39 +197,15 @@ def test_what_stands_outside_the_mask_does_not_matter(aggregation: str, filling:
 
 def test_log_ratios_too_large_for_exp_stay_finite() -> None:
     """200 nats above the old and below the reference policy: exp overflows float32 beyond 88."""
-    logps = torch.tensor([[-1.0, -201.0]], requires_grad=True)
-    old, ref = torch.tensor([[-201.0, -201.0]]), torch.tensor([[-1.0, -1.0]])
+    logps, old, ref = (
+        torch.tensor([row], requires_grad=True) for row in ([-1.0, -201.0], [-201.0, -201.0], [-1.0, -1.0])
+    )
     for advantage in (1.0, -1.0, 0.0):
         logps.grad = None
         loss, metrics = grpo_loss(logps, old, ref, torch.tensor([advantage]), torch.ones(1, 2), **CLIP, beta=0.1)
         loss.backward()
         assert loss.isfinite() and metrics["kl"].isfinite() and logps.grad is not None and logps.grad.isfinite().all()
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [{"aggregation": name} for name in AGGREGATIONS]
-    + [{"importance": "sequence", "kl_weighted": True}, {"surrogate": "sapo"}],
-    ids=lambda fields: "-".join(map(str, fields.values())),
-)
-def test_gradient_agrees_with_central_differences(fields: dict[str, Any]) -> None:
-    """Only the policy's log-probs have one; metrics have none."""
-    mask, advantages = torch.tensor([[1, 1, 1], [1, 1, 0]]), torch.tensor([1.3, -0.8], requires_grad=True)
-    noise = torch.tensor([[0.4, -0.3, 0.05], [-0.5, 0.1, 0.0]], dtype=torch.float64)
-    point = drawn(2, 3).double().requires_grad_()
-    old, ref = (point.detach() - noise).requires_grad_(), (point.detach() + 0.3).requires_grad_()
-
-    def loss(at: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return grpo_loss(at, old, ref, advantages, mask, **CLIP, beta=0.2, **fields, max_length=9)
-
-    found, metrics = loss(point)
-    found.backward()
-    steps = 1e-5 * torch.eye(6, dtype=torch.float64).reshape(6, 2, 3)
-    with torch.no_grad():
-        slopes = [float((loss(point + step)[0] - loss(point - step)[0]) / 2e-5) for step in steps]
-    assert point.grad is not None and point.grad.flatten().tolist() == pytest.approx(slopes, abs=1e-7)
-    assert [one.grad for one in (old, ref, advantages)] == [None] * 3
-    assert not any(value.requires_grad for value in metrics.values())
+        assert old.grad is None and ref.grad is None and not any(value.requires_grad for value in metrics.values())
 
 
 def test_bfloat16_inputs_give_float32_losses() -> None:

@@ -37,13 +37,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be remo
 
 @pytest.fixture(scope="module", autouse=True)
 def offline() -> Iterator[None]:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("the network was used")
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        patch.setattr(socket, "getaddrinfo", refuse)
+        patch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was used"))
         yield
 
 
@@ -94,17 +90,13 @@ def arguments(folder: Path, **fields: Any) -> dict[str, Any]:
 
 
 def batch_of(trainer: Any) -> dict[str, Tensor]:
-    """TRL's own batch, with answers of different lengths in it."""
     trainer.model.train()
     return dict(next(iter(trainer.get_train_dataloader())))
 
 
 def rows_of(ids_BT: Tensor, real_BT: Tensor, answer_BT: Tensor) -> list[TokenRow]:
-    real_BT, answer_BT = real_BT.bool(), answer_BT.bool()
-    return [
-        TokenRow(ids[real & ~answer].tolist(), ids[answer].tolist())
-        for ids, real, answer in zip(ids_BT, real_BT, answer_BT, strict=True)
-    ]
+    both = zip(ids_BT, real_BT.bool(), answer_BT.bool(), strict=True)
+    return [TokenRow(ids[real & ~answer].tolist(), ids[answer].tolist()) for ids, real, answer in both]
 
 
 def gradients(model: PreTrainedModel, loss: Tensor) -> dict[str, Tensor]:
@@ -114,7 +106,6 @@ def gradients(model: PreTrainedModel, loss: Tensor) -> dict[str, Tensor]:
 
 
 def assert_same(model: PreTrainedModel, theirs: Tensor, ours: Tensor) -> None:
-    """Loss and the gradient of every parameter; the gradient must be there to be compared."""
     assert ours.dtype == torch.float32
     assert ours.item() == pytest.approx(theirs.item(), abs=TOLERANCE)
     expected, found = gradients(model, theirs), gradients(model, ours)
@@ -146,12 +137,11 @@ def test_sft(window: int | None, whole: bool, checkpoint: Path, tokenizer: Any, 
     assert_same(model, theirs, ours)
 
 
-# --- pairs -------------------------------------------------------------------------------------------------------
-
 TRAINERS: dict[str, Any] = {
     "dpo": (DPOTrainer, DPOConfig), "cpo": (CPOTrainer, CPOConfig), "orpo": (ORPOTrainer, ORPOConfig)
 }  # fmt: skip
-SMOOTH = {"beta": 0.3, "label_smoothing": 0.2}
+SMOOTH, WITH_SFT = {"beta": 0.3, "label_smoothing": 0.2}, {"beta": 0.3, "sft_weight": 0.5}
+MARGIN = {"beta": 2.0, "gamma_beta_ratio": 0.25, "sft_weight": 0.7}
 
 
 @pytest.mark.parametrize(
@@ -164,29 +154,16 @@ SMOOTH = {"beta": 0.3, "label_smoothing": 0.2}
         ("dpo", {"loss_type": ["robust"], **SMOOTH}, loss(RobustDPO, **SMOOTH)),
         ("dpo", {"loss_type": ["hinge"], "beta": 0.3}, loss(Hinge, beta=0.3)),
         ("dpo", {"loss_type": ["ipo"], "beta": 0.3}, loss(IPO, beta=0.3)),
-        (
-            "dpo",
-            {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5], "beta": 0.3},
-            loss(DPO, beta=0.3, sft_weight=0.5),
-        ),
+        ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [1, 0.5], "beta": 0.3}, loss(DPO, **WITH_SFT)),
         # TRL's `simpo_gamma` is the whole gamma, beta times our ratio.
-        (
-            "cpo",
-            {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.5, "cpo_alpha": 0.7},
-            loss(SimPO, beta=2.0, gamma_beta_ratio=0.25, sft_weight=0.7),
-        ),
+        ("cpo", {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.5, "cpo_alpha": 0.7}, loss(SimPO, **MARGIN)),
         # TRL's NLL runs over prompt and answer, the paper's and ours over the answer: the odds ratio is what is equal.
         ("orpo", {"beta": 0.4}, loss(ORPO, beta=0.4, sft_weight=0.0)),
     ],
     ids=["dpo", "dpo smoothed", "cdpo", "robust", "hinge", "ipo", "dpo+sft", "simpo", "orpo"],
 )
 def test_preference_losses(
-    trainer_of: str,
-    fields: dict[str, Any],
-    objective: PreferenceLoss,
-    checkpoint: Path,
-    tokenizer: Any,
-    tmp_path: Path,
+    trainer_of: str, fields: dict[str, Any], objective: PreferenceLoss, checkpoint: Path, tokenizer: Any, tmp_path: Path
 ) -> None:
     model, reference = loaded(checkpoint), loaded(checkpoint, noise=0.1)
     kind, config = TRAINERS[trainer_of]
@@ -221,16 +198,13 @@ def test_preference_losses(
     assert_same(model, theirs, ours)
 
 
-# --- GRPO --------------------------------------------------------------------------------------------------------
-
 ANSWERS, LONGEST, PROMPT_WIDTH, ALLOWED = 6, 7, 5, 12
 ADVANTAGES_G = torch.tensor([1.2, -0.7, 0.0, -1.5, 0.4, 0.9])
 
 
 def group(one_prompt: bool = False) -> dict[str, Tensor]:
-    """Answers of uneven length with a tool's result inside one, prompts padded on the left as TRL does.
-
-    Or of the same prompt, without padding or tools; some answers begin alike, one is another's beginning.
+    """Answers of uneven length, one with a tool's result inside, prompts padded on the left; or answers to the same
+    prompt without tools, some of which begin alike.
     """
     generator = torch.Generator().manual_seed(11)
     prompt_lengths, lengths = torch.tensor([5, 5, 3, 3, 4, 2]), torch.tensor([7, 1, 4, 6, 3, 5])
@@ -255,21 +229,20 @@ def group(one_prompt: bool = False) -> dict[str, Tensor]:
 
 
 def rows_in(batch: dict[str, Tensor]) -> list[TokenRow]:
-    sides = [
-        [ids[real].tolist() for ids, real in zip(batch[f"{side}_ids"], batch[f"{side}_mask"].bool(), strict=True)]
-        for side in ("prompt", "completion")
-    ]
-    return list(map(TokenRow, *sides))
+    ids, masks = (
+        torch.cat([batch[f"{side}_{what}"] for side in ("prompt", "completion")], 1) for what in ("ids", "mask")
+    )
+    answers = (torch.arange(ids.shape[1]) >= PROMPT_WIDTH) & masks.bool()
+    return rows_of(ids, masks, answers)
 
 
 def logps_of(model: PreTrainedModel, batch: dict[str, Tensor], forward: Forward = token_logps, **more: Any) -> Tensor:
-    """Log-probs of the answers' tokens, NaN in the padding."""
     found = forward(model, rows_in(batch), pad_id=PAD, **more)
     return torch.full((ANSWERS, LONGEST), torch.nan).masked_scatter(batch["completion_mask"].bool(), found.logps_N)
 
 
 def noisy(given_GT: Tensor) -> tuple[Tensor, Tensor]:
-    """Old and reference log-probs near those of the policy; whole answers too have moved, some up and some down."""
+    """Old and reference log-probs near those of the policy; whole answers too have moved."""
     generator = torch.Generator().manual_seed(5)
     moved_G1 = torch.tensor([-0.8, 0.4, 0.0, 0.5, 0.1, 0.2])[:, None]
     old_GT = given_GT.detach() + moved_G1 + 0.4 * torch.randn(given_GT.shape, generator=generator)
@@ -277,7 +250,7 @@ def noisy(given_GT: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def grpo_trainer(model: PreTrainedModel, tokenizer: Any, folder: Path, reward: Any = None, **fields: Any) -> Any:
-    """In training, one micro-batch a step, KL without importance weights (TRL 1.16 has them on by default)."""
+    """One micro-batch a step, KL without importance weights (TRL 1.16 has them on by default)."""
     prompts = Dataset.from_list([{"prompt": words(i, 3, 5)} for i in range(4)])
     size = {"per_device_train_batch_size": fields.get("num_generations"), "max_completion_length": ALLOWED}
     args = GRPOConfig(**arguments(folder, use_bias_correction_kl=False, **{**size, **fields}))
@@ -306,8 +279,7 @@ def test_grpo(
 ) -> None:  # fmt: skip
     """Old and reference log-probs are the policy's with noise, so that tokens are clipped on both sides.
 
-    Of each case: ratios of tokens and of answers, and with a KL term its product with the ratio, which TRL then also
-    reports as the divergence. Of answers TRL counts clipped answers and not tokens.
+    Of answers TRL counts clipped answers and not tokens; a KL term times the ratio it also reports as the divergence.
     """
     model, batch = loaded(checkpoint), group()
     fields = {"loss_type": kind, "beta": beta, "epsilon": low, "epsilon_high": high, "num_generations": ANSWERS}
@@ -363,19 +335,11 @@ def test_grpo_of_a_group_through_the_token_tree(
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_group_advantages(scale: str, checkpoint: Path, tokenizer: Any, tmp_path: Path) -> None:
-    """A reward function that returns None for an answer gives it no reward, which is NaN here.
-
-    TRL's share of groups without difference counts no group that has one reward left, and in "batch" looks at the
-    batch as a whole; ours counts groups that give no gradient.
+    """None of a reward function is NaN here. TRL's share of groups without difference counts no group that has one
+    reward left, and in "batch" looks at the batch as a whole; ours counts groups that give no gradient.
     """
-    rewards = [
-        [1.0, 0.0, 0.5, 0.25],
-        [0.1] * 4,
-        [-2.0, 3.0, 3.0, -1.0],
-        [1.0, None, 0.5, 0.25],
-        [None] * 4,
-        [1.0] + [None] * 3,
-    ]
+    rewards = [[1.0, 0.0, 0.5, 0.25], [0.1] * 4, [-2.0, 3.0, 3.0, -1.0]]
+    rewards += [[1.0, None, 0.5, 0.25], [None] * 4, [1.0, *[None] * 3]]
     flat = [value for row in rewards for value in row]
     fields = {"scale_rewards": scale, "num_generations": 4, "per_device_train_batch_size": len(flat)}
     trainer = grpo_trainer(

@@ -116,8 +116,7 @@ class RolloutData(StepData):
     place: int = field(default=0, init=False)
     round: Round | None = field(default=None, init=False)
 
-    def __post_init__(self) -> None:
-        super().__init__()
+    __post_init__ = StepData.__init__
 
     def prompt_at(self, place: int) -> int:
         """Number of the prompt at a place of the stream: one shuffled pass after the other."""
@@ -196,8 +195,7 @@ class RolloutData(StepData):
 
 def read_rounds(file: Path) -> list[Round]:
     """The rounds of a finished or running stage."""
-    with file.open(encoding="utf-8") as lines:
-        return [Round.from_json(json.loads(line)) for line in lines if line.endswith("\n")]
+    return [Round.from_json(json.loads(line)) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 class GRPOModule(PolicyModule):
@@ -214,7 +212,7 @@ class GRPOModule(PolicyModule):
         self.rollouts, self.loss = rollouts, rollouts.loss
         self.began = self.waited = 0.0
         self._gaps: list[Tensor] = []
-        self._reference = snapshot(self.model) if self.loss.needs_reference else None
+        self._reference = snapshot(self.model) if self.loss.beta else None
 
     def step_of(self, batch: Any) -> Step:
         """Draws the answers where a round begins; the step's share of them."""
@@ -253,7 +251,7 @@ class GRPOModule(PolicyModule):
         return decoupled_advantages(rewards_BGK, weights_K, eps=self.loss.eps)
 
     def _measure(self, found: Round, name: str) -> None:
-        """Log-probs of every answer's tokens with the training forward, kept in the answers' field `name`."""
+        """Puts log-probs of every answer's tokens with the training forward into the answers' field `name`."""
         examples = [example for group in self.rollouts.examples(found) for example in group]
         options: Any = {"pad_id": self.policy.renderer.pad_id, "temperature": self.rollouts.temperature}
         with evaluating(self.model):
@@ -270,16 +268,11 @@ class GRPOModule(PolicyModule):
         mask_GT = written_GT & counted_G1
         old_GT = _padded([one.old_logps for one in answers], logps_GT)
         loss, metrics = self.loss(
-            logps_GT,
-            torch.tensor([one.advantage for one in answers], device=logps_GT.device),
-            mask_GT,
-            max_length=self.rollouts.max_new_tokens,
-            old_logps_GT=old_GT,
+            logps_GT, torch.tensor([one.advantage for one in answers], device=logps_GT.device), mask_GT,
+            max_length=self.rollouts.max_new_tokens, old_logps_GT=old_GT, answers=step.examples, tokens=step.weight,
             ref_logps_GT=_padded([one.ref_logps for one in answers], logps_GT),
             weights_GT=self._corrections(answers, logps_GT.detach() if old_GT is None else old_GT, mask_GT),
-            answers=step.examples,
-            tokens=step.weight,
-        )
+        )  # fmt: skip
         assert found.entropy_N is not None
         tokens = mask_GT.sum()
         entropy_A = found.entropy_N[found.is_answer_N]

@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ttpa.errors import DataError
 from ttpa.policy.forward import Forward
-from ttpa.policy.logprobs import TokenLogps, token_logps
+from ttpa.policy.logprobs import TokenLogps
 from ttpa.policy.policy import Policy
 from ttpa.policy.tree import TokenRow
 from ttpa.train.losses import PairLogps, PreferenceLoss, weighted_nll
@@ -73,13 +73,10 @@ class PolicyModule(pl.LightningModule):
     A learning-rate schedule ends at each of the steps `boundaries`; `forward` is `token_logps` or `tree_token_logps`.
     """
 
-    def __init__(
-        self, policy: Policy, settings: Optimisation, boundaries: Sequence[int], forward: Forward = token_logps
-    ) -> None:
+    def __init__(self, policy: Policy, settings: Optimisation, boundaries: Sequence[int], forward: Forward) -> None:
         super().__init__()
         self.token_logps = forward
-        self.automatic_optimization = False
-        self.strict_loading = False
+        self.automatic_optimization = self.strict_loading = False
         self.policy, self.settings, self.boundaries = policy, settings, tuple(boundaries)
         self.model = policy.model
         self.tokens_seen = self.tokens_computed = 0
@@ -109,8 +106,7 @@ class PolicyModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": factor}
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        optimizer: Any = self.optimizers()
-        scheduler: Any = self.lr_schedulers()
+        optimizer, scheduler = cast(Any, self.optimizers()), cast(Any, self.lr_schedulers())
         began, step = time.perf_counter(), self.step_of(batch)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         total, sums = torch.zeros((), device=self.device), dict[str, Tensor]()
@@ -290,21 +286,14 @@ def environment_plugins() -> list[SLURMEnvironment]:
     """Inside a SLURM job, its environment without Lightning's requeue: it would submit the job a second time and save a
     resume point that the next stage would load.
     """
-    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-        return [SLURMEnvironment(auto_requeue=False)]
-    return []
+    ours = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return [SLURMEnvironment(auto_requeue=False)] if ours else []
 
 
 def fit(
-    module: PolicyModule,
-    data: StepData,
-    workdir: Path,
-    *,
-    trainer: TrainerOptions,
-    logger: Any,
-    progress: Progress,
+    module: PolicyModule, data: StepData, workdir: Path, *, trainer: TrainerOptions, logger: Any, progress: Progress,
     callbacks: Sequence[pl.Callback] = (),
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Trains to the last step, from the resume point in `workdir` if there is one, and saves the policy there.
 
     Returns final metrics as plain numbers, with `steps` and `tokens`. No step to do is a `DataError`.
@@ -321,15 +310,10 @@ def fit(
     # Beside drawing answers, writing down a step costs nothing.
     often = {} if isinstance(data, PlanData) else {"log_every_n_steps": 1}
     runner = trainer.lightning(
-        **often,
-        max_steps=data.total_steps,
-        max_epochs=-1,
-        logger=logger,
+        **often, max_steps=data.total_steps, max_epochs=-1, logger=logger, plugins=environment_plugins(),
         callbacks=[keeper, _Reporter(progress, data.total_steps), *_keep_signals(), *callbacks],
-        plugins=environment_plugins(),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
     last = workdir / "last.ckpt"
     runner.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
 

@@ -55,35 +55,21 @@ class GRPO:
     contrasts: ClassVar[bool] = False
 
     @property
-    def needs_reference(self) -> bool:
-        return self.beta > 0
-
-    @property
     def steps_a_round(self) -> int:
         return self.minibatches * self.num_iterations
 
     def length_penalty(self, length: int, limit: int, finished: bool) -> float:
         """What an answer of `length` tokens, of at most `limit`, adds to its reward, in [-1, 0]."""
-        if not self.overlong:
-            return 0.0
-        if not finished:
-            return -1.0
         room = self.overlong * limit
+        if not room or not finished:
+            return -1.0 if room else 0.0
         return -min(1.0, max(0.0, length - (limit - room)) / room)
 
     def __call__(
-        self,
-        logps_GT: Tensor,
-        advantages_G: Tensor,
-        mask_GT: Tensor,
-        *,
-        max_length: int,
-        old_logps_GT: Tensor | None = None,
-        ref_logps_GT: Tensor | None = None,
-        weights_GT: Tensor | None = None,
-        answers: int | None = None,
-        tokens: float | None = None,
-    ) -> tuple[Tensor, Metrics]:
+        self, logps_GT: Tensor, advantages_G: Tensor, mask_GT: Tensor, *, max_length: int,
+        old_logps_GT: Tensor | None = None, ref_logps_GT: Tensor | None = None, weights_GT: Tensor | None = None,
+        answers: int | None = None, tokens: float | None = None,
+    ) -> tuple[Tensor, Metrics]:  # fmt: skip
         """This call's share of the step's loss: of each token `surrogate + beta (exp(q) - q - 1)`, `q = ref - logp`,
         aggregated; and `clip_ratio/*` and `kl`, means over the tokens of this call.
 
@@ -138,12 +124,11 @@ class GRPO:
 
 
 def _log_ratio(over_GT: Tensor, under_GT: Tensor, mask_GT: Tensor) -> Tensor:
-    """Difference of log-probs, 0 outside the mask whatever stands there."""
     return (over_GT - under_GT).masked_fill(~mask_GT, 0).clamp(-MOST_NATS, MOST_NATS)
 
 
 def _moments(rewards: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased standard deviation of the known values along the last axis, 0 for want of values."""
+    """Mean and unbiased standard deviation of the known values of the last axis, 0 for want of values."""
     count = known.sum(-1, keepdim=True)
     mean = rewards.masked_fill(~known, 0).sum(-1, keepdim=True) / count.clamp(min=1)
     squares = (rewards - mean).masked_fill(~known, 0).square().sum(-1, keepdim=True)
@@ -167,11 +152,8 @@ def group_advantages(rewards_BG: Tensor, *, scale: str, eps: float) -> tuple[Ten
     advantages_BG = (rewards_BG - mean_B1).masked_fill(~known_BG | flat_B1, 0)
     if scale != "none":
         advantages_BG = advantages_BG / ((std_B1 if scale == "group" else batch_std_1) + eps)
-    return advantages_BG, {
-        "reward": rewards_BG[known_BG].mean(),
-        "reward_std": batch_std_1[0],
-        "frac_reward_zero_std": flat_B1.float().mean(),
-    }
+    metrics = {"reward": rewards_BG[known_BG].mean(), "reward_std": batch_std_1[0]}
+    return advantages_BG, metrics | {"frac_reward_zero_std": flat_B1.float().mean()}
 
 
 def decoupled_advantages(rewards_BGK: Tensor, weights_K: Tensor, *, eps: float) -> tuple[Tensor, Metrics]:
