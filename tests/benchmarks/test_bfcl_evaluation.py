@@ -88,20 +88,13 @@ def test_summary_and_layout(tmp_path: Path) -> None:
     assert seen == {row["id"]: row["exact"] for row in rows}
 
 
-def test_content_names_the_result() -> None:
-    one, two = evaluation("multiple"), evaluation("parallel")
-    assert one.identity() == evaluation("multiple").identity() != two.identity()
-
-
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
         ({"prompt": "mine"}, ["prompt=", "mine", "'training' or 'official'"]),
-        ({"limit": 0}, ["limit=0"]),
         ({"categories": ["simple", "chess"]}, ["categories=chess", "simple_python"]),
-        ({"categories": ["web_search_base"]}, ["web_search_base", "not evaluated"]),
         ({"categories": "everything"}, ["categories=everything", "all"]),
-        *(({"model": name}, ["model="]) for name in ("", "/etc", "..", "a/../b", "a/b/c")),
+        *(({"model": name}, ["model="]) for name in ("", "/etc", "a/../b", "a/b/c")),
     ],
 )
 def test_wrong_options(options: dict[str, Any], parts: list[str]) -> None:
@@ -110,7 +103,9 @@ def test_wrong_options(options: dict[str, Any], parts: list[str]) -> None:
     assert all(part in str(raised.value) for part in parts)
 
 
-def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
+def test_folders(tmp_path: Path) -> None:
+    """The content of the files names the result."""
+    assert evaluation("multiple").identity() == evaluation("multiple").identity() != evaluation("parallel").identity()
     with pytest.raises(ConfigError, match="no such folder"):
         evaluation(path=str(tmp_path / "gone")).check()
     with pytest.raises(DataError, match="no questions"):

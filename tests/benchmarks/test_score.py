@@ -6,9 +6,8 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -24,8 +23,7 @@ HEAVY = ("torch", "transformers", "pytorch_lightning", "peft", "datasets", "pyar
 GOOD = {"id": "multiple_0", "result": "f.x(a=1)"}
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     status: int
     out: str
     err: str
@@ -50,8 +48,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
 
 
 def lines(path: Path, rows: Sequence[Any]) -> Path:
-    texts = [row if isinstance(row, str | bytes) else json.dumps(row) for row in rows]
-    path.write_bytes(b"".join((text.encode() if isinstance(text, str) else text) + b"\n" for text in texts))
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
     return path
 
 
@@ -69,7 +66,6 @@ def small(folder: Path) -> Path:
     with gzip.open(folder / "BFCL_v4_irrelevance.json.gz", "wt", encoding="utf-8") as file:
         file.write(json.dumps({"id": "irrelevance_0", "question": [], "function": []}) + "\n")
     lines(folder / "BFCL_v4_multi_turn_base.json", [{"id": "multi_turn_base_0"}])
-    (folder / "notes.txt").write_text("not a data file")
     return folder
 
 
@@ -137,18 +133,13 @@ DEEP = "[" * 100_000 + "]" * 100_000
     ("row", "message"),
     [
         ({"result": "x"}, "no id"),
-        ({"id": "multiple_1"}, "no result"),
         ({"id": "multiple_77", "result": "x"}, "unknown id multiple_77, of multiple"),
         ({"id": "chess_1", "result": "x"}, "of no category of BFCL"),
-        ({"id": "web_search_base_0", "result": []}, "web_search_base_0, of web_search_base."),
         ({**GOOD, "mode": "FC"}, "mode='FC'"),
         ({**GOOD, "dots_as_underscores": "true"}, "dots_as_underscores='true'"),
         ({"sample_id": "multiple_0", "text": "", "calls": "[1]"}, "calls are no list"),
         ("{9" + "9" * 6000, "not JSON"),
-        ("[1]", "a list where a row"),
-        (f'{{"id": "irrelevance_0", "note": {DEEP}}}', "no result"),
         (f'{{"id": "irrelevance_0", "result": {DEEP[:150_000]}', "not JSON"),
-        (b'{"id": "irrelevance_0", "result": "\xe9t\xe9"}', "not UTF-8"),
     ],
 )
 def test_wrong_rows(bfcl: Any, tmp_path: Path, row: Any, message: str) -> None:
@@ -182,7 +173,6 @@ WANTED = {"id": "multiple_0", "ground_truth": [{"f.x": {"a": [1]}}]}
         (QUESTIONS, [ASKED], f"{QUESTIONS}: no question multiple_1"),
         (ANSWERS, [WANTED, WANTED], f"{ANSWERS}:2: multiple_0 is there twice"),
         ("BFCL_v3_irrelevance.json", [ASKED], "multiple_0 is no id, or is there twice"),
-        (QUESTIONS, [{"id": "multiple_0", "function": [{"name": "g"}]}], "calls 'f.x', which has no document"),
         (QUESTIONS, [{"id": "multiple_0"}], "multiple_0: function=None"),
     ],
 )
@@ -233,17 +223,14 @@ def test_multi_turn_without_the_package(bfcl: Any, monkeypatch: pytest.MonkeyPat
     ("words", "parts"),
     [
         ("benchmark=bfcl data=d outputs=o top_k=3", ["top_k=3", "no such option"]),
-        ("benchmark=bfcl outputs=o", ["ttpa score needs data"]),
         ("benchmark=bfcl data=d outputs=o mode=x", ["mode='x'", "'prompt' or 'fc'"]),
         ("benchmark=chess data=d outputs=o", ["benchmark=chess", "bfcl or toolbench"]),
         ("scorer=esm samples=s outputs=o sampels=d", ["sampels=d", "Did you mean samples?"]),
         ("scorer=esn samples=s outputs=o", ["esn", "Did you mean esm?"]),
-        ("scorer=esm samples=s outputs=o scorer.weight=1", ["scorer.weight"]),
         ("scorer=esm samples=s outputs=o scorer.as_released=3", ["as_released=3"]),
         ("scorer=esm samples=s outputs=o syntax=basic", ["syntax=basic", "python"]),
         ("outputs=o", ["one of benchmark= and scorer="]),
         ("benchmark=bfcl scorer=esm", ["one of"]),
-        ("scorer=esm scorer=ast", ["scorer=ast", "given twice"]),
     ],
 )
 def test_wrong_arguments(run: Any, words: str, parts: list[str]) -> None:
@@ -268,8 +255,7 @@ def test_against_another_policy(bfcl: Any, tmp_path: Path) -> None:
     assert "no clear difference (4 questions; 1 in one file only)" in answer.out
     answer = bfcl(ours, f"against={lines(tmp_path / 'no-rows', ours)}")
     assert answer.status == 1 and "no-rows:1: no id and valid" in answer.err
-    answer = bfcl([GOOD], f"against={kept}")
-    assert "+0.0000 (1 question, too few for an interval)" in answer.out
+    assert "+0.0000 (1 question, too few for an interval)" in bfcl([GOOD], f"against={kept}").out
     answer = bfcl([GOOD], f"against={tmp_path / 'scored.jsonl'}")
     assert answer.status == 2 and "is also read" in answer.err and len(answer.rows) == 1
 
@@ -279,11 +265,11 @@ def test_standard_input_and_gzip_and_nothing_heavy(tmp_path: Path) -> None:
     words = ("benchmark=bfcl", f"data={small(tmp_path / 'data')}", "outputs=-", "out=scored.jsonl.gz")
     show = f"print([name for name in {HEAVY!r} if name in sys.modules])"
     command = [sys.executable, "-c", f"import sys; from ttpa.benchmarks.score import main; main(sys.argv[1:]); {show}"]
-    for stdin in (rows.encode(), gzip.compress(rows.encode())):
-        done = subprocess.run([*command, *words], cwd=tmp_path, input=stdin, capture_output=True, timeout=60)
-        assert done.returncode == 0 and done.stdout.splitlines()[-1] == b"[]", done.stderr
-        with gzip.open(tmp_path / "scored.jsonl.gz", "rt") as file:
-            assert [json.loads(line)["valid"] for line in file] == [bool(at % 2) for at in range(500)]
+    stdin = gzip.compress(rows.encode())
+    done = subprocess.run([*command, *words], cwd=tmp_path, input=stdin, capture_output=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == b"[]", done.stderr
+    with gzip.open(tmp_path / "scored.jsonl.gz", "rt") as file:
+        assert [json.loads(line)["valid"] for line in file] == [bool(at % 2) for at in range(500)]
 
 
 def test_a_cut_file_keeps_what_was_scored_and_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
@@ -362,8 +348,8 @@ def test_scorer_wrong_rows(scorer: Any, run: Any, tmp_path: Path, toy_samples: t
         assert len(answer.rows) == 1
     whole = toy_samples[0].to_json()
     for fields in (
-        {"id": ["x"]}, {"dialogue_id": ["x"]}, {"tools": "[" * 100_000}, {"tools": '[{"name": "f", "parameters": 5}]'},
-        {"tools": '[{"name": "f", "parameters": {"required": 5}}]'}, {"target": '[{"name": ["f"], "arguments": {}}]'},
+        {"id": ["x"]}, {"tools": "[" * 100_000}, {"tools": '[{"name": "f", "parameters": {"required": 5}}]'},
+        {"target": '[{"name": ["f"], "arguments": {}}]'},
     ):  # fmt: skip
         with pytest.raises(DataError, match="bad:1: no sample"):
             score._read_samples(str(lines(tmp_path / "bad", [{**whole, **fields}])))
@@ -376,7 +362,6 @@ def test_arguments_that_are_no_object(scorer: Any, name: str) -> None:
     """They are the model's mistake, whatever they are, and the next row is scored."""
     broken = ['{"city": "Paris"', "[1]", "5", 5, None, [1]]
     rows: list[Any] = [{"id": "toy-0", "result": [{"get_weather": arguments}]} for arguments in broken]
-    rows.append({"id": "toy-4", "result": [{"get_weather": '{"city": "Paris"}'}, {"get_weather": "{"}]})
     answer = scorer(name, [*rows, {"id": "toy-0", "result": [{"get_weather": {"city": "Paris"}}]}])
     assert answer.status == 0, answer.err
     assert [row["six_error"] for row in answer.rows[:-1]] == ["format"] * len(rows)

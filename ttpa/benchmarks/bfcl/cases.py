@@ -7,6 +7,7 @@ All files are JSON lines, plain or gzipped. A data folder is laid out as publish
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, TypeVar
@@ -67,8 +68,7 @@ _ORDER = ("tool_name", "missing_required", "parameter_name", "parameter_type", "
 def decode(result: Any, *, language: Language = "python", function_calling: bool | None = None) -> list[Call]:
     """The calls of one answer, a text in the language or a list of `{name: json}`; raises Undecodable without.
 
-    With `function_calling`, it came through a function-calling interface, where a text is a reply in words and never
-    calls; None decides by type.
+    With `function_calling`, a text is a reply in words and never calls; None decides by type.
     """
     if function_calling or (function_calling is None and not isinstance(result, str)):
         return read_interface(result)
@@ -103,10 +103,7 @@ class Case:
             self._expected.append((documents[name], values))
 
     def judge(self, result: Any, *, function_calling: bool | None = None, dots_as_underscores: bool = False) -> Verdict:
-        """The verdict on one answer, whatever the answer is; see `decode` and `check_call`.
-
-        Where the grammar of Java or JavaScript is needed and not installed, a ConfigError.
-        """
+        """The verdict on one answer, whatever the answer is; see `decode` and `check_call`."""
         rule, language = self.category.rule, self.category.language
         try:
             calls = decode(result, language=language, function_calling=function_calling)
@@ -149,10 +146,12 @@ def tool_of(function: Mapping[str, Any], language: Language = "python") -> ToolS
     """A function document as a tool with a JSON Schema; in Java and JavaScript every value is asked for as text."""
     parameters = function.get("parameters") or {}
     if language != "python":
-        source, properties = "Java source" if language == "java" else "JavaScript source", {}
-        for name, one in (parameters.get("properties") or {}).items():
-            text = f"{one.get('description', '')} ({source}, {one.get('type', 'any')})".strip()
-            properties[name] = {"type": "string", "description": text}
+        source = "Java source" if language == "java" else "JavaScript source"
+        texts = {
+            name: f"{one.get('description', '')} ({source}, {one.get('type', 'any')})".strip()
+            for name, one in (parameters.get("properties") or {}).items()
+        }
+        properties = {name: {"type": "string", "description": text} for name, text in texts.items()}
         parameters = {**parameters, "properties": properties}
     schema = {"type": "object", "properties": {}, **normalise_schema(parameters)}
     return ToolSpec(name=function["name"], description=function.get("description", ""), parameters=schema)
@@ -179,8 +178,6 @@ def judged_row(
     }
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
-
 _NAME = re.compile(r"BFCL_v\d+_(\w+?)\.jsonl?(?:\.gz)?")
 
 
@@ -197,9 +194,8 @@ def packed(path: Path) -> Path:
 
 
 def question_rows(folder: Path, category: Category, seen: set[str]) -> Iterator[tuple[JsonLine, list[Any]]]:
-    """Each question of a category in a data folder, and its accepted answers (none in a category without).
-
-    No id or one that was `seen`, a question without answers, and answers without a question are a DataError.
+    """Each question of a category in a data folder, and its accepted answers (none in a category without); a DataError
+    for no id or one that was `seen`.
     """
     for path in (path for path, found in question_files(folder) if found == category):
         answers: dict[Any, list[Any]] = {}
@@ -222,10 +218,7 @@ def question_rows(folder: Path, category: Category, seen: set[str]) -> Iterator[
 
 
 def read_cases(folder: str | Path) -> dict[str, Case]:
-    """The single-turn questions of a data folder, by id; none where it holds multi-turn questions only.
-
-    No questions at all, and a row that is not of the published form, are a DataError.
-    """
+    """The single-turn questions of a data folder, by id; none where it holds multi-turn questions only."""
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"data={folder}: no such folder. Give the folder with the BFCL_v4_*.json files.")
@@ -262,15 +255,14 @@ def answer_row(text: str) -> Any:
 
     A model decides what stands in such a row: a number without end or brackets without bottom are no error of the file.
     """
-    try:
+    with suppress(ValueError, RecursionError):
         return json.loads(text)
-    except (ValueError, RecursionError):
-        kept, depth = [], 0
-        for token in _TOKEN.findall(text):
-            depth -= token in ("]", "}")
-            kept += [token] if depth < _DEEP else []
-            depth += token in ("[", "{")
-        return json.loads("".join(kept), parse_int=lambda digits: int(digits) if len(digits) < 4000 else None)
+    kept, depth = [], 0
+    for token in _TOKEN.findall(text):
+        depth -= token in ("]", "}")
+        kept += [token] if depth < _DEEP else []
+        depth += token in ("[", "{")
+    return json.loads("".join(kept), parse_int=lambda digits: int(digits) if len(digits) < 4000 else None)
 
 
 def read_answer(line: JsonLine) -> ModelAnswer:
@@ -282,6 +274,5 @@ def read_answer(line: JsonLine) -> ModelAnswer:
         calls = json.loads(line.row["calls"]) if isinstance(line.row["calls"], str) else line.row["calls"] or []
         result = [{one["name"]: dumps(one["arguments"])} for one in calls] or answer.result
     except (ValueError, RecursionError, KeyError, TypeError):
-        problem = "calls are no list of names and arguments"
-        raise DataError(f"{line}: {problem}. Take candidates.jsonl as written.") from None
+        raise DataError(f"{line}: calls are no list of names and arguments. Take candidates.jsonl.") from None
     return answer.model_copy(update={"result": result, "mode": "fc"})

@@ -1,9 +1,8 @@
 """`eval=bfcl`: a policy's answers to BFCL's questions, judged as `ttpa score benchmark=bfcl` judges them.
 
-`prompt=training` renders each question's functions as tools, the way the policy was trained; its calls are handed to
-the checker as a function-calling model's are. `prompt=official` puts BFCL's own system prompt in front and hands over
-the text; it needs the official package (`official`), and so do the multi-turn categories, whose functions really run.
-Results are also written as the official tool lays them out, below `result/`.
+`prompt=training` renders each question's functions as tools; calls are judged as a function-calling model's are.
+`prompt=official` puts BFCL's own system prompt in front, and the text is judged; it needs the official package, and so
+do the multi-turn categories, whose functions really run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -85,10 +84,10 @@ class BFCL:
             if category.rule == "multi_turn":
                 cases = list(read_multi_turn(Path(self.path), category).values())
                 opened = (Conversation(case, prompt=self.prompt).sample() for case in cases[: self.limit])
-                found += [sample for sample in opened if sample is not None]
+                found += filter(None, opened)
             else:
-                singles = [case for case in _cases(self.path).values() if case.category is category]
-                found += [self._sample(case) for case in singles[: self.limit]]
+                singles = [case for case in _cases(self.path).values() if case.category == category]
+                found += map(self._sample, singles[: self.limit])
         if not found:
             raise DataError(f"eval.path={self.path}: no questions of {self.categories or 'any category'} there.")
         return found
@@ -114,7 +113,8 @@ class BFCL:
     def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Accuracy over all answers and in each category, and the totals: None where something was not run."""
         by_category = {name: [row for row in rows if row["category"] == name] for name in CATEGORIES}
-        categories = {name: share(some, itemgetter("exact")) for name, some in by_category.items() if some}
+        right = itemgetter("exact")
+        categories = {name: share(some, right) for name, some in by_category.items() if some}
         scores = {name: found["value"] for name, found in categories.items()}
         counts = {name: found["n"] for name, found in categories.items()}
         totals = {
@@ -125,7 +125,7 @@ class BFCL:
             for version in ("v4", "v3")
         }
         return {
-            "accuracy": share(rows, itemgetter("exact")),
+            "accuracy": share(rows, right),
             "bands": {},
             "unseen_tool": None,
             "errors": {label: share(rows, partial(lambda one, row: one in row["errors"], label)) for label in LABELS},
@@ -139,34 +139,26 @@ class BFCL:
     def write(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         """The official layout: `result/<model>/<group>/BFCL_v4_<category>_result.json`."""
         model = (self.model or _READERS[self.prompt]).replace("/", "_")  # as the official tool does
-        for name, category in CATEGORIES.items():
+        for name in CATEGORIES:
             some = [{"id": row["id"], "result": row["result"]} for row in rows if row["category"] == name]
             if some:
-                group = (
-                    "multi_turn"
-                    if category.rule == "multi_turn"
-                    else "live"
-                    if name.startswith("live_")
-                    else "non_live"
-                )
+                group = next((one for one in ("multi_turn", "live") if name.startswith(one)), "non_live")
                 path = folder / "result" / model / group / f"BFCL_v4_{name}_result.json"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_jsonl(path, some)
 
     def _wanted(self) -> list[Category]:
         """The categories, in the usual order."""
-        there = {category.name for _, category in question_files(Path(self.path))}
-        if not isinstance(self.categories, list):
-            rules = _EVALUATED if self.categories == "all" else SINGLE_TURN
-            return [one for one in CATEGORIES.values() if one.name in there and one.rule in rules]
-        named = {found.name for name in self.categories if (found := find_category(name)) is not None}
-        if missing := sorted(named - there):
+        there = {category for _, category in question_files(Path(self.path))}
+        wanted = {one for one in there if one.rule in (SINGLE_TURN if self.categories is None else _EVALUATED)}
+        if isinstance(self.categories, list):
+            wanted = {found for name in self.categories if (found := find_category(name))}
+        if missing := sorted(one.name for one in wanted - there):
             raise DataError(f"eval.path={self.path}: no file of {', '.join(missing)}. Take them from one release.")
-        return [one for one in CATEGORIES.values() if one.name in named]
+        return [one for one in CATEGORIES.values() if one in wanted]
 
     def _sample(self, case: Case) -> Sample:
-        asked = checked(_Asked, {"question": case.question}, case.case_id).question[0]
-        turn = [one.model_dump() for one in asked]
+        turn = checked(_Asked, {"question": case.question}, case.case_id).model_dump()["question"][0]
         tools = [tool_of(function, case.category.language) for function in case.functions]
         if self.prompt == "official":
             turn, tools = official.official_messages(turn, case.functions, case.category), []

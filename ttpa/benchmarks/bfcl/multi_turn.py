@@ -1,11 +1,9 @@
 """BFCL's multi-turn categories: the questions, the conversation with a policy, and the judgement of a finished one.
 
-A question has several turns, and a turn as many steps as the model makes calls in: its calls are run on the question's
-backends (`backends`), the results are handed back, and a step without a call ends the turn. Judged is, turn by turn,
-whether the backends are in the state that the expected calls bring them to and whether the results of these calls were
-seen. `multi_turn:execution_limit`, a call that does not end, is not an official error; the official checker would hang.
-
-Everything here needs the extra `bfcl` (`official`), whose backends are version 4's, also for questions of version 3.
+A question has several turns, and a turn as many steps as the model makes calls in: its calls are run (`backends`), the
+results are handed back, and a step without a call ends the turn. Judged is, turn by turn, whether the backends are in
+the state that the expected calls bring them to and whether the results of these calls were seen. All this needs the
+extra `bfcl`, whose backends are version 4's, also for questions of version 3.
 """
 
 from collections.abc import Mapping
@@ -17,7 +15,7 @@ from pydantic import Field, model_validator
 
 from ttpa.benchmarks.bfcl import official
 from ttpa.benchmarks.bfcl.backends import Backend, read_step, run
-from ttpa.benchmarks.bfcl.cases import Form, Function, checked, judged_row, question_rows, tool_of
+from ttpa.benchmarks.bfcl.cases import Form, Function, checked, judged_row, packed, question_rows, tool_of
 from ttpa.benchmarks.bfcl.categories import Category
 from ttpa.benchmarks.bfcl.check import Verdict, refused
 from ttpa.calls.six_errors import show
@@ -26,6 +24,7 @@ from ttpa.records import Candidate, Message, Sample
 
 DOCUMENTS = "multi_turn_func_doc"
 
+# No official error: the official checker would hang.
 _LIMIT = refused("multi_turn:execution_limit", "the calls take too long, or too much memory, to be run")
 
 
@@ -81,31 +80,32 @@ class MultiTurnCase(Form):
         found = run(self.backends, turns=turns, truth=self.truth)
         if found is None:
             return _LIMIT
-        error_type, at, what = found["error_type"], found["turn"] + 1, show(found["what"])
-        if error_type is None:
-            return Verdict(None, "states and results are as after the expected calls")
-        told = {
-            "empty_turn_model_response": f"no call in turn {at}, {len(self.truth[at - 1])} expected",
-            "instance_state_mismatch": f"after turn {at} the state differs in {what}",
-        }
-        missing = f"after turn {at} an expected result is missing: {what}"
-        return refused(error_type, told.get(error_type.removeprefix("multi_turn:"), missing))
+        at, what = found["turn"] + 1, show(found["what"])
+        match found["error_type"]:
+            case None:
+                return Verdict(None, "states and results are as after the expected calls")
+            case "multi_turn:empty_turn_model_response":
+                told = f"no call in turn {at}, {len(self.truth[at - 1])} expected"
+            case "multi_turn:instance_state_mismatch":
+                told = f"after turn {at} the state differs in {what}"
+            case _:
+                told = f"after turn {at} an expected result is missing: {what}"
+        return refused(found["error_type"], told)
 
 
 @lru_cache(maxsize=8)
 def read_multi_turn(folder: Path, category: Category) -> Mapping[str, MultiTurnCase]:
     """The questions of a multi-turn category in a data folder, by id; none where the folder has no file of it.
 
-    Function documents that the folder does not have are the installed package's; without it, a ConfigError. A row that
-    is not of the published form is a DataError.
+    Function documents that the folder does not have are the installed package's.
     """
     package = official.data_folder()
     from bfcl_eval.constants.executable_backend_config import MULTI_TURN_FUNC_DOC_FILE_MAPPING as FILES
 
     @cache
     def documents(name: str) -> list[Mapping[str, Any]]:
-        names = [folder / DOCUMENTS / FILES[name], folder / DOCUMENTS / f"{FILES[name]}.gz"]
-        lines = read_lines(next((path for path in names if path.is_file()), package / DOCUMENTS / FILES[name]))
+        path = packed(folder / DOCUMENTS / FILES[name])
+        lines = read_lines(path if path.is_file() else package / DOCUMENTS / FILES[name])
         return [line.row for line in lines if checked(Function, line.row, line)]
 
     cases = {}
@@ -158,10 +158,12 @@ class Conversation:
         self._steps.append(calls)
         results = run(self._case.backends, steps=self._steps)
         self._ended = results is None
-        told = [{"role": "tool", "name": call, "content": one} for call, one in zip(calls, results or (), strict=False)]
         if self._official:
-            told = [{"role": "user", "content": repr(told)}]
-        self._messages += [Message(role=one["role"], content=one["content"]) for one in told]
+            told = zip(calls, results or (), strict=False)
+            text = repr([{"role": "tool", "name": call, "content": result} for call, result in told])
+            self._messages.append(Message(role="user", content=text))
+        else:
+            self._messages += [Message(role="tool", content=result) for result in results or ()]
         # The limit is looked at after a step, so that one more is run: officially, too.
         self._over = self._ended or len(self._result[-1]) > self._texts.MAXIMUM_STEP_LIMIT
 
@@ -187,4 +189,4 @@ class Conversation:
             rows = [{"role": "user", "content": text}]
         if turn == 0 and self._official:
             rows = official.official_messages(rows, case.added(-1), case.category)
-        self._messages += [Message(role=row["role"], content=row["content"]) for row in rows]
+        self._messages += [Message(**row) for row in rows]

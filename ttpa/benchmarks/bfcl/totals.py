@@ -2,9 +2,8 @@
 
 Unlike on the leaderboard, where it counts as 0, a category that was not run makes a total None.
 
-    v4       10 % non-live + 10 % live + 10 % irrelevance + 30 % multi-turn + 40 % agentic
-    v3       a third each: non-live (irrelevance inside), live (irrelevance and relevance inside), multi-turn
-    v3_exec  as v3, non-live with the five executable categories: until 2025-04, the columns of papers of that time
+    v4  10 % non-live + 10 % live + 10 % irrelevance + 30 % multi-turn + 40 % agentic
+    v3  a third each: non-live (irrelevance inside), live (irrelevance and relevance inside), multi-turn
 """
 
 from collections.abc import Mapping
@@ -35,7 +34,6 @@ class Aggregate(NamedTuple):
 
 _CALLS = (Term("simple", ("simple_python", "simple_java", "simple_javascript")),
           "multiple", "parallel", "parallel_multiple")  # fmt: skip
-_EXECUTED = (Term("simple_exec", ("exec_simple", "rest")), "exec_multiple", "exec_parallel", "exec_parallel_multiple")
 _LIVE = ("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple")
 _ALL_LIVE = Term("live", (*_LIVE, "live_irrelevance", "live_relevance"))
 _TURNS = Term("multi_turn", tuple(name for name in CATEGORIES if name.startswith("multi_turn")))
@@ -44,12 +42,11 @@ _AGENTIC = (Term("web_search", ("web_search_base", "web_search_no_snippet")),
 _IRRELEVANCE = Term("irrelevance", ("irrelevance", "live_irrelevance"))
 _V4 = (Term("non_live", _CALLS), Term("live", _LIVE), _IRRELEVANCE, _TURNS, Term("agentic", _AGENTIC))
 
+# The overall score of each version.
 VERSIONS: Mapping[str, Term] = {
     "v4": Term("overall", _V4, (0.1, 0.1, 0.1, 0.3, 0.4)),
     "v3": Term("overall", (Term("non_live", (*_CALLS, "irrelevance")), _ALL_LIVE, _TURNS)),
-    "v3_exec": Term("overall", (Term("non_live", (*_CALLS, *_EXECUTED, "irrelevance")), _ALL_LIVE, _TURNS)),
 }
-"""The overall score of each version."""
 
 
 def aggregates(
