@@ -34,8 +34,6 @@ HELP = (resources.files("ttpa.benchmarks") / "score_help.txt").read_text("utf-8"
 
 @dataclass(frozen=True, kw_only=True)
 class FileKeys:
-    """The keys of both forms."""
-
     outputs: str
     out: str = ""
     against: str = ""
@@ -43,8 +41,6 @@ class FileKeys:
 
 @dataclass(frozen=True, kw_only=True)
 class BFCLKeys(FileKeys):
-    """The keys of `benchmark=bfcl`."""
-
     benchmark: Literal["bfcl"]
     data: str
     mode: Literal["prompt", "fc"] | None = None
@@ -53,12 +49,10 @@ class BFCLKeys(FileKeys):
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerKeys(FileKeys):
-    """The keys of `scorer=NAME`; `overrides` are its `scorer.KEY=VALUE`."""
-
     scorer: str
     samples: str
     syntax: str | None = None
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()  # scorer.KEY=VALUE
 
 
 class ScoredRow(NamedTuple):
@@ -95,9 +89,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _stream(keys: FileKeys, judge: Callable[[JsonLine], tuple[ScoredRow, str]], show: Callable[[Shares], None]) -> None:
-    """Judges every row of outputs, writes the verdicts, shows the table and the first errors, and compares. `judge`
-    gives a row and its cluster.
-    """
+    """Judges every row of outputs (`judge` gives a row and its cluster), writes the verdicts, and shows tables."""
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 

@@ -28,9 +28,7 @@ def output_path(out: str, inputs: Iterable[str]) -> Path:
 
 @contextmanager
 def writer(out: str, inputs: Iterable[str]) -> Iterator[Callable[[Mapping[str, Any]], object]]:
-    """A function that writes a row to `output_path` (gzipped where it ends in .gz; no file without `out`). What was
-    written survives an error.
-    """
+    """A function that writes a row to `output_path`, gzipped where it ends in .gz; nowhere without `out`."""
     path = output_path(out, inputs) if out else Path(os.devnull)
     opener = gzip.open if path.suffix == ".gz" else open
     with cast("IO[str]", opener(path, "wt", encoding="utf-8", newline="\n")) as file:

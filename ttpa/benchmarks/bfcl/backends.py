@@ -1,8 +1,7 @@
 """Runs the calls of the multi-turn categories on BFCL's backends, in a process of its own with limits.
 
-Executor, backends and comparison are the package's. Its executor calls `eval` on what a model writes; that name is
-replaced there by a function that reads a call as a syntax tree and makes it only where it is a public method of the
-question's classes. The process forks for each request, so that nothing one run leaves behind reaches the next.
+Executor, backends and comparison are the package's. Its executor calls `eval` on what a model writes; a function that
+makes only calls of public methods stands in for it. The process forks for each request, so that nothing is left behind.
 """
 
 import ast
@@ -111,8 +110,7 @@ def serve() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     with suppress(ValueError, OSError):  # a system without this limit
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    # Before the fork, so that no run has to: the imports, and the names of methods, which the executor asks for anew
-    # before every call. It uses neither the methods themselves nor `ismethod`.
+    # Before the fork: the imports, and the names of methods. The executor asks for no more, but in every step.
     classes = [getattr(importlib.import_module(CLASS_FILE_PATH_MAPPING[name]), name) for name in get_args(Backend)]
     names = {backend: inspect.getmembers(backend, inspect.isfunction) for backend in classes}
     multi_turn_utils.inspect = SimpleNamespace(
@@ -176,9 +174,8 @@ def _found(request: Mapping[str, Any]) -> Any:
 
 
 class _Calls(ast.NodeTransformer):
-    """Makes the calls in an expression, from left to right; a constant, the result, then stands for each.
-
-    Only public methods of the `instances`, by the names that the executor gives them, and literals have a meaning.
+    """Makes the calls in an expression and puts their results in their place. Only literals have a meaning, and public
+    methods of the `instances`, by the names that the executor gives them.
     """
 
     def __init__(self, instances: Mapping[str, Any]) -> None:

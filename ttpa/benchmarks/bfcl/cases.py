@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, TypeVar
 
@@ -66,9 +67,8 @@ _ORDER = ("tool_name", "missing_required", "parameter_name", "parameter_type", "
 
 
 def decode(result: Any, *, language: Language = "python", function_calling: bool | None = None) -> list[Call]:
-    """The calls of one answer, a text in the language or a list of `{name: json}`; raises Undecodable without.
-
-    With `function_calling`, a text is a reply in words and never calls; None decides by type.
+    """The calls of one answer; raises Undecodable without. With `function_calling` they are a list of `{name: json}`,
+    and a text is a reply in words; None decides by type.
     """
     if function_calling or (function_calling is None and not isinstance(result, str)):
         return read_interface(result)
@@ -77,11 +77,7 @@ def decode(result: Any, *, language: Language = "python", function_calling: bool
 
 @dataclass
 class Case:
-    """A question and its answers, or a DataError where they are not of the published form or do not belong together.
-
-    The category says what is looked at: a call or none (irrelevance, relevance); exactly one call; one call, whose
-    function is among several; or several calls in any order.
-    """
+    """A question and its answers, or a DataError where they are not of the published form or do not belong together."""
 
     case_id: str
     category: Category
@@ -119,10 +115,8 @@ class Case:
         if len(calls) != len(self._expected):
             sentence = f"{len(calls)} calls made, {len(self._expected)} expected"
             return refused(f"{_CHECKER[rule]}:wrong_count", sentence)
-        faults = [
-            [check_call(call, *one, language, dots_as_underscores=dots_as_underscores) for call in calls]
-            for one in self._expected
-        ]
+        check = partial(check_call, language=language, dots_as_underscores=dots_as_underscores)
+        faults = [[check(call, *expected) for call in calls] for expected in self._expected]
         fault = self._any_order(faults) if rule == "parallel" else faults[0][0]
         return fault or Verdict(None, "the calls are accepted")
 
@@ -135,10 +129,10 @@ class Case:
                 continue
             # The nearest call came furthest in the checks; a call that fits another expected one is not it.
             free = [at for at in unused if all(other[at] for other in faults)] or unused
-            near = max((fault for at in free if (fault := row[at])), key=lambda fault: _ORDER.index(fault.six_error))
+            _, said, label = max(filter(None, (row[at] for at in free)), key=lambda one: _ORDER.index(one.six_error))
             name = show(self._expected[number][0]["name"])
-            sentence = f"no unused call fits expected call {number + 1}, {name}; the nearest: {near.explanation}"
-            return Verdict(f"{_CHECKER['parallel']}:cannot_find_match", sentence, near.six_error)
+            sentence = f"no unused call fits expected call {number + 1}, {name}; the nearest: {said}"
+            return Verdict(f"{_CHECKER['parallel']}:cannot_find_match", sentence, label)
         return None
 
 
@@ -146,12 +140,10 @@ def tool_of(function: Mapping[str, Any], language: Language = "python") -> ToolS
     """A function document as a tool with a JSON Schema; in Java and JavaScript every value is asked for as text."""
     parameters = function.get("parameters") or {}
     if language != "python":
-        source = "Java source" if language == "java" else "JavaScript source"
-        texts = {
-            name: f"{one.get('description', '')} ({source}, {one.get('type', 'any')})".strip()
-            for name, one in (parameters.get("properties") or {}).items()
-        }
-        properties = {name: {"type": "string", "description": text} for name, text in texts.items()}
+        source, properties = "Java source" if language == "java" else "JavaScript source", {}
+        for name, one in (parameters.get("properties") or {}).items():
+            text = f"{one.get('description', '')} ({source}, {one.get('type', 'any')})".strip()
+            properties[name] = {"type": "string", "description": text}
         parameters = {**parameters, "properties": properties}
     schema = {"type": "object", "properties": {}, **normalise_schema(parameters)}
     return ToolSpec(name=function["name"], description=function.get("description", ""), parameters=schema)
@@ -251,9 +243,8 @@ _DEEP = 500  # Python reads JSON of about 1,000 levels, less what its own calls 
 
 
 def answer_row(text: str) -> Any:
-    """The row of a model's answer, for `read_lines`, without what JSON's rules allow and Python does not read.
-
-    A model decides what stands in such a row: a number without end or brackets without bottom are no error of the file.
+    """The row of a model's answer, for `read_lines`. Long numbers and deep nesting, which JSON allows and Python does
+    not read, are left out: they are no error of the file.
     """
     with suppress(ValueError, RecursionError):
         return json.loads(text)

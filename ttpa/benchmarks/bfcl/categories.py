@@ -7,18 +7,16 @@ from typing import Literal, NamedTuple
 from ttpa.errors import ConfigError
 
 Language = Literal["python", "java", "javascript"]
-Rule = Literal["one", "multiple", "parallel", "irrelevance", "relevance", "multi_turn", "agentic", "execution"]
+Rule = Literal["one", "multiple", "parallel", "irrelevance", "relevance", "multi_turn", "agentic"]
 
 # Rules that look at one answer. Beside these, multi-turn conversations are scored, with the extra `bfcl`.
 SINGLE_TURN: frozenset[Rule] = frozenset({"one", "multiple", "parallel", "irrelevance", "relevance"})
 
 
 class Category(NamedTuple):
-    """One category, under its version 4 name."""
-
-    name: str
+    name: str  # in version 4
     rule: Rule
-    rows: int  # published in version 4, 0 where it was retired
+    rows: int  # published in version 4
     old_rows: int  # published in version 3 (before 2025-07)
     language: Language = "python"
     old_name: str = ""  # in version 3, where it differs
@@ -44,9 +42,6 @@ CATEGORIES: Mapping[str, Category] = {
         ("live_irrelevance", "irrelevance", 884, 882), ("live_relevance", "relevance", 16, 18),
         ("web_search_base", "agentic", 100, 0), ("web_search_no_snippet", "agentic", 100, 0),
         ("memory_kv", "agentic", 155, 0), ("memory_vector", "agentic", 155, 0), ("memory_rec_sum", "agentic", 155, 0),
-        ("exec_simple", "execution", 0, 100), ("exec_multiple", "execution", 0, 50),
-        ("exec_parallel", "execution", 0, 50), ("exec_parallel_multiple", "execution", 0, 40),
-        ("rest", "execution", 0, 70),
     )
 }  # fmt: skip
 

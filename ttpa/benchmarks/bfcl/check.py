@@ -30,8 +30,6 @@ _SIX = {  # of the part behind the colon, else of the part before it; the rest a
 
 
 class Verdict(NamedTuple):
-    """The judgement of one answer."""
-
     error_type: str | None  # official name of the first error; None when the answer is valid
     explanation: str
     six_error: str = ""  # one of `six_errors.LABELS`; "" when the answer is valid
@@ -60,10 +58,8 @@ def check_call(
     *,
     dots_as_underscores: bool = False,
 ) -> Verdict | None:
-    """What is wrong with a call; None when it is accepted.
-
-    The `answer` gives the accepted values of each parameter; "" among them means that it may be left out. With
-    `dots_as_underscores` the model had to write `_` for every dot of a name.
+    """What is wrong with a call; None when it is accepted. The `answer` gives the accepted values of each parameter; ""
+    among them: it may be left out. With `dots_as_underscores` the model had to write `_` for every dot of a name.
     """
     name, given = call
     wanted = function["name"].replace(".", "_") if dots_as_underscores else function["name"]

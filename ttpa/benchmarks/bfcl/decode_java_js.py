@@ -1,8 +1,7 @@
-r"""Java and JavaScript answers: the call in a text, by tree-sitter, and its arguments as Python values.
+"""Java and JavaScript answers: the call in a text, by tree-sitter, and its arguments as Python values.
 
-`[Class.method(a="x", n=5)]` is one call; each assignment becomes name -> source text, without the quotes of a string.
-The checker then converts the texts by the type the function document gives; one without its form stays a text.
-The official quirks are kept: elements are cut at every comma, an object ends at its first brace.
+Each assignment of `[Class.method(a="x", n=5)]` becomes name -> source text, which the checker converts by the type the
+function document gives. Official quirks are kept: elements are cut at every comma, an object ends at its first brace.
 """
 
 import re
@@ -35,9 +34,7 @@ def parser(language: Language) -> Any:
 
 
 def read_java_js(result: Any, language: Language) -> list[Call]:
-    """Reads one call, whose outer brackets may be missing; raises Undecodable where the text is not of the language,
-    holds no call, or gives a parameter twice.
-    """
+    """Reads one call, whose outer brackets may be missing; raises Undecodable where it is none."""
     source = as_list(result)[1:-1]
     if len(source) > MAX_SOURCE:
         raise Undecodable(f"longer than {MAX_SOURCE} characters")
@@ -84,13 +81,10 @@ _WHOLE_NODES = ("string_literal", "character_literal", "identifier", "class_lite
 
 
 def _java_call(source: str, node: Any) -> Call | None:
-    """The first call in the tree.
-
-    Texts are cut as in the official decoder, which takes the parser's counts of bytes for counts of characters: behind
-    a character of several bytes they are shifted.
-    """
+    """The first call in the tree."""
 
     def text(part: Any) -> str:
+        """As the official decoder takes bytes for characters: behind one of several bytes, texts are shifted."""
         return source[part.start_byte : part.end_byte]
 
     def value(part: Any) -> str:
@@ -113,25 +107,21 @@ def _java_call(source: str, node: Any) -> Call | None:
     return f"{text(owner)}.{name}" if owner else name, given
 
 
-Converter = Callable[[str, str | None], Any]
-"""Text and type of elements -> value; the text itself where it has not the form."""
+Converter = Callable[[str, str | None], Any]  # text and type of elements -> value, or the text itself
 
 
 def convert(text: str, kind: str, inner: str | None, language: Language) -> Any:
-    """The value of a text by `kind`, one of `KINDS[language]`; any other kind, or a wrong form, leaves the text.
-
-    `inner` is the type of a list's elements. No question has a Set, Queue, Stack or Hashtable, whose texts stay.
+    """The value of a text by `kind`, one of `KINDS[language]`, and the type of a list's elements, `inner`; any other
+    kind, or a wrong form, leaves the text.
     """
     _, converter = KINDS[language].get(kind, (str, None))
     return converter(text, inner) if converter and len(text) <= MAX_VALUE else text
 
 
 def _number(form: str, make: type[int] | type[float]) -> Converter:
-    pattern = re.compile(f"{form}$")
-
-    def number(text: str, inner: str | None = None) -> Any:
+    def number(text: str, inner: str | None) -> Any:
         with suppress(ValueError):  # too many digits
-            return make(text.rstrip("\n").rstrip("lLfFn")) if pattern.match(text) else text
+            return make(text.rstrip("\n").rstrip("lLfFn")) if re.match(f"{form}$", text) else text
         return text
 
     return number
@@ -222,6 +212,7 @@ def _js_object(text: str, inner: str | None) -> Any:
     return pairs
 
 
+# Types in function documents -> the Python type of a value, and how a text becomes one. No question has those without.
 KINDS: Mapping[Language, Mapping[str, tuple[type, Converter | None]]] = {
     "java": {
         **dict.fromkeys(("byte", "short", "integer"), (int, _number(_WHOLE, int))), "long": (int, _LONG),
@@ -237,4 +228,3 @@ KINDS: Mapping[Language, Mapping[str, tuple[type, Converter | None]]] = {
         "dict": (dict, _js_object),
     },
 }  # fmt: skip
-"""Types in function documents -> the Python type of a value, and how a text becomes one."""

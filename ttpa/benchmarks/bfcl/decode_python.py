@@ -15,12 +15,12 @@ from typing import Any
 MAX_CHARS = 200_000  # longer answers are not decoded: Python's parser would need too much time and memory
 MAX_SIZE = 100_000  # bits of a number, and characters of a repetition, that arithmetic may reach
 
+# Name and arguments, whose keys are text, but `None` for `**` in Python and for unnamed ones in Java and JavaScript.
 Call = tuple[str, dict[Any, Any]]
-"""Name and arguments. Keys are text, but `None` for `**` in Python and for unnamed arguments in Java and JavaScript."""
 
 
 class Undecodable(Exception):
-    """The answer holds no list of calls. `str()` is the reason, `error_type` the official name of the error."""
+    """The answer holds no list of calls; `error_type` is the official name of the error."""
 
     def __init__(self, reason: str, error: str = "decoder_failed") -> None:
         super().__init__(reason)

@@ -94,8 +94,7 @@ class BFCL:
 
     def dialogue(self, sample: Sample) -> Conversation | None:
         """The conversation of a multi-turn question; None for a single answer."""
-        category = CATEGORIES[sample.source]
-        if category.rule != "multi_turn":
+        if (category := CATEGORIES[sample.source]).rule != "multi_turn":
             return None
         return Conversation(read_multi_turn(Path(self.path), category)[sample.id], prompt=self.prompt)
 
@@ -115,8 +114,7 @@ class BFCL:
         by_category = {name: [row for row in rows if row["category"] == name] for name in CATEGORIES}
         right = itemgetter("exact")
         categories = {name: share(some, right) for name, some in by_category.items() if some}
-        scores = {name: found["value"] for name, found in categories.items()}
-        counts = {name: found["n"] for name, found in categories.items()}
+        scores, counts = ({name: found[key] for name, found in categories.items()} for key in ("value", "n"))
         totals = {
             version: {
                 one.name: {"value": one.value, "covered": one.covered, "depth": one.depth}

@@ -7,7 +7,7 @@ extra `bfcl`, whose backends are version 4's, also for questions of version 3.
 """
 
 from collections.abc import Mapping
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -64,33 +64,24 @@ class MultiTurnCase(Form):
         return [document for document in self.documents if at.get(document["name"], -1) == turn]
 
     def judge(self, result: Any, *, function_calling: bool | None = None, dots_as_underscores: bool = False) -> Verdict:
-        """The verdict on a finished conversation, a list of turns, each a list of steps; see `read_step`.
-
-        `dots_as_underscores` plays no part: no function of these categories has a dot in its name.
-        """
+        """The verdict on a finished conversation, a list of turns, each a list of steps; no name has a dot."""
         if not isinstance(result, list):
             return refused("multi_turn:inference_error", "the result is no list of turns")
         if len(result) != len(self.truth):
             sentence = f"{len(result)} turns, expected {len(self.truth)}: the conversation was broken off"
             return refused("multi_turn:force_terminated", sentence)
-        turns = [
-            [calls for step in (turn if isinstance(turn, list) else ()) if (calls := read_step(step, function_calling))]
-            for turn in result
-        ]
+        read = partial(read_step, function_calling=function_calling)
+        turns = [[*filter(None, map(read, turn if isinstance(turn, list) else ()))] for turn in result]
         found = run(self.backends, turns=turns, truth=self.truth)
         if found is None:
             return _LIMIT
-        at, what = found["turn"] + 1, show(found["what"])
-        match found["error_type"]:
-            case None:
-                return Verdict(None, "states and results are as after the expected calls")
-            case "multi_turn:empty_turn_model_response":
-                told = f"no call in turn {at}, {len(self.truth[at - 1])} expected"
-            case "multi_turn:instance_state_mismatch":
-                told = f"after turn {at} the state differs in {what}"
-            case _:
-                told = f"after turn {at} an expected result is missing: {what}"
-        return refused(found["error_type"], told)
+        error, at, what = found["error_type"], found["turn"] + 1, show(found["what"])
+        told = {
+            None: "states and results are as after the expected calls",
+            "multi_turn:empty_turn_model_response": f"no call in turn {at}, {len(self.truth[at - 1])} expected",
+            "multi_turn:instance_state_mismatch": f"after turn {at} the state differs in {what}",
+        }.get(error, f"after turn {at} an expected result is missing: {what}")
+        return refused(error, told) if error else Verdict(None, told)
 
 
 @lru_cache(maxsize=8)
@@ -118,11 +109,10 @@ def read_multi_turn(folder: Path, category: Category) -> Mapping[str, MultiTurnC
 
 
 class Conversation:
-    """A conversation on a question, as `ttpa.run.parts.Dialogue` describes it.
+    """A conversation on a question, a `Dialogue`.
 
-    With `prompt="training"`, functions are tools, calls are as the policy was trained to write them, and each result is
-    a message of the role tool. With "official" there is BFCL's system prompt, answers are read as those of a prompted
-    model, and all results of a step are in one message of the user, as for models behind an interface.
+    With `prompt="training"`, functions are tools, and each result is a message of the role tool. With "official" there
+    is BFCL's system prompt, texts are read as calls, and all results of a step are in one message of the user.
     """
 
     def __init__(self, case: MultiTurnCase, prompt: str = "training") -> None:

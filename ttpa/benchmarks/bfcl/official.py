@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 
 from ttpa.benchmarks.bfcl.categories import Category, need
 
-VERSION = "2026.3.23"  # the release whose prompts and verdicts these are; another one has others
+VERSION = "2026.3.23"  # the release whose prompts and verdicts these are
 # Without its dependencies: they pin other versions of what this project uses, and nothing of them is needed here.
 INSTALL = f"pip install --no-deps bfcl-eval=={VERSION} mpmath"
 
@@ -56,9 +56,8 @@ def official_messages(
     style, form = words.PROMPT_STYLE_TEMPLATES[chosen["style"]], chosen["ret_fmt"]
     listing = {"format": chosen["func_doc_fmt"], "functions": json.dumps(shown, indent=4)}
     returned = {"output_format": words.OUTPUT_FORMAT_MAPPING[form], "param_types": words.PARAM_TYPE_MAPPING[form]}
-    parts = {key: style[key] for key in ("persona", "task", "multiturn_behavior")}
-    parts["tool_call_format"] = style["tool_call_no_tag"].format(**returned)
-    parts["available_tools"] = style["available_tools"].format(**listing)
+    tools, answer = style["available_tools"].format(**listing), style["tool_call_no_tag"].format(**returned)
+    parts = {**style, "tool_call_format": answer, "available_tools": tools}
     prompt = words.PROMPT_TEMPLATE_MAPPING[chosen["prompt_fmt"]].format(**parts)
     messages = [dict(message) for message in turn]
     if messages and messages[0]["role"] == "system":

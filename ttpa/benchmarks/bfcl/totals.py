@@ -15,16 +15,12 @@ from ttpa.benchmarks.bfcl.categories import CATEGORIES
 
 
 class Term(NamedTuple):
-    """A total over categories (by name) and further totals."""
-
     name: str
-    parts: "tuple[Term | str, ...]"
+    parts: "tuple[Term | str, ...]"  # further totals, and names of categories
     weights: tuple[float, ...] | None = None  # None: all parts count the same, and those of `live` by published rows
 
 
 class Aggregate(NamedTuple):
-    """One total of a run."""
-
     name: str
     depth: int  # 0 for the overall score, 1 for its terms, and so on
     value: float | None  # in [0, 1]; None when something it is made of was not run
