@@ -131,11 +131,10 @@ def test_a_wide_table_keeps_its_first_column(lab: Lab, open_page: Callable[..., 
     box = page.locator("#settings .scroll").first
     assert page.evaluate(WIDTH) <= 390 and box.evaluate("one => one.scrollWidth > one.clientWidth")
     box.evaluate("one => { one.scrollLeft = one.scrollWidth; }")
-    where = (
-        "one => [one, one.querySelector('tbody th'), one.querySelector('tbody td:last-child')]"
-        ".map(x => x.getBoundingClientRect()).map(r => [r.left, r.right])"
+    parts = "[one, one.querySelector('tbody th'), one.querySelector('tbody td:last-child')]"
+    (left, right), head, last = box.evaluate(
+        f"one => {parts}.map(x => x.getBoundingClientRect()).map(r => [r.left, r.right])"
     )
-    (left, right), head, last = box.evaluate(where)
     assert abs(head[0] - left) < 1 and abs(last[1] - right) < 2 and last[0] >= head[1] - 1  # nothing is lost below it
 
 
@@ -220,18 +219,9 @@ SHAPE = """([nodes, answers]) => {
 
 def answers(*texts: str, choices: Any = ()) -> list[dict[str, Any]]:
     """Answers of a letter a token."""
+    given = [{"text": text, "pieces": list(text), "token_ids": list(map(ord, text))} for text in texts]
     same = {"choices": choices, "logps": [-0.5] * 999}
-    return [
-        {
-            "text": text,
-            "pieces": list(text),
-            "value": 1 - k / 2,
-            "exact": not k,
-            "token_ids": list(map(ord, text)),
-            **same,
-        }
-        for k, text in enumerate(texts)
-    ]
+    return [{**one, "value": 1 - k / 2, "exact": not k, **same} for k, one in enumerate(given)]
 
 
 def node(number: int, parent: int | None, text: str, *answers: int) -> dict[str, Any]:
@@ -244,20 +234,14 @@ def end(text: str, note: str) -> list[str]:
 
 
 DEEP, RIGHT = "ab" * 400, "score 1.000 (exact)"
+PARTED = answers("fabc", "fabd", "fx", choices=[(1, [("a", 0.5), ("x", 0.4)])])
 CUT = [["ab", "", end("c", RIGHT), end("d", "score 0.500")], end("x", "score 0.000")]
+NODES = [node(0, None, ""), node(1, 0, "f(", 0, 1), node(2, 1, "a", 0, 9), node(3, 1, "b", 1)]
 FOUND = [["a", f"answer 0, {RIGHT}: f(a"], ["b", "answer 1, score 0.500: f(b"]]  # there is no answer 9
 TREES: dict[str, tuple[Any, list[Any], list[Any]]] = {
-    "cut where answers part and at choices": (
-        None,
-        answers("fabc", "fabd", "fx", choices=[(1, [("a", 0.5), ("x", 0.4)])]),
-        ["f", "choice here: “a” 0.500, “x” 0.400", *CUT],
-    ),
+    "cut where answers part and at choices": (None, PARTED, ["f", "choice here: “a” 0.500, “x” 0.400", *CUT]),
     "equal answers": (None, answers("ab", "ab"), ["ab", f"2 answers end here: {RIGHT}"]),
-    "a search": (
-        [node(0, None, ""), node(1, 0, "f(", 0, 1), node(2, 1, "a", 0, 9), node(3, 1, "b", 1)],
-        answers("f(a", "f(b"),
-        ["f(", "", *FOUND],
-    ),
+    "a search": (NODES, answers("f(a", "f(b"), ["f(", "", *FOUND]),
 }
 
 

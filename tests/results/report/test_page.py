@@ -25,7 +25,7 @@ def test_the_page_is_whole_the_same_each_time_and_asks_for_nothing(lab: Lab, rep
     lab.sweep()
     page = Html(text := report("made"))
     assert page.sections == SECTIONS and report("made") == text
-    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    ids = [given["id"] for _, given in page.tags if "id" in given]
     assert len(ids) == len(set(ids))
     links = {given["href"] for tag, given in page.tags if tag == "a" and "answers:" not in given["href"]}
     assert links <= {f"#{one}" for one in ids}
@@ -116,10 +116,9 @@ def test_samples_are_limited_and_it_is_said(lab: Lab, report: Report) -> None:
 
 
 def test_lines_are_drawn_evenly_and_the_same_each_time(tmp_path: Path) -> None:
-    counts = Counter[int]()
+    counts, stage = Counter[int](), StageFolder(tmp_path)
     (tmp_path / "rows").write_text("".join(f'{{"at":{k}}}\n' for k in range(50)))
     for number in range(400):
-        stage = StageFolder(tmp_path)
         stage.id = f"explore-{number:012x}"
         rows = stage.rows("rows", 5)
         counts.update(ats := [row["at"] for row in rows])
@@ -138,10 +137,8 @@ SEARCH = {"spans": {"chosen": 4}, "parting": {"chosen": {"probability": 0.00012}
     ],
 )
 def test_a_pair_is_cut_where_it_parts(texts: str, how: dict, parts: list, chances: list) -> None:
-    good, bad = (
-        Candidate(sample_id="a", index=0, text=one, token_ids=tuple(map(ord, one)), logps=(-0.5,) * len(one))
-        for one in texts.split()
-    )
+    given = [{"text": one, "token_ids": tuple(map(ord, one)), "logps": (-0.5,) * len(one)} for one in texts.split()]
+    good, bad = (Candidate(sample_id="a", index=0, **one) for one in given)
     high, low = Score(value=1.0, exact=True), Score(value=0.5, exact=False)
     pair = Pair(sample_id="a", chosen=good, rejected=bad, chosen_score=high, rejected_score=low, provenance=how)
     sides = pair_block(pair, {}, lambda ids: list(map(chr, ids)))["sides"]

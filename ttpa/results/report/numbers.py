@@ -49,11 +49,11 @@ def accuracy(made: Table, study: Study) -> list[Block]:
     parts = [path for path in (*bands, "unseen_tool") if any(arm.share(path) for arm in study.arms)]
     charts = []
     for path in ["accuracy", *(parts if len(parts) > 1 else [])]:
-        rows = [
-            {**asdict(one), "label": arm.label, "arm": at, "seeds": [100 * seed.value for seed in arm.by_seed(path)]}
-            for at, arm in enumerate(study.arms)
-            if (one := arm.share(path))
-        ]
+        rows = []
+        for at, arm in enumerate(study.arms):
+            if one := arm.share(path):
+                seeds = [100 * seed.value for seed in arm.by_seed(path)]
+                rows.append({**asdict(one), "label": arm.label, "arm": at, "seeds": seeds})
         title = "Accuracy" + f", {path.removeprefix('bands.').replace('_', ' ')}" * (path != "accuracy")
         charts += [{"title": title, "rows": rows, "x": "right answers, %"}] if rows else []
     kept = [at for at, column in enumerate(made.columns) if not column.key.startswith("errors.")]
@@ -186,9 +186,10 @@ def gain_decay(study: Study) -> list[Block]:
                 points += [(0.0, arm, found) for arm in starts[:1] if (found := arm.share())]
             points.sort(key=lambda point: point[0])
             label = " + ".join(str(first.choices.get(group)) for group in study.varying or ["objective"])
-            line = {"label": label, "arms": [study.arms.index(arm) for _, arm, _ in points], "thin": []}
-            line["points"] = [(x, one.value) for x, _, one in points]
-            lines.append({**line, "ends": [(one.low, one.high) for *_, one in points]})
+            lines.append({
+                "label": label, "arms": [study.arms.index(arm) for _, arm, _ in points], "thin": [],
+                "points": [(x, one.value) for x, _, one in points], "ends": [(one.low, one.high) for *_, one in points],
+            })  # fmt: skip
         charts.append({"title": f"Accuracy by {key}, %", "lines": lines, "x": key})
     return [("pictures", charts), *blocks]
 

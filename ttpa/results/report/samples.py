@@ -11,7 +11,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from itertools import takewhile
+from os.path import commonprefix
 from typing import Any
 
 from ttpa.calls.six_errors import LABELS
@@ -114,9 +114,7 @@ def pieces_of(policy: StageFolder | None) -> Pieces | None:
     return pieces
 
 
-def explorations(
-    study: Study, limit: int, show: Callable[[StageFolder, int, Pieces | None], list[Block]]
-) -> list[Block]:
+def explorations(study: Study, limit: int, show: Callable[..., list[Block]]) -> list[Block]:
     """What `show` makes of each exploration: of the least seed of each policy, of every round."""
     used = defaultdict[str, list[str]](list)
     for arm in study.aligned if limit else ():
@@ -138,24 +136,21 @@ def pairs_of(stage: StageFolder, limit: int, pieces: Pieces | None) -> list[Bloc
     total, rows = len(stage.lines("pairs.jsonl")), stage.rows("pairs.jsonl", limit)
     if not total:
         return [("said", f"{stage.id} gave no pairs.")]
-    samples, shown = samples_of(stage.input("data"), "explore", {str(row.get("sample_id")) for row in rows}), []
+    samples = samples_of(stage.input("data"), "explore", {str(row.get("sample_id")) for row in rows})
+    shown = list[Block]()
     for row in rows:
         with suppress(*DAMAGED):
-            shown.append(pair_block(Pair.from_json(row), samples, pieces))
+            shown.append(("pair", pair_block(Pair.from_json(row), samples, pieces)))
     said = f"{len(shown)} of {plural(total, 'pair')}, {DRAWN}."
     more = "" if pieces else " The tokenizer is not in the store: answers are parted by characters."
-    return [("said", said + more), *(("pair", one) for one in shown)]
+    return [("said", said + more), *shown]
 
 
 def pair_block(pair: Pair, samples: Mapping[str, Sample], pieces: Pieces | None) -> dict[str, Any]:
     """A pair. Each side has the text that both share, the token where they part, the rest of its span, what follows."""
-    same = takewhile(lambda two: two[0] == two[1], zip(pair.chosen.text, pair.rejected.text, strict=False))
-    shared, sides = len(list(same)), []
+    shared, sides = len(commonprefix([pair.chosen.text, pair.rejected.text])), []  # noqa: RUF071 (by characters)
     how = {key: as_mapping(pair.provenance.get(key)) for key in ("spans", "parting", "search")}
-    for name, answer, score in (
-        ("chosen", pair.chosen, pair.chosen_score),
-        ("rejected", pair.rejected, pair.rejected_score),
-    ):
+    for name, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         cut, at, end = list(answer.text), shared, shared + 1
         if pieces is not None and answer.token_ids:
             cut, at = pieces(answer.token_ids), pair.branch
@@ -163,7 +158,7 @@ def pair_block(pair: Pair, samples: Mapping[str, Sample], pieces: Pieces | None)
         parts = ["".join(part) for part in (cut[:at], cut[at : at + 1], cut[at + 1 : end], cut[end:])]
         chance = math.exp(answer.logps[pair.branch]) if pair.branch < len(answer.logps) else None
         chance = as_mapping(how["parting"].get(name)).get("probability", chance)
-        sides.append({"name": name, "parts": parts, "probability": chance, "score": score})
+        sides.append({"name": name, "parts": parts, "probability": chance, "score": getattr(pair, f"{name}_score")})
     return {"pair": pair, "sides": sides, "search": how["search"], **question(samples.get(pair.sample_id))}
 
 
