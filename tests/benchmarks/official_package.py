@@ -1,7 +1,7 @@
 """The official package `bfcl-eval` for tests to compare with, without the clients of models that it would load.
 
-Modules that are missing and not needed for a comparison are stood in for while it is imported, and only then, so that
-other tests see what is really installed. Its executor evaluates text: it is only given calls that a test wrote.
+Modules that are missing are stood in for while it is imported, and only then. Its executor evaluates text: it is only
+given calls that a test wrote.
 """
 
 import atexit
@@ -51,14 +51,9 @@ def package() -> SimpleNamespace:
 
 
 @cache
-def _entries(category: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = package().utils.load_dataset_entry(category)
-    return found
-
-
 def entries(category: str) -> dict[str, dict[str, Any]]:
-    """The package's questions of a category, prepared as it prepares them; the caller may change them."""
-    return {entry["id"]: deepcopy(entry) for entry in _entries(category)}
+    """The package's questions of a category, prepared as it prepares them."""
+    return {entry["id"]: entry for entry in package().utils.load_dataset_entry(category)}
 
 
 def _forget() -> None:
@@ -102,7 +97,7 @@ def conversation(
         _parse_query_response_FC = _parse_query_response_prompting
 
     _forget()
-    entry = entries(case_id.rsplit("_", 1)[0])[case_id]
+    entry = deepcopy(entries(case_id.rsplit("_", 1)[0])[case_id])
     with contextlib.redirect_stdout(io.StringIO()):
         result, _ = Scripted().inference(entry, False, True)
     _forget()

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from copy import deepcopy
 from importlib import metadata
 
 import pytest
@@ -44,7 +45,7 @@ def test_prompts_are_those_of_the_package(category: str) -> None:
             continue
         with_system += own
         asked = raw[case_id]["question"][0], raw[case_id]["function"]
-        expected = prepare(entry["question"][0], entry["function"], case_id)
+        expected = prepare(deepcopy(entry["question"][0]), entry["function"], case_id)
         for _ in range(2):  # what is asked is not changed
             assert official.official_messages(*asked, CATEGORIES[category]) == expected
     assert with_system or category != "live_simple"

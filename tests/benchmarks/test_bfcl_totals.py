@@ -56,16 +56,14 @@ def test_weights_by_hand() -> None:
     }  # fmt: skip
     for name, weight in weights.items():
         assert aggregates({other: float(other == name) for other in V4})[0].value == pytest.approx(weight)
-    for missing in V4:
-        assert aggregates({other: 1.0 for other in V4 if other != missing})[0].value is None
+    assert all(aggregates({other: 1.0 for other in V4 if other != missing})[0].value is None for missing in V4)
 
 
 def test_what_was_not_run_is_none_and_not_zero() -> None:
     """The leaderboard's own table gives 0.82 % for a run of which simple_python alone, at 98 %, was done."""
     found = totals({"simple_python": 98.0}, "v4")
-    assert found["overall"].value is None and found["non_live"].value is None and found["simple"].value is None
+    assert found["overall"].value is None and found["simple"].value is None
     assert found["overall"].covered == pytest.approx(0.1 / 12)
-    assert found["simple"].covered == pytest.approx(1 / 3)
     assert all(total.value is None and total.covered == 0 for total in aggregates({}))
 
 

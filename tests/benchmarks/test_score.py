@@ -15,7 +15,7 @@ from ttpa.benchmarks import score
 from ttpa.benchmarks.score import main
 from ttpa.calls.syntaxes import get_syntax
 from ttpa.errors import ConfigError, DataError
-from ttpa.io import dumps, write_jsonl
+from ttpa.io import dumps, read_jsonl, write_jsonl
 from ttpa.records import Candidate, Sample, ToolCall
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "bfcl"
@@ -63,8 +63,8 @@ def small(folder: Path) -> Path:
         answers = [{"id": row["id"], "ground_truth": [{"f.x": {"a": [1]}}]} for row in questions]
         lines(folder / name, questions)
         lines(folder / "possible_answer" / name, answers)
-    with gzip.open(folder / "BFCL_v4_irrelevance.json.gz", "wt", encoding="utf-8") as file:
-        file.write(json.dumps({"id": "irrelevance_0", "question": [], "function": []}) + "\n")
+    silent = b'{"id": "irrelevance_0", "question": [], "function": []}'
+    (folder / "BFCL_v4_irrelevance.json.gz").write_bytes(gzip.compress(silent))
     lines(folder / "BFCL_v4_multi_turn_base.json", [{"id": "multi_turn_base_0"}])
     return folder
 
@@ -81,10 +81,8 @@ def bfcl(run: Any, tmp_path: Path) -> Any:
 
 
 def test_outputs_of_a_published_run(run: Any) -> None:
-    """Rows in the order of the file with the published verdicts, and the table of the run."""
     source = DATA / "outputs" / "glyphh-ada-1.1.jsonl.gz"
-    with gzip.open(source, "rt", encoding="utf-8") as file:
-        published = [json.loads(line) for line in file]
+    published = list(read_jsonl(source))
     answer = run("benchmark=bfcl", f"data={DATA}", f"outputs={source}")
     assert answer.status == 0, answer.err
     assert [(row["id"], row["valid"]) for row in answer.rows] == [(row["id"], row["valid"]) for row in published]
@@ -211,7 +209,6 @@ def test_multi_turn(run: Any, tmp_path: Path) -> None:
 
 
 def test_multi_turn_without_the_package(bfcl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first such row is told what to install, and what came before is kept."""
     monkeypatch.setattr("ttpa.benchmarks.bfcl.categories.version", lambda name: "0")
     answer = bfcl([GOOD, {"id": "multi_turn_base_0", "result": []}])
     assert answer.status == 1 and len(answer.rows) == 1 and "1 of 200" in answer.out
@@ -268,16 +265,14 @@ def test_standard_input_and_gzip_and_nothing_heavy(tmp_path: Path) -> None:
     stdin = gzip.compress(rows.encode())
     done = subprocess.run([*command, *words], cwd=tmp_path, input=stdin, capture_output=True, timeout=60)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == b"[]", done.stderr
-    with gzip.open(tmp_path / "scored.jsonl.gz", "rt") as file:
-        assert [json.loads(line)["valid"] for line in file] == [bool(at % 2) for at in range(500)]
+    assert [row["valid"] for row in read_jsonl(tmp_path / "scored.jsonl.gz")] == [bool(at % 2) for at in range(500)]
 
 
 def test_a_cut_file_keeps_what_was_scored_and_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     """Half of 16,000 rows of 1,000 letters, which are never together in memory."""
     row = {"result": "f.x(a=1)", "note": "x" * 1000}
-    packed = gzip.compress(
-        b"".join(b"%s\n" % json.dumps({**row, "id": f"multiple_{at % 4}"}).encode() for at in range(16000))
-    )
+    rows = "".join(json.dumps({**row, "id": f"multiple_{at % 4}"}) + "\n" for at in range(16000))
+    packed = gzip.compress(rows.encode())
     (tmp_path / "outputs").write_bytes(packed[: len(packed) // 2])
     words = [f"data={small(tmp_path / 'data')}", f"outputs={tmp_path / 'outputs'}", f"out={tmp_path / 'scored'}"]
     tracemalloc.start()
@@ -318,7 +313,6 @@ def test_scorer(scorer: Any) -> None:
     assert [row["score"] for row in answer.rows][1::2] == [1.0, 1.0, 1.0]
     assert 0 < answer.rows[0]["score"] < 1
     assert "mean esm" in answer.out and "exact" in answer.out
-    assert [row["score"] for row in scorer("ast", rows).rows] == [0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0]
     assert 0 < scorer("ast", rows, "scorer.partial=true").rows[0]["score"] < 1
 
 
@@ -340,7 +334,6 @@ def test_scorer_wrong_rows(scorer: Any, run: Any, tmp_path: Path, toy_samples: t
         ({"id": "toy-9", "result": "[]"}, "unknown id toy-9"),
         ({"id": "toy-0", "result": 5}, "neither a text nor a list"),
         ({"sample_id": "toy-0", "calls": "[" * 100_000}, "no candidate"),
-        ({"sample_id": ["toy-0"], "calls": None}, "no candidate"),
         ({"sample_id": "toy-0", "calls": [{"name": 5, "arguments": {}}]}, "no candidate"),
     ):
         answer = scorer("ast", [good, row])
