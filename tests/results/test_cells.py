@@ -20,10 +20,6 @@ def record_of(cells: list[TableCell], at: int) -> Record | None:
     return Records(cells, Path("results")).find(cells[at])
 
 
-def warnings_of(cells: list[TableCell]) -> list[str]:
-    return Records(cells, Path("results")).warnings
-
-
 def test_the_seed_is_in_the_data_and_nowhere_else(folder: Path) -> None:
     """What is replaced in a key is the seed: the key of a seed is that of a row composed with it."""
     cells = found(folder)
@@ -34,9 +30,11 @@ def test_the_seed_is_in_the_data_and_nowhere_else(folder: Path) -> None:
 
 
 def test_seeds_and_overrides_of_the_command_line(folder: Path) -> None:
+    """They come after those of the row."""
+    write_table(folder, changed("rows", 2, "overrides", value=["objective=simpo", "sampler.n=3"]))
     cells = found(folder, "seed=7,0", "sampler.n=4")
     assert [cell.seed for cell in cells] == [7, 0] * 3
-    assert cells[-1].overrides == ("objective=simpo", "sampler=tps", "sampler.n=4", "seed=0")
+    assert cells[-1].overrides == ("objective=simpo", "sampler.n=3", "sampler.n=4", "seed=0")
     assert cells[-1].cfg.sampler.n == 4
     with pytest.raises(ConfigError, match="seed=x: must be whole numbers"):
         found(folder, "seed=x")
@@ -57,13 +55,6 @@ def test_rows_that_share_compositions_are_what_hydra_composes(folder: Path) -> N
         assert composer._compose.cache_info().misses == len(words) - 1  # the fourth is put together
         with pytest.raises(HydraException):
             composer(["sampler=tps", "sampler.nn=3"])
-
-
-def test_the_command_line_comes_after_the_row(folder: Path) -> None:
-    """The key is of what the cell runs with: its overrides in their order."""
-    write_table(folder, changed("rows", 2, "overrides", value=["sampler.n=3"]))
-    (cell,) = [cell for cell in found(folder, "sampler.n=4", "seed=0") if cell.row.key == "ours"]
-    assert cell.cfg.sampler.n == 4 and cell.overrides[:2] == ("sampler.n=3", "sampler.n=4")
 
 
 def test_what_runs_the_cells_decides_nothing(folder: Path) -> None:
@@ -110,7 +101,7 @@ def test_a_warm_up_row_reads_any_run_over_the_same_warm_up(folder: Path) -> None
 def test_two_records_of_a_cell_agree_or_are_named(folder: Path) -> None:
     cells = found(folder)
     write(cells[6], name="a"), write(cells[6], name="b")
-    assert warnings_of(cells) == []
+    assert Records(cells).warnings == []
     write(cells[6], name="b", metrics=metrics(0.9))
     records = Records(cells, Path("results"))
     record = records.find(cells[6])
@@ -126,7 +117,7 @@ def test_a_record_of_todays_stages_comes_first(folder: Path) -> None:
     assert old is not None and old.outdated() == {"align": 0} and old.outdated(warmup_only=True) == {}
     write(cells[6], name="b", metrics=metrics(0.9))
     record = record_of(cells, 6)
-    assert record is not None and record.path.name == "b.jsonl" and warnings_of(cells) == []
+    assert record is not None and record.path.name == "b.jsonl" and Records(cells).warnings == []
 
 
 def test_a_stage_that_there_is_no_more_is_outdated(folder: Path) -> None:
@@ -159,7 +150,7 @@ def test_what_is_no_record_is_named_and_left_out(folder: Path) -> None:
         path = write(cells[4], name="odd", **(odd if isinstance(odd, dict) else {}))
         if isinstance(odd, str):
             path.write_bytes(odd.encode("latin-1"))
-        (warning,) = warnings_of(cells)
+        (warning,) = Records(cells).warnings
         assert warning.startswith("results/odd.jsonl:1: no result row (") and why in warning and "left out" in warning
         assert record_of(cells, 4) is None and record_of(cells, 5) is not None
 
@@ -169,9 +160,6 @@ def test_the_number_at_a_path() -> None:
     assert number_at(measured, "accuracy") == Estimate(value=0.5, low=0.4, high=0.6, kind="bootstrap")
     assert number_at(measured, "levels.1") is None and number_at(measured, "x") == Estimate(value=3)
     assert number_at({"a": {"value": 1, "low": None, "high": None}}, "a") == Estimate(value=1)
-
-
-def test_what_is_no_number_is_refused() -> None:
     odd = [{"value": "x"}, {"value": float("nan")}, {"value": True}, {"value": 0.5, "low": "a"}, {"value": 10**400}, {}]
     for measured, path in (*(({"a": one}, "a") for one in [*odd, "x", [1]]), ({}, "a"), ({"a": 1}, "a.b")):
         with pytest.raises(KeyError):

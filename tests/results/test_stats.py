@@ -1,9 +1,7 @@
 """Statistics against a plain loop, values worked by hand, printed tables and properties; and the cases without any."""
 
 import math
-import random
 import statistics
-from typing import Any
 
 import numpy as np
 import pytest
@@ -39,32 +37,17 @@ def test_a_long_cluster_weighs_by_its_samples() -> None:
     assert bootstrap_interval(values, clusters) == pytest.approx((0.75, 0, 1))
 
 
-def test_clusters_widen_the_interval_as_copies_do() -> None:
-    """Every value four times in one cluster is no new information: the interval is that of the single values."""
-    values = [float(value) for value in np.random.default_rng(0).random(50)]
-    single = bootstrap_interval(values, list(range(50)))
-    copied = bootstrap_interval(values * 4, list(range(50)) * 4)
-    assert copied == pytest.approx(single, abs=1e-12)
-    pretended = bootstrap_interval(values * 4, list(range(200)))
-    assert pretended[2] - pretended[1] < 0.7 * (single[2] - single[1])
-
-
-def test_the_same_seed_gives_the_same_interval_and_odd_cases_none() -> None:
-    values, clusters = [0.0, 1.1, 1.7, 0.3, 0.2, 0.5, 0.9, 2.0], list("aabbcdef")
-    assert bootstrap_interval(values, clusters) == bootstrap_interval(values, clusters)
+def test_odd_cases_have_no_interval() -> None:
     assert bootstrap_interval([0.1] * 9, list(range(9))) == (0.1, 0.1, 0.1)
     assert str(bootstrap_interval([0.0, 1.0], ["d", "d"])) == "(0.5, nan, nan)"
     assert str(bootstrap_interval([], [])) == str(paired_difference({}, {}, {})) == "(nan, nan, nan)"
 
 
-def test_bad_data_and_arguments_are_named() -> None:
-    bad: list[tuple[Any, Any, Any, str]] = [
-        ({"x": 1.0, "y": 0.0}, {"y": 0.0}, {"x": 0, "y": 0}, "in one run only, first x"),
-        ({"x": math.nan}, {"x": 1.0}, {"x": 0}, "value 0 is nan"),
-    ]
-    for a, b, clusters, message in bad:
-        with pytest.raises(DataError, match=message):
-            paired_difference(a, b, clusters)
+def test_bad_data_are_named() -> None:
+    with pytest.raises(DataError, match="1 samples are in one run only, first x"):
+        paired_difference({"x": 1.0, "y": 0.0}, {"y": 0.0}, {"x": 0, "y": 0})
+    with pytest.raises(DataError, match="value 0 is nan"):
+        bootstrap_interval([math.nan], ["a"])
 
 
 def test_paired_difference() -> None:
@@ -74,9 +57,7 @@ def test_paired_difference() -> None:
     clusters = {sample_id: sample_id for sample_id in a}
     assert paired_difference(a, b, clusters) == pytest.approx((0.1, 0.1, 0.1))
     noisy = {sample_id: value * (at % 3) for at, (sample_id, value) in enumerate(a.items())}
-    forth, back = paired_difference(a, noisy, clusters), paired_difference(noisy, a, clusters)
-    assert forth == pytest.approx((-back[0], -back[2], -back[1]))
-    assert forth == paired_difference(dict(reversed(a.items())), noisy, clusters)
+    assert paired_difference(a, noisy, clusters) == paired_difference(dict(reversed(a.items())), noisy, clusters)
 
 
 # Two-sided 95 % points as every textbook prints them.
@@ -102,9 +83,9 @@ def test_equal_seeds_have_no_width_and_one_seed_no_interval() -> None:
 def test_units_and_ranges_of_an_estimate() -> None:
     assert Estimate(value=1, low=0, high=3).scaled(-2) == Estimate(value=-2, low=-6, high=0)
     whole = over_seeds([0.9, 0.95, 1.0])
-    found = whole.within(0.0, 1.0)
+    found = whole.of_share()
     assert found.high == 1.0 and found.cut and found.scaled(100).cut and found.low == whole.low
-    assert not over_seeds([0.5, 0.51]).within(0.0, 1.0).cut and over_seeds([0.5]).within(0.0, 1.0).low is None
+    assert not over_seeds([0.5, 0.51]).of_share().cut and over_seeds([0.5]).of_share().low is None
 
 
 def test_paired_means_by_hand() -> None:
@@ -135,14 +116,8 @@ def test_paired_samples_cluster_on_dialogues() -> None:
     assert (found.mean.low, found.mean.high) == (-1.0, 1.0)
     alone = paired_samples(a, b, dict.fromkeys(clusters, "one dialogue"))
     assert (alone.p, alone.mean.low) == (None, None)
-    with pytest.raises(DataError, match="1 samples are in one run only"):
-        paired_samples(a, dict(list(b.items())[1:]), clusters)
 
 
-def test_holm_by_hand_and_in_any_order() -> None:
+def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.6, None, 0.5]) == [1.0, None, 1.0]
-    rng = random.Random(0)
-    ps = [rng.random() ** 3 for _ in range(20)]
-    order = rng.sample(range(20), 20)
-    assert holm([ps[i] for i in order]) == [holm(ps)[i] for i in order]

@@ -16,13 +16,8 @@ from ttpa.results import status
 from ttpa.results.cells import TableCell, compose_run, open_hydra, read_cells
 from ttpa.run.store import StageLock, StageResult
 
-SAMPLERS = {
-    "group": [],
-    "hot": ["sampler.temperature=0.7"],
-    "tps": ["sampler=tps"],
-    "cold": ["sampler.temperature=0.5"],
-}
-ROWS = [{"key": name, "label": name, "overrides": words} for name, words in SAMPLERS.items()]
+WORDS = {"group": "rounds=1", "hot": "sampler.temperature=0.7", "tps": "sampler=tps", "cold": "sampler.temperature=0.5"}
+ROWS = [{"key": name, "label": name, "overrides": [word]} for name, word in WORDS.items()]
 
 
 @pytest.fixture
@@ -57,9 +52,8 @@ def finish(stage: StageResult) -> None:
 def write_record(cell: TableCell, stages: dict[str, StageResult], **changes: Any) -> None:
     Path("results").mkdir(exist_ok=True)
     names = {role: stage.path.name for role, stage in stages.items()}
-    (Path("results") / f"{cell.row.key}-{cell.seed}.jsonl").write_text(
-        json.dumps(row_of(cell, stages=names, **changes)) + "\n"
-    )
+    file = Path("results") / f"{cell.row.key}-{cell.seed}.jsonl"
+    file.write_text(json.dumps(row_of(cell, stages=names, **changes)) + "\n")
 
 
 def test_the_plan_names_the_stages_that_a_run_builds(folder: Path) -> None:
@@ -91,17 +85,12 @@ def test_the_four_states(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
         lines, code = report(capsys)
     finally:
         lock.release()
-    assert [line.split()[:3] for line in lines[:4]] == [
-        ["group", "seed=0", "done"],
-        ["hot", "seed=0", "failed"],
-        ["tps", "seed=0", "running"],
-        ["cold", "seed=0", "missing"],
-    ]
+    states = zip(WORDS, ("done", "failed", "running", "missing"), strict=True)
+    assert [line.split()[:3] for line in lines[:4]] == [[key, "seed=0", state] for key, state in states]
     assert lines[0].endswith("done")
     assert f"explore1 ({failed.stem}), 2 of 5 stages done: " in lines[1] and str(Path(*failed.parts[-2:])) in lines[1]
-    assert (
-        f"pid {os.getpid()} on " in lines[2] and re.search(r"heartbeat \d s ago", lines[2]) and running.name in lines[2]
-    )
+    assert f"pid {os.getpid()} on " in lines[2] and running.name in lines[2]
+    assert re.search(r"heartbeat \d s ago", lines[2])
     assert lines[3].endswith("2 of 5 stages done")
     assert lines[4] == "4 cells of four, preset embedded: 1 done, 1 running, 1 failed, 1 missing" and code == 1
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import random
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from tests.run.test_pipeline import SMALL
 from ttpa.errors import ConfigError, TtpaError
 from ttpa.results import status, sweep
 from ttpa.results.cells import compose_run, open_hydra
-from ttpa.results.render import markdown
 from ttpa.results.status import error_file, plan
 from ttpa.results.table import from_folder
 from ttpa.run import config
@@ -49,11 +47,8 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
 
 
 class FakeLaunch:
-    """A launcher that builds nothing: it marks the stages a job would build, and writes the record of a whole run.
-
-    Args:
-        fails: Job -> role of the stage that it cannot build, "start" where it is refused before any; None where it can
-            build all.
+    """A launcher that marks the stages a job would build, and writes the record of a whole run. `fails`: job -> role of
+    the stage that it cannot build, "start" where it is refused before any.
     """
 
     def __init__(self, fails: Callable[[str], str | None] = lambda job: None) -> None:
@@ -100,19 +95,13 @@ def run(fake: FakeLaunch, *words: str) -> int:
 def test_waves_send_one_job_a_stage_and_then_every_cell(table: Callable[..., None]) -> None:
     fake = FakeLaunch()
     assert run(fake) == 0
-    first, second, third = fake.waves
-    assert first == [f"sampler=group objective=dpo seed={seed} name=product until=warmup" for seed in (0, 1)]
-    assert second == [
-        f"sampler={sampler} objective=dpo seed={seed} name=product until=explore"
-        for sampler in ("group", "tps")
-        for seed in (0, 1)
-    ]
-    assert third == [
-        f"sampler={sampler} objective={objective} seed={seed} name=product until=null baseline=true"
-        for sampler in ("group", "tps")
-        for objective in ("dpo", "simpo")
-        for seed in (0, 1)
-    ]
+    group, tps = (f"sampler={name} objective=" for name in ("group", "tps"))
+    first, second, third = (["{} seed={} name=product until={}".format(*job) for job in product(*wave)] for wave in (
+        ([f"{group}dpo"], (0, 1), ["warmup"]),
+        ([f"{group}dpo", f"{tps}dpo"], (0, 1), ["explore"]),
+        ([f"{group}dpo", f"{group}simpo", f"{tps}dpo", f"{tps}simpo"], (0, 1), ["null baseline=true"]),
+    ))  # fmt: skip
+    assert fake.waves == [first, second, third]
     assert Counter(fake.built) == {"data": 2, "warmup": 2, "explore": 4, "align": 8, "evaluate": 8 + 2}
     again = FakeLaunch()
     assert run(again) == 0
@@ -130,12 +119,24 @@ def test_what_is_there_is_not_launched(table: Callable[..., None]) -> None:
     assert "sampler=tps objective=dpo" not in " ".join(fake.waves[1])
 
 
-def test_objectives_without_exploration_have_no_explore_wave(table: Callable[..., None]) -> None:
-    table(rows=[{"product": {"objective": ["gold", "dpo"], "sampler": ["group", "tps"]}}], seeds=[0])
+TWO = {"product": {"objective": ["gold", "dpo"], "sampler": ["group", "tps"]}}
+ROUNDS = {"product": {"objective": ["dpo", "simpo"]}, "overrides": ["rounds=2"]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "waves"),
+    [
+        ([TWO], [1, 2, 4]),  # gold explores nothing
+        ([ROUNDS], [1, 1, 2]),  # the first exploration is shared; later rounds follow from the objective
+        ([ROWS[0], {**ROWS[0], "key": "b", "overrides": ["objective=dpo"]}], [1, 1, 1]),  # a warm-up is run once
+    ],
+)
+def test_waves_of_other_tables(rows: list[Any], waves: list[int], table: Callable[..., None]) -> None:
+    table(rows=rows, seeds=[0])
     fake = FakeLaunch()
     run(fake)
-    assert [len(wave) for wave in fake.waves] == [1, 2, 4]
-    assert all("objective=dpo" in job for job in fake.waves[1])
+    assert [len(wave) for wave in fake.waves] == waves
+    assert rows != [TWO] or all("objective=dpo" in job for job in fake.waves[1])
 
 
 def test_a_warm_up_row_of_a_later_table_is_served_by_a_run_that_is_there(
@@ -157,15 +158,6 @@ def test_a_warm_up_row_of_a_later_table_is_served_by_a_run_that_is_there(
     assert run(fake) == 0 and fake.waves == []
 
 
-def test_a_warm_up_row_alone_is_run_once(table: Callable[..., None]) -> None:
-    table(rows=[ROWS[0], {**ROWS[0], "key": "b", "overrides": ["objective=dpo"]}], seeds=[0])
-    fake = FakeLaunch()
-    assert run(fake) == 0
-    assert [len(wave) for wave in fake.waves] == [1, 1, 1]
-    table(seeds=[0])
-    assert run(fake, "seed=0") == 0
-
-
 def test_seeds_and_overrides_reach_every_job(table: Callable[..., None]) -> None:
     fake = FakeLaunch()
     assert run(fake, "seed=5", "paths.store=elsewhere", "sampler.n=4") == 0
@@ -175,10 +167,7 @@ def test_seeds_and_overrides_reach_every_job(table: Callable[..., None]) -> None
 
 
 def test_a_failed_cell_stops_itself_alone(table: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
-    def fails(job: str) -> str | None:
-        return "align1" if "sampler=tps" in job and "objective=dpo" in job and "seed=1" in job else None
-
-    fake = FakeLaunch(fails)
+    fake = FakeLaunch(lambda job: "align1" if "sampler=tps objective=dpo seed=1" in job else None)
     assert run(fake) == 1
     assert [len(wave) for wave in fake.waves] == [2, 4, 8] and len(list(Path("results").iterdir())) == 7
     assert "failed: tps+dpo seed=1: TtpaError: align1 broke" in capsys.readouterr().err
@@ -202,19 +191,15 @@ def test_cells_that_need_a_failed_stage_are_not_sent_to_fail(
     ("word", "said"),
     [
         ("pairs=siblings", "pairs=siblings takes pairs from a search tree"),
-        (
-            "trainer.devices=2",
-            "trainer.devices=2: a sweep with cluster=local starts one process a cell. Use 1",
-        ),
+        ("trainer.devices=2", "trainer.devices=2: a sweep with cluster=local starts one process a cell. Use 1"),
     ],
 )
 def test_a_refused_cell_does_not_stop_those_that_share_its_stages(
     word: str, said: str, table: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It comes first, so it would be sent for all of them."""
-    table(
-        rows=[{"key": "bad", "label": "bad", "overrides": ["objective=dpo", "sampler=group", word]}, ROWS[1]], seeds=[0]
-    )
+    bad = {"key": "bad", "label": "bad", "overrides": ["objective=dpo", "sampler=group", word]}
+    table(rows=[bad, ROWS[1]], seeds=[0])
     fake = FakeLaunch()
     assert run(fake) == 1
     assert [len(wave) for wave in fake.waves] == [1, 2, 4] and word not in str(fake.waves)
@@ -248,14 +233,6 @@ def test_outdated_records_are_run_again_only_on_request(table: Callable[..., Non
     assert run(fake, "seed=0") == 0 and fake.waves == []
     run(fake, "seed=0", "outdated=true")
     assert [len(wave) for wave in fake.waves] == [1]
-
-
-def test_rounds_share_their_first_exploration(table: Callable[..., None]) -> None:
-    """Later rounds follow from the objective, so the second objective comes when the first exploration is there."""
-    table(rows=[{"product": {"objective": ["dpo", "simpo"]}, "overrides": ["rounds=2"]}], seeds=[0])
-    fake = FakeLaunch()
-    assert run(fake) == 0
-    assert [len(wave) for wave in fake.waves] == [1, 1, 2]
 
 
 def test_what_breaks_the_launcher_is_no_verdict_on_a_cell(table: Callable[..., None]) -> None:
@@ -299,8 +276,8 @@ def test_a_sweep_of_real_runs_builds_every_stage_once_and_then_nothing(
     """2 samplers x 2 scorers x 2 objectives over one data set and one warm-up: 1 data + 1 warm-up + 4 explorations +
     8 alignments + 8 evaluations = 22. Each cell alone would be 8 x 5 = 40.
     """
-    product = {"sampler": ["group", "tps"], "scorer": ["esm", "ast"], "objective": ["dpo", "simpo"]}
-    table(rows=[{"product": product}], seeds=[0])
+    axes = {"sampler": ["group", "tps"], "scorer": ["esm", "ast"], "objective": ["dpo", "simpo"]}
+    table(rows=[{"product": axes}], seeds=[0])
     assert status.main([FOLDER]) == 1
     done = ttpa_sweep()
     log = Path("store/executions.jsonl")
@@ -318,44 +295,3 @@ def test_a_sweep_of_real_runs_builds_every_stage_once_and_then_nothing(
     assert capsys.readouterr().out.splitlines()[-1] == "8 cells of product, preset embedded: 8 done"
     shown = from_folder(Path(FOLDER))
     assert [list(row.records) for row in shown.rows] == [[0]] * 8 and shown.warnings == ()
-
-
-def rows_without_clock(folder: Path) -> dict[str, dict[str, Any]]:
-    """File name -> record without what a clock measured."""
-    found = {}
-    for path in folder.glob("results/*"):
-        (line,) = path.read_text().splitlines()
-        found[path.name] = {key: value for key, value in json.loads(line).items() if key != "cost"}
-    return found
-
-
-def fingerprints(store: Path) -> list[str]:
-    return [json.loads(line)["fingerprint"] for line in (store / "executions.jsonl").read_text().splitlines()]
-
-
-@pytest.mark.slow
-def test_killed_ten_times_it_ends_with_the_same_records_and_table(
-    table: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    table(rows=ROWS, seeds=[0])
-    ttpa_sweep()
-    reference, text = rows_without_clock(tmp_path), markdown(from_folder(Path(FOLDER)))
-    built = sorted(fingerprints(Path("store")))
-    monkeypatch.chdir(tmp_path / "experiments")
-    Path(FOLDER).mkdir(parents=True)
-    (Path(FOLDER) / "table.yaml").write_text((tmp_path / FOLDER / "table.yaml").read_text())
-    rng, killed = random.Random(0), 0
-    for _ in range(10):
-        command = [sys.executable, "-m", "ttpa.cli", "sweep", FOLDER]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=rng.uniform(1, 8))
-        killed += process.poll() is None
-        process.kill()
-        process.wait()
-    ttpa_sweep()
-    assert killed >= 3
-    assert rows_without_clock(Path()) == reference and markdown(from_folder(Path(FOLDER))) == text
-    assert sorted(fingerprints(Path("store"))) == built
-    assert not [path.name for path in Path("store").iterdir() if path.suffix in (".lock", ".part")]
-    assert not [path.name for path in Path("results").iterdir() if path.suffix != ".jsonl"]

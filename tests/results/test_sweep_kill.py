@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,6 +15,11 @@ from typing import Any
 
 import pytest
 
+from tests.results.table_cases import write_table
+from tests.run.test_pipeline import SMALL
+from ttpa.results.render import markdown
+from ttpa.results.table import from_folder
+
 TINY = (
     "data.warmup_samples=80", "data.explore_samples=8", "data.test_per_band=2", "data.test_unseen=1",
     "data.validation_per_band=1", "model.hidden=16", "model.heads=2", "model.layers=1", "model.feed_forward=32",
@@ -21,7 +27,6 @@ TINY = (
     "trainer.checkpoint_every_steps=2", "trainer.threads=1", "logger=none", "engine.rows=6",
 )  # fmt: skip
 CELLS = ("objective=dpo,simpo", "pairs=released", "seed=0,1")
-CLOCKS = ("cost",)
 STALE_S = 30.0
 """After how much silence a lock may be taken from another host; a dead holder on this host loses it at once."""
 
@@ -29,7 +34,7 @@ STALE_S = 30.0
 def start(folder: Path, *words: str) -> subprocess.Popen[bytes]:
     """A sweep in a process group of its own, which writes to a file: a killed child must not hold a pipe open."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "ttpa.cli", "-m", *words, *TINY]
+    command = [sys.executable, "-m", "ttpa.cli", *words]
     with (folder / "said.txt").open("ab") as said:
         return subprocess.Popen(command, cwd=folder, env=env, stdout=said, stderr=said, start_new_session=True)
 
@@ -53,7 +58,7 @@ def records(folder: Path) -> dict[str, bytes]:
     found = {}
     for path in sorted((folder / "results").iterdir()):
         (line,) = path.read_text(encoding="utf-8").splitlines()
-        row = {key: value for key, value in json.loads(line).items() if key not in CLOCKS}
+        row = {key: value for key, value in json.loads(line).items() if key != "cost"}
         found[path.name] = json.dumps(row, ensure_ascii=False).encode()
     return found
 
@@ -69,15 +74,13 @@ def finished(store: Path) -> set[str]:
 
 
 def leftovers(store: Path) -> list[str]:
-    return [
-        path.name for path in store.iterdir() if path.suffix in (".lock", ".part", ".tmp") or "unfinished" in path.name
-    ]
+    return [path.name for path in store.iterdir() if path.suffix in (".lock", ".part", ".tmp")]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    finish(folder, start(folder, *CELLS))
+    finish(folder, start(folder, "-m", *CELLS, *TINY))
     return folder
 
 
@@ -106,7 +109,7 @@ def test_two_sweeps_on_one_store_build_each_stage_once_and_wait_for_no_dead_hold
 ) -> None:
     if not Path("/proc/self/stat").exists():
         pytest.skip("processes are found by /proc")
-    words = ("cluster=joblib", "cluster.jobs=4", "recipe.warmup.steps=30", *CELLS)
+    words = ("-m", "cluster=joblib", "cluster.jobs=4", *CELLS, *TINY)
     sweeps = [start(tmp_path, *words) for _ in range(2)]
     store, dead = tmp_path / "store", {}
     try:
@@ -131,10 +134,36 @@ def test_two_sweeps_on_one_store_build_each_stage_once_and_wait_for_no_dead_hold
     assert records(tmp_path) == records(undisturbed)
     assert set(built(store).values()) == {1} and finished(store) == finished(undisturbed / "store")
     attempts = json.loads((store / dead["stage"] / "attempts.json").read_text())
-    first, second = attempts[0], attempts[1]
-    assert first["pid"] != second["pid"]
-    taken = datetime.fromisoformat(second["started"]).timestamp() - dead["at"]
+    assert attempts[0]["pid"] != attempts[1]["pid"]
+    taken = datetime.fromisoformat(attempts[1]["started"]).timestamp() - dead["at"]
     assert taken < STALE_S / 3, f"the stage of a dead holder was taken up after {taken:.0f} s"
     finish(tmp_path, start(tmp_path, *words))
     assert set(built(store).values()) == {1} and leftovers(store) == []
     assert records(tmp_path) == records(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_table_killed_ten_times_ends_with_the_same_records_and_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"key": "warm", "label": "warm-up", "policy": "warm-up"},
+            {"product": {"sampler": ["group", "tps"], "objective": ["dpo", "simpo"]}}]  # fmt: skip
+    preset = {"overrides": [*SMALL], "seeds": [0], "waves": ["warmup", "explore", None]}
+    columns = [{"key": "all", "label": "all", "metric": "accuracy"}]
+    content = {"title": "t", "claim": "c.", "rows": rows, "columns": columns, "presets": {"embedded": preset}}
+    rng, killed, shown = random.Random(0), 0, []
+    for kills in (0, 10):
+        folder = tmp_path / f"{kills}" / "same_name"
+        folder.mkdir(parents=True)
+        monkeypatch.chdir(folder)
+        write_table(folder, content)
+        for _ in range(kills):
+            child = start(folder, "sweep", "table.yaml")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(rng.uniform(1, 8))
+            killed += child.poll() is None
+            kill(child)
+        finish(folder, start(folder, "sweep", "table.yaml"))
+        store = folder / "store"
+        shown.append((records(folder), markdown(from_folder(Path("table.yaml"))), built(store), leftovers(store)))
+    assert killed >= 3 and shown[0] == shown[1] and shown[1][3] == []

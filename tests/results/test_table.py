@@ -119,9 +119,8 @@ def test_intervals_of_shares_end_where_shares_end(folder: Path) -> None:
     for cell, value, errors in zip(found(folder)[3:6], (0.90, 0.95, 1.0), (0.0, 0.02, 0.04), strict=True):
         write(cell, metrics={**metrics(value, errors=errors), "reward": value})
     table = made()
-    assert (
-        grid(table)["SFT"]["all"] == "*95.0 [82.6, 100.0]*" and "[0.000, 0.070]" in grid(table)["SFT"]["value errors"]
-    )
+    row = grid(table)["SFT"]
+    assert row["all"] == "*95.0 [82.6, 100.0]*" and "[0.000, 0.070]" in row["value errors"]
     assert "its 95 % Student-t interval, cut off where a share ends" in render.notes(table)[0]
     write_table(folder, changed("columns", value=[{**TABLE["columns"][0], "metric": "reward"}]))
     assert "[82.6, 107.4]" in grid(made())["SFT"]["all"] and "cut off" not in render.notes(made())[0]
@@ -133,9 +132,6 @@ def test_cost_is_what_a_row_would_need_alone(filled: Path) -> None:
     assert (rows["SFT"]["seconds"], rows["SFT"]["tokens"]) == ("10", "40")
     assert (rows["warm-up"]["seconds"], rows["warm-up"]["tokens"]) == ("6", "20")
     assert (rows["ours"]["seconds"], "seconds" in grid(made())["ours"]) == ("10", False)
-
-
-# ---- result rows without a table.yaml -------------------------------------------------------------------------------
 
 
 def test_result_rows_without_a_table_name_what_differs(folder: Path) -> None:
@@ -152,16 +148,10 @@ def test_result_rows_without_a_table_name_what_differs(folder: Path) -> None:
     assert warnings == [] and [row.spec.label for row in table.rows] == ["warm-up", "dpo + n=6", "dpo + n=3", "gold"]
     assert [list(row.records) for row in table.rows] == [[0, 1, 2]] * 4
     assert [column.key for column in table.columns] == ["accuracy", "errors.parameter_value"]
-    assert grid(table)["gold"]["accuracy"] == "53.0 [45.5, 60.5]" and grid(table)["warm-up"]["accuracy"].startswith(
-        "20"
-    )
-    pairs = [(one.ours, one.against) for one in table.differences]
-    assert pairs == [
-        ("dpo + n=6", "warm-up"), ("dpo + n=6", "gold"), ("dpo + n=3", "warm-up"), ("gold", "warm-up")
-    ]  # fmt: skip
-
-
-# ---- formats --------------------------------------------------------------------------------------------------------
+    rows = grid(table)
+    assert rows["gold"]["accuracy"] == "53.0 [45.5, 60.5]" and rows["warm-up"]["accuracy"].startswith("20")
+    pairs = [f"{one.ours} - {one.against}" for one in table.differences]
+    assert pairs == ["dpo + n=6 - warm-up", "dpo + n=6 - gold", "dpo + n=3 - warm-up", "gold - warm-up"]
 
 
 def test_markdown_escapes_what_it_must(filled: Path) -> None:
@@ -220,9 +210,6 @@ def test_html_is_well_formed_and_escaped(folder: Path) -> None:
     assert "<script" not in text and "<b>" not in text
     labels = ["".join(cell.itertext()) for cell in root.findall(".//table[1]/tbody/tr/th")][:3]
     assert labels == ["warm-up", "SFT", "<script>alert('&')</script>"]
-
-
-# ---- the command ----------------------------------------------------------------------------------------------------
 
 
 def test_the_file_is_the_standard_output(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pydantic.dataclasses
 from hydra import compose, initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,6 +25,15 @@ from ttpa.run import config
 from ttpa.run.overrides import COMPLAINTS, explained
 
 _SEED = 8_400_000_000_000_017  # stands for the seed where a row is resolved once for all seeds; no setting is this
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True)
+class CellsForm:
+    """The words behind a command that name the cells of a table."""
+
+    target: Path
+    preset: str | None = None
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ import pydantic.dataclasses
 from ttpa.errors import ConfigError
 from ttpa.io import write_text
 from ttpa.options import arguments
+from ttpa.results.cells import CellsForm
 from ttpa.results.spec import TRUST
 from ttpa.results.stats import Estimate
 from ttpa.results.table import Table, TableRow, TableValue, from_folder
@@ -40,7 +41,7 @@ ttpa table: from result rows to the table of a paper.
   Overrides that a sweep was started with are given here too: they decide which result rows are meant.
 """
 DASH = "-"
-WIDEST = 75
+WIDEST = 75  # characters of a row that fit the text of LaTeX's article in its small font
 
 
 class GridCell(NamedTuple):
@@ -61,7 +62,7 @@ class Grid:
 
     @property
     def wide(self) -> bool:
-        """Whether it is wider than the text of LaTeX's article in its small font (two characters a gap)."""
+        """Whether it is wider than the text of LaTeX, with two characters between columns."""
         plain = [self.head, *(tuple(one.text + one.mark for one in row) for row in self.rows)]
         return sum(max(map(len, column)) + 2 for column in zip(*plain, strict=True)) > WIDEST
 
@@ -195,14 +196,14 @@ def notes(table: Table) -> list[str]:
 
 
 def _templated(suffix: str, table: Table, with_cost: bool = False) -> str:
-    spec, paper = table.spec, table.spec.paper
+    paper = table.spec.paper
     parts = [paper.name, f"arXiv {paper.arxiv}" if paper.arxiv else "", paper.where or ""] if paper else []
     where = f" Paper: {', '.join(filter(None, parts))}." if parts else ""
     text = _rendered(
         f"table.{suffix}",
-        title=spec.title,
-        name=spec.name,
-        about=[f"Claim: {' '.join(spec.claim.split())}", f"Preset {table.preset.name}.{where}"],
+        title=table.spec.title,
+        name=table.spec.name,
+        about=[f"Claim: {' '.join(table.spec.claim.split())}", f"Preset {table.preset.name}.{where}"],
         grids=[main_grid(table, with_cost), *([difference_grid(table)] if table.differences else [])],
         notes=notes(table),
         footnotes=[f"{at}. {footnote}" for footnote, at in sources(table).items()],
@@ -252,17 +253,14 @@ SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".html": "html", 
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True)
-class TableForm:
+class TableForm(CellsForm):
     """The words behind `ttpa table`; see HELP."""
 
-    target: Path
-    preset: str | None = None
     format: Literal["markdown", "latex", "csv", "html"] | None = None
     out: Path | None = None
     results: Path | None = None
     store: Path | None = None
     cost: bool = False
-    overrides: tuple[str, ...] = ()
 
 
 def main(words: Sequence[str]) -> int:

@@ -53,14 +53,10 @@ OneLine = Annotated[str, _must(lambda text: len(text.splitlines()) == 1, "must b
 RowOverride = Annotated[str, AfterValidator(partial(_override, of_row=True))]
 Scale = Annotated[Finite, _must(bool, "makes every number 0. Use 1, or 100 for per cent")]
 ByPreset = BeforeValidator(lambda value: value if isinstance(value, dict) else {"": value})
-Option = Annotated[
-    str, BeforeValidator(lambda value: value if isinstance(value, str | list | dict) else json.dumps(value))
-]
+Option = Annotated[str, BeforeValidator(lambda one: one if isinstance(one, str | list | dict) else json.dumps(one))]
 Axis = Annotated[str, AfterValidator(lambda key: _override(f"{key}=", of_row=True)[:-1])]
 Product = Annotated[dict[Axis, Annotated[list[Option], Field(min_length=1)]], Field(min_length=1)]
-Pair = Annotated[
-    list[str], _must(lambda pair: len(pair) == 2 == len({*pair}), "must name two rows. Write [ours, baseline]")
-]
+Pair = Annotated[list[str], _must(lambda two: len(two) == 2 == len({*two}), "must name two rows. Write [ours, other]")]
 Once = _must(lambda seeds: len({*seeds}) == len(seeds), "a seed is there twice. Give each once")
 InOrder = _must(
     lambda waves: [wave for wave in WAVES if wave in waves] == waves and None in waves,
@@ -124,16 +120,11 @@ class RowEntry(_Part):
         axes = self.product or {}
         for options in itertools.product(*axes.values()):
             chosen = dict(zip(axes, options, strict=True))
+            words = [f"{group}={option}" for group, option in chosen.items()]
+            words += self.overrides.get(preset, self.overrides.get("", []))
+            key, label = self.key or "+".join(options), self.label or " + ".join(options)
             if not any(skip.items() <= chosen.items() for skip in self.skip):
-                yield RowSpec(
-                    key=self.key or "+".join(options),
-                    label=self.label or " + ".join(options),
-                    overrides=(
-                        *(f"{group}={option}" for group, option in chosen.items()),
-                        *self.overrides.get(preset, self.overrides.get("", [])),
-                    ),
-                    warmup_only=self.policy == "warm-up",
-                )
+                yield RowSpec(key, label, tuple(words), warmup_only=self.policy == "warm-up")
 
 
 class Published(_Part):
@@ -249,12 +240,9 @@ def _explain(error: pydantic.ValidationError, file: Path) -> ConfigError:
 def _check(spec: TableSpec) -> None:
     """Refuses keys that name the same thing twice, or parts of the file that there are not."""
     rows, columns = [row.key for entry in spec.rows for row in entry.rows()], [column.key for column in spec.columns]
-    once = {
-        "columns": columns,
-        "rows": rows,
-        "differences": [" and ".join(sorted(pair)) for pair in spec.differences],
-        "published": [f"{one.column} and {one.row}" for one in spec.published],
-    }
+    pairs = [" and ".join(sorted(pair)) for pair in spec.differences]
+    published = [f"{one.column} and {one.row}" for one in spec.published]
+    once = {"columns": columns, "rows": rows, "differences": pairs, "published": published}
     for where, names in once.items():
         for name, count in Counter(names).items():
             if count > 1:

@@ -28,9 +28,8 @@ _BLOCK = 1 << 20  # random numbers held in memory at a time
 
 
 def bootstrap_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float, float]:
-    """(mean, low, high) of the values, one a sample, with a percentile interval from a bootstrap over their clusters.
-
-    All are NaN without values; low and high are NaN with a single cluster. A value that is not finite is a DataError.
+    """(mean, low, high) of the values, one a sample, with a percentile interval from a bootstrap over their clusters:
+    NaN without values; low and high NaN with a single cluster. A value that is not finite is a DataError.
     """
     array = np.asarray(values, dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(array))
@@ -87,15 +86,10 @@ def share_text(entry: Mapping[str, Any] | None, digits: int, *, interval: bool =
     return f"{entry['value']:.{digits}f}{spread}"
 
 
-# --- over seeds, and between rows of a table -------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A number with its 95 % interval.
-
-    `kind` is "t" for an interval over seeds, "bootstrap" for one over dialogues, "" without one; `n` counts seeds or
-    samples; `cut` says that the interval was shortened to the range that the number can have.
+    """A number with its 95 % interval. `kind` is "t" for one over seeds, "bootstrap" for one over dialogues, "" without
+    one; `n` counts seeds or samples; `cut`: see `of_share`.
     """
 
     value: float
@@ -105,11 +99,11 @@ class Estimate:
     n: int = 1
     cut: bool = False
 
-    def within(self, least: float, most: float) -> Estimate:
-        """The same with its interval shortened to a range."""
-        if self.low is None or self.high is None or (self.low >= least and self.high <= most):
+    def of_share(self) -> Estimate:
+        """The same with its interval cut to that of a share, from 0 to 1."""
+        if self.low is None or self.high is None or (self.low >= 0 and self.high <= 1):
             return self
-        return replace(self, low=max(self.low, least), high=min(self.high, most), cut=True)
+        return replace(self, low=max(self.low, 0.0), high=min(self.high, 1.0), cut=True)
 
     def scaled(self, factor: float) -> Estimate:
         """The same in another unit."""
@@ -162,9 +156,8 @@ def paired_samples(
 
 
 def paired_means(a: Sequence[float], b: Sequence[float]) -> PairedTest:
-    """Difference a - b of the same seeds with its t interval and test.
-
-    There is no p with one seed, and none where all seeds differ by the same amount: that is no measure of a spread.
+    """Difference a - b of the same seeds with its t interval and test. There is no p with one seed, and none where all
+    seeds differ by the same amount: that is no measure of a spread.
     """
     from scipy.special import stdtr
 
@@ -177,9 +170,8 @@ def paired_means(a: Sequence[float], b: Sequence[float]) -> PairedTest:
 
 
 def sign_flips(sums: Sequence[float]) -> float:
-    """Two-sided p of the hypothesis that each cluster's difference is as likely as its negative, from random flips.
-
-    It is never 0: the data themselves are one of the arrangements counted.
+    """Two-sided p of the hypothesis that each cluster's difference is as likely as its negative, from random flips. It
+    is never 0: the data themselves are one of the arrangements counted.
     """
     array = np.asarray([value for value in sums if value], dtype=np.float64)
     if not len(array):

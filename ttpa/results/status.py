@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
-from pydantic.dataclasses import dataclass
 
 from ttpa.errors import TtpaError
 from ttpa.options import arguments
-from ttpa.results.cells import Records, TableCell, read_cells
+from ttpa.results.cells import CellsForm, Records, TableCell, read_cells
 from ttpa.results.records import WARMUP_ROLES, Record
 from ttpa.run import pipeline
 from ttpa.run.store import StageResult, look
@@ -47,7 +46,7 @@ def is_current(record: Record, cell: TableCell, stages: Mapping[str, StageResult
 
 
 def error_file(stage: StageResult) -> Path:
-    """Where the traceback of a stage's last build is, if it failed."""
+    """Where the traceback of a failed build is."""
     return stage.path.with_name(f"{stage.path.name}.part") / "error.txt"
 
 
@@ -79,15 +78,6 @@ def state_of(cell: TableCell, records: Records) -> tuple[str, str]:
     if error_file(stage).exists():
         return "failed", f"{what}: {error_file(stage)}"
     return "missing", f"{what}: interrupted, its holder is gone" if lock.exists() else what if done else ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CellsForm:
-    """The words that name the cells of a table; see HELP."""
-
-    target: Path
-    preset: str | None = None
-    overrides: tuple[str, ...] = ()
 
 
 def main(words: Sequence[str]) -> int:

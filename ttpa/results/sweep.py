@@ -1,9 +1,8 @@
 """The command `ttpa sweep`: launches the cells of a table that have no record, wave by wave, with Hydra's launchers.
 
 A wave (`until=warmup`, `until=explore`, the whole run) is one call of the configured launcher, so one SLURM array. In
-the early waves cells that would build the same stage send one of them, by fingerprint. A failed cell does not stop the
-rest; cells that need a stage it failed to build are not sent to fail again. No state is kept but records and store, so
-a sweep can be killed at any moment, and the same command again launches what is missing then.
+the early waves cells that would build the same stage send one of them. A failed cell does not stop the rest; cells that
+need a stage it failed to build are not sent. No state is kept but records and store, so a sweep can be killed anytime.
 """
 
 import sys
@@ -20,13 +19,14 @@ from omegaconf import OmegaConf
 
 from ttpa.errors import TtpaError
 from ttpa.options import arguments
-from ttpa.results.cells import Records, TableCell, open_hydra, read_cells
+from ttpa.results.cells import CellsForm, Records, TableCell, open_hydra, read_cells
 from ttpa.results.job import job
-from ttpa.results.status import CellsForm, error_file, is_current, plan
+from ttpa.results.status import error_file, is_current, plan
 from ttpa.run import cluster
 from ttpa.run.overrides import COMPLAINTS, explained
 from ttpa.run.store import StageResult
 
+FOR_THE_SAKE_OF = {"warmup": "warmup", "explore": "explore1", "align": "align1"}
 Launch = Callable[[Sequence[Sequence[str]]], Sequence[BaseException | None]]
 """Runs one job a list of overrides; returns what each failed with, None where it did not."""
 
@@ -44,9 +44,7 @@ ttpa sweep: launches the cells of a table that have no record yet.
 
 
 class Sweep:
-    """The cells to run, each configuration once, with their plans, and why others failed (label -> reason). `outdated`
-    also runs those whose record is not current.
-    """
+    """The cells to run, each configuration once, with their plans, and why others failed (label -> reason)."""
 
     def __init__(self, cells: Sequence[TableCell], records: Records, outdated: bool) -> None:
         self.todo: list[TableCell] = []
@@ -79,8 +77,9 @@ class Sweep:
         for wave in waves:
             groups: dict[object, list[TableCell]] = {}
             for cell in self.todo:
-                stage = _target(self.plans[cell.key.whole], wave) if wave else None
-                if stage is not None or wave is None:
+                # An early wave is for the sake of one stage, the first round's.
+                stage = self.plans[cell.key.whole].get(FOR_THE_SAKE_OF[wave]) if wave else None
+                if wave is None or (stage and not (stage.path / "done.json").exists()):
                     groups.setdefault(stage.path if stage else cell.key.whole, []).append(cell)
             while groups:
                 said = f"{len(groups)} jobs for {len(self.todo)} cells"
@@ -118,12 +117,6 @@ class Sweep:
         """The tracebacks that failed builds of a cell's stages left, and when."""
         files = [error_file(stage) for stage in self.plans[cell.key.whole].values()]
         return {file: file.stat().st_mtime_ns for file in files if file.exists()}
-
-
-def _target(stages: Mapping[str, StageResult], wave: str) -> StageResult | None:
-    """The stage for whose sake a cell takes part in an early wave, the first round's; None where nothing is to do."""
-    stage = stages.get({"warmup": "warmup", "explore": "explore1", "align": "align1"}[wave])
-    return None if stage is None or (stage.path / "done.json").exists() else stage
 
 
 def hydra_launcher(overrides: Sequence[str]) -> Launch:

@@ -4,14 +4,15 @@
     table = from_records(records, store)             # rows: the choices that differ; see `records.read_records`
     table.rows[0].values[0].estimate                 # Estimate in the unit shown; None is a hole
 
-`render.main_grid(table)` and `render.difference_grid(table)` are the same as texts. Nothing is hidden: a seed without a
-record is named, and a difference to a published number is only taken where both measure the same thing.
+`render` gives the same as texts. Nothing is hidden: a seed without a record is named, and a difference to a published
+number is only taken where both measure the same thing.
 """
 
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from ttpa.results.spec import Column, Preset, Published, RowSpec, TableSpec
 from ttpa.results.stats import Estimate, over_seeds
 from ttpa.run import config
 from ttpa.run.parts import VERSIONS
+
+_text = partial(json.dumps, sort_keys=True)
 
 SHARES = ("accuracy", "apis", "bands", "categories", "errors", "levels", "totals", "unseen_tool")
 """Where metrics hold shares, which lie between 0 and 1 by construction."""
@@ -52,7 +55,7 @@ class TableRow:
     tokens: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Table:
     """Everything that is shown. `preset` holds the seeds; `store` is the folder where samples were looked for."""
 
@@ -95,15 +98,7 @@ def build(
     rows = tuple(_row(spec, preset, row, mine, said) for row, mine in records.items())
     by_key = {row.key: (row, mine) for row, mine in records.items()}
     differences = differences_of(spec.differences, spec.columns[0], preset.name, by_key, store)
-    return Table(
-        spec=spec,
-        preset=preset,
-        columns=tuple(spec.columns),
-        rows=rows,
-        differences=differences,
-        warnings=tuple(dict.fromkeys(said)),
-        store=store,
-    )
+    return Table(spec, preset, tuple(spec.columns), rows, differences, tuple(dict.fromkeys(said)), store)
 
 
 def _row(spec: TableSpec, preset: Preset, row: RowSpec, records: Mapping[int, Record], warnings: list[str]) -> TableRow:
@@ -141,7 +136,7 @@ def _value(
         return TableValue(None, published, None)
     estimate = values[0] if len(values) == 1 else over_seeds([value.value for value in values])
     if (path or "").split(".")[0] in SHARES and all(0 <= value.value <= 1 for value in values):
-        estimate = estimate.within(0.0, 1.0)
+        estimate = estimate.of_share()
     estimate = estimate.scaled(column.scale)
     comparable = published and preset.comparable and published.trust != "unclear"
     return TableValue(estimate, published, estimate.value - published.shown if published and comparable else None)
@@ -151,11 +146,9 @@ def _value(
 
 
 def from_records(records: Sequence[Record], store: Path, title: str = "Results") -> Table:
-    """The table of result rows of any runs, such as one sweep.
-
-    Rows are the policies: configurations that differ in more than the seed, named by the choices and settings that tell
-    them apart, after the warm-up policies that they started from. Columns are all shares that were measured.
-    Differences are taken to a row's warm-up, and to the controls that differ from it in nothing but the objective.
+    """The table of result rows of any runs: the warm-up policies, then those that differ in more than the seed, named
+    by what tells them apart, with all shares measured. Differences are taken to the warm-up of a row and to the
+    controls that differ from it in nothing but the objective.
     """
     starts, aligned = dict[str, dict[int, Record]](), dict[str, dict[int, Record]]()
     for record in sorted(records, key=lambda one: (sorted(one.choices.items()), one.seed, one.name, one.run)):
@@ -171,7 +164,10 @@ def from_records(records: Sequence[Record], store: Path, title: str = "Results")
         RowSpec(key=labels[key], label=labels[key], warmup_only=key in starts): mine
         for key, mine in (starts | aligned).items()
     }
-    rest = {key: _text({k: v for k, v in one.items() if not k.startswith(APART)}) for key, one in policies.items()}
+    rest = {
+        key: {name: value for name, value in one.items() if not name.startswith(("objective", "rounds"))}
+        for key, one in policies.items()
+    }
     pairs = []
     for key, first in firsts.items():
         start = _text(_policy(first, warmup=True))
@@ -183,20 +179,15 @@ def from_records(records: Sequence[Record], store: Path, title: str = "Results")
     )
     seeds = sorted({record.seed for record in records})
     preset = Preset.model_construct(name="runs", overrides=[], seeds=seeds, comparable=False)
-    columns = [_column(path) for path in paths]
+    columns = []
+    for path in paths:
+        label = path.removeprefix("bands.").removeprefix("errors.").replace("_", " ")
+        better: Any = "low" if path.startswith("errors.") else "high"
+        columns.append(Column(key=path, label=label, metric={"": path}, scale=100, digits=1, better=better))
     spec = TableSpec.model_construct(
         name="runs", title=title, claim="", columns=columns, rows=[], differences=pairs, presets={"runs": preset}
     )
     return build(spec, preset, rows, store)
-
-
-APART = ("objective", "rounds")
-
-
-def _column(path: str) -> Column:
-    label = path.removeprefix("bands.").removeprefix("errors.").replace("_", " ")
-    better: Any = "low" if path.startswith("errors.") else "high"
-    return Column(key=path, label=label, metric={"": path}, scale=100, digits=1, better=better)
 
 
 def _shares(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -227,10 +218,6 @@ def _policy(record: Record, warmup: bool = False) -> dict[str, Any]:
     return choices | {key: value for key, value in values.items() if key not in config.IDENTITY}  # no empty groups
 
 
-def _text(policy: Mapping[str, Any]) -> str:
-    return json.dumps(policy, sort_keys=True)
-
-
 def _names(policies: Sequence[Mapping[str, Any]], default: str = "") -> list[str]:
     """Names that tell policies apart: the choices that vary, then the first settings that choices do not explain."""
     groups = [group for group in (policies[0] if policies else {}) if group in config.IDENTITY]
@@ -240,7 +227,7 @@ def _names(policies: Sequence[Mapping[str, Any]], default: str = "") -> list[str
     for name in {tuple(one) for one in parts}:
         alike = [at for at, one in enumerate(parts) if tuple(one) == name]
         keys = dict.fromkeys(key for at in alike for key in policies[at] if not key.endswith("_target_"))
-        apart = [key for key in keys if len({json.dumps(policies[at].get(key), sort_keys=True) for at in alike}) > 1]
+        apart = [key for key in keys if len({_text(policies[at].get(key)) for at in alike}) > 1]
         for at in alike:
             parts[at] += [_setting(key, policies[at][key]) for key in apart[:3] if key in policies[at]]
     joined = [" ".join(" + ".join(filter(None, one)).split()) for one in parts]
