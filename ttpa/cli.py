@@ -36,11 +36,7 @@ def _run(cfg: DictConfig) -> None:
 
 
 def graph(words: Sequence[str]) -> int:
-    """`ttpa KEY=VALUE ...`; without words the demo.
-
-    Raises:
-        ConfigError: an override that cannot be composed; names the nearest right one.
-    """
+    """`ttpa KEY=VALUE ...`; without words the demo. What cannot be composed is a ConfigError with the nearest word."""
     sys.argv[1:] = words or ["experiment=demo"]
     flags = list(get_args_parser()._option_string_actions)
     for word in words:  # before argparse refuses an unknown flag in ten lines

@@ -3,10 +3,9 @@
 Only user input raises: configuration and user data. What a model writes is data and never raises.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
+from typing import Self
 
 
 class TtpaError(Exception):
@@ -14,27 +13,19 @@ class TtpaError(Exception):
 
 
 class ConfigError(TtpaError):
-    """A configuration value, option or combination that cannot be run.
-
-    `said` holds key, value, problem and remedy of an error about one option; see `at`.
-    """
+    """A configuration value, option or combination that cannot be run; `said` are the words of `at`."""
 
     said: tuple[str, object, str, str] | None = None
 
     @classmethod
-    def at(cls, key: str, value: object, problem: str, remedy: str = "") -> ConfigError:
-        """Builds the message `key=value: problem. remedy.`.
-
-        Example:
-            >>> str(ConfigError.at("keep_fraction", 3, "must be in (0, 1]", "Use 0.1 for the paper's top 10 %"))
-            "keep_fraction=3: must be in (0, 1]. Use 0.1 for the paper's top 10 %."
-        """
+    def at(cls, key: str, value: object, problem: str, remedy: str = "") -> Self:
+        """Builds the message `key=value: problem. remedy.`."""
         end = "" if remedy[-1:] in ".?" else "."
         made = cls(f"{key}={value}: {problem}." + (f" {remedy}{end}" if remedy else ""))
         made.said = (key, value, problem, remedy)
         return made
 
-    def within(self, group: str) -> ConfigError:
+    def within(self, group: str) -> Self:
         """The same error with `group.` before its key, and the folder of the options where it has no remedy."""
         if self.said is None:
             return self
@@ -44,12 +35,7 @@ class ConfigError(TtpaError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """ "Did you mean x?" for the known word most like `word`, else the known words.
-
-    Example:
-        >>> nearest("temprature", ["n", "temperature"])
-        'Did you mean temperature?'
-    """
+    """ "Did you mean x?" for the known word most like `word`, else the known words."""
     words = list(known)
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     return f"Did you mean {close[0]}?" if close else f"Use one of {', '.join(words)}."

@@ -25,9 +25,7 @@ def dumps(value: Any) -> str:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> int:
-    """Writes text lines (without their ends) through a file beside `path` that is renamed when whole. Returns their
-    number.
-    """
+    """Writes text lines (without their ends), whole or not at all, and returns their number."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     count = 0
     try:
@@ -66,14 +64,8 @@ class JsonLine:
 
 
 def read_lines(path: str | Path, loads: Callable[[str], Any] = json.loads) -> Iterator[JsonLine]:
-    """Yields the rows of a JSON-lines file that a user names, with their line numbers. Empty lines are passed over.
-
-    Args:
-        path: The file, plain or gzipped (its first bytes tell); "-" is standard input.
-        loads: Turns the text of a line into an object; a ValueError or RecursionError means that the line is no JSON.
-
-    Raises:
-        DataError: the file cannot be read, is cut, or has a line that is no JSON object in UTF-8; names file and line.
+    """Yields the rows of a JSON-lines file, plain or gzipped, that a user names; "-" is standard input. Empty lines are
+    passed over. A file that cannot be read, or a line that is no JSON object in UTF-8, is a DataError with its place.
     """
     name, number = ("standard input" if str(path) == "-" else str(path)), 0
     try:
@@ -99,5 +91,5 @@ def read_lines(path: str | Path, loads: Callable[[str], Any] = json.loads) -> It
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the JSON objects of a JSON-lines file. Raises as `read_lines`."""
+    """Yields the JSON objects of a JSON-lines file; raises as `read_lines`."""
     return (dict(line.row) for line in read_lines(path))

@@ -18,27 +18,19 @@ C = TypeVar("C", bound=type)
 F = TypeVar("F")
 
 Count = Annotated[int, Field(ge=1)]
-"""A whole number of at least 1."""
 Index = Annotated[int, Field(ge=0)]
-"""A whole number of at least 0."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-"""A number in [0, 1]."""
 Share = Annotated[float, Field(gt=0, le=1)]
-"""A number in (0, 1]."""
 
 CONFIG = pydantic.ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def option(cls: C) -> C:
-    """Makes a frozen, keyword-only dataclass whose values are checked when it is built.
-
-    Raises (when the class is instantiated):
-        ConfigError: a value of the wrong type or out of range, or an unknown or missing field; names field and value.
-    """
+    """Makes a frozen, keyword-only dataclass that refuses wrong, unknown and missing values by ConfigError."""
     made: Any = dataclass(frozen=True, kw_only=True, config=CONFIG)(cls)
     init = made.__init__
 
@@ -81,18 +73,6 @@ def arguments(words: Sequence[str], form: type[F], command: str) -> F:
 
     A field `target` takes the one word without `=`; a field `overrides` takes every other KEY=VALUE, for Hydra. Without
     these fields such words are errors.
-
-    Raises:
-        ConfigError: an unknown, repeated, empty or missing key, or a value of the wrong kind; names the nearest key.
-
-    Example:
-        >>> @dataclass(frozen=True, kw_only=True)
-        ... class Form:
-        ...     target: str
-        ...     samples: int = 20
-        ...     overrides: tuple[str, ...] = ()
-        >>> arguments(["runs", "samples=3", "seed=0"], Form, "report")
-        Form(target='runs', samples=3, overrides=('seed=0',))
     """
     fields = getattr(form, "__dataclass_fields__")  # noqa: B009
     keys = [key for key in fields if key not in ("target", "overrides")]

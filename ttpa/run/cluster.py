@@ -46,10 +46,7 @@ def _choice(words: Sequence[str]) -> str:
 
 
 def check_launch(*, choice: str, sweep: bool, launcher: str, devices: Any, processes: int) -> None:
-    """Raises ConfigError for what would run elsewhere than asked for, or wait for processes that nobody starts.
-
-    `choice` is the option of the group `cluster`, `launcher` Hydra's class, `processes` how many this run has.
-    """
+    """Raises ConfigError for what would run elsewhere than asked for, or wait for processes that nobody starts."""
     slurm = launcher.endswith("SlurmLauncher")
     if slurm and not sweep:
         remedy = "Add -m (a sweep may have one cell), or use cluster=local."

@@ -32,11 +32,9 @@ ALLOWED_TARGETS = ("ttpa.", "torch.", "pytorch_lightning.")
 
 def identity(cfg: DictConfig, *groups: str) -> dict[str, Any]:
     """The resolved values of identity groups, or of blocks of them (`recipe.warmup`), as they enter a fingerprint."""
-    values = {group: OmegaConf.select(cfg, group) for group in groups}
-    return {
-        group: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        for group, value in values.items()
-    }
+    found = {group: OmegaConf.select(cfg, group) for group in groups}
+    plain = partial(OmegaConf.to_container, resolve=True)
+    return {group: plain(value) if OmegaConf.is_config(value) else value for group, value in found.items()}
 
 
 def run_id(cfg: DictConfig) -> str:
@@ -108,9 +106,7 @@ def check_scalars(cfg: DictConfig) -> None:
 
 
 def check_recipe(cfg: DictConfig, keys: Iterable[str]) -> None:
-    """Raises ConfigError where one of the dotted keys that the command line set is a number of a recipe that nothing in
-    this single run reads; names the block that is read instead.
-    """
+    """Raises ConfigError where one of the dotted keys is a number of a recipe that nothing in this single run reads."""
     blocks = {key: ".".join(key.split(".")[:2]) for key in keys if key.startswith("recipe.") and key.count(".") > 1}
     if not blocks:
         return

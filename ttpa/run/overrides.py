@@ -21,15 +21,15 @@ from ttpa.errors import ConfigError, nearest
 
 COMPLAINTS = (HydraException, OmegaConfBaseException)
 
-# What other trainers call it -> the last part of ttpa's key.
-ALIASES = {
-    "learning_rate": "lr", "max_steps": "steps", "num_steps": "steps", "max_epochs": "epochs",
-    "num_train_epochs": "epochs", "num_epochs": "epochs", "per_device_train_batch_size": "batch_size",
-    "bs": "batch_size", "train_batch_size": "batch_size", "gradient_clip_val": "clip", "max_grad_norm": "clip",
-    "num_generations": "n", "max_completion_length": "max_new_tokens", "max_length": "max_tokens",
-    "precision": "dtype", "optim": "optimizer", "lora_r": "r", "lora_alpha": "alpha", "lr_scheduler_type": "schedule",
-    "gamma": "gamma_beta_ratio",
+# Last part of ttpa's key -> what other trainers call it.
+NAMES = {
+    "lr": "learning_rate", "steps": "max_steps num_steps", "epochs": "max_epochs num_train_epochs num_epochs",
+    "batch_size": "per_device_train_batch_size bs train_batch_size", "clip": "gradient_clip_val max_grad_norm",
+    "n": "num_generations", "max_new_tokens": "max_completion_length", "max_tokens": "max_length", "dtype": "precision",
+    "optimizer": "optim", "r": "lora_r", "alpha": "lora_alpha", "schedule": "lr_scheduler_type",
+    "gamma_beta_ratio": "gamma",
 }  # fmt: skip
+ALIASES = {alias: key for key, aliases in NAMES.items() for alias in aliases.split()}
 
 
 def explained(error: Exception, words: Sequence[str]) -> ConfigError:

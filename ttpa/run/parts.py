@@ -170,7 +170,6 @@ def check_compatible(parts: Parts, cfg: DictConfig) -> None:
 
 
 def set_threads(parts: Parts) -> None:
-    """CPU threads of torch, as configured."""
     import torch
 
     if parts.trainer.threads:
@@ -180,9 +179,8 @@ def set_threads(parts: Parts) -> None:
 def fitting(
     policy: Policy, samples: Sequence[Sample], reserve: int | None, where: str
 ) -> tuple[list[Sample], list[TokenRow], int]:
-    """Samples short enough for the model, with prompt and target ids, and how many were left out.
-
-    A prompt is never cut: it would lose tools. `reserve` is room kept for an answer; None means the target itself.
+    """Samples short enough for the model, with prompt and target ids, and how many were left out (a prompt that is cut
+    would lose tools). `reserve` is room kept for an answer; None means the target itself.
     """
     from ttpa.policy.tree import TokenRow
 

@@ -196,9 +196,7 @@ def run(cfg: DictConfig, view: View) -> Outcome:
 
 
 def record(cfg: DictConfig, outcome: Outcome) -> None:
-    """Writes one result row a branch to `results/<name>-<id>.jsonl`; the same run writes the same file again. Only
-    `cost` holds what was measured with a clock. `baseline` is empty where nobody evaluated the warm-up.
-    """
+    """Writes one result row a branch to `results/<name>-<id>.jsonl`; only `cost` holds what a clock measured."""
     folder = Path(cfg.paths.results)
     for branch in (branch for branch in outcome.branches if "evaluation" in branch.stages):
         every, evaluation = {**outcome.shared, **branch.stages}, branch.stages["evaluation"]

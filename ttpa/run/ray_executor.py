@@ -20,9 +20,7 @@ CONNECT_S, POLL_S = 10.0, 0.5
 @option
 class RayExecutor:
     """Spreads waves over Ray actors; whoever is free gets the next one, and a wave whose process died is tried again.
-
-    `make_work` travels by cloudpickle, so it must hold no model, file or lock: it is given a folder and loads the model
-    there. Workers need this package and the folder under the same path (a shared file system).
+    Workers need this package and the store under the same path; `make_work` travels by cloudpickle, without a model.
     """
 
     workers: Count

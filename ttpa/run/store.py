@@ -68,7 +68,6 @@ Inputs = Mapping[str, StageResult]
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a stage's folder is whole."""
     return (folder / "done.json").exists()
 
 
@@ -199,15 +198,12 @@ class Store:
         self.root, self.wait, self.on_wait, self.executions = root, wait, on_wait, list[str]()
 
     def key(self, name: str, *, version: int, config: Mapping[str, Any], inputs: Inputs) -> tuple[str, Path]:
-        """Fingerprint and final folder of a stage."""
         digest = fingerprint(name, version, config, {role: one.fingerprint for role, one in inputs.items()})
         return digest, self.root / f"{name}-{digest}"
 
     def stage(self, name: str, *, build: Build, label: str = "", **key: Any) -> StageResult:
-        """Finds the stage that `key` names (see `key`), or builds it under its lock; `label` names it for people.
-
-        What `build` raises is raised, after its traceback was written to `error.txt`. `StageLocked` means that another
-        process builds it and the store does not wait, or that the lock was deleted.
+        """Finds the stage that `key` names (see `key`), or builds it under its lock; `label` names it for people. The
+        traceback of a failed build goes to `error.txt`. `StageLocked`: somebody else builds it, or deleted the lock.
         """
         digest, final = self.key(name, **key)
         lock, workdir = StageLock(self.root / f"{final.name}.lock"), None

@@ -46,9 +46,7 @@ class Tracker(Protocol):
 
 @dataclass(slots=True)
 class Tracking:
-    """The logger of one stage at a time: `make` gives a Lightning logger (or False) from the working directory,
-    `follow` opens a tracker, and a ConfigError of it stops the run. Travels to other processes without what is open.
-    """
+    """The logger of one stage at a time, from `make`, or its tracker, from `follow`, whose ConfigError ends the run."""
 
     make: Callable[[Path, StageFacts], Any] | None
     follow: Callable[[StageFacts], Tracker] | None
@@ -57,7 +55,7 @@ class Tracking:
     _tracker: Tracker | None = None
     _logger: Any = None
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Any, ...]:  # travels to other processes without what is open
         return Tracking, (self.make, self.follow)
 
     def begin(self, facts: StageFacts, workdir: Path) -> None:

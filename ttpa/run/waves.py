@@ -49,9 +49,7 @@ class Executor(Protocol):
 class LocalExecutor:
     """Computes in this process, in order."""
 
-    def check(self) -> None:
-        """Nothing can be missing."""
-
+    def check(self) -> None: ...
     def run(self, make_work: Callable[[], Work], waves: Sequence[Wave]) -> Generator[tuple[int, Rows], None, None]:
         """See `Executor`."""
         if waves:
@@ -59,17 +57,13 @@ class LocalExecutor:
 
 
 class Shard:
-    """One append-only file of JSON objects, told apart by the text under `key`. One writer at a time.
-
-    Reading never changes the file. A torn last line (without its newline, or not JSON: the mark of a kill while
-    writing) is no row, and the next `append` cuts it off first. Other damage raises DataError with file and line.
+    """One append-only file of JSON objects, told apart by the text under `key`. A torn last line (without its newline,
+    or not JSON: the mark of a kill) is no row, and the next `append` cuts it off. Other damage is a DataError.
     """
 
     def __init__(self, path: Path, key: str = "id") -> None:
         self.path, self.key = path, key
-        self._ids: set[str] = set()
-        self._size = -1
-        """Bytes of whole rows when the file was last read or written here; -1: read it first."""
+        self._ids, self._size = set[str](), -1  # bytes of whole rows; -1: read the file first
 
     def done_ids(self) -> set[str]:
         """Ids of the rows in the file."""
