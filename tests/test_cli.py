@@ -3,8 +3,8 @@
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import yaml
@@ -26,8 +26,7 @@ TINY = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     status: int
     out: str
     err: str
@@ -56,8 +55,6 @@ MISTAKES = {
     "a broken override": (["sampler.n=[1"], "sampler.n=[1"),
     "text for a whole number": (["recipe.align.batch_size=abc"], "recipe.align.batch_size='abc': "),
     "fraction for a whole number": (["sampler.n=2.5"], "sampler.n=2.5: "),
-    "text for a number": (["data.noise.share=high"], "data.noise.share='high': "),
-    "number for text": (["data.generator=3"], "data.generator=3: "),
     "number for a mapping": (["data.warmup_mix=3"], "data.warmup_mix=3: "),
     "number for yes or no": (["scorer=ast", "scorer.partial=1"], "scorer.partial=1: "),
     "type of a control": (["experiment=demo", "controls.dpo.beta=abc"], "controls.dpo.beta='abc': "),
@@ -69,7 +66,6 @@ MISTAKES = {
     "rounds on the same targets": (["objective=gold", "rounds=2"], "objective=gold"),
     "control that cannot work": (["experiment=demo", "rounds=2"], "Use rounds=1"),
     "unknown stage": (["until=foo"], "until='foo': should be 'warmup', 'explore' or 'align'"),
-    "no rounds": (["rounds=0"], "rounds=0: "),
     "added key of no class": (["+sampler.topk=3"], "sampler.topk=3: GroupSampler has no such option"),
     "added key of nobody": (["+topk=3"], "topk=3: is read by nothing"),
     "trainer option that decides numbers": (["+trainer.options.max_steps=3"], "max_steps"),
@@ -86,11 +82,8 @@ MISTAKES = {
 def test_a_mistake_is_answered_in_one_line_with_the_remedy_before_any_work(mistake: str, tmp_path: Path) -> None:
     words, said = MISTAKES[mistake]
     answer = ttpa(tmp_path, *words)
-    assert answer.status == 2
-    assert re.fullmatch(r"ttpa: error: [^\n]+[.?]\n", answer.err), answer.err
-    assert said in answer.err
-    assert answer.out == ""
-    assert answer.imported == ""
+    assert re.fullmatch(r"ttpa: error: [^\n]+[.?]\n", answer.err) and said in answer.err, answer.err
+    assert (answer.status, answer.out, answer.imported) == (2, "", "")
     assert {path.name for path in tmp_path.iterdir()} <= {"imported", "runs"}
 
 
@@ -128,13 +121,11 @@ def test_the_configuration_is_shown_without_heavy_imports(tmp_path: Path) -> Non
 def test_help_is_shown_without_heavy_imports(tmp_path: Path) -> None:
     answer = ttpa(tmp_path, "--help")
     assert (answer.status, answer.err, answer.imported) == (0, "", "")
-    for words in (
-        "ttpa -m objective=dpo,simpo",
-        "the same command again resumes",
-        "ttpa COMMAND --help",
-        "objective: cispo, dapo, dpo, dr_grpo, gold, grpo, gspo, hinge, ipo, orpo, rft, robust, sapo, simpo",
-    ):
-        assert words in answer.out
+    assert "ttpa -m objective=dpo,simpo" in answer.out and "ttpa COMMAND --help" in answer.out
+    assert (
+        "objective: cispo, dapo, dpo, dr_grpo, gold, grpo, gspo, hinge, ipo, orpo, rft, robust, sapo, simpo"
+        in answer.out
+    )
     assert "shared" not in answer.out
     assert [path.name for path in tmp_path.iterdir()] == ["imported"]
 
@@ -149,12 +140,6 @@ def test_only_the_bare_command_is_the_demo(words: list[str], seen: list[str], mo
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert (passed_on, ended.value.code) == (seen, 0)
-
-
-def test_the_demo_exists_and_compares_objectives_with_controls(tmp_path: Path) -> None:
-    shown = yaml.safe_load(ttpa(tmp_path, "--cfg", "job", "experiment=demo").out)
-    assert shown["name"] == "demo"
-    assert {"rft", "gold"} <= set(shown["controls"])
 
 
 def test_a_sweep_runs_the_good_cells_and_says_that_one_failed(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ttpa.errors import ConfigError
 from ttpa.run import config, pipeline
 from ttpa.run.parts import build_parts
+from ttpa.run.pipeline import plan
 from ttpa.run.store import Planner
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,14 +106,6 @@ def test_every_file_is_reachable_from_the_command_line(path: Path) -> None:
     assert _composed(f"{group}={path.stem}")[1][group] == path.stem
 
 
-@pytest.mark.parametrize("path", YAMLS, ids=relative)
-def test_every_file_opens_with_a_comment_that_says_what_it_is(path: Path) -> None:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    assert lines[0].startswith("# ")
-    said = lines[1] if lines[0].startswith("# @package") else lines[0]
-    assert said.startswith("# ") and len(said) > 8
-
-
 @pytest.mark.parametrize("path", [path for path in YAMLS if targets(path)], ids=relative)
 def test_every_target_is_an_allowed_class_that_imports(path: Path) -> None:
     for target in targets(path):
@@ -120,30 +113,15 @@ def test_every_target_is_an_allowed_class_that_imports(path: Path) -> None:
         assert isinstance(hydra.utils.get_object(target), type)
 
 
-def test_targets_are_found_in_the_files() -> None:
-    assert len({target for path in YAMLS for target in targets(path)}) > 15
-
-
-@pytest.mark.parametrize("path", YAMLS, ids=relative)
-def test_files_hold_no_code(path: Path) -> None:
-    resolvers = set(re.findall(r"\$\{\s*([\w.]+)\s*:", path.read_text(encoding="utf-8")))
-    assert resolvers <= {"run_id", "oc.env"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [name for name in options("experiment")],
-)
+@pytest.mark.parametrize("name", options("experiment"))
 def test_an_experiment_sets_only_what_exists_whatever_is_selected(name: str) -> None:
     content = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
     assert set(content) <= {"defaults", "name", "seed", "rounds", "until", "baseline", "controls"}
     assert content["name"] == name
     for entry in content["defaults"]:
         ((key, option),) = entry.items()
-        override = re.fullmatch(r"override /(\w+)", key)
-        control = re.fullmatch(r"/objective@controls\.(\w+)", key)
-        assert override or control, f"{key}: neither selects an option nor names a control"
-        assert option in options(override.group(1) if override else "objective")
+        group = re.fullmatch(r"override /(\w+)|/(objective)@controls\.\w+", key)
+        assert group and option in options(group[1] or group[2]), f"{key}: selects no option and names no control"
 
 
 @pytest.mark.parametrize("overlay", ["paths=debug", *(f"debug={name}" for name in options("debug"))])
@@ -179,19 +157,15 @@ def test_every_option_composes_and_makes_its_class(group: str, option: str) -> N
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("overlay", [f"{group}={name}" for group in ("experiment", "debug") for name in options(group)])
 def test_every_overlay_makes_its_parts(overlay: str) -> None:
-    assert set(pipeline.plan(composed(overlay, "model=tiny")).shared) >= {"data", "warmup"}
+    assert set(plan(composed(overlay, "model=tiny")).shared) >= {"data", "warmup"}
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["objective=dpo", "sampler=group", "sampler.n=1"], r"=dpo .*sampler\.n=1 .*Use sampler\.n=5 or pairs="),
-        (["objective=simpo", "sampler=tps", "sampler.n=1"], r"=simpo .*sampler\.n=1 .*Use sampler\.n=5 or pairs="),
         (["objective=gold", "rounds=2"], r"objective=gold .*rounds=2\. Use rounds=1, or objective="),
-        (
-            ["objective=gspo", "rounds=2"],
-            r"objective=gspo draws its own .*rounds=2 must be 1\. Use rounds=1, or objective=",
-        ),
+        (["objective=gspo", "rounds=2"], r"gspo draws its own .*rounds=2 must be 1\. Use rounds=1, or objective="),
         (["experiment=itool", "objective=gold"], r"objective=gold .* rounds=3\. Use rounds=1, or objective="),
         (["experiment=itool", "sampler=tps"], r"pairs=siblings .*, but sampler=tps grows none\. Use sampler=mcts, or "),
         (["experiment=slm_grpo", "sampler=mcts"], rf"objective=grpo{NOT_DRAWN}"),
@@ -206,19 +180,13 @@ def test_cells_that_cannot_work_are_refused_with_what_to_choose(overrides: list[
         build_parts(composed(*overrides))
 
 
-@pytest.mark.parametrize("override", ["name=a/b", "name=..", "name=null", "seed=null", "rounds=null", "+key=1"])
-def test_scalars_that_cannot_work_are_refused_by_name(override: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(override.split("=")[0].lstrip("+"))):
-        build_parts(composed(override))
-
-
 @pytest.mark.parametrize(
-    "override",
-    ["objective.over=null", "objective.sft_weight=nan", "objective.gamma_beta_ratio=nan", "recipe.align.lr=0"],
-)
-def test_a_loss_that_cannot_be_computed_is_refused(override: str) -> None:
+    "override", ["name=a/b", "name=..", "name=null", "seed=null", "rounds=null", "key=1", "objective.over=null",
+                 "objective.sft_weight=nan", "objective.gamma_beta_ratio=nan", "recipe.align.lr=0"],
+)  # fmt: skip
+def test_values_that_cannot_work_are_refused_by_name(override: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{re.escape(override.split('=')[0])}="):
-        build_parts(composed(override))
+        build_parts(composed(f"++{override}" if override == "key=1" else override))
 
 
 def test_the_ancestral_mode_of_tps_draws_from_the_policy() -> None:
@@ -247,15 +215,6 @@ def test_parts_are_made_without_loading_a_model_or_a_heavy_package() -> None:
 # ---- identity and execution -----------------------------------------------------------------------------------------
 
 
-Run = Callable[[DictConfig], pipeline.Outcome]
-
-
-@pytest.fixture
-def run() -> Run:
-    """Names the stages of a configuration without doing the work."""
-    return pipeline.plan
-
-
 def names(outcome: pipeline.Outcome) -> dict[str, str]:
     """Role -> stage directory, over all cells of a run."""
     found = {role: stage.path.name for role, stage in outcome.shared.items()}
@@ -268,11 +227,8 @@ def changed(value: Any) -> Any:
     """Another value of the same kind."""
     if isinstance(value, bool):
         return not value
-    if isinstance(value, int | float):
-        return value + 1
-    if isinstance(value, str):
-        return value + "x"
-    return [*value, 1] if isinstance(value, list) else 1
+    kinds = {int: lambda: value + 1, float: lambda: value + 1, str: lambda: value + "x", list: lambda: [*value, 1]}
+    return kinds.get(type(value), lambda: 1)()
 
 
 def leaves(node: Any, prefix: str) -> Iterator[str]:
@@ -290,15 +246,15 @@ EXECUTION_CHANGES = [f"{group}={option}" for group in config.EXECUTION for optio
 
 
 @pytest.mark.parametrize("change", EXECUTION_CHANGES)
-def test_execution_options_change_no_stage_and_no_run_id(change: str, run: Run) -> None:
+def test_execution_options_change_no_stage_and_no_run_id(change: str) -> None:
     base, other = composed("select=perplexity"), composed("select=perplexity", change)
-    assert names(run(other)) == names(run(base))
+    assert names(plan(other)) == names(plan(base))
     assert config.run_id(other) == config.run_id(base)
 
 
 @pytest.mark.parametrize(("group", "option"), IDENTITY_OPTIONS)
 def test_every_value_of_an_identity_option_enters_a_stage_and_the_run_id(
-    group: str, option: str, run: Run, monkeypatch: pytest.MonkeyPatch
+    group: str, option: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a recipe too: by the stage that reads the block, and by the options that refer to the rest."""
     bases = {"": composed(f"{group}={option}", *BESIDE.get((group, option), ()))}
@@ -307,7 +263,7 @@ def test_every_value_of_an_identity_option_enters_a_stage_and_the_run_id(
     # The changed values need not make sense.
     parts = {cfg.choices.objective: build_parts(cfg) for cfg in bases.values()}
     monkeypatch.setattr(pipeline, "build_parts", lambda cfg: parts[cfg.choices.objective])
-    known = {start: (names(run(cfg)), config.run_id(cfg)) for start, cfg in bases.items()}
+    known = {start: (names(plan(cfg)), config.run_id(cfg)) for start, cfg in bases.items()}
     keys = list(leaves(OmegaConf.to_container(bases[""][group]), group))
     assert keys
     for key in keys:
@@ -318,27 +274,27 @@ def test_every_value_of_an_identity_option_enters_a_stage_and_the_run_id(
         value = OmegaConf.select(other, key)
         value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         OmegaConf.update(other, key, changed(value), merge=False)
-        assert names(run(other)) != before, f"{key} is in no fingerprint"
+        assert names(plan(other)) != before, f"{key} is in no fingerprint"
         assert config.run_id(other) != run_id, f"{key} is not in the run id"
 
 
 @pytest.mark.parametrize("group", [group for group in config.IDENTITY if len(options(group)) > 1])
-def test_options_of_an_identity_group_are_told_apart(group: str, run: Run) -> None:
+def test_options_of_an_identity_group_are_told_apart(group: str) -> None:
     chosen = options(group)
     beside = {option: ("sampler=mcts",) if group == "pairs" else BESIDE.get((group, option), ()) for option in chosen}
-    made = [tuple(names(run(composed(f"{group}={option}", *beside[option]))).values()) for option in chosen]
+    made = [tuple(names(plan(composed(f"{group}={option}", *beside[option]))).values()) for option in chosen]
     assert len(set(made)) == len(made)
 
 
-def test_a_stage_is_named_by_what_it_is_made_from_and_by_nothing_later(run: Run) -> None:
-    base = names(run(composed("select=perplexity", "pairs=released")))
+def test_a_stage_is_named_by_what_it_is_made_from_and_by_nothing_later() -> None:
+    base = names(plan(composed("select=perplexity", "pairs=released")))
     assert [role.split("/")[-1] for role in base] == [
         "data", "warmup", "baseline", "select1", "explore1", "align1", "evaluation"]  # fmt: skip
     for change, first in {
         "warmup=curriculum": "warmup", "select.per_kind=true": "select1", "sampler=tps": "explore1",
         "scorer=ast": "explore1", "pairs.min_margin=0.1": "explore1", "recipe.align.batch_size=3": "align1",
     }.items():  # fmt: skip
-        other = names(run(composed("select=perplexity", "pairs=released", change)))
+        other = names(plan(composed("select=perplexity", "pairs=released", change)))
         roles = list(base)
         at = [role.split("/")[-1] for role in roles].index(first)
         same = {role for role in roles if base[role] == other[role]}
@@ -346,38 +302,38 @@ def test_a_stage_is_named_by_what_it_is_made_from_and_by_nothing_later(run: Run)
         assert not same & {role for role in roles[at:] if role != "baseline"}, change
 
 
-def test_a_later_round_starts_from_the_stages_of_a_shorter_run(run: Run) -> None:
-    one, two = names(run(composed("rounds=1"))), names(run(composed("rounds=2")))
+def test_a_later_round_starts_from_the_stages_of_a_shorter_run() -> None:
+    one, two = names(plan(composed("rounds=1"))), names(plan(composed("rounds=2")))
     assert one["simpo/align1"] == two["simpo/align1"]
     assert one["simpo/evaluation"] != two["simpo/evaluation"]
 
 
-def test_seeds_share_data_that_is_read_and_nothing_that_is_drawn(run: Run) -> None:
-    base, other = (names(run(composed("data=toolace", f"seed={seed}"))) for seed in (0, 1))
+def test_seeds_share_data_that_is_read_and_nothing_that_is_drawn() -> None:
+    base, other = (names(plan(composed("data=toolace", f"seed={seed}"))) for seed in (0, 1))
     assert [role.split("/")[-1] for role in base if base[role] == other[role]] == ["data"]
-    drawn, again = (names(run(composed(f"seed={seed}"))) for seed in (0, 1))
+    drawn, again = (names(plan(composed(f"seed={seed}"))) for seed in (0, 1))
     assert not set(drawn.values()) & set(again.values())
 
 
-def test_the_name_of_a_run_names_no_stage(run: Run) -> None:
-    assert names(run(composed("name=other"))) == names(run(composed()))
+def test_the_name_of_a_run_names_no_stage() -> None:
+    assert names(plan(composed("name=other"))) == names(plan(composed()))
 
 
-def test_a_control_that_shares_the_name_of_the_objective_does_not_take_its_place(run: Run) -> None:
+def test_a_control_that_shares_the_name_of_the_objective_does_not_take_its_place() -> None:
     overrides = ("objective=dpo", "objective.beta=0.5")
-    demo = run(composed("experiment=demo", *overrides))
-    assert names(run(composed(*overrides)))["dpo/align1"] == names(demo)["dpo/align1"]
+    demo = plan(composed("experiment=demo", *overrides))
+    assert names(plan(composed(*overrides)))["dpo/align1"] == names(demo)["dpo/align1"]
 
 
-def test_a_control_equal_to_the_objective_is_not_run_twice(run: Run) -> None:
-    simpo, dpo = run(composed("experiment=demo")), run(composed("experiment=demo", "objective=dpo"))
+def test_a_control_equal_to_the_objective_is_not_run_twice() -> None:
+    simpo, dpo = plan(composed("experiment=demo")), plan(composed("experiment=demo", "objective=dpo"))
     assert [cell.objective for cell in simpo.branches] == ["simpo", "dpo", "rft", "gold"]
     assert [cell.objective for cell in dpo.branches] == ["dpo", "rft", "gold"]
 
 
 def test_a_control_that_cannot_work_is_refused_by_name_before_any_stage(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Planner, "stage", lambda *_, **__: pytest.fail("a stage was asked for"))
     with pytest.raises(ConfigError, match=r"gold .*rounds=2"):
-        run(composed("experiment=demo", "rounds=2"))
+        plan(composed("experiment=demo", "rounds=2"))

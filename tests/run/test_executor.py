@@ -11,15 +11,15 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from omegaconf import OmegaConf
 
+from tests.options import made
 from ttpa.errors import ConfigError, DataError, TtpaError
-from ttpa.run import config, ray_executor
+from ttpa.run import ray_executor
 from ttpa.run.ray_executor import RayExecutor
 from ttpa.run.waves import LocalExecutor, Rows, Shard, WaveLost, Work, run_waves
 
@@ -39,35 +39,26 @@ def test_local_loads_once_when_the_first_wave_is_wanted_and_keeps_the_order() ->
         return lambda wave: log.append("".join(wave)) or [{"id": name} for name in wave]
 
     answers = LocalExecutor().run(make_work, WAVES)
-    assert log == []
     assert next(answers) == (0, [{"id": "a"}, {"id": "b"}, {"id": "c"}])
     assert log == ["load", "abc"], "a wave is computed when its turn comes: rows are written before the next"
-    assert [number for number, _ in answers] == [1, 2, 3, 4]
-    assert log == ["load", *WAVES]
+    assert [number for number, _ in answers] == [1, 2, 3, 4] and log == ["load", *WAVES]
 
 
 # ---- options --------------------------------------------------------------------------------------------------------
 
 
-def option(name: str, **changes: Any) -> Any:
-    values = yaml.safe_load((ROOT / "conf" / "executor" / f"{name}.yaml").read_text(encoding="utf-8"))
-    return config.instantiate(OmegaConf.create({**values, **changes}), "executor")
+option = partial(made, "executor")
 
 
-def test_options_make_executors_without_ray() -> None:
-    assert option("local") == LocalExecutor()
+def test_the_ray_option_is_made_without_ray() -> None:
     assert isinstance(option("ray"), RayExecutor)
-    code = "import sys, ttpa.run.ray_executor, ttpa.run.waves; print({'ray', 'torch'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.strip() == "set()"
+    code = "import sys, ttpa.run.ray_executor; print({'ray', 'torch'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).strip() == "set()"
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_executor, "find_spec", lambda name: None)
-    message = r"executor=ray needs the package ray: pip install 'ttpa\[ray\]'"
-    with pytest.raises(ConfigError, match=message):
-        option("ray").check()
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=r"executor=ray needs the package ray: pip install 'ttpa\[ray\]'"):
         next(option("ray").run(lambda: list, WAVES))
 
 
@@ -101,14 +92,8 @@ def ray() -> Iterator[Any]:
 def two_cpus(ray: Any) -> Any:
     """A Ray of two CPUs that is already running, as in a job on a cluster; shared, since starting takes seconds."""
     if not ray.is_initialized():
-        ray.init(
-            address="local",
-            num_cpus=2,
-            object_store_memory=100 * 2**20,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+        ray.init(address="local", num_cpus=2, object_store_memory=100 * 2**20, **quiet)
     return ray
 
 
@@ -118,26 +103,16 @@ def spread(workers: int, **more: Any) -> RayExecutor:
 
 
 def naming_the_wave() -> Callable[[], Work]:
-    """Makes work whose rows tell the wave."""
     return lambda: lambda wave: [{"id": name, "wave": "".join(wave)} for name in wave]
 
 
 def ids_by_wave(answers: Iterator[tuple[int, Rows]]) -> dict[int, str]:
-    found: dict[int, str] = {}
-    for number, rows in answers:
-        assert number not in found, "a wave came twice"
-        found[number] = "".join(row["id"] for row in rows)
-    return found
+    found = [(number, "".join(row["id"] for row in rows)) for number, rows in answers]
+    assert len(found) == len(dict(found)), "a wave came twice"
+    return dict(found)
 
 
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path.name} never came"
-        time.sleep(0.05)
-
-
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [1, 4])
 def test_ray_gives_the_lines_that_local_gives(two_cpus: Any, tmp_path: Path, workers: int) -> None:
     """Four do not fit: two do the work."""
 
@@ -227,12 +202,9 @@ def test_an_error_of_the_work_arrives_as_itself_with_the_workers_traceback(two_c
 
 def test_a_cluster_without_room_for_one_worker_is_an_error_with_both_amounts(two_cpus: Any) -> None:
     began = time.monotonic()
+    big = spread(2, cpus_per_worker=64, resources_per_worker={"blue": 1}, start_timeout_s=2)
     with pytest.raises(ConfigError, match=r"Each needs CPU 64, blue 1; the cluster has CPU 2, of which free: \w"):
-        next(
-            spread(2, cpus_per_worker=64, resources_per_worker={"blue": 1}, start_timeout_s=2).run(
-                naming_the_wave(), WAVES
-            )
-        )
+        next(big.run(naming_the_wave(), WAVES))
     assert time.monotonic() - began < 20
 
 
@@ -309,11 +281,12 @@ def test_a_node_that_leaves_in_the_middle_loses_nothing(ray: Any, tmp_path: Path
 
         found: dict[int, str] = {}
         for number, rows in spread(2, address=cluster.address).run(make_work, WAVES):
-            assert number not in found
+            assert number not in found and {row["node"] for row in rows} != {leaving}
             found[number] = "".join(row["id"] for row in rows)
-            assert {row["node"] for row in rows} != {leaving}
             if len(found) == 1:
-                wait_for(tmp_path / "started")
+                deadline = time.monotonic() + PATIENCE_S
+                while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+                    time.sleep(0.05)
                 cluster.remove_node(doomed, allow_graceful=False)
         assert found == dict(enumerate(WAVES)), (tmp_path / "started").read_text()
         assert not ray.is_initialized()

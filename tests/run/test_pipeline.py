@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-import os
 import re
 import signal
 import subprocess
@@ -29,6 +28,10 @@ SMALL = (
     "recipe.warmup.steps=6", "recipe.align.steps=2", "recipe.max_new_tokens=12", "sampler.n=3",
     "pairs=released", "logger=none", "trainer.threads=1",
 )  # fmt: skip
+DATA = Path(__file__).resolve().parents[1] / "data"
+TOOLACE = f"data.path={DATA}/toolace_dialogues.jsonl.gz"
+READ = [word for word in SMALL if not word.startswith("data.")]  # for data that is read
+SMALLEST = ("debug=smoke", *(word for word in SMALL if word.startswith(("model.", "trainer."))))
 
 
 def command(*overrides: str) -> list[str]:
@@ -76,12 +79,8 @@ def built(folder: Path) -> list[str]:
 
 def rows(folder: Path) -> dict[str, dict]:
     """Result rows by file name, without what a clock measured."""
-    found = {}
-    for path in sorted((folder / "results").glob("*.jsonl")):
-        lines = path.read_text().splitlines()
-        assert len(lines) == 1, f"{path.name} holds {len(lines)} rows"
-        found[path.name] = {key: value for key, value in json.loads(lines[0]).items() if key != "cost"}
-    return found
+    found = {path.name: json.loads(path.read_text()) for path in sorted((folder / "results").glob("*.jsonl"))}
+    return {name: {key: value for key, value in row.items() if key != "cost"} for name, row in found.items()}
 
 
 @pytest.mark.slow
@@ -92,9 +91,8 @@ def test_a_product_shares_warmup_and_exploration_and_a_second_run_builds_nothing
     ttpa(tmp_path, *product)
     assert Counter(built(tmp_path)) == {"data": 1, "warmup": 1, "explore": 4, "align": 12, "evaluate": 12}
     first = rows(tmp_path)
-    assert len(first) == 12
     cells = {(r["choices"]["sampler"], r["choices"]["scorer"], r["choices"]["objective"]) for r in first.values()}
-    assert len(cells) == 12
+    assert len(first) == len(cells) == 12
     ttpa(tmp_path, *product)
     assert len(built(tmp_path)) == 30
     assert rows(tmp_path) == first
@@ -113,14 +111,10 @@ def test_the_warm_up_is_evaluated_on_request_and_shown_where_it_is_in_the_store(
 
 
 def test_until_stops_early_and_the_waves_are_reused(folder: Path) -> None:
-    run_here("until=warmup")
-    assert built(folder) == ["data", "warmup"]
-    run_here("until=explore")
-    assert built(folder)[2:] == ["explore"]
-    run_here("until=align")
-    assert built(folder)[3:] == ["align"]
-    run_here()
-    assert built(folder)[4:] == ["evaluate", "evaluate"]
+    stages = ["data", "warmup", "explore", "align", "evaluate", "evaluate"]
+    for until, count in (("warmup", 2), ("explore", 3), ("align", 4), ("null", 6)):
+        run_here(f"until={until}")
+        assert built(folder) == stages[:count]
 
 
 def test_rounds_share_their_prefix(folder: Path) -> None:
@@ -168,17 +162,14 @@ SECONDS = re.compile(rb',"seconds":[0-9.e-]+(?=}\n)')
 
 def kill_in(folder: Path, stage: str) -> None:
     """Runs the command and kills it with SIGKILL once the stage has left something behind."""
-    process = subprocess.Popen(command(*LONG), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     deadline = time.monotonic() + 120
-    try:
-        while time.monotonic() < deadline and process.poll() is None:
-            if list((folder / "store").glob(f"{stage}-*.part/{HALF_WAY[stage]}")):
+    with subprocess.Popen(command(*LONG), cwd=folder, **quiet) as process:
+        while not list((folder / "store").glob(f"{stage}-*.part/{HALF_WAY[stage]}")):
+            if time.monotonic() > deadline or process.poll() is not None:
                 break
             time.sleep(0.005)
-    finally:
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
     assert process.returncode == -signal.SIGKILL, f"{stage} was over before it could be killed"
     assert list((folder / "store").glob(f"{stage}-*.part")), f"nothing of {stage} was left by the kill"
 
@@ -196,46 +187,31 @@ def test_killed_in_every_stage_the_same_command_ends_with_the_same_row(tmp_path:
     ttpa(tmp_path, *LONG)
     assert rows(tmp_path) == rows(uninterrupted)
     assert Counter(built(tmp_path)) == Counter(built(uninterrupted))
-    for pattern in (
-        "explore-*/candidates.jsonl",
-        "explore-*/pairs.jsonl",
-        "evaluate-*/rows.jsonl",
-        "data-*/warmup.jsonl",
-    ):
-        ours, theirs = sorted(tmp_path.glob(f"store/{pattern}")), sorted(uninterrupted.glob(f"store/{pattern}"))
-        assert [path.relative_to(tmp_path) for path in ours] == [path.relative_to(uninterrupted) for path in theirs]
-        for mine, other in zip(ours, theirs, strict=True):
+    for name in ("explore-*/candidates", "explore-*/pairs", "evaluate-*/rows", "data-*/warmup"):
+        files = [
             # A line says how long its wave took; everything else is a function of the configuration.
-            assert SECONDS.sub(b"", mine.read_bytes()) == SECONDS.sub(b"", other.read_bytes()), mine
-    leftovers = [path.name for path in (tmp_path / "store").iterdir() if path.suffix in (".lock", ".part")]
-    assert leftovers == []
+            {file.parent.name: SECONDS.sub(b"", file.read_bytes()) for file in folder.glob(f"store/{name}.jsonl")}
+            for folder in (tmp_path, uninterrupted)
+        ]
+        assert files[0] and files[0] == files[1], name
+    assert not [path for path in (tmp_path / "store").iterdir() if path.suffix in (".lock", ".part")]
 
 
 def test_an_edited_file_is_other_data_and_a_moved_one_is_not(folder: Path) -> None:
-    source = Path(__file__).resolve().parents[1] / "data" / "xlam.jsonl.gz"
-    lines = gzip.decompress(source.read_bytes()).splitlines(keepends=True)
-    first, second = folder / "a" / "rows.jsonl", folder / "b" / "rows.jsonl"
-    for path in (first, second):
-        path.parent.mkdir()
-        path.write_bytes(b"".join(lines[:40]))
-    options = ("data=xlam", "until=warmup")
-    flat = [word for word in SMALL if not word.startswith(("data.", "pairs"))]
-    run_here(*options, f"data.path={first}", base=flat)
-    run_here(*options, f"data.path={second}", base=flat)
-    assert built(folder) == ["data", "warmup"]
-    second.write_bytes(b"".join(lines[:41]))
-    run_here(*options, f"data.path={second}", base=flat)
-    assert built(folder) == ["data", "warmup"] * 2
+    lines = gzip.decompress((DATA / "xlam.jsonl.gz").read_bytes()).splitlines(keepends=True)
+    for name, count, times in (("a", 40, 1), ("b", 40, 1), ("b", 41, 2)):
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / "rows.jsonl").write_bytes(b"".join(lines[:count]))
+        run_here("data=xlam", "until=warmup", f"data.path={folder / name}/rows.jsonl", base=READ)
+        assert built(folder) == ["data", "warmup"] * times
 
 
 @pytest.mark.parametrize(("source", "sampler"), [("toolace", "group"), ("xlam", "tps")])
 def test_real_rows_go_through_the_whole_graph(folder: Path, source: str, sampler: str) -> None:
     """Read or rejected with a reason, rendered, trained on, sampled, scored, paired, aligned and evaluated."""
-    name = {"toolace": "toolace_dialogues", "xlam": "xlam"}[source]
-    path = Path(__file__).resolve().parents[1] / "data" / f"{name}.jsonl.gz"
-    flat = [word for word in SMALL if not word.startswith("data.")]
+    path = DATA / {"toolace": "toolace_dialogues.jsonl.gz", "xlam": "xlam.jsonl.gz"}[source]
     fractions = ("data.test_fraction=0.2", "select.limit=4", "eval.limit=4", "objective=dpo")
-    run_here(f"data={source}", f"data.path={path}", f"sampler={sampler}", *fractions, base=flat)
+    run_here(f"data={source}", f"data.path={path}", f"sampler={sampler}", *fractions, base=READ)
     assert built(folder) == ["data", "warmup", "evaluate", "explore", "align", "evaluate"]
     (row,) = rows(folder).values()
     assert row["metrics"]["accuracy"]["n"] > 0 and row["explored"]["explore1"]["pairs"] > 0
@@ -249,9 +225,7 @@ def test_every_tool_name_is_in_the_token_ids_of_every_stage(folder: Path, monkey
     """What each stage feeds its model is written down at the model's door and searched for the tools of its samples."""
     from ttpa.prompts import Renderer
 
-    seen: list[tuple[str, str, bool]] = []
-    stage = ""
-    render = Renderer.prompts
+    seen, stage, render = list[tuple[str, str, bool]](), "", Renderer.prompts
 
     def watched(self: Renderer, samples: Sequence[Sample]) -> list[list[int]]:
         prompts = render(self, samples)
@@ -271,35 +245,20 @@ def test_every_tool_name_is_in_the_token_ids_of_every_stage(folder: Path, monkey
             return build(*args)
 
         monkeypatch.setattr(pipeline, name, named)
-    path = Path(__file__).resolve().parents[1] / "data" / "toolace_dialogues.jsonl.gz"
-    flat = [word for word in SMALL if not word.startswith("data.")]
-    run_here("data=toolace", f"data.path={path}", "data.test_fraction=0.2", "select=perplexity", "objective=simpo",
-             base=flat)  # fmt: skip
+    run_here("data=toolace", TOOLACE, "data.test_fraction=0.2", "select=perplexity", "objective=simpo", base=READ)
     assert {name for name, _, _ in seen} == set(stages)
     assert [tool for _, tool, found in seen if not found] == []
 
 
 def test_questions_too_long_for_the_model_are_wrong_and_told(folder: Path) -> None:
     """A benchmark's questions do not fit the small model's context: none is left out of the numbers."""
-    data = Path(__file__).resolve().parents[1] / "data" / "bfcl"
-    shown = run_here("eval=bfcl", f"eval.path={data}", "eval.limit=2", "model.max_tokens=400", "objective=rft")
+    shown = run_here("eval=bfcl", f"eval.path={DATA}/bfcl", "eval.limit=2", "model.max_tokens=400", "objective=rft")
     for stage in (folder / "store").glob("evaluate-*"):
         metrics = json.loads((stage / "metrics.json").read_text(encoding="utf-8"))
         assert metrics["accuracy"]["n"] == 26 and 0 < metrics["too_long"] < 26
         results = [line for path in stage.glob("result/*/*/*.json") for line in path.read_text("utf-8").splitlines()]
         assert len(results) == len(list(read_jsonl(stage / "rows.jsonl"))) == 26
         assert f"{metrics['too_long']} prompts TOO LONG, counted as wrong" in shown
-
-
-SMALLEST = (
-    "debug=smoke",
-    "model.hidden=16",
-    "model.heads=2",
-    "model.layers=1",
-    "model.feed_forward=32",
-    "trainer.threads=1",
-)
-TOOLACE = f"data.path={Path(__file__).resolve().parents[1]}/data/toolace_dialogues.jsonl.gz"
 
 
 @pytest.mark.parametrize(
