@@ -186,7 +186,7 @@ def test_epochs_are_passes_over_the_prompts(steps: Any, epochs: Any, loss: dict[
     [
         (["sampler.top_p=0.9"], r"objective=grpo .* sampler\.top_p=0\.9 gives others\. Use .*sampler\.top_p=1\."),
         (["sampler.n=1"], r"objective=grpo compares the answers of a group, and sampler\.n=1\. Use sampler\.n=8\."),
-        (["rounds=2"], r"objective=grpo draws its own answers inside .* rounds=2 must be 1\. Use rounds=1, or obj"),
+        (["rounds=2"], r"objective=grpo draws its own answers in .* rounds=2 must be 1\. Use rounds=1, or obj"),
         (["engine=vllm", "sampler.temperature=0.7"], r"sampler\.temperature=0\.7: .* Use sampler\.temperature=1 or en"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, list) else "",

@@ -96,7 +96,7 @@ Draw = Callable[[Sequence[int], Sequence[int], int], tuple[list[Group], dict[str
 
 @dataclass(kw_only=True, eq=False)
 class RolloutData(StepData):
-    """Draws answers as training asks for them. The DataLoader ships numbers of steps: it runs ahead of training."""
+    """Draws answers as training asks for them; its batches are numbers of steps, because Lightning fetches ahead."""
 
     prompts: int  # how many there are
     draw: Draw
@@ -163,14 +163,10 @@ class RolloutData(StepData):
     def examples(self, found: Round) -> list[list[AnswerExample]]:
         """The answers of a round, group by group; one that was cut off weighs nothing where the loss masks it."""
         cut = "length" if self.loss.mask_truncated else None
+        groups = [[(TokenRow(group.prompt, one.token_ids), one) for one in group.answers] for group in found.groups]
         return [
-            [
-                AnswerExample(
-                    (TokenRow(group.prompt, one.token_ids),), len(one.token_ids) * (one.finish != cut), k, one
-                )
-                for one in group.answers
-            ]
-            for k, group in enumerate(found.groups)
+            [AnswerExample((row,), len(row.answer) * (one.finish != cut), k, one) for row, one in group]
+            for k, group in enumerate(groups)
         ]
 
     def step(self, found: Round, step: int) -> Step:

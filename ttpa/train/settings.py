@@ -14,8 +14,6 @@ from ttpa.options import Count, Fraction, Index, NonNegative, Positive, option
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
 
 @option
 class Optimisation:
@@ -26,7 +24,7 @@ class Optimisation:
     optimizer: Literal["adamw", "adamw_8bit", "muon_adamw"]
     lr: Positive  # the peak, of AdamW
     muon_lr: Positive
-    betas: Annotated[Sequence[Beta], Field(min_length=2, max_length=2)]
+    betas: Annotated[Sequence[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
     weight_decay: NonNegative  # decoupled, on matrices only
     schedule: Literal["linear", "cosine", "cosine_with_restarts", "constant"]  # after the linear rise
     restarts: Count  # cosines of one length

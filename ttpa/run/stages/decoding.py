@@ -1,8 +1,7 @@
 """The stages that read or sample from a fixed policy: select, explore and evaluate.
 
 Waves are cut from all samples, so the same waves give the same bytes in one process, on Ray and after a restart; with
-other waves, log-probs are equal up to rounding. `candidates.jsonl` holds a line a sample (answers, scores, pairs,
-search tree, counts, seed, time); `pairs.jsonl` collects the pairs.
+other waves, log-probs are equal up to rounding.
 """
 
 from __future__ import annotations
@@ -48,10 +47,8 @@ def build_select(parts: Parts, policy_dir: Path, data: Path, workdir: Path, prog
         progress(len(sums), len(rows), 0.0, "")
     nlls = {one.id: (-logp, len(row.answer)) for one, row, logp in zip(samples, rows, sums, strict=True)}
     selected = {sample.id for sample in parts.select.select(samples, nlls)}
-    write_jsonl(
-        workdir / "selected.jsonl",
-        ({"id": i, "nll_sum": nll, "tokens": t, "selected": i in selected} for i, (nll, t) in nlls.items()),
-    )
+    told = ({"id": i, "nll_sum": nll, "tokens": t, "selected": i in selected} for i, (nll, t) in nlls.items())
+    write_jsonl(workdir / "selected.jsonl", told)
     return {"samples": len(samples), "too_long": too_long, "selected": len(selected)}
 
 
@@ -161,7 +158,7 @@ def build_explore(
     parts: Parts, policy_dir: Path, data: Path, select: Path | None, round_number: int, workdir: Path,
     progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
-    """Candidates of the policy, scored and paired, one line a sample; `pairs.jsonl`, by sample ids, at the end."""
+    """Candidates of the policy, scored and paired, one line a sample, and `pairs.jsonl` by sample ids at the end."""
     samples, shard = selected_samples(parts, data, select), Shard(workdir / "candidates.jsonl")
     sampler, work = parts.sampler, partial(_Explorer, round_number)
     wave_size = max(1, parts.wave_rows // sampler.wave_share)
@@ -227,11 +224,8 @@ def build_evaluate(parts: Parts, policy_dir: Path, data: Path, workdir: Path, pr
     told = _decode(_Judge, "evaluate", parts, policy_dir, wanted, reserve, shard, parts.wave_rows, progress)
     rows = {row["id"]: row for row in shard.rows()}
     # An answer that could not be had is a wrong answer, also where the prompt is too long for the model.
-    judged = [
-        rows.get(sample.id)
-        or evaluation.judge(sample, Candidate(sample_id=sample.id, index=0, text="", error="failed"))
-        for sample in wanted
-    ]
+    lost = partial(Candidate, index=0, text="", error="failed")
+    judged = [rows.get(one.id) or evaluation.judge(one, lost(sample_id=one.id)) for one in wanted]
     write_jsonl(workdir / "rows.jsonl", judged)  # all of them, in the order of the benchmark
     evaluation.write(workdir, judged)
     summary = evaluation.summarise(judged)

@@ -68,10 +68,8 @@ def replay(
     parts: Parts, policy_dir: Path, data: Path, workdir: Path, *, rollouts: Path, steps: int | None = None,
     select: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Does the first `steps` optimiser steps (None: all) of a finished stage again from its `rollouts.jsonl`.
-
-    Nothing is drawn or scored. `workdir` is an empty folder. Returns what the stage's `metrics.json` holds, with the
-    loss of the last step; a round that the file does not hold is a `DataError`.
+    """Does the first `steps` optimiser steps (None: all) of a finished stage again from its `rollouts.jsonl`, in the
+    empty folder `workdir`; nothing is drawn or scored. Returns the metrics, with the loss of the last step.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     return align_online(parts, policy_dir, data, select, workdir, lambda *news: None, rollouts, steps)
@@ -101,24 +99,17 @@ def _answer(parts: Parts, task: Task, one: Generated) -> Answer:
     answer, loss, limit = task.read(one.token_ids), parts.objective, parts.sampler.max_new_tokens
     assert isinstance(loss, GRPO)
     return Answer(
-        token_ids=one.token_ids,
-        logps=one.logps,
-        text=answer.candidate.text,
-        finish=one.finish,
-        score=answer.score.value,
+        token_ids=one.token_ids, logps=one.logps, text=answer.candidate.text, finish=one.finish,
         reward=answer.score.value + loss.length_penalty(len(one.token_ids), limit, one.finish != "length"),
-        exact=answer.score.exact,
-        detail=dict(answer.score.detail),
+        score=answer.score.value, exact=answer.score.exact, detail=dict(answer.score.detail),
         errors=six_errors(task.sample, answer.candidate.calls),
-    )
+    )  # fmt: skip
 
 
 def _steps(recipe: AlignRecipe, loss: GRPO, prompts: int) -> int:
     """Optimiser steps: as configured, or as many as so many passes over the prompts need."""
-    if recipe.steps is not None:
-        return recipe.steps
     rounds = math.ceil(prompts * (recipe.epochs or 0) / (recipe.batch_size * loss.minibatches))
-    return max(1, rounds) * loss.steps_a_round
+    return recipe.steps or max(1, rounds) * loss.steps_a_round
 
 
 def _refresh(engine: Any, policy: Policy, folder: Path) -> Callable[[], None]:

@@ -1,7 +1,4 @@
-"""The warm-up and align stages: training on demonstrations, pairs, their chosen answers (RFT) or targets (gold).
-
-Objectives that draw their answers while they train are `ttpa.run.stages.online`.
-"""
+"""The warm-up and align stages: training on demonstrations, pairs, their chosen answers (RFT) or targets (gold)."""
 
 from __future__ import annotations
 
