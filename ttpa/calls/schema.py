@@ -10,16 +10,16 @@ from ttpa.calls.literals import MAX_DEPTH, write_value
 from ttpa.records import ToolCall, ToolSpec
 
 _NAMES: dict[str, dict[str, Any]] = {
-    alias: {"type": json_type}
-    for json_type, aliases in {
-        "string": "string str text char character date datetime time timestamp uuid url callable function",
-        "integer": "integer int long short byte bigint int32 int64",
-        "number": "number float double decimal numeric",
-        "boolean": "boolean bool",
-        "object": "object dict dictionary map mapping hashmap",
-        "array": "array list tuple sequence iterable arraylist",
-        "null": "null none nonetype",
-    }.items()
+    alias: {"type": aliases.split()[0]}
+    for aliases in (
+        "string str text char character date datetime time timestamp uuid url callable function",
+        "integer int long short byte bigint int32 int64",
+        "number float double decimal numeric",
+        "boolean bool",
+        "object dict dictionary map mapping hashmap",
+        "array list tuple sequence iterable arraylist",
+        "null none nonetype",
+    )
     for alias in aliases.split()
 } | {name: {"type": "array", "uniqueItems": True} for name in ("set", "frozenset")}
 
@@ -81,10 +81,8 @@ _MAP_KEYS = ("properties", "patternProperties", "$defs", "definitions")
 
 
 def normalise_schema(schema: Any, _depth: int = 0) -> dict[str, Any]:
-    """A BFCL or ToolACE schema as JSON Schema: only types change, every other key and the key order stay.
-
-    Keywords that a type implies (`items` of `List[int]`) are added unless the schema has them; a type that says nothing
-    (`any`, unknown) is left out; what is not an object gives `{}`.
+    """A BFCL or ToolACE schema as JSON Schema: only types change. Keywords that a type implies (`items` of `List[int]`)
+    are added unless the schema has them; a type that says nothing is left out; what is not an object gives `{}`.
     """
     if not isinstance(schema, Mapping) or _depth > MAX_DEPTH:
         return {}
@@ -187,11 +185,12 @@ def calls_equal(left: Sequence[ToolCall], right: Sequence[ToolCall]) -> bool:
     """Whether two call lists hold the same calls, in any order, each as often."""
     unused = list(right)
     for call in left:  # equality is transitive, so the first match is as good as any
-        same = (call.name == other.name and values_equal(call.arguments, other.arguments) for other in unused)
-        at = next((at for at, equal in enumerate(same) if equal), None)
-        if at is None:
+        for at, other in enumerate(unused):
+            if call.name == other.name and values_equal(call.arguments, other.arguments):
+                del unused[at]
+                break
+        else:
             return False
-        del unused[at]
     return not unused
 
 

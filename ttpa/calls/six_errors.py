@@ -5,10 +5,8 @@
 * `missing_required`   a required parameter is absent.
 * `parameter_name`     a parameter that the tool does not have.
 * `parameter_type`     a value outside the declared JSON type; it is not compared with the target's value.
-* `parameter_value`    a well-typed value that differs from the target's, or an optional parameter that only one of the
-                       two calls gives.
-* `call_count`         calls missing or too many, also no call where one is wanted and the reverse. Not one of the six:
-                       the paper scores single calls.
+* `parameter_value`    another value than the target's, or an optional parameter that only one of the two calls gives.
+* `call_count`         too few or too many calls. Not one of the six: the paper scores single calls.
 
 Calls are matched one-to-one with the target calls, optimally, in this order of worth: equal names, equal arguments,
 shared parameter names, few surplus parameters. Arguments are judged by the schema of the tool the target calls; with
@@ -39,10 +37,8 @@ def six_errors(sample: Sample, calls: Sequence[ToolCall] | None) -> tuple[str, .
 
 
 def primary_error(labels: Iterable[str]) -> str:
-    """The first of the labels in the order of `LABELS`, "" when there is none.
-
-    A misspelt required parameter is both missing and misnamed; its primary error is `missing_required`, as in BFCL's
-    checker. So count `parameter_name` over all labels.
+    """The first of the labels in the order of `LABELS`, "" when there is none. A misspelt required parameter counts as
+    missing, as in BFCL's checker.
     """
     return min(labels, key=LABELS.index, default="")
 
@@ -108,7 +104,7 @@ def show(value: Any) -> str:
 
 
 def match_calls(gold: Sequence[ToolCall], calls: Sequence[ToolCall]) -> list[tuple[ToolCall, ToolCall]]:
-    """Matches calls one-to-one with the target calls: `min(len(gold), len(calls))` pairs (target call, call)."""
+    """Pairs (target call, call): a one-to-one matching as the module header says."""
     base = 1 + sum(len(call.arguments) for call in (*gold, *calls))
 
     def worth(pair: tuple[ToolCall, ToolCall]) -> int:

@@ -11,9 +11,8 @@ one request, and a round is one call of the engine for all trees of a wave.
     prior            p = exp(mean log-prob of the span's tokens)
     pairs            at each node, the child of greatest Q against the child of least, as whole answers
 
-`mcts_as_released` sets what the released code has in place of the paper: its selection formula, sums for values, a
-shaped reward of spans, self-evaluation, fragments of text for steps, copies of a child kept. Its slips are in neither:
-requests that repeat, spaces written into answers, pairs cut off in the middle of a call.
+`mcts_as_released` sets what the released code has in place of the paper, but for its slips: requests that repeat,
+spaces written into answers, pairs cut off in the middle of a call.
 """
 
 import math
@@ -81,11 +80,8 @@ class MCTS:
         if letters is None:
             problem = "the model has no single token for each of A, B, C, D"
             raise ConfigError.at("value", self.value, problem, "Use target")
-        sampling = Sampling(
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            repetition_penalty=self.repetition_penalty,
-        )
+        heat, longest = self.temperature, self.max_new_tokens
+        sampling = Sampling(max_new_tokens=longest, temperature=heat, repetition_penalty=self.repetition_penalty)
         searches = [_Search(self, task, f"{seed}/{task.name}") for task in tasks]
         for _ in range(self.rounds):
             growing = [search for search in searches if not search.finished]
@@ -214,9 +210,7 @@ class _Search:
         self.finished = settled or all(node.terminal for node in self.root.downwards() if not node.children)
 
     def result(self) -> Drawn:
-        """The answers, the pairs, and the tree as plain data: a node a row, parents before children. `tokens` is how
-        many its span has, `answers` the numbers of the answers that simulations through it gave.
-        """
+        """The answers, the pairs, and the tree as plain data: a node a row, parents before children."""
         numbers = {node: number for number, node in enumerate(self.root.downwards())}
         self.counts["nodes"] = len(numbers)
         tree = [

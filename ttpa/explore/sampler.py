@@ -81,9 +81,8 @@ class Drawn:
 
 
 class Sampler(Protocol):
-    """Draws answers. `n`: answers of one request; `wave_share`: rows of a wave that a sample takes;
-    `policy_temperature`: the temperature at which answers are independent draws from the policy, None where they are
-    not.
+    """Draws answers: `n` a request. `wave_share` is how many rows of a wave a sample takes; `policy_temperature` the
+    temperature at which answers are independent draws from the policy, None where they are not.
     """
 
     grows_trees: ClassVar[bool]
@@ -111,14 +110,12 @@ class OneRequest:
     def wave_share(self) -> int:
         return self.n
 
-    @property
     def sampling(self) -> Sampling:
         raise NotImplementedError
 
     def explore(self, engine: Engine, tasks: Sequence[Task], seed: str) -> list[Drawn]:
-        """See `Sampler.explore`."""
         seeds = [f"{seed}\x1f{task.name}" for task in tasks]
-        answers = engine.generate([task.prompt for task in tasks], self.n, self.sampling, seeds)
+        answers = engine.generate([task.prompt for task in tasks], self.n, self.sampling(), seeds)
         return [Drawn(answers=drawn) for drawn in answers]
 
 
@@ -135,6 +132,5 @@ class GroupSampler(OneRequest):
     def policy_temperature(self) -> float | None:
         return self.temperature if self.top_p == 1 else None
 
-    @property
     def sampling(self) -> Sampling:
         return Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p)

@@ -28,7 +28,6 @@ class TPS(OneRequest):
     def policy_temperature(self) -> float | None:
         return 1.0 if self.mode == "ancestral" else None
 
-    @property
     def sampling(self) -> Sampling:
         rule = TokenRule(k=self.k, delta=self.delta, draw=self.draw, span=self.span) if self.mode == "token" else None
         return Sampling(max_new_tokens=self.max_new_tokens, rule=rule)

@@ -10,17 +10,13 @@
 w_json = 0.125 and w_args = 0.5 are printed. Reconstructed, where the public text lost the formula: w_name = 0.375 (the
 three then add up to 1), both terms of A_i, and both terms of the scale. Where it says nothing:
 
-* The arguments of call i are those of the target's or of the answer's call, whichever has more: an argument left out
-  and an argument too many both cost. When neither has any, A_i = 1.
-* Names are counted, and arguments compared, under the best one-to-one matching of calls with equal names. Order is
-  free, and a call written twice counts once. Values are equal as in `values_equal`: 1 == 1.0, but "1" != 1.
+* The arguments of call i are those of the target's or of the answer's call, whichever has more; with none, A_i = 1.
+* Calls of equal names are matched one-to-one, at best; order is free. 1 == 1.0, but "1" != 1 (`values_equal`).
 * "Empty" is an answer without any character, and a list without calls (`[]`) where the target has some.
 * A target without a call, which the paper's data do not have: an answer without a call is worth all three weights,
-  whatever it says; calls and nothing else w_json; all the rest 0. An answer without any character is 0 here too, unless
-  the target has none either.
+  whatever it says; calls and nothing else w_json; all the rest 0, and an empty answer, unless the target is empty too.
 
-The rule for text holds for any syntax: calls and white space, and nothing else. A code fence is text. The tools'
-schemas are not read (`ttpa.explore.scorers.esm` does).
+The rule for text holds for any syntax: calls and white space, and nothing else. A code fence is text.
 """
 
 import math

@@ -14,14 +14,11 @@ that order counts; INTERMEDIATEREWARD: a matched call is worth 1 if it is equal 
 COARSEREWARD: 3 or -3), `correct_max` (CORRECTMAX1), `schedule` (MAX1STEP30MAX3, SCHEDULEREWARD) and `length`
 (WITHLENGTH, SCHEDULELENGTH). `toolrl_as_released` gives the release's numbers, its slips included: Python's `==` (True
 equals 1), matching in the order of the target, a `<think>` part that may stand in the text twice, words of a reply that
-are never judged, and a format that is right although the calls cannot be read.
-
-Departures from the release:
+are never judged, and a format that is right although the calls cannot be read. What differs from the release:
 
 * a line of the block that is no call (no object, a name that is no text, parameters that are no object, NaN or an
   infinite number) is unreadable, also where the release does not come to look at it;
-* schedules end where they are said to: after step 150 (rewards) and 105 (length). The release keeps only
-  `correct_max=3` there; with 1 the scale goes on through zero, and the wanted length goes on growing;
+* schedules end where they are said to, after step 150 (rewards) and 105 (length); in the release some go on;
 * the text is `candidate.text`; the release cuts it out of the whole transcript by the name of the experiment.
 """
 
@@ -76,11 +73,9 @@ class ToolRL:
         return least, max(high + best for _, high, _, best in ranges) + longest
 
     def __call__(self, sample: Sample, candidate: Candidate, *, step: int = 0) -> Score:
-        """`detail` holds what is added up: `format`, `correct` and, if asked for, `length`.
-
-        If the target has calls it also holds what correctness is made of, in [0, 1]: `name`, `param` (mean over the
-        target's calls) and `value` (share of the target's parameters), with similarity=intermediate `name` and `call`,
-        with coarse `call`.
+        """`detail` holds what is added up (`format`, `correct`, perhaps `length`) and what correctness is made of, in
+        [0, 1]: `name`, `param` (mean over the target's calls) and `value` (share of the target's parameters), with
+        similarity=intermediate `name` and `call`, with coarse `call`.
         """
         low, high, worst, best = self._ranges(step)
         well_formed, calls, rows = self._read(sample, candidate)
