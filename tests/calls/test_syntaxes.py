@@ -90,6 +90,7 @@ BAD: list[tuple[str, str, int | None]] = [
     ("json", '[{"name": "f", "arguments": {"a": 1e999}}]', 34),
     ("json", '[{"name": "f", "arguments": {"a": 01}}]', 35), ("json", '[{"name": "f", "arguments": {"a": True}}]', 34),
     ("json", r'[{"name": "f", "arguments": {"a": "\q"}}]', 35),
+    ("json", r'[{"name": "f", "arguments": {"a": "\x41"}}]', 35),
     ("json", '```json\n[{"name": "f", "arguments": {}}]\n```', 9), ("json", "[1]", 1),
     ("llama3_json", '{"name": "f", "parameters": {}} {"name": "g", "parameters": {}}', 32),
     ("llama3_json", '{"name": "f", "parameters": {}};', 32), ("llama3_json", '[{"name": "f", "parameters": {}}]', 1),

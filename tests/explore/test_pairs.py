@@ -23,7 +23,9 @@ GOLD = Candidate(sample_id="s", index=-1, text="gold", calls=(TARGET,))
 def call(index: int, a: Any, value: float, exact: bool = False) -> tuple[Candidate, Score]:
     """A candidate calling f(a=...), with a given score."""
     call = ToolCall(name="f", arguments={"a": a})
-    return Candidate(sample_id="s", index=index, text=f"f({a})", calls=(call,)), Score(value=value, exact=exact)
+    branches = ((0, ((7, 0.5), (8, 0.25))),)
+    made = Candidate(sample_id="s", index=index, text=f"f({a})", calls=(call,), branches=branches)
+    return made, Score(value=value, exact=exact)
 
 
 def said(index: int, text: str, value: float = 0.0, parsed: bool = True) -> tuple[Candidate, Score]:
