@@ -161,13 +161,13 @@ def gain_decay(study: Study) -> list[Block]:
     for key in dict.fromkeys(key for arm in study.aligned for key in arm.settings if AMOUNT.fullmatch(key)):
         if len({as_text(arm.settings.get(key)) for arm in study.aligned}) < 2:
             continue
-        groups = defaultdict[str, list[tuple[float, Arm, Estimate]]](list)
+        groups = defaultdict[str, list[tuple[Any, Arm, Estimate]]](list)
         for arm in study.aligned:
             amount, found = arm.settings.get(key), arm.share()
             if (
                 amount is None
                 and key.startswith("select.")
-                and (data := study.stages.get(arm.first.stages.get("data")))
+                and (data := study.stages.get(arm.first.stages.get("data", "")))
             ):
                 samples = as_mapping(as_mapping(data.json("metrics.json")).get("samples"))  # no limit: what there was
                 amount = samples.get("explore", arm.settings.get("data.explore_samples"))
@@ -197,7 +197,7 @@ def gain_decay(study: Study) -> list[Block]:
 def logged(stage: StageFolder) -> dict[str, Curve]:
     """What a training stage logged, by metric; the last value of a step that was logged again after a restart."""
     files = sorted(stage.path.glob("logs/version_*/metrics.csv"), key=lambda one: (len(one.parent.name), one))
-    rows = [(row.get("step"), row) for file in files for row in csv.DictReader(stage.lines(file))]
+    rows: list[Any] = [(row.get("step"), row) for file in files for row in csv.DictReader(stage.lines(file))]
     if sum(bool(row.get("reward")) for _, row in rows) < 3:  # rounds of drawn answers hold rewards in full
         rows += [(row.get("number"), as_mapping(row.get("metrics"))) for row in stage.rows("rollouts.jsonl")]
     found = defaultdict[str, Curve](dict)

@@ -199,8 +199,8 @@ def groups_of(study: Study, limit: int) -> list[Block]:
             table = csv.DictReader(io.StringIO("\n".join(study.stages[name].lines("answers.csv"))))
             columns = [key for key in table.fieldnames or () if key not in ("step", "sample_id")]
             for row in table:
-                said = [_number(row.get(column)) for column in columns]
-                groups[str(row.get("step")), str(row.get("sample_id"))].append(said)
+                values = [_number(row.get(column)) for column in columns]
+                groups[str(row.get("step")), str(row.get("sample_id"))].append(values)
             kept = set(random.Random(name).sample(list(groups), min(limit, len(groups))))
             rows = [[f"step {at[0]}, {at[1]}", *row] for at, rows in groups.items() if at in kept for row in rows]
             if rows:

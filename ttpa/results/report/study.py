@@ -37,7 +37,7 @@ class StageFolder:
 
     def __init__(self, path: Path, cost: StageCost | None = None) -> None:
         self.path, self.id = path.absolute(), path.name
-        self.seconds, self.tokens = (cost.seconds, cost.tokens) if cost else (None, None)
+        self.seconds, self.tokens = cost and cost.seconds, cost and cost.tokens
         self.part = self.path.with_name(f"{self.id}.part")  # where a build that is not finished works
         self.exists = (path / "done.json").is_file()
         self.provenance = as_mapping(self.json("provenance.json"))
