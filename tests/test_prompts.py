@@ -169,7 +169,6 @@ def test_answers_read_back_as_their_targets(renderer: Renderer, toy_samples: Sam
 def test_a_prompt_and_its_answer_are_how_the_next_turns_prompt_begins(
     renderer: Renderer, toy_samples: Samples, dialogue: Sample
 ) -> None:
-    """What the model is taught to write is what it will read: no token lies between prompt and answer, or is lost."""
     for before in (*toy_samples, dialogue):
         said = Message(role="assistant", calls=before.target, content=before.target_text or "")
         after = replace(before, messages=(*before.messages, said, Message(role="user", content="And now?")))
@@ -268,7 +267,6 @@ def test_text_that_does_not_parse_is_recorded_and_never_raises(compact: Renderer
 
 
 def test_the_text_of_an_answer_is_what_its_tokens_add_one_by_one(renderer: Renderer, toy_samples: Samples) -> None:
-    """Whatever the characters; what ends a turn adds nothing, wherever it stands."""
     cities = {"city": UNICODE, "of": ["\u5929\u6c14", "\U0001f1e9\U0001f1ea"]}
     samples = [*toy_samples, replace(toy_samples[0], target=(ToolCall(name="get_weather", arguments=cities),))]
     for ids, written in zip(renderer.answers(samples), renderer.answer_texts(samples), strict=True):
@@ -285,7 +283,6 @@ def test_the_text_of_an_answer_is_what_its_tokens_add_one_by_one(renderer: Rende
 def test_a_prompt_for_grading_is_the_next_turn_of_the_dialogue(
     renderer: Renderer, toy_samples: Samples, dialogue: Sample
 ) -> None:
-    """Its beginning is the prompt and the answer as they were; the reference stands in the question alone."""
     for sample in (*toy_samples, dialogue):
         answer = renderer.answers(toy_samples[1:2])[0]
         asked = renderer.judge_prompt(sample, renderer.text(answer))

@@ -57,12 +57,6 @@ def pushed(tokenizer: Any, ids: list[int]) -> list[str]:
     return [stream.push(token) for token in ids]
 
 
-def test_a_character_comes_with_its_last_byte() -> None:
-    """a, then the four bytes of an emoji one by one, then the two of a letter, then b."""
-    ids = [misaligned().convert_tokens_to_ids(LETTERS[byte]) for byte in "a😀éb".encode()]
-    assert pushed(misaligned(), ids) == ["a", "", "", "", "😀", "", "é", "b"]
-
-
 @given(text=st.text(st.sampled_from("ab'天气怎么样😀😃😄é€1"), max_size=25), seed=st.integers(0, 99))
 @example(text="天气怎么样天气怎么样" * 3, seed=1)
 @settings(max_examples=100, deadline=None)
@@ -76,7 +70,6 @@ def test_tokens_may_end_within_characters_again_and_again(text: str, seed: int) 
 @example(data=[0x80, 0x80, 0x80, "😀", ord("a")])
 @settings(max_examples=100, deadline=None)
 def test_what_is_no_character_does_not_swallow_the_next_one(data: list[int | str]) -> None:
-    """Any bytes: what has been given out is what all of it decodes to, up to what may still become a character."""
     single = {byte: misaligned().convert_tokens_to_ids(letter) for byte, letter in LETTERS.items()}
     whole = b"".join(part.encode() if isinstance(part, str) else bytes([part]) for part in data)
     ids = [single[byte] for byte in whole]
@@ -86,7 +79,6 @@ def test_what_is_no_character_does_not_swallow_the_next_one(data: list[int | str
 
 
 def test_spaces_that_a_tokenizer_takes_off_the_beginning_are_not_lost_within() -> None:
-    """As sentencepiece tokenizers do: a word's space is in its token, and decoding drops the first one."""
 
     class Words:
         def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
@@ -109,7 +101,6 @@ def test_a_long_text_is_decoded_in_short_windows() -> None:
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
 def test_a_watch_says_whether_a_call_is_open(syntax: str) -> None:
-    """As `OpenCall` says of the text so far, after every token of a call with characters of several bytes."""
     written = get_syntax(syntax)
     call = ToolCall(name="get_weather", arguments={"city": "é 天气 😀", "days": 3})
     ids = cut(written.print((call, call)) + " and so on", random.Random(0))

@@ -112,7 +112,6 @@ def theirs(model: PreTrainedModel, prompt: Sequence[int], room: int = ROOM) -> l
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama", "gemma", "phi", "cohere", "deepseek"])
 def test_greedy_is_that_of_transformers_token_for_token(kind: str) -> None:
-    """Also behind a prefix, which takes of the room of an answer."""
     model = model_of(kind)
     whole = [theirs(model, prompt) for prompt in PROMPTS]
     longer = [[*prompt, *prefix] for prompt, prefix in zip(PROMPTS, PREFIXES, strict=True)]
@@ -125,9 +124,6 @@ def test_greedy_is_that_of_transformers_token_for_token(kind: str) -> None:
     assert len(set(map(tuple, whole))) > 3 and (
         kind != "llama" or {a.finish for a in flat(found)} == {"stop", "length"}
     )
-
-
-# --- answers do not depend on what else is asked -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("kind", "way"), [*(("qwen2", way) for way in WAYS), ("gemma", "nucleus"), ("phi", "rule")])
@@ -149,16 +145,6 @@ def test_answers_depend_neither_on_company_nor_on_order_nor_on_the_way(kind: str
         assert [a.token_ids for a in group] == [a.token_ids[: ROOM - len(prefix)] for a in answered]
 
 
-def test_a_prompt_asked_under_several_seeds_is_answered_for_each() -> None:
-    """Seed and candidate each change the answers; more candidates change none."""
-    prompts, seeds = [PROMPTS[0]] * 4 + [PROMPTS[1]], ["a", "b", "a", "c", "a"]
-    together = engine(rows=64).generate(prompts, 2, SAMPLED, seeds)
-    apart = [engine().generate([p], 5, SAMPLED, [s])[0][:2] for p, s in zip(prompts, seeds, strict=True)]
-    same(together, apart)
-    assert tokens(together)[0] == tokens(together)[2]
-    assert len({tuple(answer.token_ids) for answer in flat(together)}) > 4
-
-
 @dataclass
 class Shapes:
     """Notes the shape of every forward pass of a model."""
@@ -178,7 +164,6 @@ class Shapes:
 
 
 def test_batches_are_no_larger_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At most `rows` answers side by side, however they fall on prompts; padded prompts within their budget."""
     monkeypatch.setattr(decode, "PREFILL_TOKENS", 30)
     prompts = [prompt for prompt in PROMPTS if len(prompt) > 1] + [PROMPTS[1]] * 5  # one token wide are steps alone
     for rows in (1, 7, 40):
@@ -199,9 +184,6 @@ def test_answers_that_have_ended_leave_the_batch() -> None:
     assert needed <= sum(steps) < 2.5 * needed
 
 
-# --- beginnings --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_prefix_as_long_as_an_answer_may_be_leaves_nothing_to_draw(plain: bool) -> None:
     prefixes = [[5] * size for size in (4, 0, 6, 3, 5)]
@@ -215,7 +197,6 @@ def test_a_prefix_as_long_as_an_answer_may_be_leaves_nothing_to_draw(plain: bool
 
 @pytest.mark.parametrize(("rows", "times"), [(1, 2), (128, 1)])
 def test_a_prompt_with_a_prefix_is_kept_for_the_next_call(rows: int, times: int) -> None:
-    """Rows that begin alike share the beginning, if they fit into a batch; each call computes the prefixes again."""
     made = engine(rows=rows)
     expected = tokens(made.generate(PROMPTS, 2, SAMPLED, SEEDS, PREFIXES))
     assert made.counts["prefilled"] == DISTINCT + times * GIVEN
@@ -235,19 +216,6 @@ def test_a_prompt_without_a_prefix_is_computed_once_for_all_its_answers_and_not_
         assert made.counts["prefilled"] == calls * DISTINCT
 
 
-def test_beginnings_of_several_rows_are_computed_once() -> None:
-    """Some alike and some not, behind one prompt and behind others: the answers are those of each row by itself."""
-    asked = [(0, (5, 6)), (0, (5, 6)), (0, (7,)), (0, ()), (1, (5, 6)), (1, (5, 6)), (2, (8, 9, 5))]
-    prompts, prefixes = [PROMPTS[at] for at, _ in asked], [prefix for _, prefix in asked]
-    together, alone = engine(rows=64), engine(rows=1)
-    found = together.generate(prompts, 2, SAMPLED, SEEDS[:7], prefixes)
-    same(found, alone.generate(prompts, 2, SAMPLED, SEEDS[:7], prefixes))
-    assert len({tuple(answer.token_ids) for answer in flat(found)}) > len(asked)
-    read = sum(len(PROMPTS[at]) for at in range(3))
-    assert together.counts["prefilled"] == read + sum(len(prefix) for _, prefix in set(asked))
-    assert alone.counts["prefilled"] == read + 2 * sum(map(len, prefixes))
-
-
 def test_the_prompts_used_last_are_kept_within_their_number_of_tokens() -> None:
     """Three prompts of 6, 7 and 8 tokens, room for 15; one is kept however long it is."""
     made, small = engine(kept_tokens=15), engine(kept_tokens=1)
@@ -262,15 +230,11 @@ def test_the_prompts_used_last_are_kept_within_their_number_of_tokens() -> None:
     assert [computed(small, *numbers) for numbers in ((0, 1, 2), (2,))] == [21, 0]
 
 
-# --- every answer ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize(
     ("kind", "way"), [("qwen2", "hot, no repetition"), ("llama", "nucleus"), ("gemma", "nucleus"), ("phi", "rule")]
 )
 def test_log_probs_are_those_of_the_training_forward(kind: str, way: str, plain: bool) -> None:
-    """The policy's own whatever the temperature or the rule; in half precision up to its rounding."""
     for model, within in ((model_of(kind), 1e-5), (fresh(kind).to(torch.bfloat16), 0.15)):
         found = engine(model, 64, plain).generate(PROMPTS, 3, WAYS[way], SEEDS, PREFIXES)
         rows = [TokenRow([*p, *q], a.token_ids) for p, q, g in zip(PROMPTS, PREFIXES, found, strict=True) for a in g]
@@ -292,27 +256,16 @@ def test_an_answer_ends_with_its_first_stop_token_or_at_its_full_length() -> Non
     assert {answer.token_ids[-1] for answer in whole if answer.finish == "stop"} == set(STOPS)
 
 
-PIECES = {
-    "python": ("", "$", "$", "[f(x='", "[g(n=1, y='", "[", ")]", "')]", "', z='", " ", "\\", "é"),
-    "hermes": (
-        "", "$", "$", '<tool_call>{"name":"f","arguments":{"x":"', "<tool_call>{", "<", '"}}</tool_call>', '"}}',
-        '","z":"', " ", "\\", "é",
-    ),
-}  # fmt: skip
+PIECES = ["", "$", "$", "[f(x='", "[g(n=1, y='", "[", ")]", "')]", "', z='", " ", "\\", "é", *"abcdefghijkl"]
 """Half of the tokens are letters, the others open calls, close them or leave them open."""
 
 
-@pytest.mark.parametrize("syntax", PIECES)
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize(("span", "draw"), [("call", "uniform"), ("call", "renormalised"), ("everywhere", "uniform")])
-def test_inside_of_calls_the_rule_draws_and_outside_it_is_greedy(
-    syntax: str, plain: bool, span: str, draw: str
-) -> None:
-    """Every position by itself: whether a call is open there, and what a plain forward says of the next token."""
-    model, how, pieces = model_of("llama"), rule(5, 0.4, draw, span), [*PIECES[syntax], *"abcdefghijkl"]
-    assert how.rule is not None and len(pieces) == VOCAB
-    tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens=False: "".join(pieces[token] for token in ids))
-    renderer = {"tokenizer": tokenizer, "syntax": get_syntax(syntax)}
+def test_inside_of_calls_the_rule_draws_and_outside_it_is_greedy(plain: bool, span: str, draw: str) -> None:
+    model, how, syntax = model_of("llama"), rule(5, 0.4, draw, span), get_syntax("python")
+    tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens=False: "".join(PIECES[token] for token in ids))
+    renderer = {"tokenizer": tokenizer, "syntax": syntax}
     prompts, seeds = [*PROMPTS, *PROMPTS], [*SEEDS, *(f"{seed}, begun" for seed in SEEDS)]
     prefixes = [[]] * len(PROMPTS) + [[3, 12, 13][: i % 4] for i in range(len(PROMPTS))]
     found = engine(model, 32, plain, renderer=renderer).generate(prompts, 2, how, seeds, prefixes)
@@ -320,7 +273,7 @@ def test_inside_of_calls_the_rule_draws_and_outside_it_is_greedy(
     for prompt, prefix, group in zip(prompts, prefixes, found, strict=True):
         for answer in group:
             logits = plain_logits(model, [*prompt, *prefix, *answer.token_ids])[len(prompt) + len(prefix) - 1 :]
-            stream = OpenCall(get_syntax(syntax))
+            stream = OpenCall(syntax)
             stream.push(tokenizer.decode(prefix))
             branches = dict(answer.branches)
             for at, token in enumerate(answer.token_ids):
@@ -330,12 +283,9 @@ def test_inside_of_calls_the_rule_draws_and_outside_it_is_greedy(
                 assert token in kept
                 assert dict(branches.get(at, ())) == pytest.approx(kept if len(kept) > 1 else {}, abs=1e-5)
                 seen[inside, token != best] += 1
-                stream.push(pieces[token])
+                stream.push(PIECES[token])
     assert seen[True, False] > 20 and seen[True, True] > 20 and not seen[False, True]
     assert span == "everywhere" or seen[False, False] > 20
-
-
-# --- through transformers' generate ------------------------------------------------------------------------------
 
 
 def test_an_architecture_with_other_attention_takes_the_way_through_transformers(
@@ -354,16 +304,12 @@ def test_an_architecture_with_other_attention_takes_the_way_through_transformers
 
 
 def test_what_a_published_model_asks_of_generate_is_not_applied() -> None:
-    """Many come with a repetition penalty of their own: it would change probabilities and log-probs silently."""
     model = fresh()
     expected = engine(model).generate(PROMPTS, 2, SAMPLED, SEEDS)
     model.generation_config.repetition_penalty = 3.0
     own = model.generation_config.to_dict()
     same(engine(model, plain=True).generate(PROMPTS, 2, SAMPLED, SEEDS), expected)
     assert model.generation_config.to_dict() == own
-
-
-# --- probabilities of given tokens -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -392,9 +338,6 @@ def test_nothing_asked_nothing_answered() -> None:
     assert made.next_logps([], [3]) == [] and made.counts == {"prefilled": 0, "generated": 0}
 
 
-# --- what the engine leaves behind -------------------------------------------------------------------------------
-
-
 def assert_trainable(model: PreTrainedModel) -> None:
     assert model.config._attn_implementation == "sdpa" and not torch.is_inference_mode_enabled()
     rows = [TokenRow(PROMPTS[2], [5, 6, 1]), TokenRow(PROMPTS[2], [5, 7, 8, 1])]
@@ -402,29 +345,6 @@ def assert_trainable(model: PreTrainedModel) -> None:
         model.zero_grad()
         forward(model, rows, pad_id=PAD).logps_N.sum().backward()
         assert all(weight.grad is not None for weight in model.parameters())
-
-
-@pytest.mark.parametrize("plain", [False, True])
-def test_mode_settings_and_gradients_are_as_they_were(plain: bool) -> None:
-    model = fresh("llama")
-    for training in (True, False):
-        model.train(training)
-        made = engine(model, plain=plain)
-        made.generate(PROMPTS, 2, SAMPLED, SEEDS, PREFIXES)
-        made.next_logps(PROMPTS[:2], [3])
-        made.answer_logps(PROMPTS[0], [[3, 4], [3, 5]])
-        assert all(module.training == training for module in model.modules())
-    assert_trainable(model)
-
-
-def test_long_trees_can_be_trained_on_after_the_engine_has_computed_them() -> None:
-    """Masks are kept between forwards: one made while exploring must not be in the way of training."""
-    rng, model = random.Random(0), fresh(max_position_embeddings=1024)
-    prompt = [rng.randrange(3, VOCAB) for _ in range(300)]
-    answers = [[3 + i, *(rng.randrange(3, VOCAB) for _ in range(150))] for i in range(3)]
-    engine(model).answer_logps(prompt, answers)
-    tree_token_logps(model.train(), [TokenRow(prompt, a) for a in answers], worth=2.0).logps_N.sum().backward()
-    assert model.lm_head.weight.grad is not None
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -443,7 +363,6 @@ def test_a_failure_leaves_the_model_usable(plain: bool, calls: int) -> None:
 
 
 def test_a_row_that_fills_up_a_batch_does_not_speak_for_the_row_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In half precision two places of one row may draw differently. The tokens written must be those that were read."""
     exact = decode.draw
 
     def by_place(logits_RV: Tensor, *given: Any, **named: Any) -> Any:

@@ -123,37 +123,11 @@ def test_draws_follow_the_distribution_that_is_stated(sampling: Sampling, weight
     assert found[:300] == [race(weights, key, 5) for key in key_R[:300].tolist()]
 
 
-def test_positions_of_an_answer_are_drawn_independently() -> None:
-    """Two tokens in a row: every pair as often as the product of its probabilities; 35 degrees of freedom."""
-    key_R = keys(6000)
-    one, two = (drawn(ordinary(), scripts(6000), key_R, position).token_R.tolist() for position in (0, 1))
-    counts = Counter(6 * a + b for a, b in zip(one, two, strict=True))
-    assert chi_square(counts, {6 * a + b: SCRIPT[a] * SCRIPT[b] for a in range(6) for b in range(6)}) < 66.6
-
-
 def test_a_mass_equal_to_top_p_reaches_it() -> None:
     """Three of four equal tokens have 3/4, to the bit: the fourth is not needed; for the next number it is."""
     rows = torch.zeros(200, 4)
     assert set(tokens(ordinary(top_p=0.75), rows)) == {0, 1, 2}
     assert set(tokens(ordinary(top_p=math.nextafter(0.75, 1)), rows)) == {0, 1, 2, 3}
-
-
-def test_never_outside_the_nucleus_on_a_large_vocabulary() -> None:
-    """Random distributions: before a pick lies less mass than top_p; who won among all and is inside still wins."""
-    rows = 4 * noise(1, 300, 2000)
-    probs, free = torch.softmax(rows.double(), -1), tokens(ordinary(), rows)
-    for top_p in (0.1, 0.5, 0.9, 0.99):
-        for row, token in enumerate(tokens(ordinary(top_p=top_p), rows)):
-            assert float(probs[row][probs[row] > probs[row, token]].sum()) < top_p + 1e-6
-            if float(probs[row][probs[row] >= probs[row, free[row]]].sum()) < top_p:
-                assert token == free[row]
-
-
-def test_temperature_zero_is_greedy_and_a_low_one_nearly() -> None:
-    rows = noise(2, 50, 30)
-    for temperature in (0.0, 1e-4):
-        found = drawn(ordinary(temperature=temperature, top_p=0.5), rows)
-        assert torch.equal(found.token_R, rows.argmax(-1)) and found.options is None
 
 
 def test_log_probs_are_the_models_own_whatever_the_settings() -> None:
@@ -258,7 +232,6 @@ def test_the_largest_random_number_keeps_nobody_from_arriving_and_the_smallest_w
 def test_any_row_gives_a_token_that_may_be_drawn(
     row: list[float], key: int, position: int, temperature: float, top_p: float, closed: set[int]
 ) -> None:
-    """Also where some tokens are impossible: they are never drawn, and nothing is not a number."""
     rows = torch.tensor([[-math.inf if at in closed else x for at, x in enumerate(row)]])
     for sampling in (ordinary(temperature=temperature, top_p=top_p), ruled(3, top_p, "renormalised")):
         found = drawn(sampling, rows, torch.tensor([key]), position)

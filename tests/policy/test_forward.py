@@ -79,9 +79,6 @@ def assert_exact(model: Any, rows: Sequence[TokenRow], **options: Any) -> None:
     assert logps < 1e-5 and grads < 1e-5
 
 
-# --- rows that share ---------------------------------------------------------------------------------------------
-
-
 token_lists = partial(st.lists, st.integers(1, 2))
 """Over two tokens, so that prompts and answers share prefixes, are equal or go on in each other by themselves."""
 row_lists = st.lists(
@@ -124,8 +121,6 @@ LONG_PROMPT = [TokenRow(tuple(range(2, 50)), answer) for answer in ((5, 6, 7), (
 ]
 """Few nodes have something to predict: what nobody reads of the last layer is left out."""
 
-# --- exactness ---------------------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize("kind", CAUSAL)
 @settings(deadline=None, max_examples=20)
@@ -136,10 +131,8 @@ LONG_PROMPT = [TokenRow(tuple(range(2, 50)), answer) for answer in ((5, 6, 7), (
     call_cost=st.sampled_from([0, 10, 300, forward.CALL_COST]),
 )
 @example(rows=long_rows(), with_prompt=True, temperature=1.0, call_cost=forward.CALL_COST)
-@example(rows=long_rows(), with_prompt=False, temperature=1.0, call_cost=300)
 @example(rows=HARD, with_prompt=False, temperature=1.0, call_cost=0)
 @example(rows=HARD, with_prompt=True, temperature=0.7, call_cost=HUGE)
-@example(rows=LONG_PROMPT, with_prompt=False, temperature=1.0, call_cost=0)
 @example(rows=LONG_PROMPT, with_prompt=False, temperature=1.0, call_cost=300)
 @example(rows=LONG_PROMPT, with_prompt=False, temperature=1.0, call_cost=HUGE)
 @example(rows=[TokenRow((5,), ())], with_prompt=True, temperature=1.0, call_cost=0)
@@ -152,16 +145,7 @@ def test_log_probs_and_gradients_are_the_padded_ones(
         assert_exact(model_of(kind), rows, with_prompt=with_prompt, temperature=temperature)
 
 
-def test_the_rows_above_take_every_kind_of_attention_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Masked or causal; behind nothing, behind a contiguous path, and behind a path with side branches left out."""
-    monkeypatch.setattr(forward, "CALL_COST", 300)
-    blocks = plan_blocks(TokenTree.build([[*row.prompt, *row.answer] for row in long_rows()]))
-    kinds = {(type(block.above).__name__, block.mask is None) for block in blocks}
-    assert kinds >= {("NoneType", True), ("slice", True), ("slice", False), ("Tensor", True), ("Tensor", False)}
-
-
 def test_a_wrong_mask_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under a plain causal mask over the packed row answers see each other; the check at run time notices that too."""
     monkeypatch.setattr(forward, "plan_blocks", lambda tree: [Block(0, len(tree), None, None)])
     for rows in (HARD, long_rows()):
         logps, grads = differences(model_of("llama"), rows)
@@ -172,7 +156,6 @@ def test_a_wrong_mask_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("kind", ["qwen2", "gemma"])
 def test_entropies_are_the_padded_ones_and_those_of_the_softmax(kind: str, temperature: float) -> None:
-    """Of the distribution that each token was drawn from; nodes may belong to several rows. Log-probs stay the same."""
     model, rows = model_of(kind), [*HARD, *long_rows()]
     tree, padded = (f(model, rows, pad_id=PAD, temperature=temperature, entropy=True) for f in (over_tree, token_logps))
     assert tree.computed < padded.computed
@@ -190,7 +173,6 @@ def test_entropies_are_the_padded_ones_and_those_of_the_softmax(kind: str, tempe
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj", "down_proj"], ["q_proj", "lm_head"]])
 def test_adapters_get_the_padded_gradients(targets: list[str]) -> None:
-    """An adapter on the head runs within the tiles. With it off, the log-probs are those of the base model."""
     from peft import LoraConfig, get_peft_model
 
     base = fresh("llama")
@@ -233,7 +215,6 @@ def test_gradient_checkpointing_does_not_change_the_gradients(rows: list[TokenRo
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama", "gemma"])
 def test_only_what_the_head_reads_runs_through_the_last_mlp(kind: str) -> None:
-    """Nodes with an answer token behind them; the layers before and the keys of the last one see every node."""
     model, seen = fresh(kind), dict[str, int]()
     layers = model.model.layers
     parts = {"first": layers[0].mlp, "key": layers[-1].self_attn.k_proj, "inner": layers[-1].mlp.down_proj}
@@ -260,9 +241,6 @@ def test_a_failed_forward_leaves_the_model_as_it_was() -> None:
     assert torch.equal(plain_logits(model, [1, 2, 3]), before)
 
 
-# --- the head in tiles -------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def saved_sizes() -> Iterator[list[int]]:
     """Number of elements of every tensor that is kept for the backward pass."""
@@ -281,7 +259,6 @@ def saved_sizes() -> Iterator[list[int]]:
 def test_tiles_give_the_same_without_keeping_the_logits(
     kind: str, forward: Callable[..., TokenLogps], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Phi's head has a bias: it takes the checkpointed way, the other the backward pass that is written out."""
     model, rows = fresh(kind, vocab_size=1000), long_rows()
     whole, whole_gradients = passed(forward, model, rows)
     monkeypatch.setattr(logprobs, "TILE_ELEMENTS", 5 * 1000 + 1)
@@ -315,7 +292,6 @@ def test_the_head_runs_once_where_answers_branch(monkeypatch: pytest.MonkeyPatch
 def test_target_log_probs_and_entropies_are_those_of_the_formula(
     kind: str, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """log softmax(z / t) at the target; -sum p log p at every position, even one with no or many targets."""
     monkeypatch.setattr(logprobs, "TILE_ELEMENTS", tile * VOCAB)
     model = fresh(kind)
     hidden_NH = torch.randn(8, SIZES["hidden_size"], generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -330,9 +306,6 @@ def test_target_log_probs_and_entropies_are_those_of_the_formula(
     of_weights = gradients(model)
     plain_NV[position_M, token_M].sum().backward()
     assert torch.allclose(found, hidden_NH.grad, atol=1e-6) and furthest(of_weights, gradients(model)) < 1e-5
-
-
-# --- which way a batch goes --------------------------------------------------------------------------------------
 
 
 def test_a_batch_that_shares_little_takes_the_padded_path() -> None:
@@ -383,9 +356,6 @@ def test_an_architecture_that_can_takes_trees_unless_told_otherwise(
 ) -> None:
     assert choose_forward(model_of(kind), "tree") is tree_token_logps
     assert choose_forward(model_of(kind), "padded") is token_logps and not caplog.records
-
-
-# --- attention calls ---------------------------------------------------------------------------------------------
 
 
 def allowed_pairs(tree: TokenTree) -> Tensor:

@@ -2,7 +2,6 @@
 Batches keep their budgets and lose nothing.
 """
 
-import doctest
 from collections.abc import Sequence
 from itertools import combinations, pairwise
 
@@ -10,7 +9,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ttpa.policy import tree
 from ttpa.policy.tree import TokenTree, bucket_by_tokens, pack
 
 
@@ -22,26 +20,6 @@ def prefix_of(built: TokenTree, node: int) -> tuple[int, ...]:
     return tuple(found[::-1])
 
 
-def test_branches_at_three_depths_and_two_roots() -> None:
-    """
-    1 - 2 - 3 - 4    nodes 1 2 3 4 5 6 9 9 5
-              - 5
-          - 6
-      - 9 - 9
-    5
-    """
-    built = TokenTree.build([[1, 2, 3, 4], [5], [1, 9, 9], [1, 2, 6], [1, 2, 3, 5]])
-    assert built.token.tolist() == [1, 2, 3, 4, 5, 6, 9, 9, 5]
-    assert built.parent.tolist() == [-1, 0, 1, 2, 2, 1, 0, 6, -1]
-    assert built.depth.tolist() == [0, 1, 2, 3, 3, 2, 1, 2, 0]
-    assert built.end.tolist() == [8, 6, 5, 4, 5, 6, 8, 8, 9]
-    assert [path.tolist() for path in built.paths] == [[0, 1, 2, 3], [8], [0, 6, 7], [0, 1, 5], [0, 1, 2, 4]]
-
-
-def test_the_examples_of_the_docstrings() -> None:
-    assert doctest.testmod(tree).failed == 0
-
-
 @settings(deadline=None, max_examples=200)
 @given(sequences=st.lists(st.lists(st.integers(0, 2), max_size=7), max_size=8))
 @example(sequences=[[0], [0, 0], [0, 0, 0], [1], []])
@@ -49,7 +27,6 @@ def test_the_examples_of_the_docstrings() -> None:
 def test_nodes_are_the_distinct_prefixes_and_the_rule_is_their_ancestor_relation(
     sequences: Sequence[Sequence[int]],
 ) -> None:
-    """`j <= i < end[j]` says that j's prefix is a prefix of i's, the node itself included; siblings ascend by token."""
     built = TokenTree.build(sequences)
     found = [prefix_of(built, node) for node in range(len(built))]
     assert found == sorted({tuple(sequence[: k + 1]) for sequence in sequences for k in range(len(sequence))})
@@ -58,13 +35,6 @@ def test_nodes_are_the_distinct_prefixes_and_the_rule_is_their_ancestor_relation
     for i, inner in enumerate(found):
         for j, outer in enumerate(found):
             assert (j <= i < built.end[j]) == (inner[: len(outer)] == outer)
-
-
-def test_a_deep_tree_that_branches_everywhere_is_no_trouble() -> None:
-    """Ten thousand tokens; every tenth has a second answer."""
-    trunk = [1] * 10_000
-    built = TokenTree.build([trunk, *([*trunk[:size], 2] for size in range(0, 10_000, 10))])
-    assert len(built) == 11_000 and built.end[0] == 10_999 and built.end[-1] == 11_000
 
 
 @pytest.mark.parametrize(
@@ -85,7 +55,6 @@ def test_packing_worked_by_hand(sizes: list[int], budget: int, batches: list[lis
 @given(sizes=st.lists(st.integers(0, 60), max_size=25), budget=st.integers(1, 80))
 @example(sizes=[50, 0, 0], budget=10)
 def test_every_tree_is_in_one_batch_and_no_two_batches_would_fit_into_one(sizes: list[int], budget: int) -> None:
-    """A tree over the budget is alone."""
     batches = pack(sizes, budget)
     assert sorted(k for batch in batches for k in batch) == list(range(len(sizes)))
     filled = [sum(sizes[k] for k in batch) for batch in batches]
@@ -96,7 +65,6 @@ def test_every_tree_is_in_one_batch_and_no_two_batches_would_fit_into_one(sizes:
 @settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 60), max_size=40), budget=st.integers(1, 200), data=st.data())
 def test_buckets_hold_every_row_once_within_the_budget(lengths: list[int], budget: int, data: st.DataObject) -> None:
-    """Some of the rows, in any order; equal ones keep their order."""
     rows = data.draw(st.lists(st.sampled_from(range(len(lengths))), unique=True)) if lengths else []
     batches = bucket_by_tokens(rows, lengths, budget)
     assert [row for batch in batches for row in batch] == sorted(rows, key=lengths.__getitem__)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import inspect
 import json
 import math
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from ttpa.calls.syntaxes import get_syntax
 from ttpa.errors import ConfigError
-from ttpa.policy.engine import Engine, Generated, Sampling, TokenRule
+from ttpa.policy.engine import Engine, Sampling, TokenRule
 from ttpa.policy.engines import VLLMOptions
 from ttpa.policy.models import HFModel, Lora, TinyModel
 from ttpa.policy.vllm import VLLMEngine
@@ -43,7 +42,9 @@ def ids(text: str) -> list[int]:
     return [CHARS.index(char) for char in text]
 
 
-# ---- the stand-in ---------------------------------------------------------------------------------------------------
+def text_of(answer: Any) -> str:
+    """Of an answer, or of token ids."""
+    return "".join(CHARS[token] for token in getattr(answer, "token_ids", answer))
 
 
 class SamplingParams(SimpleNamespace):
@@ -51,52 +52,39 @@ class SamplingParams(SimpleNamespace):
 
     def __init__(self, **given: Any) -> None:
         defaults: dict[str, Any] = {
-            "n": 1, "repetition_penalty": 1.0, "temperature": 1.0, "top_p": 1.0, "seed": None, "stop_token_ids": None,
+            "repetition_penalty": 1.0, "temperature": 1.0, "top_p": 1.0, "seed": None, "stop_token_ids": None,
             "ignore_eos": False, "max_tokens": 16, "logprobs": None, "logprob_token_ids": None, "detokenize": True,
             "extra_args": None,
         }  # fmt: skip
         assert given.keys() <= defaults.keys()
         super().__init__(**{**defaults, **given})
-        assert 0 <= self.temperature <= 2 and 0 < self.top_p <= 1 and self.repetition_penalty > 0
-        assert self.max_tokens >= 1
-        assert self.seed is None or (type(self.seed) is int and 0 <= self.seed < 2**63)
-        if self.stop_token_ids is not None:
-            assert type(self.stop_token_ids) is list and all(type(token) is int for token in self.stop_token_ids)
-        if self.logprob_token_ids is not None:
-            assert self.logprobs == len(self.logprob_token_ids) == len(set(self.logprob_token_ids))
-        if self.extra_args is not None:  # crosses to another process as plain data
-            assert json.loads(json.dumps(self.extra_args)) == self.extra_args
+        assert self.max_tokens >= 1 and (self.seed is None or 0 <= self.seed < 2**63)
+        if (named := self.logprob_token_ids) is not None:
+            assert self.logprobs == len(named) == len(set(named))
+        assert json.loads(json.dumps(self.extra_args)) == self.extra_args  # crosses to another process as plain data
 
 
-@dataclass(kw_only=True)
-class LoRARequest:
-    lora_name: str
-    lora_int_id: int
-    lora_path: str
+LoRARequest = make_dataclass("LoRARequest", ("lora_name", "lora_int_id", "lora_path"), kw_only=True)
 
 
 class AdapterLogitsProcessor:
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
-        self.device = device
+        pass
 
 
 @dataclass
 class Standin:
-    """What a test sets and what the package saw."""
+    """What a test sets and what the package saw; `options` are those of the last model."""
 
     probs: Callable[[str, str | None], dict[str, float]] = lambda text, lora: {"$": 1.0}
     interrupt: bool = False  # every request is put aside and taken up again before each token
-    llms: list[LLM] = field(default_factory=list)
-    requests: list[tuple[list[int], SamplingParams, LoRARequest | None]] = field(default_factory=list)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What the last model was loaded with."""
-        return self.llms[-1].options
+    options: dict[str, Any] = field(default_factory=dict)
+    runner: str | None = None
+    requests: list[Any] = field(default_factory=list)
 
 
 ENGINE_ARGS = {
-    "tokenizer", "tensor_parallel_size", "dtype", "quantization", "revision", "tokenizer_revision", "seed",
+    "model", "tokenizer", "tensor_parallel_size", "dtype", "quantization", "revision", "tokenizer_revision", "seed",
     "gpu_memory_utilization", "max_model_len", "enable_prefix_caching", "enable_lora", "max_loras", "max_lora_rank",
     "generation_config", "logprobs_mode", "max_logprobs", "logits_processors", "async_scheduling",
 }  # fmt: skip
@@ -107,61 +95,38 @@ class LLM:
 
     standin: Standin
 
-    def __init__(self, model: str, **options: Any) -> None:
-        assert options.keys() <= ENGINE_ARGS
-        self.options = {"model": model, **options}
-        self.max_logprobs: int = options.get("max_logprobs", 20)
-        self.max_lora_rank: int = options.get("max_lora_rank", 16)
-        self.lora_on: bool = options.get("enable_lora", False)
-        self.max_model_len: int | None = options.get("max_model_len")
-        assert options.get("enable_prefix_caching", True) and options["logprobs_mode"] == "raw_logprobs"
-        assert self.max_lora_rank in (1, 8, 16, 32, 64, 128, 256, 320, 512)
+    def __init__(self, **options: Any) -> None:
+        assert options.keys() <= ENGINE_ARGS and options["logprobs_mode"] == "raw_logprobs"
+        assert options.get("max_lora_rank", 16) in (1, 8, 16, 32, 64, 128, 256, 320, 512)
+        self.options = self.standin.options = options
         self.processors = []
         for module, _, name in (path.partition(":") for path in options.get("logits_processors") or ()):
             assert os.environ[SWITCH] == "0", "the second model runner refuses processors of the first"
             self.processors.append(getattr(importlib.import_module(module), name)({}, torch.device("cpu"), False))
             assert isinstance(self.processors[-1], AdapterLogitsProcessor)
-        self.runner = os.environ.get(SWITCH)
+        self.standin.runner = os.environ.get(SWITCH)
         self.blocks: set[tuple[int, ...]] = set()
-        self.standin.llms.append(self)
 
-    def generate(
-        self,
-        prompts: list[dict[str, list[int]]],
-        sampling_params: list[SamplingParams],
-        *,
-        use_tqdm: bool = True,
-        lora_request: LoRARequest | None = None,
-    ) -> list[Any]:
+    def generate(self, prompts: Any, sampling_params: Any, *, use_tqdm: bool = True, lora_request: Any = None) -> Any:
         assert prompts and not use_tqdm and len(sampling_params) == len(prompts)
         if lora_request is not None:
-            assert self.lora_on
             config = json.loads((Path(lora_request.lora_path) / "adapter_config.json").read_text())
-            assert config["r"] <= self.max_lora_rank and not config["use_dora"]
-        outputs = []
-        for prompt, params in zip(prompts, sampling_params, strict=True):
-            ids = prompt["prompt_token_ids"]
-            self.standin.requests.append((ids, params, lora_request))
-            outputs.append(self._request(ids, params, lora_request))
-        return outputs
+            assert self.options["enable_lora"] and config["r"] <= self.options["max_lora_rank"]
+        asked = [(prompt["prompt_token_ids"], params) for prompt, params in zip(prompts, sampling_params, strict=True)]
+        self.standin.requests += [(*request, lora_request) for request in asked]
+        return [self._request(*request, lora_request) for request in asked]
 
-    def _cached(self, prompt: list[int], lora: LoRARequest | None) -> int:
-        """Tokens found in the cache, whose keys know the adapter's number; at least one is computed."""
-        keys = [(lora.lora_int_id if lora else 0, *prompt[:end]) for end in range(BLOCK, len(prompt), BLOCK)]
-        found = sum(key in self.blocks for key in keys) * BLOCK
-        self.blocks |= set(keys)
-        return found
-
-    def _request(self, prompt: list[int], params: SamplingParams, lora: LoRARequest | None) -> Any:
-        assert params.n == 1 and (params.logprobs or 0) <= self.max_logprobs
-        assert self.max_model_len is None or len(prompt) < self.max_model_len
+    def _request(self, prompt: list[int], params: SamplingParams, lora: Any) -> Any:
+        assert (params.logprobs or 0) <= self.options["max_logprobs"] and len(prompt) < self.options["max_model_len"]
         generator = torch.Generator().manual_seed(params.seed or 0)
-        calls = self._calls(params)
-        out: list[int] = []
-        rows: list[dict[int, Any]] = []
+        calls, out, rows = self._calls(params), list[int](), []
         while len(out) < params.max_tokens and not set(out) & set(params.stop_token_ids or []):
             calls = self._calls(params) if self.standin.interrupt else calls
-            logits, raw = self._logits([*prompt, *out], lora)
+            probs = self.standin.probs(text_of([*prompt, *out]).lstrip("~"), lora.lora_path if lora else None)
+            assert math.isclose(sum(probs.values()), 1)
+            # Tokens without a probability get a little, and an offset that the softmax must take out.
+            raw = torch.tensor([probs.get(char, 1e-9) for char in CHARS]).log()
+            logits, raw = raw + 3.0, torch.log_softmax(raw, -1)
             for call in calls:
                 logits = call(out, logits.clone())
             token = int(logits.argmax())
@@ -171,33 +136,25 @@ class LLM:
             rows.append({option: SimpleNamespace(logprob=float(raw[option])) for option in listed})
             out.append(token)
         finish = "stop" if out[-1] in (params.stop_token_ids or []) else "length"
+        # Tokens found in the prefix cache, whose keys know the adapter's number; at least one is computed.
+        keys = [(lora.lora_int_id if lora else 0, *prompt[:end]) for end in range(BLOCK, len(prompt), BLOCK)]
+        cached = sum(key in self.blocks for key in keys) * BLOCK
+        self.blocks |= set(keys)
         made = SimpleNamespace(token_ids=tuple(out), logprobs=rows, finish_reason=finish)
-        return SimpleNamespace(prompt_token_ids=prompt, outputs=[made], num_cached_tokens=self._cached(prompt, lora))
+        return SimpleNamespace(outputs=[made], num_cached_tokens=cached)
 
     def _calls(self, params: SamplingParams) -> list[Callable[..., Tensor]]:
-        """The request's logits processors of this step's batch; greedy requests skip those that say they may."""
+        """The request's logits processors; greedy requests skip those that say they may."""
         made = [p.new_req_logits_processor(params) for p in self.processors if not p.is_argmax_invariant()]
-        calls = [call for call in made if call]
-        assert all(len(inspect.signature(call).parameters) == 2 for call in calls)
-        return calls
-
-    def _logits(self, whole: list[int], lora: LoRARequest | None) -> tuple[Tensor, Tensor]:
-        text = "".join(CHARS[token] for token in whole).lstrip("~")
-        probs = self.standin.probs(text, lora.lora_path if lora else None)
-        assert math.isclose(sum(probs.values()), 1)
-        # Tokens without a probability get a little, and an offset that the softmax must take out.
-        raw = torch.full((len(CHARS),), 1e-9)
-        for char, p in probs.items():
-            raw[CHARS.index(char)] = p
-        return raw.log() + 3.0, torch.log_softmax(raw.log(), -1)
+        return [call for call in made if call]
 
 
 PACKAGE = {
-    "vllm": {"LLM": LLM, "SamplingParams": SamplingParams, "__version__": "0.31.0", "__path__": []},
-    "vllm.lora": {"__path__": []},
+    "vllm": {"LLM": LLM, "SamplingParams": SamplingParams, "__version__": "0.31.0"},
+    "vllm.lora": {},
     "vllm.lora.request": {"LoRARequest": LoRARequest},
-    "vllm.v1": {"__path__": []},
-    "vllm.v1.sample": {"__path__": []},
+    "vllm.v1": {},
+    "vllm.v1.sample": {},
     "vllm.v1.sample.logits_processor": {"AdapterLogitsProcessor": AdapterLogitsProcessor},
 }
 
@@ -207,7 +164,7 @@ def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
     """Puts the package where imports find it."""
     for name, attributes in PACKAGE.items():
         module = ModuleType(name)
-        vars(module).update(attributes)
+        vars(module).update(attributes, __path__=[])
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setenv(SWITCH, "")
     monkeypatch.delenv(SWITCH)  # set first, so that what the engine sets is taken back
@@ -225,8 +182,6 @@ def tokenizers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", load)
     return loaded
 
-
-# ---- policies -------------------------------------------------------------------------------------------------------
 
 SPEC = HFModel(
     name="org/base", max_tokens=64, syntax="python_compact", template="compact", revision="abc", dtype="bfloat16",
@@ -264,13 +219,6 @@ def ask(made: VLLMEngine, sampling: Sampling, n: int = 1, seed: str = "s", promp
     return answers
 
 
-def text_of(answer: Generated) -> str:
-    return "".join(CHARS[token] for token in answer.token_ids)
-
-
-# ---- what is loaded -------------------------------------------------------------------------------------------------
-
-
 def test_a_base_model_is_loaded_by_name_and_revision(standin: Standin) -> None:
     made = engine(rules=False)
     assert isinstance(made, Engine)
@@ -280,7 +228,7 @@ def test_a_base_model_is_loaded_by_name_and_revision(standin: Standin) -> None:
         "enable_prefix_caching": True, "generation_config": "vllm", "logprobs_mode": "raw_logprobs",
         "max_logprobs": 128,
     }  # fmt: skip
-    assert standin.llms[0].runner is None
+    assert standin.runner is None
     ask(made, GREEDY)
     assert standin.requests[0][2] is None
 
@@ -297,16 +245,8 @@ def test_a_base_model_is_loaded_by_name_and_revision(standin: Standin) -> None:
 )
 def test_options_reach_vllm(standin: Standin, spec: HFModel, options: Any, expected: dict[str, Any]) -> None:
     engine(spec, **options)
-    assert standin.options.items() >= expected.items() and standin.llms[0].runner == "0"
+    assert standin.options.items() >= expected.items() and standin.runner == "0"
     assert standin.options["revision"] == spec.revision
-
-
-def test_full_weights_are_served_from_their_folder(standin: Standin, tmp_path: Path) -> None:
-    engine(SPEC, tmp_path, rules=False)
-    assert standin.options["model"] == str(tmp_path / "model")
-    assert standin.options["tokenizer"] == str(tmp_path / "tokenizer")
-    assert (standin.options["revision"], standin.options["tokenizer_revision"]) == (None, None)
-    assert "enable_lora" not in standin.options
 
 
 def test_an_adapter_goes_onto_the_base_model(standin: Standin, tmp_path: Path) -> None:
@@ -336,7 +276,7 @@ def test_a_saved_policy_is_found_as_it_was_saved(standin: Standin, tmp_path: Pat
 def test_what_vllm_cannot_serve_is_refused(standin: Standin, spec: Any, error: str) -> None:
     with pytest.raises(ConfigError, match=error):
         engine(spec)
-    assert not standin.llms
+    assert not standin.options
 
 
 def test_a_missing_package_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,7 +290,7 @@ def test_other_versions_are_refused(standin: Standin, monkeypatch: pytest.Monkey
     monkeypatch.setattr("vllm.__version__", version)
     with pytest.raises(ConfigError, match=rf"vllm {version} is not >=0\.24,<0\.33"):
         engine()
-    assert not standin.llms and SWITCH not in os.environ
+    assert not standin.options and SWITCH not in os.environ
 
 
 def test_a_switch_set_by_the_user_is_respected(standin: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,9 +301,6 @@ def test_a_switch_set_by_the_user_is_respected(standin: Standin, monkeypatch: py
     assert os.environ[SWITCH] == "1" and not {"logits_processors", "async_scheduling"} & set(standin.options)
     with pytest.raises(ConfigError, match=r"engine\.rules=False: .* Set engine\.rules=true"):
         ask(made, rule())
-
-
-# ---- answers --------------------------------------------------------------------------------------------------------
 
 
 def spelled(text: str, p: float = 0.75) -> Callable[[str, str | None], dict[str, float]]:
@@ -393,13 +330,6 @@ def test_a_request_says_how_to_draw_and_nothing_else(standin: Standin) -> None:
         temperature=1.5, top_p=0.9, repetition_penalty=0.75, seed=int(digest[:16], 16) // 2, max_tokens=3,
         stop_token_ids=[STOP], ignore_eos=True, logprobs=0, detokenize=False,
     )  # fmt: skip
-
-
-def test_log_probs_are_those_of_the_model_before_the_temperature(standin: Standin) -> None:
-    standin.probs = lambda text, lora: {"a": 0.8, "b": 0.2}
-    answers = ask(engine(), Sampling(max_new_tokens=1, temperature=2.0), n=20)
-    found = {text_of(answer): answer.logps[0] for answer in answers}
-    assert found == pytest.approx({"a": math.log(0.8), "b": math.log(0.2)}, abs=1e-6)
 
 
 def test_answers_come_in_the_order_of_the_prompts_and_leave_out_prefixes(standin: Standin) -> None:
@@ -436,8 +366,6 @@ def test_next_log_probs_are_under_the_full_softmax(standin: Standin) -> None:
     assert made.counts == {"prefilled": 3, "generated": 0} and made.next_logps([], [1]) == []
     assert made.answer_logps(ids("~"), [ids("a$")]) is None
 
-
-# ---- rules ----------------------------------------------------------------------------------------------------------
 
 CALL = {
     "": {" ": 0.52, "[": 0.48},  # as close as can be, but no call is open: greedy
@@ -525,7 +453,6 @@ def test_a_placeholder_for_a_token_is_not_read_as_one(standin: Standin, tokenize
 
 
 def test_an_adapter_in_training_replaces_the_one_before(standin: Standin, tmp_path: Path) -> None:
-    """Each number is new to the prefix cache, so that no prompt is read with older weights."""
     standin.probs = lambda text, lora: {("a" if lora is None else "1" if "first" in lora else "2"): 1.0}
     made = engine(adapted())
     first, second = (write_adapter(tmp_path / name) for name in ("first", "second"))
