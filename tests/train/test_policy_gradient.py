@@ -166,6 +166,23 @@ def test_weights_worked_by_hand() -> None:
         assert floats(logps.grad) == floats(expected)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "moves"),
+    [
+        (1.27, 1.0, True), (1.29, 1.0, False), (1.29, -1.0, True),
+        (0.81, -1.0, True), (0.79, -1.0, False), (0.79, 1.0, True),
+    ],
+)  # fmt: skip
+def test_clipping_stops_what_goes_too_far_and_never_the_way_back(ratio: float, advantage: float, moves: bool) -> None:
+    old = torch.tensor([[-1.0]])
+    logps = (old + math.log(ratio)).requires_grad_()
+    loss, metrics = grpo_loss(logps, old, None, torch.tensor([advantage]), torch.ones(1, 1), **CLIP)
+    loss.backward()
+    assert logps.grad is not None
+    assert logps.grad.item() == pytest.approx(-ratio * advantage if moves else 0.0)
+    assert clipped(metrics) == [not moves and advantage < 0, not moves and advantage > 0, not moves]
+
+
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_a_step_cut_into_parts_adds_up(aggregation: str) -> None:
     """Each part is told the answers and the tokens of the whole step."""
