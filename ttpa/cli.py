@@ -1,8 +1,6 @@
 """The command `ttpa`: `ttpa KEY=VALUE ...` runs the graph (a Hydra application), `ttpa COMMAND ...` does the rest.
 
-A user's mistake is answered in one line on standard error with exit status 2, before any work. Importing this module
-imports neither torch nor transformers nor Lightning. A command is a module with a text `HELP` and a function
-`main(words) -> status`.
+Imports neither torch nor Lightning. A command is a module with a text `HELP` and a function `main(words) -> status`.
 """
 
 import importlib

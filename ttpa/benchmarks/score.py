@@ -1,8 +1,4 @@
-"""`ttpa score`: verdicts on answers that are already there. Imports neither torch nor transformers, and asks no policy.
-
-Rows are read, scored and written one at a time, in the order in which they come, so that any number of them fits into
-memory and what was scored before an error is kept.
-"""
+"""`ttpa score`: verdicts on answers that are already there, row by row. Imports neither torch nor transformers."""
 
 import sys
 from collections import Counter

@@ -1,17 +1,9 @@
-"""The six error types of TTPA (arXiv 2505.20016) as a classification that needs no scorer, and a seventh bucket.
+"""The six error types of TTPA (arXiv 2505.20016) as a classification that needs no scorer; labels: docs/evaluation.md.
 
-* `format`             the text does not parse as calls, or a call's arguments are not an object.
-* `tool_name`          a matched call names another tool than its target call.
-* `missing_required`   a required parameter is absent.
-* `parameter_name`     a parameter that the tool does not have.
-* `parameter_type`     a value outside the declared JSON type; it is not compared with the target's value.
-* `parameter_value`    another value than the target's, or an optional parameter that only one of the two calls gives.
-* `call_count`         too few or too many calls. Not one of the six: the paper scores single calls.
-
-Calls are matched one-to-one with the target calls, optimally, in this order of worth: equal names, equal arguments,
-shared parameter names, few surplus parameters. Arguments are judged by the schema of the tool the target calls; with
-another listed tool, by that tool's own schema, and only the shared parameters are compared with the target. What the
-target itself does is never an error. Every candidate that is not exact has at least one label; an exact one has none.
+Calls are matched one-to-one with the target calls, optimally: equal names, then equal arguments, shared parameter
+names, few surplus parameters. Arguments are judged by the schema of the tool the target calls; with another listed
+tool, by that tool's own schema. What the target itself does is never an error; a candidate that is not exact has at
+least one label.
 """
 
 import json

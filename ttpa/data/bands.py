@@ -1,8 +1,7 @@
 """Difficulty bands of the easy-to-hard warm-up (iTool, arXiv 2501.09766 v5, warm-up section).
 
-The paper gives three columns a band (number of tools, length of the tool-set string, calls needed) and leaves open how
-they combine. Here *easy* needs all three of its conditions, *hard* any one of its own, and the rest is *medium*. Length
-counts the characters of the tool list as rows store it. The paper leaves 1000 and 2000 open: both are medium.
+*Easy* needs all three conditions, *hard* any one of its own, the rest is *medium*: the paper does not say how they
+combine. Length counts characters of the tool list as rows store it.
 """
 
 from collections.abc import Sequence

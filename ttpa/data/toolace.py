@@ -1,9 +1,7 @@
-"""`data=toolace`: ToolACE (arXiv 2409.00920, Team-ACE/ToolACE, Apache-2.0) and sets of its layout.
+"""`data=toolace`: ToolACE (arXiv 2409.00920, Team-ACE/ToolACE, Apache-2.0) and sets of its layout (docs/own_data.md).
 
-A row is `system` (instruction, functions as a JSON list, output format) and `conversations`, a list of `{"from": "user"
-| "assistant" | "tool", "value"}`; a call turn is the text `[Market Trends API(type="X", n=1)]`. Every call turn becomes
-a sample whose messages are the turns before it. The published instruction, functions and output format are taken out of
-the system text, since prompts render tools themselves; whatever else stood there stays.
+Every call turn `[Market Trends API(type="X", n=1)]` becomes a sample whose messages are the turns before it. The
+published instruction and functions are taken out of the system text, since prompts render tools themselves.
 """
 
 import re

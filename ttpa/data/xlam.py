@@ -1,9 +1,7 @@
-"""`data=xlam`: xLAM function calling (APIGen; Salesforce/xlam-function-calling-60k, CC-BY-4.0) and sets of its layout.
+"""`data=xlam`: xLAM function calling (APIGen; Salesforce/xlam-function-calling-60k, CC-BY-4.0), docs/own_data.md.
 
-A row is `id`, `query`, `answers`, `tools`, the last two as JSON strings. A tool's parameters are flat, `{name:
-{"description", "type", "default"?}}`, types are Python annotations as text. Nothing says what is required: here what
-has no default and whose type does not say "optional". In 730 published rows, parameters typed without "optional" but
-with a default are given in 97 % of the calls, and 5 calls omit a parameter that is required by this rule.
+Nothing in a row says what is required: here what has no default and whose type does not say "optional". In 730
+published rows, 5 calls omit a parameter that is required by this rule.
 """
 
 import re

@@ -1,10 +1,4 @@
-"""`eval=heldout`: exact-call accuracy on a data source's own held-out split, by band and for unseen tools, in six
-errors.
-
-An answer is right when its calls equal the target's (order free), or, for a target without a call, when it makes none.
-Accuracy is the share of right answers over the samples whose tools were seen in training; samples tagged `unseen_tool`
-are reported apart. Intervals are 95 % bootstrap intervals over dialogues. Decoding is the evaluate stage's business.
-"""
+"""`eval=heldout`: exact-call accuracy on a data source's own held-out split, by band and for unseen tools."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -1,8 +1,5 @@
-"""The statistics of every table and screen: bootstrap over dialogues, means over seeds, paired tests, Holm's
-correction.
-
-Samples cut from one dialogue are not independent, so whole dialogues are resampled (Efron and Tibshirani 1993, chapter
-13, percentile method, ratio of sums) and their signs are flipped together (Edgington 1969).
+"""The statistics of every table and screen. Samples of one dialogue are not independent: dialogues are resampled whole
+(Efron and Tibshirani 1993, chapter 13, percentile method) and their signs are flipped together (Edgington 1969).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The command `ttpa sweep`: launches the cells of a table that have no record, wave by wave, with Hydra's launchers.
 
-A wave (`until=warmup`, `until=explore`, the whole run) is one call of the configured launcher, so one SLURM array. In
-the early waves cells that would build the same stage send one of them. A failed cell does not stop the rest; cells that
-need a stage it failed to build are not sent. No state is kept but records and store, so a sweep can be killed anytime.
+A wave (`until=warmup`, `until=explore`, the whole run) is one call of the launcher. Cells that would build the same
+stage send one of them. No state is kept but records and store, so a sweep can be killed at any time.
 """
 
 import sys

@@ -1,11 +1,6 @@
-"""A table as plain values, from a folder of experiments/ or from any result rows.
+"""A table as plain values: `from_folder(Path("experiments/demo"))`, or `from_records(records, store)` of any runs.
 
-    table = from_folder(Path("experiments/demo"))    # rows, columns and presets of its table.yaml
-    table = from_records(records, store)             # rows: the choices that differ; see `records.read_records`
-    table.rows[0].values[0].estimate                 # Estimate in the unit shown; None is a hole
-
-`render` gives the same as texts. Nothing is hidden: a seed without a record is named, and a difference to a published
-number is only taken where both measure the same thing.
+A seed without a record is named, and a published number is only compared where both measure the same thing.
 """
 
 import json

@@ -1,6 +1,5 @@
-"""`logger=wandb`: one Weights & Biases run a stage that is trained, explored or evaluated. Its id is the stage's name:
-after a kill it goes on with its curve. At the end come summary, tables and artifacts, with the inputs they were made
-from. Without a key the run is written to a folder that `wandb sync` uploads later.
+"""`logger=wandb`: one Weights & Biases run a stage, named as the stage is: after a kill it goes on with its curve.
+Without a key the run is written to a folder that `wandb sync` uploads later.
 """
 
 import os

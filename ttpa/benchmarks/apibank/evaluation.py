@@ -1,13 +1,4 @@
-"""`eval=apibank`: given what was said before, write the next recorded call.
-
-Nothing here runs APIs on API-Bank's database, scores the replies in words (ROUGE-L), or plans a level 3 task freely.
-Rule `official` (GitHub `AlibabaResearch/DAMO-ConvAI`, `api-bank/`): the first predicted call runs on a fresh database,
-and the API compares input, output and exception with the recorded ones. Here only inputs are compared, since equal
-inputs give equal outputs; the reference folds their text in each API differently, here all alike. In doubt are other
-inputs of the APIs in `OUTPUT_ONLY`, and samples whose recorded call breaks the document of its own API (TimedSwitch,
-CancelTimedSwitch, some BookHotel). The reference never accepts a successful DeleteMeeting; here equal inputs are right.
-Rule `toolrl` (GitHub `qiancheng0/ToolRL`): some predicted call has the recorded name and equal typed arguments.
-"""
+"""`eval=apibank`: given what was said before, write the next recorded call. Files and rules: docs/evaluation.md."""
 
 import re
 from collections import Counter

@@ -1,13 +1,4 @@
-"""The published files of API-Bank as samples; every file may be gzipped, and a row of another form is an error.
-
-Dialogues (GitHub `AlibabaResearch/DAMO-ConvAI`, `api-bank/lv1-lv2-samples/`): every API turn is a sample. They are
-`level-1-given-desc.jsonl` and `level-2-toolsearcher.jsonl` (a dialogue a row: `file`, `turns`), or folders of those
-names (a dialogue a file, a turn a row), beside `api_specs.jsonl`. Level 2 lists ToolSearcher and what it has found.
-
-Instances (by way of GitHub `qiancheng0/ToolRL`): `level-{1,2,3}-instances.jsonl`, a call a row. Tools and history are
-read back out of the prompts `system` and `user`. A recorded call of an API that is not among the tools stays a sample,
-tagged `tool_not_listed`, as in published numbers.
-"""
+"""The published files of API-Bank (see docs/evaluation.md) as samples; a row of another form is an error."""
 
 import re
 from collections import Counter

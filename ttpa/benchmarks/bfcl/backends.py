@@ -1,7 +1,7 @@
 """Runs the calls of the multi-turn categories on BFCL's backends, in a process of its own with limits.
 
-Executor, backends and comparison are the package's. Its executor calls `eval` on what a model writes; a function that
-makes only calls of public methods stands in for it. The process forks for each request, so that nothing is left behind.
+The package's executor calls `eval` on what a model writes; here only calls of public methods are made. The process
+forks for each request, so that nothing is left behind.
 """
 
 import ast

@@ -1,8 +1,4 @@
-"""BFCL's single-turn questions: the files they stand in, their accepted answers, and the judgement of an answer.
-
-All files are JSON lines, plain or gzipped. A data folder is laid out as published: `BFCL_v4_<category>.json` (or
-`BFCL_v3_`, with that version's names), and below `possible_answer/` files of the same names.
-"""
+"""BFCL's single-turn questions: the files they stand in, their accepted answers, and the judgement of an answer."""
 
 import json
 import re

@@ -1,11 +1,4 @@
-"""One call against one expected call, by the rules of BFCL's checker, and the verdict on an answer.
-
-In this order, and the first failure counts: name; required parameters; then each given parameter in turn: documented
-and in the answer, type, value; at last the parameters that were not given but had to be. Types are exact, with three
-exceptions: a whole number where a float is asked for; a tuple where the document says tuple; and a value of the type of
-the accepted answers, a variable, which is compared literally. Strings are compared without case, spaces and
-`,./-_*^`, on the first level of a list or dict only. Where the official checker crashes, a value error is given.
-"""
+"""One call against one expected call, by the rules of BFCL's checker (see docs/evaluation.md), and the verdict."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple

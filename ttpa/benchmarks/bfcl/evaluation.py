@@ -1,9 +1,4 @@
-"""`eval=bfcl`: a policy's answers to BFCL's questions, judged as `ttpa score benchmark=bfcl` judges them.
-
-`prompt=training` renders each question's functions as tools; calls are judged as a function-calling model's are.
-`prompt=official` puts BFCL's own system prompt in front, and the text is judged; it needs the official package, and so
-do the multi-turn categories, whose functions really run.
-"""
+"""`eval=bfcl`: a policy's answers to BFCL's questions, judged as `ttpa score benchmark=bfcl` judges them."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial

@@ -1,9 +1,6 @@
-"""BFCL's multi-turn categories: the questions, the conversation with a policy, and the judgement of a finished one.
+"""BFCL's multi-turn categories: questions, the conversation with a policy, and the judgement of a finished one.
 
-A question has several turns, and a turn as many steps as the model makes calls in: its calls are run (`backends`), the
-results are handed back, and a step without a call ends the turn. Judged is, turn by turn, whether the backends are in
-the state that the expected calls bring them to and whether the results of these calls were seen. All this needs the
-extra `bfcl`, whose backends are version 4's, also for questions of version 3.
+All of it needs the extra `bfcl`, whose backends are version 4's, also for questions of version 3.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,4 @@
-"""The official package, `bfcl-eval`: whether it is there, and the messages of its default prompting mode.
-
-The extra is optional, so it is imported inside functions only, and never its table of models, which would load the
-client of every provider. Wording is taken from the installed package, never kept here.
-"""
+"""The official package `bfcl-eval`, an extra: whether it is there, and the messages of its default prompting mode."""
 
 import json
 import os

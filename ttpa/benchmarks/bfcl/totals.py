@@ -1,10 +1,4 @@
-"""BFCL's totals of the accuracies of a run's categories, by the weights of its versions.
-
-Unlike on the leaderboard, where it counts as 0, a category that was not run makes a total None.
-
-    v4  10 % non-live + 10 % live + 10 % irrelevance + 30 % multi-turn + 40 % agentic
-    v3  a third each: non-live (irrelevance inside), live (irrelevance and relevance inside), multi-turn
-"""
+"""BFCL's totals by the weights of its versions. A category that was not run makes a total None (officially 0)."""
 
 from collections.abc import Mapping
 from typing import NamedTuple

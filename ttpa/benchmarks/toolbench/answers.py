@@ -1,10 +1,4 @@
-"""Finished ToolBench and StableToolBench answers, as ToolEval's converter writes them. Nothing here runs a tool.
-
-A folder holds, per subset, a file `SUBSET.json` with `{query_id: record}`, or a folder `SUBSET/` with a file a record,
-its id before the first `_` of its name. A record is `{"query", "available_tools", "answer": {"method", "final_answer",
-"answer_details"}}`; details are nodes `{"role", "message", "next": [nodes]}`, and a node of the role "tool" is a call.
-As in ToolEval, only the first node and the first one below each count.
-"""
+"""Finished ToolBench and StableToolBench answers (see docs/evaluation.md). Nothing here runs a tool."""
 
 import ast
 import json

@@ -1,10 +1,7 @@
 """A language model as judge, behind any OpenAI-style chat endpoint, with every verdict on disk.
 
-Its criteria (`templates/`) are those of ToolEval (GitHub `OpenBMB/ToolBench`) in words of our own; final answer and
-calls are shown at once, so numbers are not exactly comparable with published ones.
-A verdict is appended to a file of JSON lines, under the hash of all that decides it (`Judge.key`), as soon as it is
-there: who runs again asks only for what is missing. A reply without a verdict is asked for again, and then kept as
-malformed. An endpoint that gives no chat completion stops the run: verdicts that nobody gave would look like results.
+A verdict is appended to a file under the hash of all that decides it (`Judge.key`) as soon as it is there: who runs
+again asks only for what is missing. An endpoint that gives no chat completion stops the run.
 """
 
 import hashlib

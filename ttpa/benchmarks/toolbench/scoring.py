@@ -1,16 +1,4 @@
-"""From votes to the two official forms of each number, and their summary.
-
-Status of an answer, per vote: unsolved where it does not end with a Finish call, is empty or gives up; otherwise the
-judge says solved, unsure or unsolved. Pass rate (ToolEval, arXiv 2307.16789), per vote: an answer without a Finish call
-fails; a solved one passes; an unsolved one fails if the query is solvable and passes if it is not; otherwise a coin
-decides. The official code counts an even vote as a pass in the headline number (`pass_rate`) but writes a random label
-for it in its CSV (`pass_rate_csv`). SoPR (StableToolBench, arXiv 2403.07714): mean of solved 1, unsure 0.5, unsolved 0.
-
-Preference over a reference answer, per vote: the better status wins; between equal ones the judge compares. SoWR
-(StableToolBench) counts answers with more wins than losses. Win rate (ToolEval) asks first whether one answer has
-passed (its CSV label) and the other has not. Queries that lack one of the two answers are in neither number; the
-official code gives them to the other side. Six errors: calls are held against schemas, since there is no gold call.
-"""
+"""From votes to the two official forms of each number, and their summary; rules in docs/evaluation.md."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -1,9 +1,7 @@
 """Annotation defects of the warm-up corpus: a constructed, documented part of the embedded world.
 
-Synthetic tool-call corpora are wrong in systematic ways (iTool, 2501.09766: 51 % wrong parameter values, 26 % wrong
-parameter names). Here a share of the (tool, parameter) sites is badly annotated: each bad site has one defect family
-and mostly shows it whenever it applies, so that greedy decoding learns the wrong mode there. Without defects
-exploration has nothing to repair (experiments/LOG.md). Only warm-up demonstrations are touched.
+Synthetic corpora are wrong in systematic ways (iTool, 2501.09766). Here a share of the (tool, parameter) sites is badly
+annotated, each in one way, so that greedy decoding learns the wrong mode there and exploration can repair it.
 """
 
 import random

@@ -1,9 +1,7 @@
 """`data=reversed`: questions written from calls of the embedded world, the default data.
 
-Writes four splits: `warmup` (demonstrations with the defects of `ttpa.data.reversed.noise`), `explore` (fresh questions
-with right targets), `validation` and `test` (unseen text values; `test` also unseen tools). Tools, defect sites and
-held-out questions depend on `world_seed` alone, so that runs of different seeds are judged on the same questions.
-Samples are computed in waves and gathered in `drawn.jsonl`, from which a killed build goes on.
+Tools, defect sites and held-out questions depend on `world_seed` alone, so that all seeds are judged on the same
+questions. Samples are gathered in `drawn.jsonl`, from which a killed build goes on.
 """
 
 from collections import Counter

@@ -1,12 +1,8 @@
 """The embedded world and its simulator: executable tools, and questions written from calls of them (TTPA, 2505.20016).
 
-Eight verbs times twelve nouns give 96 possible tools `verb_noun`; a world draws some for training and keeps others
-unseen. A parameter is of one of fifteen kinds. Text values are pseudo-words, split by a hash of their text, so a test
-question holds words that no training question held.
-
-In the paper a language model plays the roles; here each is a few lines of code, in the same order: a scenario (the
-tools on offer), the calls, which are executed, and last the question, which these calls can therefore always answer.
-`book_room` is asked for as "book room". There is no state, no ontology (any verb meets any noun), no written answer.
+Eight verbs times twelve nouns give 96 possible tools; a world keeps some unseen in training. Text values are
+pseudo-words, split by a hash of their text. As in the paper, a scenario comes first, then calls, which are executed,
+and last the question that they answer; a few lines of code stand in for the paper's language models.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -9,17 +9,7 @@
     param      = J(parameter names of the two calls)
     value      = number of the target call's parameters whose value is equal
 
-The release's environment variables are options here: `similarity` (REFINEDREWARD: J is 1 for equal lists and else 0, so
-that order counts; INTERMEDIATEREWARD: a matched call is worth 1 if it is equal and else 0, S_max = 1 + number of calls;
-COARSEREWARD: 3 or -3), `correct_max` (CORRECTMAX1), `schedule` (MAX1STEP30MAX3, SCHEDULEREWARD) and `length`
-(WITHLENGTH, SCHEDULELENGTH). `toolrl_as_released` gives the release's numbers, its slips included: Python's `==` (True
-equals 1), matching in the order of the target, a `<think>` part that may stand in the text twice, words of a reply that
-are never judged, and a format that is right although the calls cannot be read. What differs from the release:
-
-* a line of the block that is no call (no object, a name that is no text, parameters that are no object, NaN or an
-  infinite number) is unreadable, also where the release does not come to look at it;
-* schedules end where they are said to, after step 150 (rewards) and 105 (length); in the release some go on;
-* the text is `candidate.text`; the release cuts it out of the whole transcript by the name of the experiment.
+Its variants, and what differs from the release: docs/exploration.md.
 """
 
 import json

@@ -1,8 +1,4 @@
-"""A weighted sum of scorers that remembers its parts, so that they can also be normalised apart (GDPO, 2601.05242).
-
-GRPO normalises the sum over a group of answers. GDPO normalises each part over the group and adds up the results, so
-two answers whose sums agree but whose parts do not are told apart. The trainer, which has the group, does either.
-"""
+"""A weighted sum of scorers that keeps its parts, so that GRPO can normalise each apart (GDPO, 2601.05242)."""
 
 import math
 from typing import Literal
