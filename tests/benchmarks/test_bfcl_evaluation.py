@@ -46,6 +46,7 @@ def answer(sample: Sample, calls: list[ToolCall] | None, text: str = "") -> Cand
 @pytest.mark.parametrize("category", ["simple_python", "multiple", "parallel", "parallel_multiple"])
 def test_accepted_answers_are_right_and_others_wrong(category: str) -> None:
     made, expected, right = evaluation(category, limit=None), gold(category), []
+    official = evaluation(category, prompt="official")
     for sample in made.samples(Path()):
         calls = expected[sample.id]
         assert {call.name for call in calls} <= {tool.name for tool in sample.tools}
@@ -55,6 +56,8 @@ def test_accepted_answers_are_right_and_others_wrong(category: str) -> None:
         assert not wrong["exact"] and wrong["errors"] == ["tool_name"]
         text = get_syntax("python").print(calls)  # without a parsed call, a reply in words
         assert made.judge(sample, answer(sample, None, text))["errors"] == ["format"]
+        thought = official.judge(sample, answer(sample, None, f"<think>\n[no()] {text}\n</think>\n\n{text}"))
+        assert thought["exact"] == right[-1] and thought["result"] == text
     assert sum(right) >= len(right) - 2  # two published answers break their own documents (parallel_88 is one)
 
 

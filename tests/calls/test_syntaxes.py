@@ -126,6 +126,51 @@ def test_malformed_text_gives_an_error_and_its_place(syntax: str, text: str, pos
     assert position is None or parsed.position == position
 
 
+THOUGHTS = [  # %c is a call, %w one that only thoughts make; the last two begin inside a thought, or so it turns out
+    "<think>I call %w</think>%c", "<THINK>\n%w?</Think>\n\n %c", "<think>a</think><think>%w</think> %c",
+    "%c\n<think>%w</think>", "%c <think>and %w", "<think>Not %w.</think>No tool fits.", "<think>First %w. %w",
+    "Text. <think>%w</think>", "Or %w?</think>\n%c", "<think>a <think>b</think> %w</think>%c",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", THOUGHTS)
+@pytest.mark.parametrize("syntax", NAMES)
+def test_a_thought_makes_no_call(syntax: str, form: str) -> None:
+    right, wrong = (get_syntax(syntax).print(calls((name, {"a": 1}))) for name in "fg")
+    text, made = form.replace("%w", wrong).replace("%c", right), calls(("f", {"a": 1})) * ("%c" in form)
+    assert get_syntax(syntax).parse(text) == made
+    assert [text[s.start : s.end] for s in get_syntax(syntax).spans(text) if s.kind == "name"] == ["f"] * len(made)
+    open_call, opened = OpenCall(get_syntax(syntax)), []
+    for char in text:
+        was = open_call.inside
+        open_call.push(char)
+        opened += [char] * (open_call.inside > was)
+    assert len(opened) == len(made) or form in THOUGHTS[-2:]
+
+
+@pytest.mark.parametrize("text", ["</think>", "a</think>b", "<think>x</think>", "<THINK>"])
+@pytest.mark.parametrize("syntax", NAMES)
+def test_tags_of_thoughts_in_a_call_are_text(syntax: str, text: str) -> None:
+    made = calls(("f", {"a": text, text: 1}), ("g", {}))
+    assert get_syntax(syntax).parse(get_syntax(syntax).print(made)) == made
+    assert isinstance(get_syntax("python").parse(f'[f(a="{text}", 5)]'), ParseError)
+
+
+QUOTED = [
+    ('The customer is {"name": "Alice", "age": 31}. Anything else?', False),
+    ('It sent {"name": "x", "tags": {"arguments": 1}} and {"parameters": {"name": {}}}.', False),
+    ('I looked: {"arguments": {}} }, "name": "f"', False),
+    ('Call: {"type": "function", "function": {"name": "f", "arguments": {"a', True),
+    ('Call: {"parameters": {"a": {}}, "id": 3, "name": "f"}', True),
+]
+
+
+@pytest.mark.parametrize(("text", "call"), QUOTED)
+@pytest.mark.parametrize("syntax", ["json", "llama3_json"])
+def test_a_text_may_quote_an_object_that_is_no_call(syntax: str, text: str, call: bool) -> None:
+    assert isinstance(get_syntax(syntax).parse(text), ParseError) is call
+
+
 def test_code_stays_data() -> None:
     attack = "__import__('os').system('x')"
     for text in (f"[f(a={attack})]", f"[{attack}]", f"[f({attack})]", f"[f(a=[{attack}])]"):
@@ -331,6 +376,12 @@ OPEN: list[tuple[str, str, str]] = [
                     "..............########..#"),
     ("llama3_json", "<|py{",
                     "....."),
+    ("python", "<think>[f(</THINK>\n[g()]<think>[ '",
+               "...................####............"),
+    ("hermes", "a<think><tool_call></think><tool_call>b<think>",
+               ".....................................#########"),
+    ("json", "[no]?</think>[{",
+             "###..........##"),
 ]  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """Five ways to write tool calls: parse a text, print calls, mark the parts of a call, say whether a call is open.
 
-A text that a model wrote is data: it parses, or it gives a `ParseError` value; nothing here raises for it.
+A text that a model wrote is data: it parses, or it gives a `ParseError` value; nothing here raises for it. A thought,
+`<think>...</think>`, counts as white space in every syntax. It ends with the text where it is not closed, and begins
+with the text where it is not opened, as after a prompt that opens it.
 """
 
 import re
@@ -16,6 +18,10 @@ from ttpa.errors import ConfigError
 from ttpa.records import ToolCall
 
 SpanKind = Literal["name", "key", "value", "call"]
+_THOUGHT = r"(?is:<think>.*?(?:</think>|\Z))"
+THOUGHT = re.compile(_THOUGHT)
+_THOUGHT_END = re.compile("</think>", re.IGNORECASE)
+_THOUGHT_OR_END = re.compile(f"{_THOUGHT}|(?i:(</think>))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,16 @@ class Reader(Scanner):
     spans: list[Span] = field(default_factory=list)
     error: ParseError | None = None
 
+    def gap(self) -> None:
+        """Moves over white space and thoughts."""
+        self.space()
+        while self.skip(THOUGHT):
+            self.space()
+
+    def said(self) -> str:
+        """The text with blanks for thoughts."""
+        return THOUGHT.sub(lambda hit: " " * len(hit[0]), self.text)
+
     def argument(self, arguments: dict[str, Any], key: Key) -> None:
         if key.text in arguments:
             raise Malformed("duplicate key", key.start)
@@ -73,6 +89,13 @@ class Syntax:
     prose: bool = False
 
     def _read(self, text: str) -> Reader:
+        reader = self._read_as_it_is(text)
+        begun = max((hit.end() for hit in _THOUGHT_OR_END.finditer(text) if hit[1]), default=0)
+        before = [span for span in reader.spans if span.start < begun]
+        in_call = before and (before[-1].kind != "call" or before[-1].end > begun)  # in a string, that is
+        return self._read_as_it_is(" " * begun + text[begun:]) if begun and not in_call else reader
+
+    def _read_as_it_is(self, text: str) -> Reader:
         reader = Reader(text, python=self.name.startswith("python"))
         try:
             self.read(reader)
@@ -90,13 +113,13 @@ class Syntax:
         return tuple(sorted(self._read(text).spans, key=lambda span: (span.start, -span.end)))
 
 
-_OBJECT = re.compile(r"""\{\s*["'](?:name|arguments|parameters)["']\s*:""")
-_TAG = re.compile(r"<(/?)tool_call>")
+_KEYS = re.compile(r"""[{}]|["'](?:(name)|arguments|parameters)["']\s*:""")
+_TAG = re.compile(f"{_THOUGHT}|<(/?)tool_call>")
 
 
 def _read_object(scan: Reader) -> None:
     """Reads "name" (text) and "arguments" or "parameters" (an object, or JSON text of one, which gets no spans)."""
-    scan.space()
+    scan.gap()
     start, name, arguments = scan.pos, None, None
     for key in scan.members():
         if key.text == "name":
@@ -115,7 +138,7 @@ def _read_object(scan: Reader) -> None:
     if name is None or arguments is None:
         raise Malformed('a call needs "name"' if name is None else 'a call needs "arguments"', start)
     scan.call(start, name, arguments)
-    scan.space()
+    scan.gap()
 
 
 def _arguments_text(scan: Reader) -> dict[str, Any]:
@@ -131,9 +154,20 @@ def _arguments_text(scan: Reader) -> dict[str, Any]:
 
 
 def _refuse_object(text: str) -> None:
-    """Text that does not begin as a call must not hold one further on, after an introduction or in a code fence."""
-    if hit := _OBJECT.search(text):
-        raise Malformed("text before the calls", hit.start())
+    """Text that does not begin as a call must hold none further on, after an introduction or in a code fence. What
+    makes an object a call is a name beside arguments or parameters.
+    """
+    opened: list[tuple[int, set[str | None]]] = []  # of each open brace the place, and which of the two keys it has
+    for hit in _KEYS.finditer(text):
+        if hit[0] == "{":
+            opened.append((hit.start(), set()))
+        elif opened and hit[0] == "}":
+            opened.pop()
+        elif opened:
+            start, keys = opened[-1]
+            keys.add(hit[1])
+            if len(keys) == 2:
+                raise Malformed("text before the calls", start)
 
 
 def _print_objects(
@@ -149,28 +183,30 @@ def _read_hermes(scan: Reader) -> None:
         if hit[1]:
             raise Malformed("</tool_call> without <tool_call>", hit.start())
         scan.pos = hit.end()
-        _read_object(scan)
-        scan.expect("</tool_call>")
+        if hit[1] is not None:
+            _read_object(scan)
+            scan.expect("</tool_call>")
 
 
 def _read_json(scan: Reader) -> None:
     """A JSON list of call objects, or one object, and nothing around it."""
-    scan.space()
+    scan.gap()
     if scan.text.startswith("{", scan.pos):
         _read_object(scan)
     elif scan.text.startswith("[", scan.pos):
         for _ in scan.items("[]"):
             _read_object(scan)
     else:
-        return _refuse_object(scan.text)
+        return _refuse_object(scan.said())
+    scan.gap()
     scan.finish()
 
 
 def _read_llama3(scan: Reader) -> None:
     """`{"name": ..., "parameters": {...}}`, several separated by `;` or a line break; `<|python_tag|>` may precede."""
-    scan.space()
+    scan.gap()
     if not scan.take("<|python_tag|>") and not scan.text.startswith("{", scan.pos):
-        return _refuse_object(scan.text)
+        return _refuse_object(scan.said())
     _read_object(scan)
     while not scan.at_end():
         if not scan.take(";") and "\n" not in scan.text[scan.spans[-1].end : scan.pos]:
@@ -183,7 +219,7 @@ _ARGUMENTS = rf"\((?:\s*\)|{_KEY.pattern})"
 _LIST = re.compile(rf"\[[^()\[\]\n]*{_ARGUMENTS}")
 _BARE_CALL = re.compile(rf"[\s`]*(?:\w+[ \t\r]*\n\s*)?[\w./-][\w./ -]*{_ARGUMENTS}")
 _SPREAD = re.compile(r"\*\*\s*(?=\{)")
-_LAST_CLOSE = re.compile(r"\]\s*\Z")  # a bracket with text behind it may be part of a name
+_LAST_CLOSE = re.compile(rf"\](?:\s|{_THOUGHT})*+\Z")  # a bracket with text behind it may be part of a name
 _NAME_STOP = re.compile(r"[()\r\n]")
 _AFTER_CLOSE = re.compile(r"\s*[,\]]")
 _OPENED = re.compile(r"\s*(?:\)|\*\*\s*\{)")
@@ -210,12 +246,13 @@ def _read_python(scan: Reader) -> None:
     end, or a line break; a comma at the beginning; `()`, `(key=` or `(**{` inside, or a `(` and later a `)` before `,`
     or `]`.
     """
-    scan.space()
+    scan.gap()
     if scan.text.startswith("[", scan.pos):
         for _ in scan.items("[]", _LAST_CLOSE):
             _read_python_call(scan)
+        scan.gap()
         scan.finish()
-    elif hit := _BARE_CALL.match(scan.text) or _LIST.search(scan.text):
+    elif hit := _BARE_CALL.match(said := scan.said()) or _LIST.search(said):
         raise Malformed("calls must stand in one list with nothing before it", hit.start())
 
 
@@ -309,23 +346,24 @@ class OpenCall:
     """Whether a call is open in a text that grows: from an opening marker of the syntax to its closing marker.
 
     It does not parse: brackets and tags in strings do not count, and a quote behind a letter (`Strong's`) opens no
-    string. Without prose, an answer that begins with anything but an opening marker opens no call later.
+    string. Nor do thoughts. Without prose, text before the first opening marker means that no call opens later.
     """
 
     def __init__(self, syntax: Syntax) -> None:
-        self.inside, self._markers = False, syntax.markers
+        self.inside, self._thinking, self._markers = False, False, syntax.markers
         before = ".*?" if syntax.prose else r"[ \t\r\n;]*"
-        self._begin = re.compile(f"{before}({'|'.join(map(re.escape, syntax.markers))})", re.DOTALL)
+        self._begin = re.compile(f"(?s:{before})(?:(?i:<think>)|({'|'.join(map(re.escape, syntax.markers))}))")
         self._text, self._pos = "", 0  # all text, and how far it is settled
         self._closing, self._depth = "", 0
 
     def push(self, text: str) -> None:
         self._text += text
-        while hit := (_PART.search if self.inside else self._begin.match)(self._text, self._pos):
-            part = hit[0] if self.inside else hit[1]
+        while hit := self._next():
             if not self.inside:
-                self.inside, self._closing, self._depth = True, self._markers[part], int(len(part) == 1)
-            elif part in ('"', "'"):  # a string that has not ended
+                self._thinking = hit.re is self._begin and not hit[1]
+                if hit.lastindex:
+                    self.inside, self._closing, self._depth = True, self._markers[hit[1]], int(len(hit[1]) == 1)
+            elif (part := hit[0]) in ('"', "'"):  # a string that has not ended
                 return
             elif len(self._closing) > 1:
                 self.inside = part != self._closing
@@ -333,3 +371,10 @@ class OpenCall:
                 self._depth += (part == _OPENING[self._closing]) - (part == self._closing)
                 self.inside = self._depth > 0
             self._pos = hit.end()
+
+    def _next(self) -> re.Match[str] | None:
+        """What opens a call or ends a thought; in a call its next part."""
+        if self.inside:
+            return _PART.search(self._text, self._pos)
+        begun = None if self._thinking else self._begin.match(self._text, self._pos)
+        return begun or _THOUGHT_END.search(self._text, self._pos)

@@ -84,7 +84,13 @@ def test_every_syntax_is_held_to_the_same_rule(name: str, form: str) -> None:
     read = scorer(syntax=name if form == "its own" else "any")
     gold, text = sample(ONE, TWO), written(ONE, TWO, syntax=name)
     assert read(gold, parsed(f"\n{text} ", name)).value == 1
-    for spoilt in (f"Sure: {text}", f"{text} There.", f"```\n{text}\n```", f"{text}{text[:-1]}"):
+    for spoilt in (
+        f"Sure: {text}",
+        f"{text} There.",
+        f"```\n{text}\n```",
+        f"{text}{text[:-1]}",
+        f"<think>A.</think>{text}",
+    ):
         assert read(gold, parsed(spoilt, name)).value == 0, spoilt
 
 

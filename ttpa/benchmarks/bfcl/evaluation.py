@@ -97,7 +97,7 @@ class BFCL:
         """The row of an answer. In multi-turn categories only one that could not be had comes here."""
         category, calling = CATEGORIES[sample.source], self.prompt == "training"
         calls = [{call.name: dumps(call.arguments)} for call in candidate.calls or () if calling]
-        verdict, result = _LOST, calls or candidate.text
+        verdict, result = _LOST, calls or (candidate.text if calling else official.reply(candidate.text))
         if category.rule == "multi_turn":
             result = []
         elif candidate.error != "failed":

@@ -135,9 +135,10 @@ class Conversation:
         """Runs the answer's calls; without any, or without end, the turn is over."""
         self._answers.append(candidate)
         given = () if self._official else candidate.calls or ()
-        answer: Any = [{call.name: dumps(call.arguments)} for call in given] or candidate.text
+        text = official.reply(candidate.text) if self._official else candidate.text
+        answer: Any = [{call.name: dumps(call.arguments)} for call in given] or text
         self._result[-1].append(answer)
-        self._messages.append(Message(role="assistant", content=candidate.text, calls=given))
+        self._messages.append(Message(role="assistant", content=text, calls=given))
         calls = read_step(answer, function_calling=not self._official)
         if not calls:
             self._begin_turn()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -36,6 +37,11 @@ def texts() -> Any:
     from bfcl_eval.constants import default_prompts
 
     return default_prompts
+
+
+def reply(text: str) -> str:
+    """What an answer says behind its thoughts, which is what the package judges of models that reason."""
+    return re.split("(?i:</think>)", text)[-1].lstrip("\n")
 
 
 def official_messages(

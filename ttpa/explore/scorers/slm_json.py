@@ -16,7 +16,8 @@ three then add up to 1), both terms of A_i, and both terms of the scale. Where i
 * A target without a call, which the paper's data do not have: an answer without a call is worth all three weights,
   whatever it says; calls and nothing else w_json; all the rest 0, and an empty answer, unless the target is empty too.
 
-The rule for text holds for any syntax: calls and white space, and nothing else. A code fence is text.
+The rule for text holds for any syntax: calls and white space, and nothing else. A code fence is text, and
+so is a thought.
 """
 
 import math
@@ -56,15 +57,13 @@ def _read_whole(text: str, name: str) -> tuple[ToolCall, ...] | None:
     calls = syntax.parse(text)
     if isinstance(calls, ParseError):
         return None
-    if calls and syntax.prose:  # the others read a whole text or refuse it
-        for span in reversed(syntax.spans(text)):
-            if span.kind == "call":
-                text = text[: span.start] + "\n" + text[span.end :]
-        for opening, closing in syntax.markers.items():
-            text = text.replace(opening, "").replace(closing, "")
-        if text.strip():
-            return None
-    return calls
+    for span in reversed(syntax.spans(text) if calls else ()):
+        if span.kind == "call":
+            text = text[: span.start] + "\n" + text[span.end :]
+    for opening, closing in syntax.markers.items():
+        text = text.replace(opening, "").replace(closing, "")
+    # Without prose, only thoughts may stand beside the calls.
+    return None if calls and (text.strip() if syntax.prose else "think>" in text.lower()) else calls
 
 
 @option
