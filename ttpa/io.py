@@ -15,6 +15,8 @@ from typing import Any
 from ttpa.errors import DataError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")  # the second four are full-width
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 
 
 def dumps(value: Any) -> str:
@@ -49,6 +51,12 @@ def write_text(path: Path, text: str) -> None:
 def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
     """Writes records (or plain JSON objects), one a line, whole or not at all. Returns the number of lines."""
     return write_lines(path, (dumps(row.to_json() if hasattr(row, "to_json") else row) for row in rows))
+
+
+def csv_row(cells: Iterable[Any]) -> list[Any]:
+    """Cells of a CSV file in which no text is a formula for a spreadsheet: those that could be one begin with '."""
+    return [f"'{one}" if isinstance(one, str) and _FORMULA.match(one) and not _NUMBER.fullmatch(one) else one
+            for one in cells]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,11 +28,13 @@ def test_the_workspace_shows_the_sweep_by_option_error_curve_and_run(pages: dict
     workspace = pages["workspace"]
     assert (workspace["entity"], workspace["project"], workspace["displayName"]) == ("team", "tools", "demo ablation")
     sections = {one["name"]: one["panels"] for one in workspace["spec"]["section"]["panelBankConfig"]["sections"]}
-    assert list(sections) == ["Accuracy by option", "Six errors", "Training curves", "Runs"]
+    assert list(sections) == ["Accuracy by option", "Six errors and call count", "Training curves", "Runs"]
     bars = [one["config"] for one in sections["Accuracy by option"]]
     assert [bar["groupBy"] for bar in bars] == [f"{option_key(group)}.value" for group in PAGES["groups"]]
     assert all(bar["metrics"] == ["accuracy/value"] and bar["groupArea"] == "stderr" for bar in bars)
-    assert [one["config"]["metrics"] for one in sections["Six errors"]] == [[f"errors/{x}/value"] for x in LABELS]
+    assert [one["config"]["metrics"] for one in sections["Six errors and call count"]] == [
+        [f"errors/{x}/value"] for x in LABELS
+    ]
     assert [one["config"]["metrics"] for one in sections["Training curves"]] == [[name] for name in PAGES["curves"]]
     assert all(name in json.dumps(sections["Runs"]) for name in (*PAGES["tables"], "Run Comparer"))
     (runset,) = workspace["spec"]["section"]["runSets"]

@@ -15,6 +15,8 @@ from ttpa.results.stats import (
     paired_difference,
     paired_means,
     paired_samples,
+    share,
+    share_over_seeds,
     sign_flips,
 )
 
@@ -41,6 +43,36 @@ def test_odd_cases_have_no_interval() -> None:
     assert bootstrap_interval([0.1] * 9, list(range(9))) == (0.1, 0.1, 0.1)
     assert str(bootstrap_interval([0.0, 1.0], ["d", "d"])) == "(0.5, nan, nan)"
     assert str(bootstrap_interval([], [])) == str(paired_difference({}, {}, {})) == "(nan, nan, nan)"
+
+
+@pytest.mark.parametrize(
+    ("right", "answers", "a_dialogue", "interval"),
+    [
+        (0, 200, 1, [0, 0.0188]),
+        (200, 200, 1, [0.9812, 1]),
+        (0, 200, 4, [0, 0.0713]),  # 50 dialogues
+        (1, 2, 1, [0, 1]),  # the bootstrap's own
+        (3, 3, 1, [0.4385, 1]),
+        (0, 3, 3, [None, None]),  # one dialogue
+        (0, 0, 1, [None, None]),
+    ],
+)
+def test_shares_of_none_and_all_have_an_interval(
+    right: int, answers: int, a_dialogue: int, interval: list[float | None]
+) -> None:
+    """Wilson at 0: z^2 / (n + z^2), with z^2 = 3.8415 and n dialogues."""
+    rows = [{"exact": at < right, "cluster": at // a_dialogue} for at in range(answers)]
+    found = share(rows, lambda row: row["exact"])
+    assert [found["low"], found["high"]] == pytest.approx(interval, abs=5e-5)
+    assert (found["value"], found["n"]) == (right / answers if answers else None, answers)
+
+
+def test_seeds_with_the_same_share_keep_the_interval_of_one() -> None:
+    none, some = (Estimate(value=value, low=0, high=0.0188, kind="wilson") for value in (0.0, 0.01))
+    alike = share_over_seeds([none, none])
+    assert (alike.low, alike.high, alike.kind, alike.n) == (0, 0.0188, "wilson", 2)
+    assert share_over_seeds([none]) == none and share_over_seeds([none, some]).kind == "t"
+    assert share_over_seeds([Estimate(value=0.0)] * 2) == Estimate(value=0.0, n=2)  # a total has none
 
 
 def test_bad_data_are_named() -> None:

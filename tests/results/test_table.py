@@ -13,6 +13,7 @@ import pytest
 
 from tests.results.table_cases import TABLE, changed, found, metrics, write, write_table
 from ttpa.errors import ConfigError
+from ttpa.io import csv_row
 from ttpa.results import render
 from ttpa.results.records import read_records
 from ttpa.results.table import Table, from_folder, from_records
@@ -55,9 +56,9 @@ def test_mean_interval_holes_and_one_seed(filled: Path) -> None:
     rows = grid(table)
     assert rows["SFT"]["all"] == "53.0 [45.5, 60.5]" and rows["SFT"]["seeds"] == "3/3"
     assert rows["ours"]["all"] == "*60.0 [50.0, 100.0]*^*" and rows["ours"]["seeds"] == "1/3, no 1, 2"
-    assert rows["warm-up"]["all"] == "20.0 [20.0, 20.0]"
-    assert rows["SFT"]["value errors"] == "0.250 [0.250, 0.250]"
-    assert any("one seed: the evaluation's own 95 % bootstrap" in note for note in render.notes(table))
+    assert rows["warm-up"]["all"] == "20.0 [10.0, 100.0]^*"  # all seeds alike: that of one evaluation
+    assert rows["SFT"]["value errors"] == "0.250 [0.150, 1.000]^*"
+    assert any("the evaluation's own 95 % bootstrap" in note for note in render.notes(table))
     assert table.warnings == () and table.rows[2].missing == (1, 2)
     assert render.number(-0.0001, 2) == "0.00" and render.number(0.0, 1, sign=True) == "+0.0"
 
@@ -109,7 +110,7 @@ def test_a_hole_inside_a_row_is_marked(folder: Path) -> None:
         write(cell, metrics=metrics(0.5, errors=errors))
     table = made()
     row = grid(table)["SFT"]
-    assert row["seeds"] == "3/3" and row["all"] == "*50.0 [50.0, 50.0]*" and row["value errors"].endswith("^n=2")
+    assert row["seeds"] == "3/3" and row["all"] == "*50.0 [40.0, 100.0]*^*" and row["value errors"].endswith("^n=2")
     assert any("n=: of the row's seeds so many measured" in note for note in render.notes(table))
     assert [line["n"] for line in lines_of(render.comma_separated(table)) if line["row"] == "sft"] == ["3", "2"]
 
@@ -124,6 +125,18 @@ def test_intervals_of_shares_end_where_shares_end(folder: Path) -> None:
     assert "its 95 % Student-t interval, cut off where a share ends" in render.notes(table)[0]
     write_table(folder, changed("columns", value=[{**TABLE["columns"][0], "metric": "reward"}]))
     assert "[82.6, 107.4]" in grid(made())["SFT"]["all"] and "cut off" not in render.notes(made())[0]
+
+
+def test_rows_from_before_have_an_interval_at_the_ends(folder: Path) -> None:
+    """Such a row says [0, 0] of 200; [0, 0] without a count of answers stays."""
+    none = {"value": 0.0, "low": 0.0, "high": 0.0}
+    for cell in found(folder)[3:6]:
+        write(cell, metrics={**metrics(0.5, errors=None), "accuracy": {**none, "n": 200}, "errors": {"value": none}})
+    table = made()
+    assert grid(table)["SFT"]["all"] == "0.0 [0.0, 1.9]^*"
+    assert any("or the same share with every seed" in note and "Wilson" in note for note in render.notes(table))
+    line = next(line for line in lines_of(render.comma_separated(table)) if line["row"] == "sft")
+    assert line["interval"] == "wilson" and float(line["high"]) == pytest.approx(1.8845, abs=1e-4)
 
 
 def test_cost_is_what_a_row_would_need_alone(filled: Path) -> None:
@@ -198,6 +211,18 @@ def test_csv_holds_every_number_to_the_last_digit(filled: Path) -> None:
     assert (difference["row"], difference["against"]) == ("ours", "sft")
     assert float(difference["value"]) == pytest.approx(10.0)
     assert difference["over_seeds"] == difference["samples"] == "" and difference["verdict"].startswith("no interval")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["=1+1", "+A1", "-1+cmd|' /C calc'!A0", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1", "\uff1d1", "-", "1 + 1", "'a"],
+)
+def test_no_text_of_a_csv_is_a_formula(text: str, filled: Path) -> None:
+    write_table(filled, changed("rows", 1, "label", value=text + " SFT"))
+    line = next(line for line in lines_of(render.comma_separated(made())) if line["row"] == "sft")
+    safe = "" if text in ("1 + 1", "'a") else "'"
+    assert line["label"].startswith(safe) and float(line["value"]) > 0
+    assert csv_row([text, -1.5, "-1.5", "+2e-3", None]) == [safe + text, -1.5, "-1.5", "+2e-3", None]
 
 
 def test_html_is_well_formed_and_escaped(folder: Path) -> None:

@@ -90,19 +90,22 @@ def runs_below(folder: Path) -> dict[str, Run]:
     return {one.run.run_id: one for one in found}
 
 
-def sweep(folder: Path) -> None:
-    """Two cells one after the other in one process, followed by W&B without a key."""
+def sweep(folder: Path) -> int:
+    """Two cells one after the other in one process, followed by W&B without a key; how often it says where they lie."""
     with pytest.MonkeyPatch.context() as patch:
         without_key(folder, patch)
         words = ["-m", "logger=wandb", "experiment=ttpa", "objective=dpo,simpo", *TINY]
         done = subprocess.run([sys.executable, "-m", "ttpa.cli", *words], capture_output=True, text=True, timeout=300)
     said = done.stdout + done.stderr
     assert done.returncode == 0 and "wandb:" not in said, f"the screen belongs to the view: {said}"
+    where = f"W&B runs are on this machine only: wandb sync {folder.resolve() / 'runs' / 'wandb' / 'offline-run-*'}"
+    return said.splitlines().count(where)
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sweep(folder := tmp_path_factory.mktemp("swept"))
+    folder = tmp_path_factory.mktemp("swept")
+    assert sweep(folder) == 2
     return folder
 
 
@@ -128,7 +131,7 @@ def test_every_trained_explored_or_evaluated_stage_is_one_run(swept: Path, runs:
         assert one.run.display_name.endswith(", ttpa, seed 0")
         assert len(one.steps) == {"warmup": 4, "align": 2}.get(kind(key), 0) and one.steps == sorted(set(one.steps))
     before = sorted((swept / "runs" / "wandb").iterdir())
-    sweep(swept)
+    assert sweep(swept) == 0
     assert sorted((swept / "runs" / "wandb").iterdir()) == before, "the same command again opens no run"
 
 
@@ -156,7 +159,7 @@ def test_pairs_errors_and_answers_are_tables(runs: Runs, stages: Folders) -> Non
             assert list(map(list, zip(*one.table("tables/pairs"), strict=True)))[3:] == columns
         if kind(key) == "evaluate":
             assert one.summary["accuracy/value"] == metrics["accuracy"]["value"]
-            shares = {row[0]: row[1] for row in one.table("tables/six_errors")}
+            shares = {row[0].removesuffix(" (none of the six)"): row[1] for row in one.table("tables/six_errors")}
             assert shares == {label: found["value"] for label, found in metrics["errors"].items()} and len(shares) == 7
             written = {row["id"] for row in read_jsonl(stages[key] / "rows.jsonl")}
             assert {row[0] for row in one.table("tables/answers")} == written
@@ -204,7 +207,8 @@ def test_a_run_ends_as_failed_and_the_next_one_is_another(alone: Path, monkeypat
 
 @pytest.mark.parametrize(("option", "pattern"), [("tensorboard", "logs/events.out.*"), ("csv", "logs/*/metrics.csv")])
 def test_other_loggers_keep_the_curves_in_the_stage(option: str, pattern: str, alone: Path) -> None:
-    run_here(f"logger={option}", "until=warmup")
+    places = run_here(f"logger={option}", "until=warmup").places
+    assert places == ("TensorBoard: tensorboard --logdir store",) * (option == "tensorboard")
     (found,) = alone.glob(f"store/warmup-*/{pattern}")
     text = found.read_bytes()
     assert b"loss" in text and b"grad_norm" in text
@@ -217,7 +221,7 @@ def facts(stage: str = "align") -> StageFacts:
 
 @pytest.mark.parametrize(("stage", "fails"), [("align", ""), ("align", "publish"), ("align", "close"), ("data", "")])
 def test_a_tracker_is_opened_told_and_closed_and_its_failures_cost_nothing(stage: str, fails: str) -> None:
-    tracker, shown = MagicMock(lightning="curves"), list[str]()
+    tracker, shown = MagicMock(lightning="curves", place="here"), list[str]()
     if fails:
         getattr(tracker, fails).side_effect = OSError("no network")
     tracking = Tracking(None, lambda _: tracker)
@@ -227,7 +231,7 @@ def test_a_tracker_is_opened_told_and_closed_and_its_failures_cost_nothing(stage
     tracking.end(failed=False)
     tracking.end(failed=False)
     assert tracker.method_calls == ([call.publish(Path("align"), {}), call.close(False)] if stage == "align" else [])
-    assert tracking.logger is False
+    assert tracking.logger is False and list(tracking.places) == ["here"] * (stage == "align")
     assert shown == ["logger: align was not published: OSError: no network"] * (fails == "publish")
 
 

@@ -47,7 +47,7 @@ def test_the_tables_of_a_run(tmp_path: Path) -> None:
         view.end("explore", explore)
         shared = {"warmup": warmup, "baseline": evaluated(tmp_path, 0)}
         branch = Branch("dpo", stages, OmegaConf.create())
-        view.summary(Outcome(shared, (branch,), ("warmup", "align")), "runs/x")
+        view.summary(Outcome(shared, (branch,), ("warmup", "align"), ("curves: here",)), "runs/x")
     text = shown.getvalue()
     words = [line.split() for line in text.splitlines()]
     assert "explore: done, 1:15, explore-f0, 3 pairs from 8 samples" in text
@@ -58,7 +58,7 @@ def test_the_tables_of_a_run(tmp_path: Path) -> None:
     assert ["v4", "non", "live,", "50%", "covered", "-", "-"] in words
     assert ["dpo", *["0.250"] * len(LABELS)] in words
     assert "dpo - warm-up: +1.000 [+1.000, +1.000], better" in text
-    assert "2 stages built (warmup, align)\nresolved configuration and log: runs/x" in text
+    assert "2 stages built (warmup, align)\nresolved configuration and log: runs/x\ncurves: here\n" in text
 
 
 def test_a_terminal_shows_states_and_time_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from tests.train.plain import (
     weights_of,
 )
 from ttpa.calls.six_errors import LABELS
+from ttpa.io import csv_row
 from ttpa.policy.forward import Forward, tree_token_logps
 from ttpa.policy.logprobs import token_logps
 from ttpa.policy.tree import TokenRow
@@ -418,7 +419,7 @@ def test_the_table_shows_two_groups_of_every_so_many_steps(tmp_path: Path) -> No
         head, *lines = list(csv.reader(file))
     assert tuple(head) == TABLE and [line[0] for line in lines] == ["0"] * 8 + ["2"] * 8 + ["4"] * 8
     assert [(key, columns, step) for key, columns, _, step in given] == [("answers", list(TABLE), n) for n in (0, 2, 4)]
-    assert [[str(value) for value in row] for _, _, data, _ in given for row in data] == lines
+    assert [[str(value) for value in csv_row(row)] for _, _, data, _ in given for row in data] == lines
     last = [dict(zip(TABLE, line, strict=True)) for line in lines[-8:]]
     shown = [(group, k) for group in begun(both, 4).groups[:2] for k in range(ANSWERS)]
     for row, (group, k) in zip(last, shown, strict=True):

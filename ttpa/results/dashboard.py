@@ -29,9 +29,9 @@ HELP = """\
 ttpa dashboard NAME [entity=TEAM] [project=ttpa] [out=FILE]
 
 Builds the W&B workspace and the report of the runs with name=NAME that were followed with logger=wandb: accuracy by
-option, six errors, training curves, a table of runs. With a key (WANDB_API_KEY or `wandb login`) both are saved on the
-server and their addresses are printed; without one, or with out=FILE, they are written to FILE as JSON
-(default NAME-dashboard.json). Needs the extra: pip install 'ttpa[dashboard]'.
+option, six errors and call count, training curves, a table of runs. With a key (WANDB_API_KEY or `wandb login`) both
+are saved on the server and their addresses are printed; without one, or with out=FILE, they are written to FILE as
+JSON (default NAME-dashboard.json). Needs the extra: pip install 'ttpa[dashboard]'.
 """
 
 
@@ -68,7 +68,7 @@ def panels(wr: Any) -> dict[str, list[Any]]:
     accuracy = [bars(f"Accuracy by {one}", ACCURACY, one, title_x="exact-call accuracy") for one in PAGES["groups"]]
     return {
         "Accuracy by option": accuracy,
-        "Six errors": [bars(title, metric, "objective") for metric, title in errors.items()],
+        "Six errors and call count": [bars(title, metric, "objective") for metric, title in errors.items()],
         "Training curves": [wr.LinePlot(title=title, x="Step", y=[key], title_x="step") for key, title in curves],
         "Runs": [
             wr.RunComparer(diff_only="split"),

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from ttpa.results.stats import Estimate
+from ttpa.results.stats import Estimate, wilson_interval
 from ttpa.run import config
 from ttpa.run.parts import VERSIONS
 from ttpa.run.pipeline import ROW_VERSION
@@ -128,8 +128,9 @@ def read_records(files: Iterable[Path], warnings: list[str]) -> Iterator[Record]
 
 
 def number_at(metrics: Mapping[str, Any], path: str) -> Estimate | None:
-    """The number at a dotted path, plain or `{value, low, high}`; None where there was nothing to measure, a KeyError
-    where there is no such path or no number.
+    """The number at a dotted path, plain or `{value, low, high, n}`; None where there was nothing to measure, a
+    KeyError where there is no such path or no number. An interval without width is of a row from before `stats.share`
+    gave such shares Wilson's.
     """
     value: Any = metrics
     for key in path.split("."):
@@ -141,7 +142,10 @@ def number_at(metrics: Mapping[str, Any], path: str) -> Estimate | None:
     if "value" not in whole or not all(one is None or is_number(one) for one in numbers.values()):
         raise KeyError(path)
     if None not in numbers.values():
-        return Estimate(**numbers, kind="bootstrap")
+        low, n = numbers["low"], whole.get("n")
+        if low == numbers["high"] and 0 <= low <= 1 and is_number(n) and n > 1:
+            numbers["low"], numbers["high"] = wilson_interval(low, n)
+        return Estimate(**numbers, kind="wilson" if numbers["value"] in (0, 1) else "bootstrap")
     return None if numbers["value"] is None else Estimate(value=numbers["value"])
 
 

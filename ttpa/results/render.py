@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import pydantic.dataclasses
 
 from ttpa.errors import ConfigError
-from ttpa.io import write_text
+from ttpa.io import csv_row, write_text
 from ttpa.options import arguments
 from ttpa.results.cells import CellsForm
 from ttpa.results.spec import TRUST
@@ -121,7 +121,7 @@ def _shown(row: TableRow, value: TableValue, digits: int, best: bool) -> GridCel
     found = value.estimate
     if found is None:
         return GridCell(DASH)
-    marks = ("*" if found.kind == "bootstrap" else "", f"n={found.n}" if found.n < len(row.records) else "")
+    marks = ("*" if found.kind in ("bootstrap", "wilson") else "", f"n={found.n}" if found.n < len(row.records) else "")
     return GridCell(interval(found, digits), " ".join(filter(None, marks)), best)
 
 
@@ -183,6 +183,7 @@ def notes(table: Table) -> list[str]:
         "notes.txt",
         kinds={one.kind for one, _ in found},
         cut=any(one.cut for one, _ in found),
+        alike=any(one.n > 1 and one.kind in ("bootstrap", "wilson") for one, _ in found),
         partly=any(one.n < records for one, records in found),
         holes=len(found) < len(values),
         unmeasured=[column.label for column in table.columns if column.path(table.preset.name) is None],
@@ -241,9 +242,8 @@ def comma_separated(table: Table, with_cost: bool = False) -> str:
             if seeds.n > 1:
                 line |= {"over_seeds": seeds.value, "over_seeds_low": seeds.low, "over_seeds_high": seeds.high}
         lines.append({**line, "kind": "difference", "interval": "seeds" if reason else "samples"})
-    writer = csv.DictWriter(out := io.StringIO(), CSV_HEAD, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(lines)
+    writer = csv.writer(out := io.StringIO(), lineterminator="\n")
+    writer.writerows([CSV_HEAD, *(csv_row([line.get(key) for key in CSV_HEAD]) for line in lines)])
     return out.getvalue()
 
 

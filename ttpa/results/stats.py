@@ -68,10 +68,23 @@ def exact_by_id(evaluation: Path) -> tuple[dict[str, float], dict[str, str]]:
 
 
 def share(rows: Sequence[Mapping[str, Any]], holds: Callable[[Mapping[str, Any]], bool]) -> dict[str, Any]:
-    """Share of judged answers for which something holds: `{value, low, high, n}`, None where a number is unknown."""
-    found = bootstrap_interval([float(holds(row)) for row in rows], [row["cluster"] for row in rows])
-    value, low, high = (None if math.isnan(one) else one for one in found)
-    return {"value": value, "low": low, "high": high, "n": len(rows)}
+    """Share of judged answers for which something holds: `{value, low, high, n}`, None where a number is unknown. Where
+    the bootstrap has no width (all are right, all wrong), the interval is Wilson's over dialogues.
+    """
+    clusters = [row["cluster"] for row in rows]
+    value, low, high = bootstrap_interval([float(holds(row)) for row in rows], clusters)
+    if low == high:
+        low, high = wilson_interval(value, len(set(clusters)))
+    known = (None if math.isnan(one) else one for one in (value, low, high))
+    return {**dict(zip(("value", "low", "high"), known, strict=True)), "n": len(rows)}
+
+
+def wilson_interval(value: float, n: int) -> tuple[float, float]:
+    """Wilson's score interval (1927) of a share of n independent answers. 0 of 200 gives 0 to 0.0188."""
+    z = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
+    middle, half = value + z * z / (2 * n), z * math.sqrt(value * (1 - value) / n + (z / (2 * n)) ** 2)
+    low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
+    return max(0.0, min(value, low)), min(1.0, max(value, high))  # a rounding error must not leave the value out
 
 
 def share_text(entry: Mapping[str, Any] | None, digits: int, *, interval: bool = True) -> str:
@@ -85,8 +98,8 @@ def share_text(entry: Mapping[str, Any] | None, digits: int, *, interval: bool =
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A number with its 95 % interval. `kind` is "t" for one over seeds, "bootstrap" for one over dialogues, "" without
-    one; `n` counts seeds or samples; `cut`: see `of_share`.
+    """A number with its 95 % interval. `kind` is "t" for one over seeds, "bootstrap" or "wilson" for one over
+    dialogues, "" without one; `n` counts seeds or samples; `cut`: see `of_share`.
     """
 
     value: float
@@ -131,6 +144,18 @@ def over_seeds(values: Sequence[float]) -> Estimate:
         return Estimate(value=mean, n=n)
     half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * statistics.stdev(values) / math.sqrt(n)
     return Estimate(value=mean, low=mean - half, high=mean + half, kind="t", n=n)
+
+
+def share_over_seeds(found: Sequence[Estimate]) -> Estimate:
+    """A share of one seed as it is; of several the mean and its t interval within 0 and 1. Where all seeds have the
+    same share, that interval has no width, and the first seed's own is given.
+    """
+    if len(found) == 1:
+        return found[0]
+    mean = over_seeds([one.value for one in found])
+    if mean.has_no_width:
+        return replace(found[0], n=mean.n)
+    return mean.of_share()
 
 
 def paired_samples(

@@ -15,7 +15,7 @@ from ttpa.results.cells import Records, read_cells
 from ttpa.results.differences import Difference, differences_of
 from ttpa.results.records import WARMUP_GROUPS, Record, number_at, warmup_settings
 from ttpa.results.spec import Column, Preset, Published, RowSpec, TableSpec
-from ttpa.results.stats import Estimate, over_seeds
+from ttpa.results.stats import Estimate, over_seeds, share_over_seeds
 from ttpa.run import config
 from ttpa.run.parts import VERSIONS
 
@@ -129,10 +129,10 @@ def _value(
     published = next((one for one in spec.published if (one.row, one.column) == (row.key, column.key)), None)
     if not values:
         return TableValue(None, published, None)
-    estimate = values[0] if len(values) == 1 else over_seeds([value.value for value in values])
     if (path or "").split(".")[0] in SHARES and all(0 <= value.value <= 1 for value in values):
-        estimate = estimate.of_share()
-    estimate = estimate.scaled(column.scale)
+        estimate = share_over_seeds(values).scaled(column.scale)
+    else:
+        estimate = (values[0] if len(values) == 1 else over_seeds([one.value for one in values])).scaled(column.scale)
     comparable = published and preset.comparable and published.trust != "unclear"
     return TableValue(estimate, published, estimate.value - published.shown if published and comparable else None)
 

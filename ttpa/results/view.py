@@ -126,7 +126,8 @@ class ScreenView:
                 self.console.print(text, markup=False)
         names = f"{len(outcome.built)} stages built ({', '.join(outcome.built)})"
         built = names if outcome.built else "nothing built: all from the store"
-        self.console.print(f"\n{built}\nresolved configuration and log: {run_folder}", markup=False, soft_wrap=True)
+        lines = ["", built, f"resolved configuration and log: {run_folder}", *outcome.places]
+        self.console.print(*lines, sep="\n", markup=False, soft_wrap=True)
 
 
 def glance(result: StageResult) -> str:
@@ -180,7 +181,8 @@ def tables(found: Policies, explored: Sequence[StageResult]) -> Iterator[tuple[s
             rows.append(row(title, "totals", version, name))
     yield "Accuracy by category, 95 % interval", ["category", *found], rows
     rows = [[name, *(_brief(one["errors"][label]) for label in LABELS)] for name, one in each.items()]
-    yield "Share of answers with each error", ["policy", *(label.replace("_", " ") for label in LABELS)], rows
+    title = "Share of answers with each of the six errors, and with calls missing or too many (call count)"
+    yield title, ["policy", *(label.replace("_", " ") for label in LABELS)], rows
 
 
 def differences(main: str, found: Policies) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from ttpa.calls.six_errors import SIX
 from ttpa.errors import ConfigError
 from ttpa.io import read_jsonl
 from ttpa.options import Index, NonNegative, option
@@ -81,6 +82,9 @@ class WandbRun:
 
     def __init__(self, options: Wandb, facts: StageFacts, lightning: Any, run: Any) -> None:
         self.options, self.facts, self.lightning, self.run = options, facts, lightning, run
+        self.place = ""
+        if run is not None and run.offline and not run.disabled:
+            self.place = f"W&B runs are on this machine only: wandb sync {Path(run.dir).parents[1]}/offline-run-*"
 
     def publish(self, folder: Path, metrics: Mapping[str, Any]) -> None:
         """Summary, tables and artifacts of the finished stage."""
@@ -141,7 +145,8 @@ def tables(stage: str, folder: Path, metrics: Mapping[str, Any], limit: int) -> 
         yield "tables/pairs", "sample, margin, branch, chosen, rejected, chosen score, rejected score", rows
     if stage == "evaluate":
         shares = {label: one for label, one in metrics.get("errors", {}).items() if isinstance(one, Mapping)}
-        rows = [[label, *(one.get(key) for key in ("value", "low", "high", "n"))] for label, one in shares.items()]
+        named = {label: label if label in SIX else f"{label} (none of the six)" for label in shares}
+        rows = [[named[label], *map(one.get, ("value", "low", "high", "n"))] for label, one in shares.items()]
         yield "tables/six_errors", "error, share, low, high, answers", rows
         answers = list(read_jsonl(folder / "rows.jsonl"))
         if len(answers) > limit:  # spread over the file, which is in order of length

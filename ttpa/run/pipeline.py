@@ -45,11 +45,14 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The stages that all branches share, a branch an objective (the run's own first), names of what was built."""
+    """The stages that all branches share, a branch an objective (the run's own first), names of what was built, and
+    where a logger left curves (sentences for people).
+    """
 
     shared: Mapping[str, StageResult]
     branches: tuple[Branch, ...]
     built: tuple[str, ...]
+    places: tuple[str, ...] = ()
 
 
 class _Graph:
@@ -192,7 +195,7 @@ def run(cfg: DictConfig, view: View) -> Outcome:
     outcome = walk(cfg, branches, store, view)
     if place().rank == 0:
         record(cfg, outcome)
-    return outcome
+    return replace(outcome, places=tuple(next(iter(branches.values()))[1].tracking.places))
 
 
 def record(cfg: DictConfig, outcome: Outcome) -> None:

@@ -35,10 +35,11 @@ class StageFacts:
 
 class Tracker(Protocol):
     """The open run of one stage: curves go to the Lightning logger `lightning`, `publish` takes in the finished stage,
-    `close` is told whether it failed.
+    `close` is told whether it failed. `place` says where on this machine the run lies, "" where it does not.
     """
 
     lightning: Any
+    place: str
 
     def publish(self, folder: Path, metrics: Mapping[str, Any]) -> None: ...
     def close(self, failed: bool) -> None: ...
@@ -51,6 +52,7 @@ class Tracking:
     make: Callable[[Path, StageFacts], Any] | None
     follow: Callable[[StageFacts], Tracker] | None
     lineage: dict[str, frozenset[str]] = field(default_factory=dict)  # stage folder -> groups that decided it
+    places: dict[str, None] = field(default_factory=dict)  # where curves lie, a sentence for people each
     _stage: tuple[Path, StageFacts] | None = None
     _tracker: Tracker | None = None
     _logger: Any = None
@@ -74,8 +76,11 @@ class Tracking:
 
     def publish(self, folder: Path, metrics: Mapping[str, Any], note: Callable[[str], None]) -> None:
         """The stage is in the store: tells its tracker, if it was built here. `note` shows that this failed."""
+        if any(folder.rglob("events.out.tfevents.*")):
+            self.places[f"TensorBoard: tensorboard --logdir {folder.parent}"] = None
         if self._tracker is None:
             return
+        self.places |= dict.fromkeys(filter(None, [self._tracker.place]))
         try:
             self._tracker.publish(folder, metrics)
         except Exception as error:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ttpa.calls.six_errors import LABELS
 from ttpa.errors import DataError
-from ttpa.io import dumps, write_lines, write_text
+from ttpa.io import csv_row, dumps, write_lines, write_text
 from ttpa.policy.logprobs import evaluating
 from ttpa.policy.policy import snapshot
 from ttpa.policy.tree import TokenRow
@@ -310,7 +310,7 @@ class GRPOModule(PolicyModule):
             with path.open(newline="", encoding="utf-8") as file:
                 rows += [row for row in list(csv.reader(file))[1:] if int(row[0]) < step]
         text = io.StringIO(newline="")
-        csv.writer(text).writerows([*rows, *new])
+        csv.writer(text).writerows([*rows, *map(csv_row, new)])
         write_text(path, text.getvalue())
         for logger in self.trainer.loggers:
             if hasattr(logger, "log_table"):

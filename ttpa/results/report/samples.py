@@ -15,7 +15,7 @@ from os.path import commonprefix
 from typing import Any
 
 from ttpa.calls.six_errors import LABELS
-from ttpa.io import dumps
+from ttpa.io import csv_row, dumps
 from ttpa.records import Candidate, Pair, Sample, Score
 from ttpa.results.report.page import Block, folded, grid, plural, short
 from ttpa.results.report.study import DAMAGED, StageFolder, Study, as_mapping, folders
@@ -212,6 +212,7 @@ def groups_of(study: Study, limit: int) -> list[Block]:
 
 
 def _number(said: str | None) -> str | float | None:
+    said = said[1:] if said and csv_row([said[1:]]) == [said] else said  # what guards a spreadsheet is not the model's
     with suppress(TypeError, ValueError):
         return float(said or "") if math.isfinite(float(said or "")) else said
     return said

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from ttpa.errors import ConfigError, DataError
 from ttpa.results.records import WARMUP_GROUPS, WARMUP_ROLES, Record, StageCost, number_at, read_records
-from ttpa.results.stats import Estimate, over_seeds
+from ttpa.results.stats import Estimate, share_over_seeds
 from ttpa.results.table import TableRow, settings
 
 STAGE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*-[0-9a-f]{12}")
@@ -105,8 +105,7 @@ class Arm:
     def share(self, path: str = "accuracy") -> Estimate | None:
         """A share in per cent with its interval; None where it was not measured."""
         known = self.by_seed(path)
-        mean = over_seeds([one.value for one in known]).within(0, 1) if len(known) > 1 else next(iter(known), None)
-        return mean and mean.scaled(100)
+        return share_over_seeds(known).scaled(100) if known else None
 
 
 @dataclass(frozen=True)
