@@ -4,12 +4,23 @@ Only user input raises: configuration and user data. What a model writes is data
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Self
 
+_SECRETS = re.compile(r"(://)\S*(?=@)|([?&][^\s=&]*(?:key|token|secret|pass|sig)[^\s=&]*=)[^\s&'\"]*", re.IGNORECASE)
+
+
+def masked(text: str) -> str:
+    """The text without the user:password@ and the keys of the addresses in it."""
+    return _SECRETS.sub(r"\1\2***", text)
+
 
 class TtpaError(Exception):
-    """Base of every error a user can cause. The command line prints its message without a traceback."""
+    """Base of every error a user can cause. The command line prints its message, `masked`, and no traceback."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(masked(message))
 
 
 class ConfigError(TtpaError):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -104,24 +105,38 @@ def test_a_reply_that_is_no_chat_completion_stops_the_run(reply: bytes, server: 
     assert not (tmp_path / "v.jsonl").exists()
 
 
-def test_a_redirect_is_refused_and_no_message_shows_the_key_or_a_password(
-    server: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("status", [301, 302, 307])
+def test_the_key_goes_to_no_other_host(
+    status: int, server: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("JUDGE_KEY", "sk-secret\n")
-    keyed = {"api_key_env": "JUDGE_KEY"}
-    server.said = lambda body: (302, b"", {"Location": "http://thief.example.org/"})
-    with pytest.raises(DataError, match="HTTP 302"):
-        judge(tmp_path, **keyed).ask(QUESTION, 0)
-    assert [request.headers["Authorization"] for request in server.requests] == ["Bearer sk-secret"]
-    server.said = lambda body: (401, b'{"error": "bad key\\n sk-secret"}', {})
-    address = URL.replace("//", "//user:pass-word@")
-    for base_url, said in ((URL, "HTTP 401: .*bad key.*\\*\\*\\*"), (address, r"base_url=http://\*\*\*@localhost")):
-        with pytest.raises(DataError, match=said) as raised:
-            judge(tmp_path, base_url=base_url, **keyed).ask(QUESTION, 0)
-        assert "sk-secret" not in str(raised.value) and "pass-word" not in str(raised.value)
+    theirs = {"OPENAI_API_KEY": "sk-other", "OPENAI_CUSTOM_HEADERS": "Authorization: Bearer sk-other\nX-Key: sk-other"}
+    for name, value in {**theirs, "JUDGE_KEY": "sk-secret\n", "http_proxy": "http://proxy:1"}.items():
+        monkeypatch.setenv(name, value)
+    server.said = lambda body: (status, b"", {"Location": "http://thief.example.org/"})
+    with pytest.raises(DataError, match=f"HTTP {status}"):
+        judge(tmp_path, api_key_env="JUDGE_KEY").ask(QUESTION, 0)
+    (request,) = server.requests
+    assert request.headers["Authorization"] == "Bearer sk-secret" and "sk-other" not in str(request.headers.raw)
+    assert request.url.host == "localhost" and not (tmp_path / "v.jsonl").exists()
     monkeypatch.delenv("JUDGE_KEY")
     with pytest.raises(ConfigError, match=r"api_key_env=JUDGE_KEY: there is no such environment variable"):
-        judge(tmp_path, **keyed)
+        judge(tmp_path, api_key_env="JUDGE_KEY")
+
+
+@pytest.mark.parametrize("login", ["user:pass-word@", "user:pass-word%2F@", "pass-word@", ""])
+def test_no_message_shows_the_key_or_a_password(
+    login: str, server: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret")
+    one = judge(tmp_path, base_url=URL.replace("//", f"//{login}"), api_key_env="JUDGE_KEY")
+    assert one.key(QUESTION, 0) == judge(tmp_path).key(QUESTION, 0)  # which is stored
+    body = f'{{"error": "bad key {" " * 1_975} sk-secret or {login.rpartition(":")[2]}."}}'.encode()
+    server.said = lambda _: (401, body, {})
+    with pytest.raises(DataError, match=f"base_url={URL}: .*HTTP 401: .*bad key .* or") as raised:
+        one.ask(QUESTION, 0)
+    assert not re.search("sk-s|pass-", f"{raised.value}{caplog.text}")
+    assert server.requests[0].headers["Authorization"].split()[0] == ("Basic" if login else "Bearer")
 
 
 @pytest.mark.parametrize("garbage", ["I think so.", None, "{" * 50_000])
@@ -246,7 +261,12 @@ def test_an_endpoint_that_fails_on_the_way_loses_nothing_that_was_asked(
 
 
 @pytest.mark.parametrize(("word", "message"), [
-    ("outputs=nowhere", r"outputs=nowhere: no answers to I1-Inst"), ("base_url=localhost", r"base_url='localhost'"),
+    ("outputs=nowhere", r"outputs=nowhere: no answers to I1-Inst"), ("base_url=localhost", r"base_url=localhost: "),
+    ("base_url=me:pass-word@localhost/v1", r"base_url=\*\*\*@localhost/v1: is no address"),
+    ("base_url=http://me:pass-word@[::1/v1", r"base_url=http://\*\*\*@\[::1/v1: "),
+    ("base_url=http://h/v1?key=pass-word", r"base_url=http://h/v1: .*without a query"),
+    ("base_urll=http://me:pass-word@h/v1", r"base_urll=http://\*\*\*@h/v1: .*Did you mean base_url\?"),
+    ("base_urll=http://h/v1?api-key=pass-word&a=1", r"base_urll=http://h/v1\?api-key=\*\*\*&a=1: "),
     ("votes=0", r"votes='0'"), ("measures=bleu", r"measures=bleu: .*pass_rate, sopr"),
     ("measures=sowr", r"Give reference="), ("subsets=I1-Inst,I1-Inst", r"subsets=I1-Inst,I1-Inst"),
     ("solvabel=red", r"Did you mean solvable\?"), ("out=/", r"out=/: cannot be written"),
@@ -255,9 +275,9 @@ def test_an_endpoint_that_fails_on_the_way_loses_nothing_that_was_asked(
 def test_unusable_words_are_refused_before_anybody_is_asked(word: str, message: str, server: Endpoint) -> None:
     key, _, value = word.partition("=")
     keys = {"benchmark": "toolbench", "outputs": str(ANSWERS), "base_url": URL, "model": "m", key: value}
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as raised:
         main([f"{key}={value}" for key, value in keys.items()])
-    assert not server.asked
+    assert not server.asked and "pass-word" not in str(raised.value)
 
 
 def test_without_the_package_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from ttpa.errors import masked
+
 log = logging.getLogger("ttpa")
 
 TRACKED = ("warmup", "explore", "align", "evaluate")  # these get a run of their own
@@ -84,7 +86,7 @@ class Tracking:
         try:
             self._tracker.publish(folder, metrics)
         except Exception as error:
-            message = f"logger: {folder.name} was not published: {type(error).__name__}: {error}"
+            message = masked(f"logger: {folder.name} was not published: {type(error).__name__}: {error}")
             log.warning(message)
             note(message)
 
@@ -98,4 +100,4 @@ class Tracking:
             elif logger and hasattr(logger.experiment, "finish"):  # WandbLogger, from an option file of the user's own
                 logger.experiment.finish(exit_code=int(failed))
         except Exception as error:
-            log.warning("logger: %s could not be closed: %s", type(tracker or logger).__name__, error)
+            log.warning("logger: %s could not be closed: %s", type(tracker or logger).__name__, masked(str(error)))

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from ttpa.benchmarks.scored import Shares, compared, output_path, print_table, read_shares
 from ttpa.benchmarks.toolbench.answers import SUBSETS, ToolBenchAnswer, read_answers, read_ids
-from ttpa.benchmarks.toolbench.judge import Judge, JudgeKeys
+from ttpa.benchmarks.toolbench.judge import Judge, JudgeKeys, address
 from ttpa.benchmarks.toolbench.scoring import COMPARING, MEASURES, Panel, summarise
 from ttpa.calls.six_errors import SIX
 from ttpa.errors import ConfigError
@@ -35,6 +35,7 @@ class ToolBenchKeys(JudgeKeys):
     against: str = ""
 
     def __post_init__(self) -> None:
+        address(self.base_url)
         for key, known in (("subsets", tuple(SUBSETS)), ("measures", MEASURES)):
             words = getattr(self, key)
             if not set(words) <= set(known) or len(set(words)) < len(words):

@@ -12,9 +12,10 @@ import threading
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
+from unittest.mock import patch
+from urllib.parse import SplitResult, unquote, urlsplit
 
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ttpa.benchmarks.toolbench.answers import ToolBenchAnswer
@@ -32,6 +33,16 @@ CHOICES = {
     "better": ("a", "b", "tie"),
 }
 _MARKER = re.compile(r"<\s*(/?)\s*data\s*>", re.IGNORECASE)
+
+
+def address(base_url: str) -> SplitResult:
+    """The parts of an http address without a query, whose keys would stand in logs; a ConfigError for any other."""
+    with suppress(ValueError):
+        parts = urlsplit(base_url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.query:
+            return parts
+    shown = re.sub("^(.*//)?.*@", r"\1***@", base_url).partition("?")[0]
+    raise ConfigError.at("base_url", shown, "is no address for a judge", "Give http://HOST:PORT/v1, without a query")
 
 
 class Question(NamedTuple):
@@ -80,7 +91,7 @@ def _json(value: Any) -> str:
 class JudgeKeys:
     """Who judges, and how patiently it is asked. The texts of these keys are in `ttpa score --help`."""
 
-    base_url: Annotated[str, Field(pattern="^https?://")]
+    base_url: str
     model: str
     api_key_env: str = ""
     temperature: NonNegative = 0.2
@@ -128,15 +139,22 @@ class Judge:
         self._api_key = os.environ.get(name, "").strip() if name else "none"  # openai always sends one
         if not self._api_key:
             raise ConfigError.at("api_key_env", name, "there is no such environment variable", "Set or omit it")
-        # A redirect is an error: following it would send the key and the answers to another host.
-        transport = openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"request": [self._count]})
-        self._client = openai.OpenAI(
-            base_url=keys.base_url,
-            api_key=self._api_key,
-            timeout=keys.timeout_s,
-            max_retries=keys.retries,
-            http_client=transport,
-        )
+        parts = address(keys.base_url)
+        self._address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+        login = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
+        word = parts.password or parts.username or ""  # a token may stand in the place of the user
+        self._secrets = [*filter(None, (word, unquote(word), self._api_key if name else ""))]
+        # What is secret goes to this host alone: no redirect is followed, which is an error then, no proxy reads along,
+        # and headers that the environment has for OpenAI stay at home.
+        transport = openai.DefaultHttpxClient(
+            follow_redirects=False, event_hooks={"request": [self._count]}, auth=login,
+            mounts={"http://": None} if self._secrets else None,
+        )  # fmt: skip
+        with patch.dict(os.environ, OPENAI_CUSTOM_HEADERS=""):
+            self._client = openai.OpenAI(
+                base_url=self._address, api_key=self._api_key, timeout=keys.timeout_s, max_retries=keys.retries,
+                http_client=transport,
+            )  # fmt: skip
 
     def _count(self, _: object) -> None:
         with self._lock:
@@ -145,7 +163,7 @@ class Judge:
     def key(self, question: Question, vote: int) -> str:
         """What a verdict is remembered under."""
         one = self.keys
-        parts = [one.base_url.rstrip("/") + "/chat/completions", one.model, one.temperature, one.max_tokens, vote]
+        parts = [self._address + "/chat/completions", one.model, one.temperature, one.max_tokens, vote]
         return hashlib.sha256(dumps([*parts, *question]).encode()).hexdigest()
 
     def ask(self, question: Question, vote: int) -> str | None:
@@ -180,7 +198,7 @@ class Judge:
             )
             text = completion.choices[0].message.content
         except self._openai.APIStatusError as error:
-            raise self._failed(f"HTTP {error.status_code}: {error.response.text[:2000]}") from None
+            raise self._failed(f"HTTP {error.status_code}: {error.response.text}") from None
         except self._openai.OpenAIError as error:
             raise self._failed(f"{error} {type(error.__cause__).__name__}") from None
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -188,8 +206,9 @@ class Judge:
         return text if isinstance(text, str) else ""
 
     def _failed(self, reason: str) -> DataError:
-        """The error for an endpoint that gives no reply; shows neither the key nor a password in the address."""
-        url = re.sub(r"//[^/@]*@", "//***@", self.keys.base_url)
-        reason = " ".join(reason.replace(self._api_key, "***").split())[:200]
+        """The error for an endpoint that gives no reply; shows neither the key nor the password."""
+        for secret in self._secrets:
+            reason = reason.replace(secret, "***")
+        reason = " ".join(reason.split())[:200]
         kept = f"Verdicts so far are in {self._shard.path}; run the same command to go on."
-        return DataError(f"base_url={url}: the judge cannot be asked ({reason}). {kept}")
+        return DataError(f"base_url={self._address}: the judge cannot be asked ({reason}). {kept}")
