@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from tests.toolcalls import call
-from ttpa.calls.schema import calls_equal, check_call, enum_ok, normalise_schema, normalise_type, type_ok, values_equal
-from ttpa.records import ToolCall, ToolSpec
+from ttpa.calls.schema import calls_equal, check_call, normalise_schema, normalise_type, type_ok, values_equal
+from ttpa.calls.six_errors import six_errors
+from ttpa.records import Sample, ToolCall, ToolSpec
 
 STR, INT, NUM, BOOL, OBJ, ARR = ({"type": t} for t in ("string", "integer", "number", "boolean", "object", "array"))
 
@@ -100,7 +101,40 @@ def test_type_ok(value: Any, schema: Any, expected: bool) -> None:
     ("b", {}, True),
 ])  # fmt: skip
 def test_enum_ok(value: Any, schema: Any, expected: bool) -> None:
-    assert enum_ok(value, schema) is expected
+    assert type_ok(value, schema, allowed=True) is expected
+
+
+DEFS: dict[str, Any] = {
+    "Item": {"type": "object", "properties": {"id": INT, "parts": ARR | {"items": {"$ref": "#/$defs/Item"}}}},
+    "Speed": {"type": "string", "enum": ["slow", "fast"]}, "a/b": NUM, "Loop": {"$ref": "#/$defs/Loop"},
+    "Twice": {"anyOf": [{"$ref": "#/$defs/Twice"}, {"$ref": "#/$defs/Twice"}, {"$ref": "#/$defs/Twice"}]},
+}  # fmt: skip
+ITEM, SPEED = {"$ref": "#/$defs/Item"}, {"$ref": "#/$defs/Speed"}
+REFERRED: list[tuple[Any, Any, str | None]] = [  # a value, the schema of the parameter, what is wrong
+    ({"id": 7}, ITEM, None), ("7", ITEM, "wrong_type"), ({"id": "7"}, ITEM, "wrong_type"),
+    ({"id": 1, "parts": [{"id": 2, "parts": [{"id": "3"}]}]}, ITEM, "wrong_type"),
+    ("slow", SPEED, None), (3, SPEED, "wrong_type"), ("quick", SPEED, "not_in_enum"),
+    (["slow", "quick"], {"type": "array", "items": SPEED}, "not_in_enum"),
+    (None, {"anyOf": [SPEED, {"type": "null"}]}, None), ("quick", {"anyOf": [SPEED, {"type": "null"}]}, "not_in_enum"),
+    ("x", {"$ref": "#/$defs/a~1b"}, "wrong_type"), ("x", {"allOf": [ITEM], "description": "d"}, "wrong_type"),
+    ("x", {"$ref": "#/properties/b"}, "wrong_type"), (1, {"$ref": "#/properties/b"}, None),
+    (1, {"$ref": "#/$defs/gone"}, None), (1, {"$ref": "http://x/y"}, None), (1, {"$ref": 1}, None),
+    (1, {"$ref": "#/$defs/Loop"}, None), (1, {"$ref": "#/$defs/Twice"}, None),
+    ("x", {"$ref": "#/$defs/Own", "$defs": {"Own": INT}}, "wrong_type"),
+    ("a", {"const": "a"}, None), ("b", {"const": "a"}, "not_in_enum"), (True, {"const": 1}, "not_in_enum"),
+    ("b", {"oneOf": [{"const": "a"}, {"const": "b", "title": "B"}]}, None),
+    ("c", {"oneOf": [{"const": "a"}, {"const": "b"}]}, "not_in_enum"),
+    (1, {"anyOf": [{"type": "string", "enum": ["x"]}, INT]}, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "schema", "kind"), REFERRED)
+def test_references_constants_and_alternatives(value: Any, schema: Any, kind: str | None) -> None:
+    properties = {"a": schema, "b": {"anyOf": [INT, BOOL]}}
+    tool = ToolSpec(name="f", parameters={"type": "object", "properties": properties, "$defs": DEFS})
+    assert [problem.kind for problem in check_call(call("f", a=value), [tool])] == [kind] * (kind is not None)
+    right = Sample(id="s", source="", tools=(tool,), messages=(), target=(call("f", a=[[]]),))
+    assert ("parameter_type" in six_errors(right, [call("f", a=value)])) is (kind == "wrong_type")
 
 
 EQUAL: list[tuple[Any, Any, bool]] = [
@@ -152,7 +186,7 @@ def test_deep_values_and_schemas_do_not_raise() -> None:
     for _ in range(50_000):
         deep, other, schema, items = [deep], [other], [schema], {"type": "array", "items": items}
     assert values_equal(deep, other) and not values_equal(deep, [other])
-    assert type_ok(deep, items) and enum_ok(deep, items) and not type_ok(deep, STR)
+    assert type_ok(deep, items) and type_ok(deep, items, allowed=True) and not type_ok(deep, STR)
     assert normalise_schema(items)["type"] == "array"
     found, depth = normalise_type("List[" * 150 + "int" + "]" * 150), 0
     while found:

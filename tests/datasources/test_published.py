@@ -7,14 +7,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 
 from tests.sources import bands, toolace, xlam
 from ttpa.data.published import SPLITS, split_of_opening
-from ttpa.data.rows import is_hub_id, read_rows
+from ttpa.data.rows import MAX_BYTES, is_hub_id, read_rows
+from ttpa.data.source import read_split
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import read_jsonl
 from ttpa.records import Sample, ToolCall, ToolSpec, tools_to_text
+from ttpa.results.view import glance
+from ttpa.run.store import StageResult
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 FILES = ("train", "validation", "test")
@@ -51,18 +55,52 @@ def test_json_lines_and_lists(name: str, tmp_path: Path) -> None:
     found = list(read_rows(str(file_of(tmp_path, [rows[0], "", *rows[1:]], name))))
     assert [(entry.file, entry.line, entry.value) for entry in found[:2]] == [(name, 1, rows[0]), (name, 3, rows[1])]
     assert str(found[2].value) == "not an object: a int where a row is expected"
-    for indent in (None, 2) if "jsonl" not in name else ():
-        file_of(tmp_path, ["\ufeff" + json.dumps(rows, indent=indent)], name)
+    for before, indent in (("\ufeff", None), ("", 2), ("\n", 2), ("\ufeff \r\n\t", None)):  # a list of rows
+        file_of(tmp_path, [before + json.dumps(rows, indent=indent)], name)
         found = list(read_rows(str(tmp_path / name)))
         assert [(entry.line, entry.value) for entry in found[:2]] == [(1, rows[0]), (2, rows[1])] and len(found) == 3
+    file_of(tmp_path, [[row(1)], row(2)], name)  # rows behind a list are not lost in silence
+    assert str(list(read_rows(str(tmp_path / name)))[1].value) == "file cut or damaged: text behind the JSON list"
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json.gz", "a.json", "a.parquet"])
+def test_longest_row(name: str, tmp_path: Path) -> None:
+    size = MAX_BYTES - len(json.dumps({**row(1), "x": ""}))
+    rows = [{**row(1), "x": "y" * size}, {**row(1), "x": "y" * (size + 1)}, row(3)]
+    if name == "a.parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([*rows[:2], {**rows[2], "x": ""}]), tmp_path / name)
+    else:
+        file_of(tmp_path, [rows] if name == "a.json" else rows, name)
+    fits, long, after = read_rows(str(tmp_path / name))
+    assert isinstance(fits.value, dict) and isinstance(after.value, dict) and (long.file, long.line) == (name, 2)
+    assert str(long.value).startswith(f"row too long: {MAX_BYTES + 1}")
+
+
+def test_columnar_readers_leave_no_nulls_behind(tmp_path: Path) -> None:
+    tools = {"f": {"city": {"type": "str"}, "at": {"type": "dict, optional"}}, "g": {"days": {"type": "int"}}}
+    calls = [("f", {"city": "Rome"}), ("g", {"days": 2}), ("f", {"city": "Oslo", "at": {"hour": 1}}),
+             ("f", {"city": "Bonn", "at": {"minute": 2}})]  # fmt: skip
+    listed = [{"name": name, "description": "", "parameters": parameters} for name, parameters in tools.items()]
+    rows = [{"query": f"q{number}", "tools": listed, "answers": [{"name": name, "arguments": arguments}]}
+            for number, (name, arguments) in enumerate(calls)]  # fmt: skip
+    table = pyarrow.Table.from_pylist(rows)
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    held_out = {"validation_fraction": 0, "test_fraction": 0}
+    _, splits = built(tmp_path / "a.parquet", tmp_path / "arrow", **held_out)
+    assert [(call.name, call.arguments) for sample in splits["train"] for call in sample.target] == calls
+    assert {tool.name: list(tool.properties) for tool in splits["train"][0].tools} == {
+        "f": ["city", "at"],
+        "g": ["days"],
+    }
+    # The same in a JSON file that was written from such a table: nulls of other tools' parameters go.
+    _, again = built(file_of(tmp_path, [{**one, "answers": json.dumps(one["answers"])} for one in table.to_pylist()]),
+                     tmp_path / "text", **held_out)  # fmt: skip
+    assert again["train"][1].target == splits["train"][1].target
 
 
 def test_parquet(tmp_path: Path) -> None:
-    import pyarrow
-    from pyarrow import parquet
-
     rows = [row(1), row(2)]
-    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_bytes(b"PAR1 and no more")
     good1, good2, bad = read_rows(str(tmp_path))
     assert ([good1.value, good2.value], bad.file) == (rows, "b.parquet")
@@ -153,7 +191,7 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
         made.append((metrics, {entry.name: entry.read_bytes() for entry in (tmp_path / name).iterdir()}))
     (one, contents), again = made
     assert (one, contents) == again and json.loads(contents["splits.json"]) == SPLITS
-    assert set(contents) == {*(f"{name}.jsonl" for name in FILES), "rejected.jsonl", "splits.json"}
+    assert set(contents) == {*(f"{name}.jsonl" for name in (*FILES, "rejected", "off_schema")), "splits.json"}
     written = b"".join(contents[f"{name}.jsonl"] for name in FILES)
     assert one["content_sha256"] == hashlib.sha256(written).hexdigest()
 
@@ -203,6 +241,62 @@ def test_too_many_bad_rows_stop_the_build(tmp_path: Path) -> None:
     assert "rows.jsonl:97: not an object" in message and "rows.jsonl:100" not in message  # three places are enough
     assert [entry.name for entry in out.iterdir()] == ["rejected.jsonl"]
     assert built(path, out, max_bad_fraction=0.04)[0]["rows_rejected"] == 4
+
+
+SHAREGPT = {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}], "tools": "[]"}
+TOOLACE = {"system": "x", "conversations": [{"from": "user", "value": "x"}]}
+OTHER = [  # rows, which source reads them, what they look like, what reads that
+    ({"messages": [{"role": "user", "content": "x"}], "tools": []}, xlam, "OpenAI messages", "no option; data=xlam"),
+    ({"conversations": [{"role": "user", "content": "x"}]}, toolace, "OpenAI messages", "no option; data=xlam"),
+    (SHAREGPT, toolace, "ShareGPT", "no option; data=xlam"), ({"system": "", **SHAREGPT}, xlam, "ShareGPT", ""),
+    (TOOLACE, xlam, "ToolACE rows", "read by data=toolace."), (row(1), toolace, "xLAM rows", "read by data=xlam."),
+    ({"chosen": "a", "rejected": "b"}, xlam, "preference pairs", "no option"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("other", "source", "name", "reader"), OTHER)
+def test_another_layout_is_named(other: Any, source: Any, name: str, reader: str, tmp_path: Path) -> None:
+    path = file_of(tmp_path, [other] * 40)
+    with pytest.raises(DataError, match=rf"^data.path={path}: this looks like .*{name}.*{reader}.* 40 of 40 rows are"):
+        source(path).build(tmp_path)
+
+
+def test_rows_of_the_right_layout_are_not_called_another(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"40 of 40 rows rejected, more than .* First: rows.jsonl:1: tool not in list"):
+        built(file_of(tmp_path, [row(number, call="then") for number in range(40)]), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.jsonl", b"\n \n"), ("a.json", b"[]"), ("a.jsonl.gz", gzip.compress(b""))]
+)
+def test_a_file_without_rows_is_named(name: str, text: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(DataError, match=rf"^data\.path=.*{name}: no row is in it"):
+        xlam(tmp_path / name).build(tmp_path)
+
+
+def test_an_emptied_split_is_named(tmp_path: Path) -> None:
+    built(file_of(tmp_path, map(row, range(9))), tmp_path / "data", validation_fraction=0, test_fraction=0)
+    (tmp_path / "data" / "train.jsonl").write_text("")
+    with pytest.raises(DataError, match=rf"train.jsonl: .* emptied by hand. Delete the folder {tmp_path / 'data'}"):
+        read_split(tmp_path / "data", "warmup")
+
+
+def test_targets_that_break_their_schema_are_counted_and_listed(tmp_path: Path) -> None:
+    def off(number: int, **arguments: Any) -> dict[str, Any]:
+        return {**row(number), "answers": json.dumps([{"name": "now", "arguments": arguments}])}
+
+    rows = [*map(row, range(7)), off(7), off(8, n="8"), off(9, n=1.5), off(10, n=1, m=2, k=3)]
+    held_out = {"validation_fraction": 0, "test_fraction": 0}
+    metrics, splits = built(file_of(tmp_path, rows), tmp_path / "out", **held_out)
+    assert (metrics["rows_rejected"], len(splits["train"]), metrics["targets_off_schema"]) == (0, 11, 4)
+    assert metrics["off_schema"] == {"wrong_type": 2, "missing_required": 1, "unknown_parameter": 1}
+    listed = list(read_jsonl(tmp_path / "out" / "off_schema.jsonl"))
+    assert [entry["line"] for entry in listed] == [8, 9, 10, 11] and listed[1]["file"] == "rows.jsonl"
+    assert [entry["id"] for entry in listed] == [sample.id for sample in splits["train"][7:]]
+    assert listed[1]["problem"] == 'n="8" is not of the type {"type": "integer"}.'
+    said = glance(StageResult("data", "", tmp_path, metrics, cached=False, seconds=0.0))
+    assert "4 targets break the schema of their tool (off_schema.jsonl says how)" in said
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.json"])

@@ -9,7 +9,7 @@ import pytest
 from tests.sources import toolace
 from ttpa.data.published import Converted
 from ttpa.data.rows import BadRow
-from ttpa.data.toolace import MAX_CHARS, MAX_REPAIRS, looks_like_call, parse_split, split_system
+from ttpa.data.toolace import MAX_REPAIRS, looks_like_call, parse_split, split_system
 from ttpa.io import read_jsonl, write_jsonl
 from ttpa.records import Message, Sample, ToolCall
 
@@ -183,12 +183,12 @@ def test_a_turn_that_parses_is_not_touched(text: str) -> None:
 
 
 def test_repair_is_bounded() -> None:
-    def turn(count: int, more: str = "") -> str:
-        return "[f(" + ", ".join(f'a{index}="[1", 2]' for index in range(count)) + f', z="{more}")]'
+    def turn(count: int) -> str:
+        return "[f(" + ", ".join(f'a{index}="[1", 2]' for index in range(count)) + ', z="")]'
 
     (call,) = parse_split(turn(MAX_REPAIRS)) or ()
     assert [call.arguments[f"a{index}"] for index in range(MAX_REPAIRS)] == [[1, 2]] * MAX_REPAIRS
-    assert parse_split(turn(MAX_REPAIRS + 1)) is None and parse_split(turn(1, "x" * MAX_CHARS)) is None
+    assert parse_split(turn(MAX_REPAIRS + 1)) is None
 
 
 def test_repaired_rows_are_counted(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.sources import xlam
 from ttpa.data.published import Converted
 from ttpa.data.rows import BadRow
-from ttpa.data.xlam import parameters_schema
+from ttpa.data.tools import read_tool
 from ttpa.io import read_jsonl
 from ttpa.records import Sample
 
@@ -57,7 +57,7 @@ def test_real_rows_all_arrive(tmp_path: Path) -> None:
      {"type": "array", "items": {"type": "integer"}, "description": "optional in words only"}, True),
 ])  # fmt: skip
 def test_required_rule_and_kept_fields(parameter: dict[str, Any], schema: dict[str, Any], required: bool) -> None:
-    assert parameters_schema({"x": parameter}) == {
+    assert read_tool({"name": "f", "parameters": {"x": parameter}}).parameters == {
         "type": "object", "properties": {"x": schema}, "required": ["x"] * required}  # fmt: skip
 
 

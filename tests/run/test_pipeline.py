@@ -17,6 +17,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, open_dict
 
+from ttpa.errors import DataError
 from ttpa.io import read_jsonl
 from ttpa.records import Sample
 from ttpa.results.view import ScreenView
@@ -219,6 +220,14 @@ def test_real_rows_go_through_the_whole_graph(folder: Path, source: str, sampler
     read = len(gzip.decompress(path.read_bytes()).splitlines())
     rejected = next(folder.glob("store/data-*/rejected.jsonl")).read_text().splitlines()
     assert counts["rows_read"] == read and len(rejected) == counts["rows_rejected"] <= 0.02 * read
+
+
+@pytest.mark.parametrize("cause", [["data.test_fraction=0"], ["eval.split=validation", "data.max_rows=1"]])
+def test_an_empty_split_stops_before_training(folder: Path, cause: list[str]) -> None:
+    split = "test" if len(cause) == 1 else "validation"
+    with pytest.raises(DataError, match=rf"^eval.split={split}: .* Raise data.{split}_fraction or data.max_rows"):
+        run_here("data=toolace", TOOLACE, *cause, base=READ)
+    assert not list(folder.glob("**/warmup-*"))
 
 
 def test_every_tool_name_is_in_the_token_ids_of_every_stage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,7 +177,8 @@ class Scanner:
                 number = float(text) if re.match(r"[^xX]*[.eE]", text) else int(text, 0)
             except ValueError:  # also for more digits than the interpreter converts
                 raise Malformed("not a number", start) from None
-            if isinstance(number, float) and math.isinf(number):
+            # Python writes no integer of more than 4,300 digits, which hexadecimal ones can have.
+            if math.isinf(number) if isinstance(number, float) else number.bit_length() > 14_284:
                 raise Malformed("number out of range", start)
             return number
         hit, words = _WORD.match(self.text, start), _WORDS[self.python]

@@ -3,8 +3,14 @@
 Formats, ranges, patterns and lengths are not looked at, nor what lies deeper than `MAX_DEPTH`.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import reduce
+from itertools import chain, repeat
 from typing import Any, Literal, NamedTuple
+from urllib.parse import unquote
 
 from ttpa.calls.literals import MAX_DEPTH, write_value
 from ttpa.records import ToolCall, ToolSpec
@@ -22,29 +28,51 @@ _NAMES: dict[str, dict[str, Any]] = {
     )
     for alias in aliases.split()
 } | {name: {"type": "array", "uniqueItems": True} for name in ("set", "frozenset")}
+_TYPE_TOKEN = re.compile(r"[\[\](),|]|[^\[\](),|]+")
+MAX_UNION = 64  # a type with more alternatives allows anything
 
 
-def normalise_type(text: str, _depth: int = 0) -> dict[str, Any]:
+def normalise_type(text: str) -> dict[str, Any]:
     """JSON Schema for a type as Python, BFCL, Java or JSON Schema names it; case and white space do not matter.
 
     What follows a comma outside brackets is a remark (`str, optional`). Unknown types and `any` give `{}`, which allows
     anything. A tuple is an array, of fixed length when its element types are given; functions and dates are strings.
     """
-    if _depth > MAX_DEPTH:
-        return {}
-    text = _split(text, ",")[0].strip()
-    alternatives = _split(text, "|")
-    if len(alternatives) > 1:
-        return _union([normalise_type(part, _depth + 1) for part in alternatives])
-    name, _, inner = text.partition("[" if "[" in text else "(")  # list(str)
-    base = name.strip().rpartition(".")[2].lower()
-    elements = [part for part in _split(inner[:-1], ",") if part.strip()] if inner[-1:] in ("]", ")") else []
-    types = [normalise_type(part, _depth + 1) for part in elements]
+    outer: list[tuple[list[Any], list[Any], str]] = []  # what was read before each open bracket
+    # Types between two commas are alternatives of one element; `inner` are the elements in the brackets behind `name`.
+    elements, alternatives, name, inner = list[Any](), list[Any](), "", list[Any]()
+    for token in _TYPE_TOKEN.findall(text):
+        if token in ("[", "("):
+            outer.append((elements, alternatives, name))
+            elements, alternatives, name, inner = [], [], "", []
+        elif token not in (",", "|", "]", ")"):
+            name, inner = (name or token.strip(), []) if token.strip() else (name, inner)  # text behind brackets
+        elif outer or token == "|":
+            if name or inner:
+                alternatives.append(_named_type(name, inner))
+            if token != "|" and alternatives:
+                elements.append((name, _union(alternatives)))
+                alternatives = []
+            if token in ("]", ")"):
+                read, (elements, alternatives, name) = elements, outer.pop()
+                inner = read if len(outer) < MAX_DEPTH else []
+            else:
+                name, inner = "", []
+        elif token == ",":
+            break
+    if outer:  # brackets that nothing closes
+        _, alternatives, name, inner = *outer[0], []
+    return _union([*alternatives, _named_type(name, inner)])
+
+
+def _named_type(name: str, elements: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """The type of a name and of the (text, type) of each element in the brackets behind it."""
+    base, types = name.rpartition(".")[2].strip().lower(), [schema for _, schema in elements]
     if base in ("optional", "union") and types:
         return _union([*types, {"type": "null"}] if base == "optional" else types)
     schema = dict(_NAMES.get(base, {}))
     if schema.get("type") == "array" and types:
-        if base == "tuple" and [part.strip() for part in elements[1:]] != ["..."]:
+        if base == "tuple" and [text for text, _ in elements[1:]] != ["..."]:
             return schema | {"prefixItems": types, "minItems": len(types), "maxItems": len(types)}
         return schema | ({"items": types[0]} if types[0] else {})
     if schema.get("type") == "object" and len(types) == 2 and types[1]:
@@ -53,7 +81,7 @@ def normalise_type(text: str, _depth: int = 0) -> dict[str, Any]:
 
 
 def _union(members: list[dict[str, Any]]) -> dict[str, Any]:
-    if not all(members):  # one alternative allows anything
+    if not all(members) or len(members) > MAX_UNION:  # one alternative allows anything
         return {}
     unique = [member for number, member in enumerate(members) if member not in members[:number]]
     if len(unique) == 1:
@@ -63,31 +91,33 @@ def _union(members: list[dict[str, Any]]) -> dict[str, Any]:
     return {"anyOf": unique}
 
 
-def _split(text: str, mark: str) -> list[str]:
-    """Splits at the character `mark` where no bracket is open."""
-    parts, depth = [""], 0
-    for char in text:
-        depth += (char in "[(") - (char in "])")
-        if char == mark and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += char
-    return parts
-
-
 _LIST_KEYS = ("items", "prefixItems", "anyOf", "oneOf", "allOf")
 _INNER_KEYS = ("items", "additionalProperties", "not")
-_MAP_KEYS = ("properties", "patternProperties", "$defs", "definitions")
+DEFINITIONS = ("$defs", "definitions")
+_MAP_KEYS = ("properties", "patternProperties", *DEFINITIONS)
+
+
+def named(listed: Any) -> Any:
+    """Parameters given as a list of objects with a name, by name; anything else as it is."""
+    if not isinstance(listed, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("name"), str) for one in listed
+    ):
+        return listed
+    return {one["name"]: {key: value for key, value in one.items() if key != "name"} for one in listed}
 
 
 def normalise_schema(schema: Any, _depth: int = 0) -> dict[str, Any]:
-    """A BFCL or ToolACE schema as JSON Schema: only types change. Keywords that a type implies (`items` of `List[int]`)
-    are added unless the schema has them; a type that says nothing is left out; what is not an object gives `{}`.
+    """A BFCL, ToolACE or xLAM schema as JSON Schema: types are normalised, properties are no list, and a flag
+    `required` of a property moves into the list beside them. Every other key and the key order stay.
+
+    Keywords that a type implies (`items` of `List[int]`) are added unless the schema has them; a type that says nothing
+    (`any`, unknown) is left out; what is not an object gives `{}`.
     """
     if not isinstance(schema, Mapping) or _depth > MAX_DEPTH:
         return {}
     result: dict[str, Any] = {}
     for key, value in schema.items():
+        value = named(value) if key == "properties" else value
         if key == "type":
             kinds = value if isinstance(value, list | tuple) else [value]
             implied = _union([normalise_type(kind) if isinstance(kind, str) else {} for kind in kinds] or [{}])
@@ -99,66 +129,120 @@ def normalise_schema(schema: Any, _depth: int = 0) -> dict[str, Any]:
         else:
             inner = key in _INNER_KEYS and isinstance(value, Mapping)
             result[key] = normalise_schema(value, _depth + 1) if inner else value
+    properties = result["properties"] if isinstance(result.get("properties"), dict) else {}
+    said = {name: str(part.get("required")).lower() for name, part in properties.items()}
+    if flags := {name: said[name] == "true" for name in said if said[name] in ("true", "false")}:
+        listed = result["required"] if isinstance(result.get("required"), list) else []
+        needed = [name for name in listed if isinstance(name, str)] + [name for name in flags if flags[name]]
+        result["required"] = list(dict.fromkeys(needed))
+        for name in flags:
+            del properties[name]["required"]
     return result
 
 
+_TYPE_KEYS = ("type", "items", "$ref", "allOf", "anyOf", "oneOf")
 PYTHON_TYPES: dict[str, Any] = {"string": str, "integer": int, "number": int | float, "boolean": bool}
 PYTHON_TYPES |= {"object": Mapping, "array": list | tuple, "null": type(None)}
+MAX_STEPS = 20_000
 
 
-def type_ok(value: Any, schema: Any, _depth: int = 0) -> bool:
-    """Whether a JSON value has the type a schema asks for, inside lists and objects too.
+class _Spent(Exception):
+    """No step is left."""
+
+
+@dataclass(slots=True)
+class Steps:
+    """How many comparisons may still be made; when none is left, everything fits. So no schema takes long to check, as
+    one whose alternatives refer to each other would.
+    """
+
+    left: int = MAX_STEPS
+
+    def take(self, count: int = 1) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise _Spent
+
+
+def type_ok(value: Any, schema: Any, root: Any = None, steps: Steps | None = None, allowed: bool = False) -> bool:
+    """Whether a JSON value has the type a schema asks for, inside lists and objects too; with `allowed`, is also among
+    the values that `enum` and `const` list. References are looked up in `root`, the tool's parameters (or the schema).
 
     A bool is no number, an int is a number, a float is never an integer (5.0 is not 5), null only where the schema says
-    so (type null, or `nullable`). No type, or an unknown one, allows anything; one match in `oneOf` is enough.
+    so (type null, or `nullable`). No type, or an unknown one, allows anything, as does a reference that leads nowhere;
+    one match in `oneOf` is enough.
     """
-    if not isinstance(schema, Mapping) or _depth > MAX_DEPTH or (value is None and schema.get("nullable") is True):
+    try:
+        return _fits(value, schema, allowed, steps or Steps(), (root,) if root else (), 0)
+    except _Spent:
         return True
 
-    for key, enough in (("allOf", all), ("anyOf", any), ("oneOf", any)):
-        options = schema.get(key)
-        if isinstance(options, list) and options and not enough(type_ok(value, one, _depth + 1) for one in options):
+
+def _fits(value: Any, schema: Any, allowed: bool, steps: Steps, scopes: tuple[Any, ...], depth: int) -> bool:
+    """`scopes` are the schemas around this one in which its references may lie, the outermost first."""
+    steps.take()
+    if not isinstance(schema, Mapping) or depth > MAX_DEPTH or (value is None and schema.get("nullable") is True):
+        return True
+    if not scopes or not schema.keys().isdisjoint(DEFINITIONS):
+        scopes = (*scopes, schema)
+
+    def fits(part: Any, inner: Any) -> bool:
+        return _fits(part, inner, allowed, steps, scopes, depth + 1)
+
+    reference, options = schema.get("$ref"), schema.get("enum")
+    if isinstance(reference, str):
+        steps.take(len(reference) // 8)
+        if not fits(value, resolved(reference, scopes)):
             return False
-    of_type = _is_of(value, schema.get("type"), _depth)
-    return of_type and all(type_ok(part, inner, _depth + 1) for part, inner in _parts(value, schema))
+    for key, enough in (("allOf", all), ("anyOf", any), ("oneOf", any)):
+        inner = schema.get(key)
+        if isinstance(inner, list) and inner and not enough(fits(value, one) for one in inner):
+            return False
+    if not _is_of(value, schema.get("type"), fits):
+        return False
+    if allowed and "const" in schema and not values_equal(value, schema["const"], steps):
+        return False
+    if allowed and isinstance(options, list | tuple) and not any(values_equal(value, one, steps) for one in options):
+        return False
+    return all(fits(part, inner) for part, inner in _parts(value, schema))
 
 
-def _is_of(value: Any, wanted: Any, depth: int) -> bool:
-    if isinstance(wanted, list | tuple) and depth <= MAX_DEPTH:
-        return not wanted or any(_is_of(value, option, depth + 1) for option in wanted)
+def _is_of(value: Any, wanted: Any, fits: Callable[[Any, Any], bool]) -> bool:
+    if isinstance(wanted, list | tuple):
+        return not wanted or any(not isinstance(one, str) or _is_of(value, one, fits) for one in wanted)
     if not isinstance(wanted, str):
         return True
     if wanted not in PYTHON_TYPES:
-        return type_ok(value, normalise_type(wanted), depth + 1)
+        return fits(value, normalise_type(wanted))
     return wanted == "boolean" if isinstance(value, bool) else isinstance(value, PYTHON_TYPES[wanted])
 
 
-def _parts(value: Any, schema: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+def _parts(value: Any, schema: Mapping[str, Any]) -> Iterable[tuple[Any, Any]]:
     """The parts of a list or object, each with its schema."""
     if isinstance(value, list | tuple):
         first, rest = schema.get("prefixItems"), schema.get("items")
-        schemas = first[: len(value)] if isinstance(first, list) else []
-        return list(zip(value, [*schemas, *[rest] * (len(value) - len(schemas))], strict=True))
+        return zip(value, chain(first if isinstance(first, list) else (), repeat(rest)), strict=False)
     if isinstance(value, Mapping):
         known, other = schema.get("properties"), schema.get("additionalProperties")
-        return [(part, known.get(key, other) if isinstance(known, Mapping) else other) for key, part in value.items()]
-    return []
+        return ((part, known.get(key, other) if isinstance(known, Mapping) else other) for key, part in value.items())
+    return ()
 
 
-def enum_ok(value: Any, schema: Any, _depth: int = 0) -> bool:
-    """Whether a value is among the schema's `enum`, if there is one; elements of a list against `items` too."""
-    if not isinstance(schema, Mapping) or _depth > MAX_DEPTH:
-        return True
-    options = schema.get("enum")
-    if isinstance(options, list | tuple) and not any(values_equal(value, option) for option in options):
-        return False
-    return all(enum_ok(part, inner, _depth + 1) for part, inner in _parts(value, schema))
+def resolved(reference: str, scopes: Sequence[Any]) -> Any:
+    """What a local reference such as `#/$defs/Item` leads to, in the first scope where it leads anywhere, or None."""
+    keys = [unquote(key).replace("~1", "/").replace("~0", "~") for key in reference.split("/")[1:]]
+    for scope in scopes if reference.split("/")[0] == "#" else ():
+        with suppress(KeyError, IndexError, ValueError, TypeError):
+            return reduce(lambda found, key: found[int(key) if isinstance(found, list) else key], keys, scope)
+    return None
 
 
-def values_equal(left: Any, right: Any) -> bool:
+def values_equal(left: Any, right: Any, steps: Steps | None = None) -> bool:
     """Whether two JSON values are equal, of any depth: 1 == 1.0, but True != 1 and "1" != 1."""
     todo = [(left, right)]
     while todo:
+        if steps:
+            steps.take()
         a, b = todo.pop()
         if isinstance(a, Mapping):
             if not isinstance(b, Mapping) or a.keys() != b.keys():
@@ -210,27 +294,32 @@ class Problem(NamedTuple):
     explanation: str
 
 
-def check_call(call: ToolCall, tools: Sequence[ToolSpec]) -> tuple[Problem, ...]:
+def check_call(call: ToolCall, tools: Sequence[ToolSpec], steps: Steps | None = None) -> tuple[Problem, ...]:
     """What is wrong with a call: an unknown tool and nothing else, or missing parameters and then wrong ones.
 
     Parameters outside the tool's `properties` are unknown unless its `additionalProperties` allow them.
     """
-    tool = next((tool for tool in tools if tool.name == call.name), None)
+    return tuple(call_problems(call, next((tool for tool in tools if tool.name == call.name), None), steps))
+
+
+def call_problems(call: ToolCall, tool: ToolSpec | None, steps: Steps | None = None) -> Iterator[Problem]:
+    """`check_call` with the tool that is called, problem by problem."""
     if tool is None:
-        return (Problem("unknown_tool", "", f"There is no tool {_short(call.name)}."),)
-    missing = (key for key in tool.required if key not in call.arguments)
-    problems = [Problem("missing_required", key, f"{call.name} needs {key}.") for key in missing]
+        yield Problem("unknown_tool", "", f"There is no tool {_short(call.name)}.")
+        return
+    for key in tool.required:
+        if key not in call.arguments:
+            yield Problem("missing_required", key, f"{call.name} needs {key}.")
     for key, value in call.arguments.items():
-        schema = parameter_schema(tool, key)
+        schema, root = parameter_schema(tool, key), tool.parameters
         if schema is None:
-            problems.append(Problem("unknown_parameter", key, f"{call.name} has no parameter {_short(key)}."))
-        elif not type_ok(value, schema):
-            wanted = _short({name: schema[name] for name in ("type", "items", "anyOf", "oneOf") if name in schema})
-            problems.append(Problem("wrong_type", key, f"{key}={_short(value)} is not of the type {wanted}."))
-        elif not enum_ok(value, schema):
-            listed = f": {_short(schema['enum'])}" if "enum" in schema else ""
-            problems.append(Problem("not_in_enum", key, f"{key}={_short(value)} is not an allowed value{listed}."))
-    return tuple(problems)
+            yield Problem("unknown_parameter", key, f"{call.name} has no parameter {_short(key)}.")
+        elif not type_ok(value, schema, root, steps):
+            wanted = _short({name: schema[name] for name in _TYPE_KEYS if name in schema})
+            yield Problem("wrong_type", key, f"{key}={_short(value)} is not of the type {wanted}.")
+        elif not type_ok(value, schema, root, steps, allowed=True):
+            listed = "".join(f": {_short(schema[name])}" for name in ("enum", "const") if name in schema)
+            yield Problem("not_in_enum", key, f"{key}={_short(value)} is not an allowed value{listed}.")
 
 
 def _short(value: Any, width: int = 80) -> str:

@@ -155,7 +155,7 @@ def _compare(sample: Sample, gold: ToolCall, call: ToolCall) -> Iterator[tuple[s
         schema = parameter_schema(spec, key) if spec else None
         if schema is None and (foreign or not given):
             yield "parameter_name", f"{name} has no parameter {show(key)}"
-        elif schema is not None and not type_ok(value, schema):
+        elif spec and schema is not None and not type_ok(value, schema, spec.parameters):
             kind = schema.get("type", "as declared")
             yield "parameter_type", f"type of {show(key)} is not {kind}: {show(value)}"
         elif not equal and (given or not foreign):

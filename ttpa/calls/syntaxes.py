@@ -69,6 +69,10 @@ class Reader(Scanner):
         arguments[key.text] = self.value()
         self.spans.append(Span("value", start, self.pos))
 
+    def positional(self, arguments: dict[str, Any]) -> None:
+        """Meets something other than `key=value`; a reader of damaged text may mend it."""
+        raise Malformed("arguments must be key=value", self.pos)
+
     def call(self, start: int, name: str, arguments: dict[str, Any]) -> None:
         self.spans.append(Span("call", start, self.pos))
         self.calls.append(ToolCall(name=name, arguments=arguments))
@@ -274,7 +278,7 @@ def _read_python_call(scan: Reader) -> None:
             scan.space()
             scan.argument(arguments, Key(key, hit.start(), hit.start() + len(key)))
         else:
-            raise Malformed("arguments must be key=value", scan.pos)
+            scan.positional(arguments)
     scan.call(start, name, arguments)
 
 

@@ -4,14 +4,16 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
+from ttpa.calls.schema import Steps, call_problems
 from ttpa.data.bands import BANDS, Bands
+from ttpa.data.layouts import layout_of
 from ttpa.data.rows import CUT, SUFFIXES, BadRow, data_files, file_digest, is_hub_id, need, read_rows
 from ttpa.data.source import ComputeWaves, compute_here, limited, stable_unit, write_splits
 from ttpa.errors import ConfigError, DataError
@@ -61,10 +63,20 @@ def split_of_opening(opening: str, split_seed: int, validation_fraction: float, 
 
 def _writable(value: Any) -> bool:
     try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except (TypeError, UnicodeEncodeError):  # a column of dates or bytes, or half of a surrogate pair
+        json.dumps(value.to_json() if isinstance(value, Sample) else value, ensure_ascii=False).encode()
+    except (TypeError, ValueError):  # half of a surrogate pair, or no JSON
         return False
     return True
+
+
+def _off_schema(samples: Iterable[Sample]) -> Iterator[dict[str, Any]]:
+    """The first problem of each target that breaks the schema of its own tools."""
+    steps = Steps()
+    for sample in samples:
+        tools = {tool.name: tool for tool in sample.tools}
+        problems = chain.from_iterable(call_problems(call, tools[call.name], steps) for call in sample.target)
+        for problem in islice(problems, 1):
+            yield {"id": sample.id, "kind": problem.kind, "problem": problem.explanation}
 
 
 @option
@@ -137,15 +149,14 @@ class FileSource(ABC):
         self.check()
         counts, reasons, seen = Counter[str](), Counter[str](), set[str]()
         splits: dict[str, list[Sample]] = {"train": [], "validation": [], "test": []}
-        rejected: list[dict[str, Any]] = []
+        rejected, off_schema = list[dict[str, Any]](), list[dict[str, Any]]()
         for row in islice(read_rows(self.path), self.max_rows):
             counts["read"] += 1
             try:
                 if isinstance(row.value, BadRow):
                     raise row.value
                 converted = self.convert(row.value)
-                writable = all(_writable(sample.to_json()) for sample in converted.samples)
-                need(writable, "not text", "holds half of a surrogate pair")
+                need(all(map(_writable, converted.samples)), "not text", "holds half of a surrogate pair")
             except BadRow as problem:
                 reasons[problem.args[0]] += 1
                 kept = {"row": dict(row.value)} if isinstance(row.value, Mapping) and _writable(row.value) else {}
@@ -159,8 +170,13 @@ class FileSource(ABC):
             counts["repaired"] += converted.repaired
             name = split_of_opening(converted.opening, self.split_seed, self.validation_fraction, self.test_fraction)
             splits[name] += converted.samples
+            place = {"file": row.file, "line": row.line}
+            off_schema += (place | problem for problem in _off_schema(converted.samples))
         write_jsonl(out / "rejected.jsonl", rejected)
         self._judge(counts["read"], reasons, rejected, out / "rejected.jsonl")
+        write_jsonl(out / "off_schema.jsonl", off_schema)
+        if not counts["read"]:
+            raise DataError(f"data.path={self.path}: no row is in it. Set data.path to a file or folder with rows.")
         if not splits["train"]:
             raise DataError(
                 f"data.path={self.path}: {counts['read']} rows gave no train sample ({counts['without_call_turn']} "
@@ -174,6 +190,8 @@ class FileSource(ABC):
             **{f"rows_{what}": counts[what] for what in ("read", "duplicate", "without_call_turn", "repaired")},
             "rows_rejected": len(rejected),
             "rejected": dict(reasons.most_common()),
+            "targets_off_schema": len(off_schema),
+            "off_schema": dict(Counter(one["kind"] for one in off_schema).most_common()),
             "samples": {name: len(lines[file]) for name, file in SPLITS.items()},
             "bands": {name: {band: number[band] for band in BANDS} for name, number in bands.items()},
             "kinds": {kind: kinds[kind] for kind in ("call", "text")},
@@ -182,6 +200,13 @@ class FileSource(ABC):
 
     def _judge(self, read: int, reasons: Counter[str], rejected: list[dict[str, Any]], file: Path) -> None:
         too_many = len(rejected) > self.max_bad_fraction * read
+        layouts = Counter(layout_of(entry["row"]) for entry in rejected if "row" in entry)
+        (layout, reader), seen = next(iter(layouts.most_common(1)), (("", ""), 0))
+        if too_many and layout and seen > read / 2 and reader != f"data={type(self).__name__.lower()}":
+            raise DataError(
+                f"data.path={self.path}: this looks like {layout}. That is read by {reader}. {len(rejected)} of {read} "
+                f"rows are rejected, first {rejected[0]['file']}:{rejected[0]['line']}: {rejected[0]['reason']}."
+            )
         if too_many or (reasons[CUT] and self.max_bad_fraction < 1):
             kinds = ", ".join(f"{kind} {count}" for kind, count in reasons.most_common())
             first = "; ".join(f"{entry['file']}:{entry['line']}: {entry['reason']}" for entry in rejected[:3])

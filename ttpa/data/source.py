@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from ttpa.errors import DataError
 from ttpa.io import dumps, read_jsonl, write_jsonl, write_lines, write_text
 from ttpa.records import Sample
 
@@ -72,5 +73,7 @@ def write_splits(out: Path, files: Mapping[str, Iterable[str]], splits: Mapping[
 
 def read_split(data: Path, name: str) -> list[Sample]:
     """The samples of a split of a finished data stage."""
-    file = json.loads((data / "splits.json").read_text(encoding="utf-8"))[name]
-    return [Sample.from_json(row) for row in read_jsonl(data / file)]
+    file = data / json.loads((data / "splits.json").read_text(encoding="utf-8"))[name]
+    if samples := [Sample.from_json(row) for row in read_jsonl(file)]:
+        return samples
+    raise DataError(f"{file}: no sample is in it; it was emptied by hand. Delete the folder {data} and run again.")

@@ -6,18 +6,20 @@ published instruction and functions are taken out of the system text, since prom
 
 import re
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
-from ttpa.calls.literals import Malformed, Scanner, write_value
-from ttpa.calls.schema import normalise_schema
-from ttpa.calls.syntaxes import ParseError, get_syntax
+from ttpa.calls.literals import Malformed, Scanner
+from ttpa.calls.syntaxes import ParseError, Reader, get_syntax
 from ttpa.data.published import Converted, FileSource, content_key, unique_tools
-from ttpa.data.rows import DECODER, BadRow, need, need_object
+from ttpa.data.rows import BadRow, decode, need
+from ttpa.data.tools import read_tool, unwrapped
 from ttpa.options import option
 from ttpa.records import Message, Sample, ToolCall, ToolSpec
 
-MAX_REPAIRS = 32  # arguments mended in one turn at most: each costs two more readings of it
-MAX_CHARS = 50_000  # longer turns are not mended
+MAX_REPAIRS = 32  # arguments mended in one turn at most: each costs a copy of what is behind it
+MAX_STARTS = 8  # places in a system text without the marker where a list of functions is looked for
+MAX_WRITTEN = 5_000_000  # characters that the samples of a row may come to, each with all turns before it
 _SYNTAX = get_syntax("python")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _ROLES = ("user", "assistant", "tool")
@@ -50,13 +52,13 @@ def split_system(text: str) -> tuple[list[Any], str]:
     """
     marker = _MARKER.search(text)
     problem = "the system text holds no JSON list of functions"
-    for start in _LIST_START.finditer(text, marker.end() if marker else 0):
+    for start in islice(_LIST_START.finditer(text, marker.end() if marker else 0), MAX_STARTS):
         try:
             # Decoding matches the brackets, those inside strings included.
-            listed, end = DECODER.raw_decode(text, start.start())
-        except (ValueError, RecursionError) as error:
+            listed, end = decode(text, start.start())
+        except ValueError as error:
             listed, problem = None, f"the list of functions is not JSON ({error})"
-        names = [item.get("name") if isinstance(item, dict) else None for item in listed or ()]
+        names = [item.get("name") if isinstance(item, dict) else None for item in map(unwrapped, listed or ())]
         if listed is not None and (listed or marker) and all(name and isinstance(name, str) for name in names):
             return listed, _custom_text(text[: start.start()], text[end:])
         if marker:  # a later array would be a part of this broken one, not the list of functions
@@ -70,17 +72,6 @@ def _custom_text(before: str, after: str) -> str:
         text = sentence.sub("", text)
     lines = (" ".join(line.split()) for line in text.splitlines())
     return "\n".join(line for line in lines if line)
-
-
-def _tool(item: Mapping[str, Any]) -> ToolSpec:
-    parameters = need_object(item.get("parameters") or {}, "parameters", f"tool {item['name']!r} has")
-    schema = normalise_schema(parameters)
-    schema.setdefault("type", "object")
-    schema.setdefault("properties", {})
-    if not isinstance(schema.get("required"), list):
-        # Published rows carry `"required": null` beside `parameters`; a list there means the parameters' own.
-        schema["required"] = item["required"] if isinstance(item.get("required"), list) else []
-    return ToolSpec(name=item["name"], description=str(item.get("description") or ""), parameters=schema)
 
 
 def looks_like_call(text: str) -> bool:
@@ -114,31 +105,34 @@ def parse_split(text: str) -> tuple[ToolCall, ...] | None:
     Quoted text and rest must read as one JSON value, which replaces both. Nothing is guessed: no bracket, quote or
     comma is added. None when something else is wrong. The last argument of a call has lost its rest and is left.
     """
-    for _ in range(MAX_REPAIRS + 1 if len(text) <= MAX_CHARS else 0):
-        parsed = _SYNTAX.parse(text)
-        if not isinstance(parsed, ParseError):
-            return parsed
-        if (mended := _mend(text, parsed)) is None:
-            break
-        text = mended
-    return None
-
-
-def _mend(text: str, fault: ParseError) -> str | None:
-    """The text with the argument joined at which the parser stopped; None if that is no split argument."""
-    values = [span for span in _SYNTAX.spans(text) if span.kind == "value"]
-    start, end = (values[-1].start, values[-1].end) if values else (0, 0)
-    if not text.startswith(('"{', '"['), start) or not text.startswith(", ", end) or fault.position != end + 2:
-        return None
+    reader = _Mending(text, python=True)
     try:
-        head = Scanner(text[start:end]).string().text
-        whole = Scanner(head + text[end:])
-        value = whole.value()
+        _SYNTAX.read(reader)
     except Malformed:
         return None
-    # The cut must be between values: neither behind the container nor inside a string.
-    split = whole.pos > len(head) and '"' not in _STRING.sub("", head)
-    return text[:start] + write_value(value) + text[end + whole.pos - len(head) :] if split else None
+    return tuple(reader.calls)
+
+
+class _Mending(Reader):
+    """Reads on behind a split argument, once through the text."""
+
+    repairs = 0
+
+    def positional(self, arguments: dict[str, Any]) -> None:
+        """Joins what stands where a key should with the argument before it, if that is a split one."""
+        start, end = next(((one.start, one.end) for one in self.spans[-1:] if one.kind == "value"), (0, 0))
+        split = self.text.startswith(('"{', '"['), start) and self.text.startswith(", ", end) and self.pos == end + 2
+        if split and self.repairs < MAX_REPAIRS:
+            self.repairs += 1
+            head = Scanner(self.text[start:end]).string().text
+            whole = Scanner(head + self.text[end:])
+            value = whole.value()
+            # The cut must be between values: neither behind the container nor inside a string.
+            if whole.pos > len(head) and '"' not in _STRING.sub("", head):
+                arguments[next(reversed(arguments))] = value
+                self.pos = end + whole.pos - len(head)
+                return
+        super().positional(arguments)
 
 
 def _turns(row: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -168,8 +162,11 @@ class ToolACE(FileSource):
     def convert(self, row: Mapping[str, Any]) -> Converted:
         """See `FileSource.convert`. Turn numbers in reasons and sample ids count from 0 over `conversations`."""
         turns = _turns(row)
+        size = len(row["system"]) + sum(len(text) + 50 for _, text in turns)  # 50: what a turn costs beside its text
+        size *= sum(role == "assistant" for role, _ in turns)
+        need(size <= MAX_WRITTEN, "row too long", f"its samples come to {size} characters, {MAX_WRITTEN} are the most")
         listed, custom = split_system(row["system"])
-        tools = unique_tools(map(_tool, listed))
+        tools = unique_tools(map(read_tool, listed))
         key = content_key(row["system"], turns)
         messages = [Message(role="system", content=custom)] if custom else []
         samples, repaired = list[Sample](), False

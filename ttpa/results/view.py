@@ -145,6 +145,8 @@ def glance(result: StageResult) -> str:
         bands = ", ".join(f"{band} {n}" for band, n in counts.items())
         rejected = metrics.get("rows_rejected")
         bad = f", {rejected} rows rejected (rejected.jsonl says why)" if rejected else ""
+        off = metrics.get("targets_off_schema")
+        bad += f", {off} targets break the schema of their tool (off_schema.jsonl says how)" if off else ""
         return f": {sizes}; bands of {split} {bands}{bad}"
     return f", {metrics['too_long']} samples too long, left out" if metrics.get("too_long") else ""
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig
 
+from ttpa.errors import DataError
 from ttpa.io import write_jsonl
 from ttpa.run import config
 from ttpa.run.cluster import joined, place
@@ -116,6 +117,12 @@ def walk(cfg: DictConfig, branches: Mapping[str, tuple[DictConfig, Parts]], stor
     graphs = {name: _Graph(own, parts, store, view) for name, (own, parts) in branches.items()}
     graph = next(iter(graphs.values()))
     data = graph.stage("data", "data", {}, ["data"], build_data)
+    split = getattr(graph.parts.evaluation, "split", None)
+    if view and cfg.until is None and not data.metrics["samples"].get(split, 1):
+        raise DataError(
+            f"eval.split={split}: the data has no sample in this split. Raise data.{split}_fraction or data.max_rows, "
+            f"give more rows, or choose another eval. How the rows were split is in {data.path}."
+        )
     groups = ["model", "warmup", *filter(None, [graph.parts.warmup.recipe]), "seed"]
     warmup = graph.stage("warm-up", "warmup", {"data": data}, groups, build_warmup, data.path)
     shared = {"data": data, "warmup": warmup}

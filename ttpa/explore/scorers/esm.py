@@ -87,7 +87,7 @@ def _compare(sample: Sample, gold: ToolCall, call: ToolCall | None, released: bo
         "name": float(call.name == gold.name),
         "required": sum(key in searched for key in required) / len(required) if required else 1.0,
         "key": len(defined) / size,
-        "type": sum(fits(given[key], tool.properties[key]) for key in defined) / size,
+        "type": sum(fits(given[key], tool.properties[key], tool.parameters) for key in defined) / size,
         "value": sum(1.0 if equal(*values) else _likeness(*values) for values in shared) / size,
     }
 
@@ -99,6 +99,6 @@ def _likeness(value: Any, wanted: Any) -> float:
     return 0.5 * (value.lower() == wanted.lower()) + 0.5 * (value in wanted or wanted in value)
 
 
-def _released_type(value: Any, schema: Any) -> bool:
+def _released_type(value: Any, schema: Any, _root: Any) -> bool:
     declared = schema.get("type") if isinstance(schema, Mapping) else None
     return isinstance(declared, str) and isinstance(value, PYTHON_TYPES.get(declared, ()))
