@@ -16,11 +16,23 @@ def masked(text: str) -> str:
     return _SECRETS.sub(r"\1\2***", text)
 
 
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufffe\uffff\ud800-\udfff]"
+)
+
+
+def visible(text: str) -> str:
+    """The text with what cannot be seen or written, steers a terminal or turns a line around as its code."""
+    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
 class TtpaError(Exception):
-    """Base of every error a user can cause. The command line prints its message, `masked`, and no traceback."""
+    """Base of every error a user can cause. The command line prints its message, `masked` and `visible`, and
+    no traceback.
+    """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(masked(message))
+        super().__init__(visible(masked(message)))
 
 
 class ConfigError(TtpaError):

@@ -1,5 +1,6 @@
 """Files: JSON text, JSON lines, and writes that are whole or not at all. Nothing here knows what a file means."""
 
+import csv
 import gzip
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 from ttpa.errors import DataError
 
+csv.field_size_limit(sys.maxsize)  # an answer may be longer than the 131,072 characters of the default
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")  # the second four are full-width
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)

@@ -61,6 +61,15 @@ def test_the_tables_of_a_run(tmp_path: Path) -> None:
     assert "2 stages built (warmup, align)\nresolved configuration and log: runs/x\ncurves: here\n" in text
 
 
+def test_a_text_is_only_text() -> None:
+    with ScreenView(shown := io.StringIO(), "x") as view:
+        view.expect(["[/] \x1b[2J"])
+        view.note("[bold]x[/b] :smile: \x1b]0;title\x07\r")
+        view.console.print(view._stages())
+    assert "[bold]x[/b] :smile: \\x1b]0;title\\x07\\r" in shown.getvalue()
+    assert "[/] \\x1b[2J" in shown.getvalue() and "\x1b" not in shown.getvalue()
+
+
 def test_a_terminal_shows_states_and_time_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """3 of 10 done when this process begins and 5 after 10 seconds: the other 5 take 25."""
     now = [100.0]

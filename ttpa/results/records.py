@@ -142,7 +142,7 @@ def number_at(metrics: Mapping[str, Any], path: str) -> Estimate | None:
     if "value" not in whole or not all(one is None or is_number(one) for one in numbers.values()):
         raise KeyError(path)
     if None not in numbers.values():
-        low, n = numbers["low"], whole.get("n")
+        low, n = numbers["low"], whole.get("n") or 0
         if low == numbers["high"] and 0 <= low <= 1 and is_number(n) and n > 1:
             numbers["low"], numbers["high"] = wilson_interval(low, n)
         return Estimate(**numbers, kind="wilson" if numbers["value"] in (0, 1) else "bootstrap")

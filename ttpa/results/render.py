@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import pydantic.dataclasses
 
-from ttpa.errors import ConfigError
+from ttpa.errors import ConfigError, visible
 from ttpa.io import csv_row, write_text
 from ttpa.options import arguments
 from ttpa.results.cells import CellsForm
@@ -171,7 +171,8 @@ def _rendered(file: str, **values: Any) -> str:
         comment_start_string="<#", comment_end_string="#>", trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, autoescape=False, loader=jinja2.PackageLoader("ttpa.results"),
     )  # fmt: skip
-    environment.filters["escaped"] = _ESCAPES[file.rpartition(".")[2]]
+    escape = _ESCAPES[file.rpartition(".")[2]]
+    environment.filters["escaped"] = lambda text: escape(visible(text))
     return environment.get_template(file).render(values)
 
 
@@ -268,7 +269,7 @@ def main(words: Sequence[str]) -> int:
     form = arguments(words, TableForm, "table")
     table = from_folder(form.target, form.preset, form.overrides, results=form.results, store=form.store)
     for warning in table.warnings:
-        print(f"ttpa table: warning: {warning}", file=sys.stderr)
+        print(visible(f"ttpa table: warning: {warning}"), file=sys.stderr)
     style = form.format or SUFFIXES.get(form.out.suffix if form.out else "", "markdown")
     text = FORMATS[style](table, form.cost)
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from ttpa.errors import TtpaError
+from ttpa.errors import TtpaError, visible
 from ttpa.options import arguments
 from ttpa.results.cells import CellsForm, Records, TableCell, read_cells
 from ttpa.results.records import WARMUP_ROLES, Record
@@ -87,10 +87,10 @@ def main(words: Sequence[str]) -> int:
     records = Records(cells)
     states = {cell.label: state_of(cell, records) for cell in cells}
     for warning in dict.fromkeys(records.warnings):
-        print(f"ttpa status: warning: {warning}", file=sys.stderr)
+        print(visible(f"ttpa status: warning: {warning}"), file=sys.stderr)
     width = max(map(len, states))
     for label, (name, note) in states.items():
-        print(f"{label:{width}}  {name:7}  {note}".rstrip())
+        print(visible(f"{label:{width}}  {name:7}  {note}".rstrip()))
     count = Counter(name for name, _ in states.values())
     outdated = sum(note.startswith("outdated") for _, note in states.values())
     parts = ", ".join(f"{count[name]} {name}" for name in STATES if count[name])

@@ -16,7 +16,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
-from ttpa.errors import TtpaError
+from ttpa.errors import TtpaError, visible
 from ttpa.options import arguments
 from ttpa.results.cells import CellsForm, Records, TableCell, open_hydra, read_cells
 from ttpa.results.job import job
@@ -175,7 +175,7 @@ def main(words: Sequence[str], launcher: Callable[[Sequence[str]], Launch] = hyd
             records = Records(cells)
     holes = [cell.label for cell in cells if records.find(cell) is None]
     for warning in dict.fromkeys(records.warnings):
-        print(f"ttpa sweep: warning: {warning}", file=sys.stderr)
+        print(visible(f"ttpa sweep: warning: {warning}"), file=sys.stderr)
     for label, why in sweep.failures.items():
         print(f"ttpa sweep: failed: {label}: {why}", file=sys.stderr)
     silent = [label for label in holes if label not in sweep.failures]

@@ -178,7 +178,9 @@ def from_records(records: Sequence[Record], store: Path, title: str = "Results")
     for path in paths:
         label = path.removeprefix("bands.").removeprefix("errors.").replace("_", " ")
         better: Any = "low" if path.startswith("errors.") else "high"
-        columns.append(Column(key=path, label=label, metric={"": path}, scale=100, digits=1, better=better))
+        columns.append(
+            Column.model_construct(key=path, label=label, metric={"": path}, scale=100, digits=1, better=better)
+        )
     spec = TableSpec.model_construct(
         name="runs", title=title, claim="", columns=columns, rows=[], differences=pairs, presets={"runs": preset}
     )

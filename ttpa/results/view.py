@@ -13,8 +13,10 @@ from typing import IO, Any, Self
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from ttpa.calls.six_errors import LABELS
+from ttpa.errors import visible
 from ttpa.results.stats import exact_by_id, paired_difference, share_text
 from ttpa.run.pipeline import Outcome
 from ttpa.run.store import StageResult
@@ -43,12 +45,23 @@ class StageLine:
     paced: tuple[float, int] | None = None
 
 
+class Screen(Console):
+    """A console on which every text is only text: no markup, no emoji codes, nothing that steers a terminal."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        # A file has no width of its own; the tables need about 120 columns.
+        width = None if stream.isatty() else 120
+        super().__init__(file=stream, highlight=False, markup=False, emoji=False, width=width)
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str(visible(text), **how)
+
+
 class ScreenView:
     """Redraws the stages in a terminal; prints a line an event when the output is a file or a pipe."""
 
     def __init__(self, stream: IO[str] = sys.stdout, title: str = "run") -> None:
-        # A file has no width of its own; the tables need about 120 columns.
-        self.console = Console(file=stream, highlight=False, width=None if stream.isatty() else 120)
+        self.console = Screen(stream)
         self.title, self.printed, self.lines = title, 0.0, dict[str, StageLine]()
         live = partial(Live, console=self.console, refresh_per_second=4, get_renderable=self._stages)
         self.live = live() if stream.isatty() else None
@@ -88,12 +101,12 @@ class ScreenView:
         self._say(f"{label}: {state}, {clock(result.seconds)}, {note}")
 
     def note(self, message: str) -> None:
-        self.console.print(message, markup=False)
+        self.console.print(message)
 
     def _say(self, text: str) -> None:
         log.info("%s", text)
         if not self.live:
-            self.console.print(text, markup=False, soft_wrap=True)
+            self.console.print(text, soft_wrap=True)
 
     def _stages(self) -> Table:
         table = Table("stage", "state", title=f"ttpa {self.title}", title_justify="left", box=None, pad_edge=False)
@@ -101,8 +114,9 @@ class ScreenView:
         table.add_column()
         for label, line in self.lines.items():
             spent = clock(time.monotonic() - line.began if line.state == "running" else line.seconds)
-            state = f"[{COLOURS[line.state]}]{line.state}[/]"
-            table.add_row(label, state, "" if line.state == "waiting" else spent, line.note)
+            table.add_row(
+                label, Text(line.state, COLOURS[line.state]), "" if line.state == "waiting" else spent, line.note
+            )
         return table
 
     def summary(self, outcome: Outcome, run_folder: str) -> None:
@@ -121,13 +135,13 @@ class ScreenView:
                 for row in rows:
                     table.add_row(*row)
                 if rows:
-                    self.console.print("", title, table, sep="\n", markup=False)
+                    self.console.print("", title, table, sep="\n")
             for text in differences(outcome.branches[0].objective, found):
-                self.console.print(text, markup=False)
+                self.console.print(text)
         names = f"{len(outcome.built)} stages built ({', '.join(outcome.built)})"
         built = names if outcome.built else "nothing built: all from the store"
         lines = ["", built, f"resolved configuration and log: {run_folder}", *outcome.places]
-        self.console.print(*lines, sep="\n", markup=False, soft_wrap=True)
+        self.console.print(*lines, sep="\n", soft_wrap=True)
 
 
 def glance(result: StageResult) -> str:

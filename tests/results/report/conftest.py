@@ -16,7 +16,8 @@ from ttpa.results.report.report import main
 from ttpa.run import config
 
 NASTY = (
-    "</script><script>alert(1)</script><img src=x onerror=alert(2)>\x00\x1b[31m\u202e\ud800&amp;\"'{{7*7}}" + "W" * 300
+    "</script><script>alert(1)</script><img src=x onerror=alert(2)>\x00\x1b[31m\u202e\ud800&amp;\"'{{7*7}}<!--<script>"
+    "\u2028<svg onload=alert(3)><a href=javascript:alert(4)>\" onfocus=alert(5) '" + "W" * 300
 )
 
 

@@ -1,11 +1,13 @@
 """The page as text: well-formed, escaped, without requests; its numbers are those of the rows; what is gone is said."""
 
+import json
 import math
 import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,30 +25,89 @@ SECTIONS = {"accuracy", "errors", "answers", "heat", "decay", "curves", "pairs",
 
 def test_the_page_is_whole_the_same_each_time_and_asks_for_nothing(lab: Lab, report: Report) -> None:
     lab.sweep()
-    page = Html(text := report("made"))
+    page = only_text(text := report("made"))
     assert page.sections == SECTIONS and report("made") == text
     ids = [given["id"] for _, given in page.tags if "id" in given]
     assert len(ids) == len(set(ids))
     links = {given["href"] for tag, given in page.tags if tag == "a" and "answers:" not in given["href"]}
     assert links <= {f"#{one}" for one in ids}
-    for tag, attributes in page.tags:
-        assert attributes.get("aria-labelledby", ids[0]) in ids
-        assert "src" not in attributes and not any(name.startswith("on") for name in attributes), (tag, attributes)
-        assert attributes.get("href", "#").startswith(("#", "data:,"))
-        assert tag not in ("iframe", "object", "embed", "base", "img")
+    assert all(given.get("aria-labelledby", ids[0]) in ids for _, given in page.tags)
     assert "url(" not in page.css and "@import" not in page.css
     policy = next(given["content"] for _, given in page.tags if given.get("http-equiv") == "Content-Security-Policy")
     assert "default-src 'none'" in policy and "script-src 'sha256-" in policy
 
 
+def only_text(text: str) -> Html:
+    """The page, on which no script, link or picture is of the store."""
+    page = Html(text)
+    assert text.count("<script") == 2 == text.count("</script>")
+    assert not {"\x00", "\x1b", "\u2028", "\u202e", "\ud800"} & set(text)
+    assert not {"img", "svg", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
+    for tag, attributes in page.tags:
+        assert "src" not in attributes and not any(name.startswith("on") for name in attributes), (tag, attributes)
+        assert attributes.get("href", "#").startswith(("#", "data:,"))
+        assert re.fullmatch(r"|color:var\(--c\d\)|--share:[\d.]+%", attributes.get("style", ""))
+    return page
+
+
 def test_hostile_text_is_only_text(lab: Lab, report: Report) -> None:
     lab.text = NASTY
     lab.sweep()
-    page = Html(text := report("made"))
-    assert text.count("<script") == 2 == text.count("</script>") and "<img" not in text
+    page = only_text(report("made"))
     assert "<img src=x onerror=alert(2)>" in page.text and "{{7*7}}" in page.text  # it is shown, as text
-    assert not {"\x00", "\x1b", "\u202e", "\ud800"} & set(text) and r"\x00" in page.text and r"\ud800" in page.text
+    assert r"\x00" in page.text and r"\ud800" in page.text
     assert any(NASTY in one for one in page.answers["texts"])  # the browser gets what the model wrote
+
+
+def replaced(value: Any, text: str) -> Any:
+    """A JSON value with all its texts replaced, but those that name a stage; and with a further key in each object."""
+    if isinstance(value, dict):
+        return {**{key: replaced(one, text) for key, one in value.items()}, text: text}
+    if isinstance(value, list):
+        return [replaced(one, text) for one in value]
+    return text if isinstance(value, str) and not re.fullmatch(r"[a-z]*-?[0-9a-f]{12}|[qs]\d+", value) else value
+
+
+def test_every_text_of_store_and_rows_may_be_hostile(
+    lab: Lab, report: Report, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names of runs, options, settings, metrics, roles, files and packages too."""
+    lab.sweep()
+    name, text = "<img src>\x1b[31m\u2028<script>", NASTY.replace("\ud800", "")
+    for file in [*lab.store.glob("*/*.json*"), *lab.results.iterdir()]:
+        rows = [replaced(json.loads(line), text) for line in file.read_text().splitlines()]
+        if file.parent == lab.results:
+            rows = [{**row, "versions": {text: 1}, "stages": json.loads(file.read_text())["stages"]} for row in rows]
+            file = file.rename(lab.results / f"{name}-{file.name[-18:]}")
+            rows[0]["cost"] = {role: {"seconds": 1.0} for role in rows[0]["stages"]}
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (failed := lab.store / f"{name}.part").mkdir()
+    (failed / "error.txt").write_text(text)
+    page = only_text(report(name))
+    assert page.sections >= {"accuracy", "errors", "answers", "pairs", "trees", "stages", "settings", "provenance"}
+    assert "\x1b" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("value", ["NaN", '"x"', "null", "[]", "[" * 700 + "]" * 700])
+def test_values_of_another_kind_are_no_crash(value: str, lab: Lab, report: Report) -> None:
+    """In the place of every number, then of every text or list of one kind of file."""
+    lab.row()
+    for pattern in (r"(?<=[:\[,])-?[\d.]+(?=[,}\]])", r'(?<=":)("[^"]*"|\[[^\[]*\])'):
+        for kind in ("rows.jsonl", "pairs.jsonl", "candidates.jsonl", "test.jsonl", "explore.jsonl", "*.json"):
+            before = {file: file.read_text() for file in lab.store.glob(f"*/{kind}")}
+            for file, text in before.items():
+                file.write_text(re.sub(pattern, lambda found: value, text.replace('": ', '":')))
+            page = report("made")
+            assert not re.search("NaN|Infinity", "".join(re.findall('data-(?:tree|chart)="(.*?)"', page)))
+            Html(page)
+            for file, text in before.items():
+                file.write_text(text)
+
+
+def test_an_answer_may_be_longer_than_a_field_of_csv(lab: Lab, report: Report) -> None:
+    lab.text = "x" * 140_000
+    lab.row()
+    assert "drawn" in Html(report("made")).sections
 
 
 def test_damaged_stages_are_no_crash(lab: Lab, report: Report) -> None:

@@ -5,16 +5,12 @@ text; a content security policy allows that script and no request.
 import base64
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
 from ttpa import __version__
-
-HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufffe\uffff\ud800-\udfff]"
-)
+from ttpa.errors import visible
 
 Block = tuple[str, Any]
 """A part of a section: its kind and its content. Kinds are `said` and `warning` (paragraphs), `heading`, and the macros
@@ -54,17 +50,28 @@ def plural(number: int, word: str) -> str:
 def render(sections: Mapping[str, Sequence[Block]], **values: Any) -> str:
     """page.html with its sections and other values: title, subtitle, head."""
     import jinja2
+    from markupsafe import Markup
 
     def finalize(value: Any) -> Any:
-        if not isinstance(value, str) or hasattr(value, "__html__"):
-            return value
-        # What cannot be seen or written, or turns the line around, stands as its code.
-        return short(HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), value))
+        return value if not isinstance(value, str) or hasattr(value, "__html__") else short(visible(value))
+
+    def encode(value: Any, **form: Any) -> str:
+        try:
+            return json.dumps(value, allow_nan=False, **form)
+        except ValueError:  # NaN and infinity are no JSON: the page's script would end there
+            return json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), **form)
+
+    def tried(macro: Any, *given: Any) -> Any:
+        try:
+            return macro(*given)
+        except (ValueError, TypeError, RecursionError, jinja2.UndefinedError):  # a value of a damaged row
+            return Markup('<p class="warning">A damaged row is left out.</p>')
 
     environment = jinja2.Environment(
         autoescape=True, finalize=finalize, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    environment.globals["tried"] = tried
+    environment.policies |= {"json.dumps_function": encode, "json.dumps_kwargs": {"separators": (",", ":")}}
     folder, names = resources.files("ttpa.results.report") / "templates", ("page.html", "style.css", "page.js")
     html, style, script = ((folder / name).read_text(encoding="utf-8").strip() for name in names)
     digest = "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

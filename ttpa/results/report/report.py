@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass
 
-from ttpa.errors import ConfigError
+from ttpa.errors import ConfigError, visible
 from ttpa.io import write_text
 from ttpa.options import CommaList, Index, arguments
 from ttpa.results import render, table
@@ -72,12 +72,12 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError.at("out", out, "is a folder, or lies in none", "Give a file in a folder that exists")
     shown, warnings = page_of(form, folder)
     for warning in warnings:
-        print(f"ttpa report: warning: {' '.join(warning.split())}", file=sys.stderr)
+        print(visible(f"ttpa report: warning: {' '.join(warning.split())}"), file=sys.stderr)
     try:
         write_text(out, page.render(**shown))
     except OSError as error:
         raise ConfigError.at("out", out, f"cannot be written ({error.strerror})", "Give a file") from None
-    print(f"{out} ({out.stat().st_size / 1e6:.2f} MB)")
+    print(visible(f"{out}") + f" ({out.stat().st_size / 1e6:.2f} MB)")
     return 0
 
 

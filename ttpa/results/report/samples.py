@@ -14,6 +14,8 @@ from contextlib import suppress
 from os.path import commonprefix
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from ttpa.calls.six_errors import LABELS
 from ttpa.io import csv_row, dumps
 from ttpa.records import Candidate, Pair, Sample, Score
@@ -25,12 +27,25 @@ UNSEEN = "unseen tools"
 """The band of samples whose tools were not in the training data; the six-error table leaves them out."""
 MESSAGES, STAGES, TREES = 4, 4, 6
 """Last messages of a question; explorations, and policies that drew answers, of a page; trees of an exploration."""
+NO_QUESTION: dict[str, Any] = {"messages": [], "tools": [], "target": ""}
 Pieces = Callable[[Sequence[int]], list[str]]  # token ids -> what each token adds to the text
+
+
+class AnswerRow(BaseModel):
+    """What the browser shows of a row of an evaluation."""
+
+    id: str
+    tags: list[str] = []
+    band: str = ""
+    exact: bool = False
+    errors: list[str] = []
+    text: str = ""
+    finish: str = ""
 
 
 def browser(study: Study, limit: int) -> list[Block]:
     """The browser of at most `limit` samples, each with the answers of all policies and seeds."""
-    judged = defaultdict[tuple[str, str, str], list[tuple[int, int, dict[str, Any]]]](list)
+    judged = defaultdict[tuple[str, str, str], list[tuple[int, int, AnswerRow]]](list)
     gone = []
     for number, arm in enumerate(study.arms if limit else ()):
         for seed, record in arm.records.items():
@@ -38,12 +53,14 @@ def browser(study: Study, limit: int) -> list[Block]:
             gone += [] if rows else [f"{arm.label}, seed {seed}"]
             source = record.stages.get("data", ""), str(record.measured(arm.warmup).get("split") or "test")
             for row in rows:
-                judged[*source, str(row.get("id"))].append((number, seed, row))
+                with suppress(ValidationError):
+                    answer = AnswerRow.model_validate(row)
+                    judged[*source, answer.id].append((number, seed, answer))
     kept = set(random.Random("answers").sample(list(judged), min(limit, len(judged))))
-    questions: dict[tuple[str, str, str], Sample] = {}
+    questions: dict[tuple[str, str, str], dict[str, Any]] = {}
     for at in {key[:2] for key in kept}:
-        found = samples_of(study.stages.get(at[0]), at[1], {key[2] for key in kept if key[:2] == at})
-        questions |= {(*at, name): sample for name, sample in found.items()}
+        found = questions_of(study.stages.get(at[0]), at[1], {key[2] for key in kept if key[:2] == at})
+        questions |= {(*at, name): asked for name, asked in found.items()}
     texts: dict[str, int] = {}  # a text that occurs often is embedded once
 
     def number_of(said: str) -> int:
@@ -51,15 +68,13 @@ def browser(study: Study, limit: int) -> list[Block]:
 
     samples, answers = list[Any](), list[Any]()
     for key in filter(kept.__contains__, judged):
-        first, asked = judged[key][0][2], question(questions.get(key))
-        band = UNSEEN if "unseen_tool" in (first.get("tags") or ()) else str(first.get("band") or "")
+        first, asked = judged[key][0][2], questions.get(key, NO_QUESTION)
+        band = UNSEEN if "unseen_tool" in first.tags else first.band
         messages = [[role, number_of(said)] for role, said in asked["messages"]]
         right = number_of(asked["target"]) if key in questions else None
         samples.append([key[2], band, messages, [number_of(dumps(tool)) for tool in asked["tools"]], right])
-        for policy, seed, row in judged[key]:
-            errors, words = list(map(str, row.get("errors") or ())), number_of(str(row.get("text", "")))
-            finish = str(row.get("finish", ""))
-            answers.append([len(samples) - 1, policy, seed, bool(row.get("exact")), errors, words, finish])
+        for policy, seed, one in judged[key]:
+            answers.append([len(samples) - 1, policy, seed, one.exact, one.errors, number_of(one.text), one.finish])
     shown = {"policies": [arm.label for arm in study.arms], "errors": LABELS, "unseen": UNSEEN}
     shown |= {"samples": samples, "answers": answers, "texts": list(texts)}
     part = (
@@ -75,25 +90,25 @@ def browser(study: Study, limit: int) -> list[Block]:
     ]
 
 
-def samples_of(data: StageFolder | None, split: str, ids: Collection[str]) -> dict[str, Sample]:
-    """The samples with these ids in a split of a data stage, as far as they can be read."""
-    found: dict[str, Sample] = {}
+def questions_of(data: StageFolder | None, split: str, ids: Collection[str]) -> dict[str, dict[str, Any]]:
+    """What the samples with these ids in a split of a data stage ask, as far as they can be read."""
+    found: dict[str, dict[str, Any]] = {}
     file = str(as_mapping(data and data.json("splits.json")).get(split, f"{split}.jsonl")).rpartition("/")[2]
     for row in data.rows(file) if data else ():
         with suppress(*DAMAGED):
-            found |= {row["id"]: Sample.from_json(row)} if row["id"] in ids else {}
+            found |= {row["id"]: question(Sample.from_json(row))} if row["id"] in ids else {}
     return found
 
 
-def question(sample: Sample | None) -> dict[str, Any]:
+def question(sample: Sample) -> dict[str, Any]:
     """What a sample asks: its last messages as (role, text), its tools, and its target as `name(key=value)` lines."""
-    if sample is None:
-        return {"messages": [], "tools": [], "target": ""}
-    said = [(one.role, one.content or dumps([call.to_json() for call in one.calls])) for one in sample.messages]
+    said = [
+        (str(one.role), str(one.content or dumps([call.to_json() for call in one.calls]))) for one in sample.messages
+    ]
     calls = [f"{c.name}({', '.join(f'{k}={dumps(v)}' for k, v in c.arguments.items())})" for c in sample.target]
     # The answer follows the end of a long message.
     ends = [(role, words if len(words) <= 2000 else f"\u2026{words[-2000:]}") for role, words in said[-MESSAGES:]]
-    target = short(sample.target_text or "\n".join(calls) or "(no call)")
+    target = short(str(sample.target_text or "\n".join(calls) or "(no call)"))
     return {"messages": ends, "tools": [tool.to_json() for tool in sample.tools], "target": target}
 
 
@@ -136,17 +151,17 @@ def pairs_of(stage: StageFolder, limit: int, pieces: Pieces | None) -> list[Bloc
     total, rows = len(stage.lines("pairs.jsonl")), stage.rows("pairs.jsonl", limit)
     if not total:
         return [("said", f"{stage.id} gave no pairs.")]
-    samples = samples_of(stage.input("data"), "explore", {str(row.get("sample_id")) for row in rows})
+    asked = questions_of(stage.input("data"), "explore", {str(row.get("sample_id")) for row in rows})
     shown = list[Block]()
     for row in rows:
         with suppress(*DAMAGED):
-            shown.append(("pair", pair_block(Pair.from_json(row), samples, pieces)))
+            shown.append(("pair", pair_block(Pair.from_json(row), asked, pieces)))
     said = f"{len(shown)} of {plural(total, 'pair')}, {DRAWN}."
     more = "" if pieces else " The tokenizer is not in the store: answers are parted by characters."
     return [("said", said + more), *shown]
 
 
-def pair_block(pair: Pair, samples: Mapping[str, Sample], pieces: Pieces | None) -> dict[str, Any]:
+def pair_block(pair: Pair, asked: Mapping[str, dict[str, Any]], pieces: Pieces | None) -> dict[str, Any]:
     """A pair. Each side has the text that both share, the token where they part, the rest of its span, what follows."""
     shared, sides = len(commonprefix([pair.chosen.text, pair.rejected.text])), []  # noqa: RUF071 (by characters)
     how = {key: as_mapping(pair.provenance.get(key)) for key in ("spans", "parting", "search")}
@@ -159,7 +174,7 @@ def pair_block(pair: Pair, samples: Mapping[str, Sample], pieces: Pieces | None)
         chance = math.exp(answer.logps[pair.branch]) if pair.branch < len(answer.logps) else None
         chance = as_mapping(how["parting"].get(name)).get("probability", chance)
         sides.append({"name": name, "parts": parts, "probability": chance, "score": getattr(pair, f"{name}_score")})
-    return {"pair": pair, "sides": sides, "search": how["search"], **question(samples.get(pair.sample_id))}
+    return {"pair": pair, "sides": sides, "search": how["search"], **asked.get(pair.sample_id, NO_QUESTION)}
 
 
 def trees_of(stage: StageFolder, limit: int, pieces: Pieces | None) -> list[Block]:
@@ -167,7 +182,7 @@ def trees_of(stage: StageFolder, limit: int, pieces: Pieces | None) -> list[Bloc
     ids = {str(row.get("sample_id")) for row in stage.rows("pairs.jsonl", min(TREES, limit))}
     rows = [row for row in stage.rows("candidates.jsonl") if str(row.get("id")) in ids]
     rows = rows or stage.rows("candidates.jsonl", min(TREES, limit))
-    samples = samples_of(stage.input("data"), "explore", {str(row.get("id")) for row in rows})
+    questions = questions_of(stage.input("data"), "explore", {str(row.get("id")) for row in rows})
     shown = list[Block]()
     for row in rows:
         name, nodes = str(row.get("id")), row.get("tree")
@@ -184,7 +199,7 @@ def trees_of(stage: StageFolder, limit: int, pieces: Pieces | None) -> list[Bloc
             continue
         if nodes or any(one["pieces"] for one in answers):
             facts = [plural(len(answers), "answer"), *(f"{k}: {v}" for k, v in as_mapping(row.get("counts")).items())]
-            data, asked = {"nodes": nodes, "answers": answers}, question(samples.get(name))["messages"]
+            data, asked = {"nodes": nodes, "answers": answers}, questions.get(name, NO_QUESTION)["messages"]
             shown.append(("tree", {"sample": name, "facts": facts, "messages": asked, "data": data}))
     kind = "search trees" if any(row.get("tree") for row in rows) else "token paths"
     return [("said", f"{len(shown)} {kind}, {DRAWN}."), *shown] if shown else []
