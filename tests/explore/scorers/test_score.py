@@ -231,20 +231,3 @@ def test_hostile_texts(scorer: Scorer) -> None:
         for said in (text, f"<think></think>\n<tool_call>\n{text}\n</tool_call>") if in_tags(scorer) else (text,):
             for target, top in targets:
                 assert score(scorer, target, parsed(said)).value <= top + 1e-9, name
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=8,
-)
-PIECES = st.sampled_from(
-    ["<think>", "</think>", "\n", "<tool_call>", "</tool_call>", "<response>", "</response>", '{"name": "f", ',
-     '"parameters": {', '"arguments": {', "}", "}}", "[", "]", '"city": "Rome"', ", ", '"days": 3', "f(", "days=3)"]
-)  # fmt: skip
-TEXTS = st.one_of(
-    st.text(),
-    st.lists(PIECES, max_size=12).map("".join),
-    st.lists(JSON, max_size=3).map(lambda rows: "\n".join(map(json.dumps, rows))),
-    st.fixed_dictionaries({"name": st.just("f") | JSON, "parameters": JSON}).map(json.dumps),
-)

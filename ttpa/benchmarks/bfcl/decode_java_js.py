@@ -14,7 +14,7 @@ from typing import Any
 from ttpa.benchmarks.bfcl.categories import Language, need
 from ttpa.benchmarks.bfcl.decode_python import WRONG_FORMAT, Call, Undecodable, as_list
 
-MAX_SOURCE = 20_000  # longer texts are not parsed
+MAX_SOURCE = 10_000  # longer texts are not parsed: a grammar may take time that grows with the square of the length
 MAX_VALUE = 10_000  # longer values stay texts
 
 # Another grammar reads malformed answers in another way, so its verdicts are not the official ones.
