@@ -112,6 +112,12 @@ def test_a_cell_that_cannot_run_says_why(folder: Path, capsys: pytest.CaptureFix
     assert "failed" in lines[0] and "Use sampler=mcts" in lines[0] and code == 1
 
 
+def test_a_fallback_is_said_and_steers_no_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_record(*with_plans(folder)[0], fallbacks={"align1": ["no token tree\x1b[2J"], "explore1": []})
+    lines, _ = report(capsys)
+    assert lines[0].endswith(r"done     FALLBACK in align1: no token tree\x1b[2J")
+
+
 @pytest.mark.parametrize(
     ("changed", "said"), [({"versions": {"align": 0}}, "built by align 0"), ({}, "built by other files")]
 )

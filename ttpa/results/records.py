@@ -54,7 +54,9 @@ class StageCost(BaseModel, strict=True):
 
 
 class Record(BaseModel, strict=True, frozen=True):
-    """A result row of the file `path`. `stages` maps roles to stage folders, `versions` stages to their versions."""
+    """A result row of the file `path`. `stages` maps roles to stage folders, `versions` stages to their versions,
+    `fallbacks` roles to what was computed in another way than wanted.
+    """
 
     row_version: int
     run: str = ""
@@ -68,6 +70,7 @@ class Record(BaseModel, strict=True, frozen=True):
     baseline: dict[str, Any]
     metrics: dict[str, Any]
     explored: dict[str, Any] = {}
+    fallbacks: dict[str, list[str]] = {}
     cost: dict[str, StageCost]
     path: Path = Path()
 

@@ -59,7 +59,9 @@ def state_of(cell: TableCell, records: Records) -> tuple[str, str]:
         return ("done", "") if record else ("failed", str(error))
     if record is not None:
         if is_current(record, cell, stages):
-            return "done", ""
+            roles = [role for role in record.fallbacks if role in WARMUP_ROLES or not cell.row.warmup_only]
+            told = (f"FALLBACK in {role}: {text}" for role in roles for text in record.fallbacks[role])
+            return "done", "; ".join(told)
         old = record.outdated().items()
         built = ", ".join(f"{name} {'of no version' if version is None else version}" for name, version in old)
         return "done", f"outdated: built by {built or 'other files'}, see {record.path}"

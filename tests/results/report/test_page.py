@@ -310,6 +310,7 @@ def test_stages_say_who_built_them_how_large_they_are_and_what_failed(lab: Lab, 
     lab.row(objective="dpo", settings={"objective.beta": 0.1})
     lab.row(objective="rft")
     (lab.folder("data/0") / "large").write_bytes(bytes(2_330_000))
+    (lab.folder("warmup/0") / "metrics.json").write_text('{"fallbacks": ["no token tree", 5]}')
     gone = lab.folder("align/").name
     shutil.rmtree(lab.store / gone)
     for name, error in ((gone, "OutOfMemoryError: 3 GiB"), ("warmup-0000000000ff", "ValueError: no steps")):
@@ -321,6 +322,7 @@ def test_stages_say_who_built_them_how_large_they_are_and_what_failed(lab: Lab, 
     assert states == ["cached", "cached", "built"]
     assert (found[gone]["state"], found[gone]["error"]) == ("failed", "OutOfMemoryError: 3 GiB")
     assert found["warmup-0000000000ff"]["error"] == "ValueError: no steps"
+    assert [found[lab.stages[name]]["fallback"] for name in ("warmup/0", "data/0")] == ["no token tree; 5", ""]
     data = found[lab.stages["data/0"]]
     numbers = [data[head] for head in ("size, MB", "seconds", "tokens/s", "policies")]
     assert numbers == ["2.34", "2", "15", "all policies"]

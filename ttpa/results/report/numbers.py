@@ -263,14 +263,16 @@ def stage_table(study: Study) -> list[Block]:
         size = round(sum(file.stat().st_size for file in files) / 1e6, 2) or None
         seconds, tokens, names = stage.seconds, stage.tokens, "; ".join(arms)
         spent, alone = spent + (seconds or 0), alone + (seconds or 0) * len(users)
+        told = as_mapping(stage.json("metrics.json")).get("fallbacks")
         said = "all policies" if len(arms) == len(study.arms) > 1 else short(names, 60) or "-"
         rows.append({
             "stage": stage.id, "role": ", ".join(roles) or "-", "policies": {"text": said, "hint": names},
             "state": state, "seconds": seconds and round(seconds, 1), "size, MB": size, "tokens": tokens,
             "tokens/s": tokens / seconds if tokens and seconds else None, "started, UTC": stage.started[:16] or "-",
             "error": short(stage.error, 300),
+            "fallback": short("; ".join(map(as_text, told if isinstance(told, list) else [])), 300),
         })  # fmt: skip
-    heads = [head for head in rows[0] if head != "error" or any(row["error"] for row in rows)]
+    heads = [head for head in rows[0] if head not in ("error", "fallback") or any(row[head] for row in rows)]
     shown = grid("Stages", heads, [[row[head] for head in heads] for row in rows])
     counts = [plural(len(study.stages), "stage"), plural(len(study.records), "result row")]
     spans = [str(timedelta(seconds=round(seconds))) for seconds in (spent, alone)]
