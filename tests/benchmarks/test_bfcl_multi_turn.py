@@ -271,16 +271,12 @@ def copied(folder: Path, name: str, change: Callable[[dict[str, Any], dict[str, 
     return folder
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda row, answer: row.update(involved_classes=["WebSearchAPI"]), ":2: involved_classes.0="),
-        (lambda row, answer: answer.update(ground_truth=["ls()"]), "miss_func.json:2: ground_truth"),
-        (lambda row, answer: row["question"].pop(), ":2: Value error, ground_truth"),
-        (lambda row, answer: row["question"][0].append("x"), ":2: question.0.1="),
-        (lambda row, answer: row.update(missed_function={"1": ["nothing"]}), ":2: Value error, missed_function"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda row, answer: row.update(involved_classes=["WebSearchAPI"]), ":2: involved_classes.0="),
+    (lambda row, answer: answer.update(ground_truth=["ls()"]), "miss_func.json:2: ground_truth"),
+    (lambda row, answer: row["question"].pop(), ":2: Value error, ground_truth"),
+    (lambda row, answer: row.update(missed_function={"1": ["nothing"]}), ":2: Value error, missed_function"),
+])  # fmt: skip
 def test_wrong_rows(tmp_path: Path, change: Any, message: str) -> None:
     folder = copied(tmp_path / "data", "multi_turn_miss_func", change)
     with pytest.raises(DataError) as told:
