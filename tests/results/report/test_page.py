@@ -90,9 +90,9 @@ def test_every_text_of_store_and_rows_may_be_hostile(
 
 @pytest.mark.parametrize("value", ["NaN", '"x"', "null", "[]", "[" * 700 + "]" * 700])
 def test_values_of_another_kind_are_no_crash(value: str, lab: Lab, report: Report) -> None:
-    """In the place of every number, then of every text or list of one kind of file."""
+    """In the place of every number, of every text or list, and of scores alone, in one kind of file."""
     lab.row()
-    for pattern in (r"(?<=[:\[,])-?[\d.]+(?=[,}\]])", r'(?<=":)("[^"]*"|\[[^\[]*\])'):
+    for pattern in (r"(?<=[:\[,])-?[\d.]+(?=[,}\]])", r'(?<=":)("[^"]*"|\[[^\[]*\])', r'(?<="value":)[\d.]+'):
         for kind in ("rows.jsonl", "pairs.jsonl", "candidates.jsonl", "test.jsonl", "explore.jsonl", "*.json"):
             before = {file: file.read_text() for file in lab.store.glob(f"*/{kind}")}
             for file, text in before.items():
