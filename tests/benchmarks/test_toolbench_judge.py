@@ -36,6 +36,7 @@ class Endpoint:
         self.said: Callable[[dict[str, Any]], Any] = lambda body: "solved"
         self.asked: list[dict[str, Any]] = []
         self.requests: list[Any] = []
+        self.options: dict[str, Any] = {}  # of the client
 
     def __call__(self, request: Any) -> Any:
         self.requests.append(request)
@@ -51,7 +52,12 @@ class Endpoint:
 def server(monkeypatch: pytest.MonkeyPatch) -> Endpoint:
     made, client = Endpoint(), openai.DefaultHttpxClient
     transport = httpx.MockTransport(made)
-    monkeypatch.setattr(openai, "DefaultHttpxClient", lambda **more: client(transport=transport, **more))
+
+    def make(**more: Any) -> Any:
+        made.options = more
+        return client(transport=transport, **more)
+
+    monkeypatch.setattr(openai, "DefaultHttpxClient", make)
     return made
 
 
@@ -117,6 +123,7 @@ def test_the_key_goes_to_no_other_host(
         judge(tmp_path, api_key_env="JUDGE_KEY").ask(QUESTION, 0)
     (request,) = server.requests
     assert request.headers["Authorization"] == "Bearer sk-secret" and "sk-other" not in str(request.headers.raw)
+    assert server.options["mounts"] == {"http://": None}  # no proxy, which a scripted transport never has
     assert request.url.host == "localhost" and not (tmp_path / "v.jsonl").exists()
     monkeypatch.delenv("JUDGE_KEY")
     with pytest.raises(ConfigError, match=r"api_key_env=JUDGE_KEY: there is no such environment variable"):
