@@ -5,8 +5,12 @@ from typing import Any
 
 import pytest
 
+from tests.options import made
+from tests.toolcalls import call
+from ttpa.calls.six_errors import six_errors
 from ttpa.data.rows import BadRow
 from ttpa.data.tools import PLACES, read_tool
+from ttpa.records import Candidate, Sample, ToolCall
 
 CITY = {"type": "string", "description": "d"}
 SCHEMA = {"type": "object", "properties": {"city": CITY}, "required": ["city"]}
@@ -22,6 +26,7 @@ def test_places_of_a_schema(place: str) -> None:
     written = {**SCHEMA, "type": "dict", "properties": {"city": {**CITY, "type": "str"}}}
     assert parameters_of(written, place) == parameters_of(json.dumps(written), place) == SCHEMA
     assert read_tool({"type": "function", "function": {"name": "f", place: written}}).parameters == SCHEMA
+    assert parameters_of(written, f"the_{place}", returns={"type": "object", "properties": {"x": {}}}) == SCHEMA
     if place != "parameters":
         assert parameters_of(written, place, parameters=None) == SCHEMA
 
@@ -69,3 +74,28 @@ def test_parameters_become_a_schema(case: str) -> None:
 def test_other_parameters_are_a_bad_row(bad: Any) -> None:
     with pytest.raises(BadRow, match="not an object"):
         parameters_of(bad)
+
+
+DEFS = {
+    "Item": {"type": "object", "properties": {"id": {"type": "integer"}}},
+    "Speed": {"type": "str", "enum": ["slow"]},
+}
+ORDER = {"item": {"$ref": "#/$defs/Item"}, "speed": {"$ref": "#/$defs/Speed"}}
+RIGHT, WRONG = call("f", item={"id": 0}, speed="slow"), call("f", item="7", speed=3)
+SCORED: list[tuple[Any, ToolCall, ToolCall, float, str]] = [  # parameters, target, answer, ESM, label
+    ({"type": "dict", "properties": ORDER, "$defs": DEFS, "required": ["item"]}, RIGHT, WRONG, 7 / 11,
+     "parameter_type"),
+    ({"properties": {"items": {"type": "list", "items": ORDER["item"]}}, "definitions": {}, "$defs": DEFS},
+     call("f", items=[]), call("f", items=[{"id": "x"}]), 7 / 11, "parameter_type"),
+    (FLAGGED, call("f", a="C0"), call("f", a="zz"), 9 / 11, "parameter_value"),
+    ({"a": {"required": "true"}, "b": {"type": "int"}}, call("f", a=1), call("f", b="x"), 4 / 11, "missing_required"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("parameters", "target", "answer", "worth", "label"), SCORED)
+def test_scores_read_the_schema(parameters: Any, target: ToolCall, answer: ToolCall, worth: float, label: str) -> None:
+    tool = read_tool({"name": "f", "parameters": parameters})
+    sample = Sample(id="s", source="", tools=(tool,), messages=(), target=(target,))
+    candidate = Candidate(sample_id="s", index=0, text="", calls=(answer,))
+    assert made("scorer", "esm")(sample, candidate).value == pytest.approx(worth)
+    assert six_errors(sample, [answer])[0] == label and six_errors(sample, [target]) == ()

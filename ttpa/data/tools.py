@@ -14,6 +14,7 @@ from ttpa.data.rows import decode, need, need_object
 from ttpa.records import ToolSpec
 
 PLACES = ("parameters", "inputSchema", "input_schema", "arguments", "args", "params", "input_parameters")
+_OUTPUT = re.compile("out|return|resp|result", re.IGNORECASE)
 _OPTIONAL = re.compile(r"\boptional\b", re.IGNORECASE)
 
 
@@ -34,7 +35,10 @@ def read_tool(item: Any) -> ToolSpec:
     """The tool of an element of a list of tools; BadRow where it has no name, or its parameters are no objects."""
     item = unwrapped(item)
     name = name_of(item, "tools")
-    given: Any = next((item[place] for place in PLACES if item.get(place)), {})
+    other = (
+        key for key, one in item.items() if isinstance(one, dict) and "properties" in one and not _OUTPUT.match(key)
+    )
+    given: Any = next((item[place] for place in (*PLACES, *other) if item.get(place)), {})
     if isinstance(given, str):
         with suppress(ValueError):
             given = decode(given)
