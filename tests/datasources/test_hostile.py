@@ -94,7 +94,7 @@ SLOW = {
     "parentheses": {"turn": filled("[f", "(")}, "escapes": {"turn": filled('[f(a="', "\\n", '")]')},
     "split arguments": {"turn": f"[f({SPLIT})]"},
     "half of split arguments": {"turn": filled("[f(", 'a="[1", ', "2])]")},
-    "many turns": {"turns": [{"from": "assistant", "value": "[f()]"}] * 5000},
+    "many turns": {"turns": [{"from": "assistant", "value": "[f()]"}] * 2000},
     "deep type": parameter(f'{{"type": "{"List[" * 20000}"}}'),
     "wide type": parameter(f'{{"type": "{"List[" * 60}{"int," * 20000}{"]" * 60}"}}'),
     "wide union": parameter(f'{{"type": "{"int|" * 20000}"}}'),

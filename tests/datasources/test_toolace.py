@@ -118,6 +118,7 @@ def test_looks_like_call(text: str, call: bool) -> None:
 @pytest.mark.parametrize(("bad", "reason"), [
     (row("user: q", "assistant: [Other(n=1)]"), "tool not in list: turn 1 calls 'Other'"),
     (row("user: q", "assistant: ok", "user: r", "assistant: [tags/list(1)]"), "call not parsable: turn 3: "),
+    (row("user: q", f"assistant: [tags/list(x=0x{'f' * 9000})]"), "call not parsable: turn 1: number out of range"),
     (row("user: q", system="no functions here"), "no tool list: the system text holds no"),
     (row("user: q", system=BEFORE + '[{"name": "f", "x": [{"name": "g"}]' + AFTER), "no tool list: .*is not JSON"),
     (row("user: q", functions=[{"description": "nameless"}]), "no tool list"),
