@@ -56,7 +56,7 @@ class FakeLaunch:
         self.waves: list[list[str]] = []
         self.built: list[str] = []
 
-    def make(self, overrides: Sequence[str]) -> FakeLaunch:
+    def make(self, overrides: Sequence[str], submit_only: bool) -> FakeLaunch:
         return self
 
     def __call__(self, jobs: Sequence[Sequence[str]]) -> list[BaseException | None]:
@@ -241,7 +241,7 @@ def test_what_breaks_the_launcher_is_no_verdict_on_a_cell(table: Callable[..., N
             raise OSError("no more processes")
 
     with open_hydra(), pytest.MonkeyPatch.context() as patch:
-        launch = sweep.hydra_launcher([*SMALL])
+        launch = sweep.hydra_launcher([*SMALL], False)
         patch.setattr(sweep.Plugins.instance(), "instantiate_launcher", lambda **_: Broken(), raising=False)
         assert launch([["seed=0"], ["seed=1"]]) == [None, None]
 

@@ -1,4 +1,4 @@
-"""Launchers: options that compose; sweeps through joblib, submitit and a stand-in for SLURM; failures, preemption."""
+"""Launchers: options that compose; sweeps through joblib and submitit; failures. SLURM has its own file."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -252,55 +251,3 @@ def test_submitit_runs_the_good_cells_when_one_fails(tmp_path: Path) -> None:
     assert status != 0 and "sampler.n=0: " in said
     assert [row["config"]["sampler"]["n"] for row in rows(tmp_path)] == [3]
     assert left(tmp_path) == []
-
-
-@pytest.fixture
-def fake_slurm(tmp_path: Path) -> dict[str, str]:
-    """Variables under which submitit finds the stand-in."""
-    programs, home = tmp_path / "bin", tmp_path / "slurm"
-    programs.mkdir()
-    home.mkdir()
-    program = programs / "fake"
-    source = Path(__file__).with_name("fake_slurm.py").read_text(encoding="utf-8")
-    program.write_text(f"#!{sys.executable}\n{source}")
-    program.chmod(0o755)
-    for name in ("sbatch", "srun", "sacct", "scontrol"):
-        (programs / name).symlink_to(program)
-    return {"PATH": f"{programs}:{os.environ['PATH']}", "FAKE_SLURM": str(home)}
-
-
-@pytest.mark.slow
-def test_a_preempted_job_comes_back_and_goes_on_from_its_resume_point(
-    tmp_path: Path, fake_slurm: dict[str, str]
-) -> None:
-    """SIGTERM is let pass, SIGUSR2 has the job queued again; both cells want the stage that is interrupted."""
-    longer = ("recipe.warmup.steps=600", "trainer.checkpoint_every_steps=20", "logger=csv")
-    words = ("cluster=slurm_preemptible", "cluster.gpus_per_node=null", "objective=simpo,dpo", *TINY, *longer)
-    child = start(tmp_path, *words, **fake_slurm)
-    try:
-        deadline = time.monotonic() + 200
-        while not (found := list(tmp_path.glob("store/warmup-*.part/last.ckpt"))) and time.monotonic() < deadline:
-            assert child.poll() is None, child.communicate()[0]
-            time.sleep(0.02)
-        assert found, "no resume point was written"
-        (attempt,) = json.loads((found[0].parent / "attempts.json").read_text())
-        os.kill(attempt["pid"], signal.SIGTERM)
-        time.sleep(0.2)
-        os.kill(attempt["pid"], signal.SIGUSR2)
-        said, _ = child.communicate(timeout=240)
-    finally:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-    assert child.returncode == 0, said
-    script = (tmp_path / "slurm" / "script").read_text()
-    assert "#SBATCH --requeue" in script and "--signal=USR2@120" in script and "--gpus" not in script
-    assert sorted(row["choices"]["objective"] for row in rows(tmp_path)) == ["dpo", "simpo"]
-    assert built(tmp_path).count("warmup") == 1 and left(tmp_path) == []
-    (folder,) = tmp_path.glob("store/warmup-*")
-    assert json.loads((folder / "provenance.json").read_text())["attempts"] == 2
-    logs = "".join(path.read_text() for kind in ("err", "out") for path in tmp_path.glob(f"runs/.submitit/*/*.{kind}"))
-    assert "Bypassing signal SIGTERM" in logs and "this job is preempted" in logs
-    curves = [path.read_text().splitlines() for path in sorted(folder.glob("logs/version_*/metrics.csv"))]
-    steps = [[int(line.split(",")[curve[0].split(",").index("step")]) for line in curve[1:]] for curve in curves]
-    assert len(steps) == 2 and min(steps[0]) < 20 <= min(steps[1]), "the second attempt did not begin anew"
-    assert max(steps[1]) > 500 and not list(tmp_path.glob("hpc_ckpt*"))

@@ -11,7 +11,7 @@ from typing import TextIO, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from ttpa.errors import TtpaError
 from ttpa.run import cluster, config
@@ -39,10 +39,7 @@ def job(cfg: DictConfig) -> None:
         )
         if not single and "gpus" in cfg.cluster:
             cluster.take_gpu(cfg.cluster.gpus)
-        with open_dict(cfg):
-            groups = [*config.IDENTITY, "experiment"] if choices["experiment"] else config.IDENTITY
-            cfg.choices = {group: name for group, name in choices.items() if group in groups}
-            cfg.baseline = single if cfg.baseline is None else cfg.baseline
+        config.complete(cfg, choices, single=single)
         if single:  # the cells of a sweep share overrides that one of them may not read
             config.check_recipe(cfg, [word.lstrip("+").partition("=")[0] for word in hydra_cfg.overrides.task])
         folder = Path(hydra_cfg.runtime.output_dir)

@@ -1,8 +1,8 @@
-"""The command `ttpa status`: which cells of a table are done, running, failed or missing; and the plan of a cell.
+"""The command `ttpa status`: which cells of a table are in which of `STATES`; and the plan of a cell.
 
 Fingerprints of stages follow from the configuration alone, so the plan walks the graph of a run with a store that only
 names stages. The rest is read off the disk: a record, a finished stage, a lock with its heartbeat, an `error.txt`.
-Nothing is written or taken over, and no scheduler is asked: a queued job is missing here.
+SLURM is asked where jobs of these cells were submitted. Nothing is written or taken over.
 """
 
 import sys
@@ -17,11 +17,12 @@ from ttpa.options import arguments
 from ttpa.results.cells import CellsForm, Records, TableCell, read_cells
 from ttpa.results.records import WARMUP_ROLES, Record
 from ttpa.run import pipeline
+from ttpa.run.jobs import queue
 from ttpa.run.store import StageResult, look
 
-STATES = ("done", "running", "failed", "missing")
+STATES = ("done", "running", "queued", "failed", "missing")
 HELP = """\
-ttpa status: which cells of a table are done, running, failed or missing.
+ttpa status: which cells of a table are done, running, queued by SLURM, failed or missing.
 
   ttpa status experiments/NAME [preset=NAME] [seed=0,1] [paths.store=DIR] [paths.results=DIR] [any override ...]
 
@@ -50,8 +51,10 @@ def error_file(stage: StageResult) -> Path:
     return stage.path.with_name(f"{stage.path.name}.part") / "error.txt"
 
 
-def state_of(cell: TableCell, records: Records) -> tuple[str, str]:
-    """One of `STATES`, by the record, else by the first stage that is not finished; and a note for people."""
+def state_of(cell: TableCell, records: Records, jobs: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
+    """One of `STATES`, by the record, else by the first stage that is not finished; and a note for people. `jobs` are
+    those of SLURM, by stage.
+    """
     record = records.find(cell)
     try:
         stages = plan(cell.cfg)
@@ -77,6 +80,8 @@ def state_of(cell: TableCell, records: Records) -> tuple[str, str]:
     if seen := look(lock):
         who = "pid {pid} on {host} since {started}".format_map(defaultdict(lambda: None, seen[0]))
         return "running", f"{what}: {who}, heartbeat {seen[1]:.0f} s ago"
+    if found := [jobs[one.path.name] for _, one in reversed(unfinished) if one.path.name in jobs]:
+        return "running" if found[0][0] == "RUNNING" else "queued", f"{what}: {found[0][1]}"
     if error_file(stage).exists():
         return "failed", f"{what}: {error_file(stage)}"
     return "missing", f"{what}: interrupted, its holder is gone" if lock.exists() else what if done else ""
@@ -87,7 +92,12 @@ def main(words: Sequence[str]) -> int:
     form = arguments(words, CellsForm, "status")
     spec, preset, cells = read_cells(form.target, form.preset, form.overrides)
     records = Records(cells)
-    states = {cell.label: state_of(cell, records) for cell in cells}
+    jobs: Mapping[str, tuple[str, str]] = {}
+    try:
+        jobs = queue(Path(cells[0].composed.paths.runs))
+    except TtpaError as error:
+        records.warnings.append(str(error))
+    states = {cell.label: state_of(cell, records, jobs) for cell in cells}
     for warning in dict.fromkeys(records.warnings):
         print(visible(f"ttpa status: warning: {warning}"), file=sys.stderr)
     width = max(map(len, states))

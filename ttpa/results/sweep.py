@@ -16,12 +16,13 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
-from ttpa.errors import TtpaError, visible
+from ttpa.errors import ConfigError, TtpaError, visible
 from ttpa.options import arguments
 from ttpa.results.cells import CellsForm, Records, TableCell, open_hydra, read_cells
 from ttpa.results.job import job
 from ttpa.results.status import error_file, is_current, plan
 from ttpa.run import cluster
+from ttpa.run.jobs import Submitted, Unfinished
 from ttpa.run.overrides import COMPLAINTS, explained
 from ttpa.run.store import StageResult
 
@@ -32,13 +33,16 @@ Launch = Callable[[Sequence[Sequence[str]]], Sequence[BaseException | None]]
 HELP = """\
 ttpa sweep: launches the cells of a table that have no record yet.
 
-  ttpa sweep experiments/NAME [preset=NAME] [seed=0,1] [cluster=joblib|slurm] [outdated=true] [any override ...]
+  ttpa sweep experiments/NAME [preset=NAME] [seed=0,1] [cluster=joblib|slurm] [submit=true] [any override ...]
 
   preset    which of the presets in experiments/NAME/table.yaml; the first without it
   outdated  true also launches cells whose record was built by other stage versions or from other files
+  submit    true leaves when the jobs of a wave are with SLURM; the same call again says what became of them and submits
+            the next wave, and without submit=true it waits for them
   Overrides are given to every cell, such as paths.store=DIR. The same command again runs what is missing, only that;
   `ttpa status` with the same words says what is where, `ttpa table` makes the table of what is there.
-  Exit status 0 when every cell has its record, 1 when one has not, 2 for arguments that cannot work.
+  Exit status 0 when every cell has its record (with submit=true: or waits for it), 1 when one has not, 2 for arguments
+  that cannot work.
 """
 
 
@@ -49,6 +53,7 @@ class Sweep:
         self.todo: list[TableCell] = []
         self.plans: dict[str, Mapping[str, StageResult]] = {}
         self.failures: dict[str, str] = {}
+        self.submitted = 0  # jobs of SLURM that nobody waits for
         self._warmups = {cell.key.warmup for cell in cells if cell.row.warmup_only}
         for cell in sorted(cells, key=lambda cell: cell.row.warmup_only):
             runner, record = cell, records.find(cell)
@@ -80,7 +85,7 @@ class Sweep:
                 stage = self.plans[cell.key.whole].get(FOR_THE_SAKE_OF[wave]) if wave else None
                 if wave is None or (stage and not (stage.path / "done.json").exists()):
                     groups.setdefault(stage.path if stage else cell.key.whole, []).append(cell)
-            while groups:
+            while groups and not self.submitted:
                 said = f"{len(groups)} jobs for {len(self.todo)} cells"
                 print(f"ttpa sweep: wave {wave or 'whole run'}: {said}", flush=True)
                 groups = self._launch(groups, wave, name, launch)
@@ -96,12 +101,15 @@ class Sweep:
             words += ["baseline=true"] * (wave is None and cell.key.warmup in self._warmups)
         again: dict[object, list[TableCell]] = {}
         for error, old, (shared, (leader, *others)) in zip(launch(jobs), before, groups.items(), strict=True):
-            if error is None:
+            if isinstance(error, Submitted):
+                self.submitted += 1
+            if error is None or isinstance(error, Submitted):
                 continue
             self._drop(leader, f"{type(error).__name__}: {error}")
             if not isinstance(shared, Path) or (shared / "done.json").exists():
                 continue
-            if others and self._tracebacks(leader) == old:  # it was refused before any build: send the next one
+            refused = not isinstance(error, Unfinished) and self._tracebacks(leader) == old
+            if others and refused:  # before any build: send the next one
                 again[shared] = others
                 continue
             for cell in others:
@@ -118,7 +126,7 @@ class Sweep:
         return {file: file.stat().st_mtime_ns for file in files if file.exists()}
 
 
-def hydra_launcher(overrides: Sequence[str]) -> Launch:
+def hydra_launcher(overrides: Sequence[str], submit_only: bool) -> Launch:
     """The launcher that the overrides of a job choose, as Hydra's own sweeper uses it; Hydra must be open."""
     hydra, launched = GlobalHydra.instance().hydra, 0
     assert hydra is not None
@@ -127,14 +135,21 @@ def hydra_launcher(overrides: Sequence[str]) -> Launch:
         OmegaConf.resolve(cfg.hydra.launcher)
     except COMPLAINTS as error:
         raise explained(error, [word for word in overrides if word.startswith(("cluster", "hydra"))]) from None
+    if submit_only and not cfg.hydra.launcher._target_.endswith("SlurmLauncher"):
+        raise ConfigError.at(
+            "submit", "true", "this launcher has no queue to leave jobs in", "Use it with cluster=slurm"
+        )
     context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(cfg))
 
     def launch(jobs: Sequence[Sequence[str]]) -> list[BaseException | None]:
         nonlocal launched
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=cfg)
+        setattr(launcher, "submit_only", submit_only)  # noqa: B010
         first, launched = launched, launched + len(jobs)
         try:
             return [_error(one) for one in launcher.launch([list(words) for words in jobs], initial_job_idx=first)]
+        except ConfigError:  # what the scheduler refuses, it refuses for every wave
+            raise
         except Exception as error:  # what breaks the launcher (a killed worker) is no cell's failure: later waves go on
             print(f"ttpa sweep: launcher: {type(error).__name__}: {error}", file=sys.stderr)
             return [None] * len(jobs)
@@ -158,15 +173,16 @@ class SweepForm(CellsForm):
     """The words behind `ttpa sweep`; see HELP."""
 
     outdated: bool = False
+    submit: bool = False
 
 
-def main(words: Sequence[str], launcher: Callable[[Sequence[str]], Launch] = hydra_launcher) -> int:
+def main(words: Sequence[str], launcher: Callable[[Sequence[str], bool], Launch] = hydra_launcher) -> int:
     """`ttpa sweep`: runs what is missing; 0 when every cell has its record, else 1."""
     form = arguments(words, SweepForm, "sweep")
     spec, preset, cells = read_cells(form.target, form.preset, form.overrides)
     cluster.check_plugins(cells[0].overrides)
     with open_hydra():
-        launch, records = launcher(cells[0].overrides), Records(cells)
+        launch, records = launcher(cells[0].overrides, form.submit), Records(cells)
         sweep = Sweep(cells, records, form.outdated)
         said = f"{len(sweep.todo)} of {len(cells)} cells to run"
         print(f"ttpa sweep: {spec.name}, preset {preset.name}: {said}", flush=True)
@@ -178,6 +194,9 @@ def main(words: Sequence[str], launcher: Callable[[Sequence[str]], Launch] = hyd
         print(visible(f"ttpa sweep: warning: {warning}"), file=sys.stderr)
     for label, why in sweep.failures.items():
         print(f"ttpa sweep: failed: {label}: {why}", file=sys.stderr)
+    if sweep.submitted:
+        print(f"ttpa sweep: {sweep.submitted} jobs wait or run; the same command again picks them up", flush=True)
+        return 1 if sweep.failures else 0
     silent = [label for label in holes if label not in sweep.failures]
     if silent:
         print(f"ttpa sweep: no record of {', '.join(silent)}. `ttpa status` says why.", file=sys.stderr)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import Field
 
 from ttpa.errors import ConfigError, TtpaError
@@ -35,6 +35,17 @@ def identity(cfg: DictConfig, *groups: str) -> dict[str, Any]:
     found = {group: OmegaConf.select(cfg, group) for group in groups}
     plain = partial(OmegaConf.to_container, resolve=True)
     return {group: plain(value) if OmegaConf.is_config(value) else value for group, value in found.items()}
+
+
+def complete(cfg: DictConfig, choices: Mapping[str, str], *, single: bool) -> None:
+    """Fills in what only Hydra knows, the options that were chosen, and takes its own settings out. A sweep does not
+    evaluate the warm-up in each of its cells.
+    """
+    with open_dict(cfg):
+        groups = [*IDENTITY, "experiment"] if choices["experiment"] else IDENTITY
+        cfg.choices = {group: name for group, name in choices.items() if group in groups}
+        cfg.baseline = single if cfg.baseline is None else cfg.baseline
+        cfg.pop("hydra", None)
 
 
 def run_id(cfg: DictConfig) -> str:

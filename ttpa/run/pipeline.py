@@ -3,6 +3,7 @@
 Controls (RFT, gold) are further objectives over the same stages.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -205,13 +206,32 @@ def run(cfg: DictConfig, view: View) -> Outcome:
     return replace(outcome, places=tuple(next(iter(branches.values()))[1].tracking.places))
 
 
+def _row(cfg: DictConfig, branch: Branch) -> tuple[str, Path, dict[str, Any]]:
+    """Key, file and identity configuration of a branch's result row."""
+    identity = config.identity(branch.cfg, *config.IDENTITY)  # more than the stages: gold reads no sampler
+    inputs = {"evaluation": branch.stages["evaluation"].fingerprint}
+    key = fingerprint("row", ROW_VERSION, {"name": cfg.name, **identity}, inputs)
+    return key, Path(cfg.paths.results) / f"{cfg.name}-{key}.jsonl", identity
+
+
+def is_recorded(cfg: DictConfig, outcome: Outcome) -> bool:
+    """Whether the result rows that a run would write are there, with the stages of the plan."""
+    for branch in (branch for branch in outcome.branches if "evaluation" in branch.stages):
+        names = {role: stage.path.name for role, stage in {**outcome.shared, **branch.stages}.items()}
+        try:
+            row = json.loads(_row(cfg, branch)[1].read_text(encoding="utf-8"))
+            if not names.items() <= row["stages"].items():
+                return False
+        except (OSError, ValueError, LookupError):
+            return False
+    return True
+
+
 def record(cfg: DictConfig, outcome: Outcome) -> None:
     """Writes one result row a branch to `results/<name>-<id>.jsonl`; only `cost` holds what a clock measured."""
-    folder = Path(cfg.paths.results)
     for branch in (branch for branch in outcome.branches if "evaluation" in branch.stages):
         every, evaluation = {**outcome.shared, **branch.stages}, branch.stages["evaluation"]
-        identity = config.identity(branch.cfg, *config.IDENTITY)  # more than the stages: gold reads no sampler
-        key = fingerprint("row", ROW_VERSION, {"name": cfg.name, **identity}, {"evaluation": evaluation.fingerprint})
+        key, file, identity = _row(cfg, branch)
         row = {
             "run": key,
             "row_version": ROW_VERSION,
@@ -225,5 +245,5 @@ def record(cfg: DictConfig, outcome: Outcome) -> None:
             "explored": {role: stage.metrics for role, stage in branch.stages.items() if role.startswith("explore")},
             "cost": {r: {"seconds": one.seconds, "tokens": one.metrics.get("tokens")} for r, one in every.items()},
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        write_jsonl(folder / f"{cfg.name}-{key}.jsonl", [row])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(file, [row])

@@ -1,0 +1,8 @@
+#!/bin/bash
+# Ends what start.sh started, and only that. Usage: stop.sh FOLDER
+home=$(realpath "$1")
+export SLURM_CONF=$home/slurm.conf
+timeout 5 scancel --user="$(id -un)" 2>/dev/null; sleep 1
+for file in "$home/slurmd.pid" "$home/slurmctld.pid" "$home/munged.pid"; do
+    [ -e "$file" ] && kill "$(cat "$file")" 2>/dev/null; rm -f "$file"
+done
