@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from hydra import compose
-from safetensors.torch import load_file
 
 from tests.run.test_cluster import TINY, built, left, rows
 from ttpa.errors import ConfigError
@@ -286,7 +284,7 @@ def test_a_job_whose_time_is_up_is_queued_again_and_at_last_called_timed_out(des
 @pytest.mark.slow
 def test_two_tasks_give_what_one_gives_and_a_dead_one_ends_the_job(desk: Desk) -> None:
     words = ("-m", *SMALL_JOB, *TINY, "sampler.n=3", "trainer.devices=2", "cluster.cpus_per_task=2")
-    steps = ("recipe.warmup.steps=400", "trainer.checkpoint_every_steps=20")
+    steps = ("recipe.warmup.steps=200", "trainer.checkpoint_every_steps=20")
     child = desk.start(*words, *steps)
     try:
         desk.resume_point()
@@ -294,18 +292,19 @@ def test_two_tasks_give_what_one_gives_and_a_dead_one_ends_the_job(desk: Desk) -
         ranks = {Path(f"/proc/{pid}/environ").read_text().split("SLURM_PROCID=")[1][0]: int(pid) for pid in pids[-2:]}
         os.kill(ranks["1"], signal.SIGKILL)
     finally:
-        code, said = desk.end(child, 90)
+        code, said = desk.end(child, 120)
     (job,) = desk.states()
     assert code == 2 and f"error: job {job}, " in said and desk.states()[job] == "FAILED"
     code, said = desk.ttpa(*words, *steps)
     assert code == 0 and left(desk.folder) == []
     one = Desk(desk.folder / "one", desk.env)
     one.folder.mkdir()
-    assert one.ttpa(*TINY, "sampler.n=3", *steps)[0] == 0
+    assert one.ttpa(*TINY, "sampler.n=3", "baseline=false", *steps)[0] == 0
     assert built(one.folder) == built(desk.folder)
-    for path in one.folder.glob("store/warmup-*/policy/model/model.safetensors"):
-        mine, other = load_file(path), load_file(desk.folder / path.relative_to(one.folder))
-        assert all(torch.allclose(mine[name], other[name], atol=1e-2) for name in mine)
+    (mine,), (other,) = (sorted(place.glob("store/warmup-*/metrics.json")) for place in (one.folder, desk.folder))
+    alone, together = json.loads(mine.read_text()), json.loads(other.read_text())
+    assert (alone["steps"], alone["tokens"]) == (together["steps"], together["tokens"])
+    assert together["loss"] == pytest.approx(alone["loss"], rel=0.05)
 
 
 @pytest.mark.slow
@@ -317,7 +316,7 @@ def test_ctrl_c_cancels_and_submit_leaves_and_the_next_call_picks_up(desk: Desk)
     child.send_signal(signal.SIGINT)
     code, said = desk.end(child, 60)
     (job,) = desk.states()
-    assert code == 130 and f"cancelled: job {job}" in said
+    assert code == 130 and f"cancelled: {job}" in said
     desk.until(lambda: desk.states()[job] == "CANCELLED")
     write_table(desk, ["objective=dpo"], waves=["warmup", None])
     code, said = desk.ttpa(*words, "submit=true")

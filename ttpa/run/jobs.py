@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ def states() -> dict[str, str]:
     return {job: state for job, state in asked("squeue", *which)}
 
 
+def is_alive(job: Mapping[str, Any], now: Mapping[str, str]) -> bool:
+    """Whether a job waits or runs, or will be queued again."""
+    return now.get(job["job"], ENDED[0]) not in ENDED
+
+
 def _file(runs: Path) -> Path:
     return runs / "slurm" / "jobs.jsonl"
 
@@ -61,7 +67,7 @@ def queue(runs: Path) -> dict[str, tuple[str, str]]:
     """Stage -> state of the job that will build it, and a note for people."""
     jobs = open_jobs(runs)
     now = states() if jobs else {}
-    alive = [job | {"state": now[job["job"]]} for job in jobs if now.get(job["job"], ENDED[0]) not in ENDED]
+    alive = [job | {"state": now[job["job"]]} for job in jobs if is_alive(job, now)]
     return {
         stage: (job["state"], "job {job} {state}, {log}".format_map(job)) for job in alive for stage in job["stages"]
     }

@@ -27,10 +27,9 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 
 from ttpa.errors import ConfigError, TtpaError
 from ttpa.run import config
-from ttpa.run.jobs import ENDED, Submitted, Unfinished, asked, note, open_jobs, states
+from ttpa.run.jobs import ENDED, Submitted, Unfinished, asked, is_alive, note, open_jobs, states
 
 GRACE_S, POLL_S, LONGEST_POLL_S = 8.0, 1.0, 20.0  # how long a shared file system may hide a result; between two looks
-GOES_ON = "The same command again goes on from its last resume point."
 
 
 @dataclass
@@ -39,8 +38,8 @@ class Answer(JobReturn):
 
     error: TtpaError | None = None
 
-    @property
-    def return_value(self) -> None:  # type: ignore[misc]
+    @property  # type: ignore[misc]
+    def return_value(self) -> None:
         if self.error:
             raise self.error
 
@@ -74,13 +73,14 @@ class SlurmLauncher(Plugin):  # type: ignore[misc]
                 facts = self._facts(words, shared)
             except TtpaError as error:
                 answers[number].error = error
+                print(f"ttpa: not submitted: {error}")
                 continue
             job = known.get(facts["run"])
             if not facts["stages"]:
                 print(f"ttpa: already done: {facts['cell']}")
-            elif job and (now.get(job["job"], ENDED[0]) not in ENDED or (self.submit_only and self._result(job))):
+            elif job and (is_alive(job, now) or (self.submit_only and self._result(job))):
                 waiting[number] = job
-                print(f"ttpa: job {job['job']} of an earlier call: {job['cell']}: {job['log']}")
+                print("ttpa: job {job} of an earlier call: {cell}: {log}".format_map(job))
             else:
                 new[number] = facts
         try:
@@ -89,11 +89,12 @@ class SlurmLauncher(Plugin):  # type: ignore[misc]
             self._wait(runs, waiting | new, answers)
         except KeyboardInterrupt:
             mine = [job["job"] for job in new.values() if "job" in job and "ended" not in job]
-            if mine:
-                subprocess.run(["scancel", *mine], timeout=60)
-                print(f"ttpa: interrupted, cancelled: job {', '.join(mine)}", file=sys.stderr)
+            subprocess.run(["scancel", *mine], timeout=60)
             for job in mine:
                 note(runs, job=job, ended="CANCELLED")
+            theirs = ", ".join(job["job"] for job in waiting.values() if "ended" not in job)
+            more = f"; of earlier calls, and not cancelled: {theirs}" if theirs else ""
+            print(f"ttpa: cancelled: {', '.join(mine) or 'no job'}{more}", file=sys.stderr)
             raise
         return answers
 
@@ -123,15 +124,15 @@ class SlurmLauncher(Plugin):  # type: ignore[misc]
         """One array. Adds job and log to the facts, remembers them and says them."""
         import submitit
 
-        own = self.config.cluster
-        general, params = set(BaseQueueConf.__dataclass_fields__), dict(self.params)
+        extra, params = self.config.cluster.get("extra") or {}, dict(self.params)
         folder, restarts = params.pop("submitit_folder"), params.pop("max_num_timeout")
-        more = {"requeue": True} if restarts else {}
-        if own.get("extra") is not None and not hasattr(own.extra, "items"):
-            raise ConfigError.at("cluster.extra", own.extra, "must be options of sbatch", "Such as {mail-type: FAIL}")
-        params["additional_parameters"] = more | params["additional_parameters"] | dict(own.get("extra") or {})
+        if not hasattr(extra, "items"):
+            raise ConfigError.at("cluster.extra", extra, "must be options of sbatch", "Such as {mail-type: FAIL}")
+        again = {"requeue": True} if restarts else {}
+        params["additional_parameters"] = again | params["additional_parameters"] | dict(extra)
         params["srun_args"] = ["--kill-on-bad-exit=1"]  # one dead task of a job would have the others wait for ever
         executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=restarts)
+        general = BaseQueueConf.__dataclass_fields__
         executor.update_parameters(**{key if key in general else f"slurm_{key}": params[key] for key in params})
         given = [
             (words, "hydra.sweep.dir", first + number, f"job_id_for_{first + number}", Singleton.get_state())
@@ -160,43 +161,40 @@ class SlurmLauncher(Plugin):  # type: ignore[misc]
         return []
 
     def _wait(self, runs: Path, jobs: dict[int, dict[str, Any]], answers: list[Answer]) -> None:
-        """Fills in the answers as jobs end, and says how many wait, run and are done."""
-        pause, next_look, now, said, silent = POLL_S, 0.0, dict[str, str](), "", dict[str, float]()
-        every, left = len(jobs), dict(jobs)
+        """Fills in the answers as jobs end, and says how many wait, run and have ended."""
+        pause, next_look, now, said, silent = POLL_S, 0.0, dict[str, str](), [""], dict[int, float]()
+        left = dict(jobs)
         while left:
             if time.monotonic() >= next_look:
                 try:
                     now = states()
                 except TtpaError as error:  # the controller restarts
                     print(f"ttpa: warning: {error}", file=sys.stderr)
-                    silent.clear()
+                    time.sleep(LONGEST_POLL_S)
+                    continue
                 pause = min(1.2 * pause, LONGEST_POLL_S)
                 next_look = time.monotonic() + pause
             for number, job in list(left.items()):
-                name, state = job["job"], now.get(job["job"], "")
-                result, alive = self._result(job), bool(state) and state not in ENDED
-                if alive:
-                    silent.pop(name, None)
-                if result and alive and state != "COMPLETING":  # it will be gone in a moment
-                    next_look = min(next_look, time.monotonic() + POLL_S)
-                    continue
-                if not result and (alive or time.monotonic() - silent.setdefault(name, time.monotonic()) < GRACE_S):
-                    continue
-                answers[number].error = failure = self._verdict(job, state, result)
-                job["ended"] = state if state in ENDED else "FAILED" if failure else "COMPLETED"
-                note(runs, job=name, ended=job["ended"])
-                del left[number]
-                if failure:
-                    print(f"ttpa: {failure}", flush=True)
+                result, state = self._result(job), now.get(job["job"], "")
+                if is_alive(job, now) and not (result and state == "COMPLETING"):
+                    silent.pop(number, None)
+                    if result:  # it will be gone in a moment
+                        next_look = min(next_look, time.monotonic() + POLL_S)
+                elif result or time.monotonic() - silent.setdefault(number, time.monotonic()) > GRACE_S:
+                    answers[number].error = failure = self._verdict(job, state, result)
+                    job["ended"] = state if state in ENDED else "FAILED" if failure else "COMPLETED"
+                    note(runs, job=job["job"], ended=job["ended"])
+                    del left[number]
+                    if failure:
+                        print(f"ttpa: {failure}", flush=True)
             count = Counter(now.get(job["job"], "unknown").lower() for job in left.values())
-            parts = ", ".join(f"{count[state]} {state}" for state in sorted(count))
-            text = f"{every - len(left)} of {every} jobs ended{'; ' * bool(left)}{parts}"
-            if text != said:
-                print(f"ttpa: {text}", flush=True)
-                said = text
-            if self.submit_only and all(now.get(job["job"], ENDED[0]) not in ENDED for job in left.values()):
+            parts = [f"{len(jobs) - len(left)} of {len(jobs)} jobs ended", *(f"{count[one]} {one}" for one in count)]
+            if parts != said:
+                print(f"ttpa: {', '.join(parts)}", flush=True)
+                said = parts
+            if self.submit_only and all(is_alive(job, now) for job in left.values()):
                 break
-            time.sleep(POLL_S if left else 0)
+            time.sleep(POLL_S)
         for number, job in left.items():
             answers[number].error = Submitted("job {job} waits or runs: {log}".format_map(job))
 
@@ -211,8 +209,9 @@ class SlurmLauncher(Plugin):  # type: ignore[misc]
             with suppress(TtpaError):
                 found = asked("sacct", "-X", "-n", "-P", "-o", "State", "-j", job["job"])
                 state = found[0][0].split()[0] if found else ""
-        if state == "OUT_OF_MEMORY":
-            return TtpaError(f"{where}: OUT_OF_MEMORY. Raise cluster.mem_gb.")
-        if state in ("FAILED", "COMPLETED"):
-            return TtpaError(f"{where}: {state} without a result: a process of it died. {GOES_ON}")
-        return Unfinished(f"{where}: {state or 'SLURM knows it no more'}. {GOES_ON}")
+        if state in ("FAILED", "COMPLETED", "OUT_OF_MEMORY"):
+            remedy = "Raise cluster.mem_gb." if state == "OUT_OF_MEMORY" else "See its log."
+            return TtpaError(f"{where}: {state}, a process of it died. {remedy}")
+        return Unfinished(
+            f"{where}: {state or 'SLURM knows it no more'}. The same command again goes on from its last resume point."
+        )
