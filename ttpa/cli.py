@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ttpa.errors import ConfigError, TtpaError, nearest
-from ttpa.results.job import job
+from ttpa.results.job import job, use_own_launchers
 from ttpa.run import cluster
 
 COMMANDS = {
@@ -41,6 +41,7 @@ def graph(words: Sequence[str]) -> int:
         if word.startswith("-") and not any(flag.startswith(word.partition("=")[0]) for flag in flags):
             raise ConfigError(f"no flag {word}. {nearest(word, flags)}")
     cluster.check_plugins(words, launches=not {"-m", "--multirun"}.isdisjoint(words))
+    use_own_launchers()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come back here instead of being printed by Hydra
     try:
         _run()

@@ -6,6 +6,7 @@
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -21,6 +22,14 @@ log = logging.getLogger("ttpa")
 
 # At import: launchers pickle the task function and run it where no command was started.
 OmegaConf.register_new_resolver("run_id", lambda *, _root_: config.run_id(_root_), replace=True)
+
+
+def use_own_launchers() -> None:
+    """Gives Hydra our launcher for SLURM, where its plugin is installed."""
+    with suppress(ImportError):
+        from ttpa.run import slurm
+
+        slurm.register()
 
 
 def job(cfg: DictConfig) -> None:

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from ttpa.errors import ConfigError, TtpaError, visible
 from ttpa.options import arguments
 from ttpa.results.cells import CellsForm, Records, TableCell, open_hydra, read_cells
-from ttpa.results.job import job
+from ttpa.results.job import job, use_own_launchers
 from ttpa.results.status import error_file, is_current, plan
 from ttpa.run import cluster
 from ttpa.run.jobs import Submitted, Unfinished
@@ -130,6 +130,7 @@ def hydra_launcher(overrides: Sequence[str], submit_only: bool) -> Launch:
     """The launcher that the overrides of a job choose, as Hydra's own sweeper uses it; Hydra must be open."""
     hydra, launched = GlobalHydra.instance().hydra, 0
     assert hydra is not None
+    use_own_launchers()
     try:
         cfg = hydra.compose_config("config", [*overrides, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN, True)
         OmegaConf.resolve(cfg.hydra.launcher)

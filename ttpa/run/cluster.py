@@ -31,10 +31,6 @@ _kept: list[BaseFileLock] = []
 
 def check_plugins(words: Sequence[str], launches: bool = True) -> None:
     """Raises ConfigError where the launcher that the overrides choose is not installed or cannot submit from here."""
-    with suppress(ImportError):  # an extra
-        from ttpa.run import slurm
-
-        slurm.register()
     for option in (one.strip() for one in _choice(words).split(",")):
         plugin = f"hydra_plugins.hydra_{PLUGINS.get(option)}_launcher"
         if option in PLUGINS and (find_spec("hydra_plugins") is None or find_spec(plugin) is None):
