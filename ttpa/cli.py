@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ttpa.errors import ConfigError, TtpaError, nearest
+from ttpa.errors import ConfigError, Interrupted, TtpaError, nearest
 from ttpa.results.job import job, use_own_launchers
 from ttpa.run import cluster
 
@@ -76,7 +76,7 @@ def main() -> None:
         print(f"ttpa: error: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
-        print("ttpa: interrupted. The same command again continues from here.", file=sys.stderr)
+        print(f"ttpa: {Interrupted()}", file=sys.stderr)
         status = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough

@@ -5,6 +5,7 @@ Only user input raises: configuration and user data. What a model writes is data
 
 import difflib
 import re
+import signal
 from collections.abc import Iterable
 from typing import Self
 
@@ -72,3 +73,12 @@ class DataError(TtpaError):
 
 class StageLocked(TtpaError):
     """Another live process is building the stage; the message names the holder."""
+
+
+class Interrupted(BaseException):
+    """A signal has asked the process to end, after so many optimiser steps where it trained. It is no error."""
+
+    def __init__(self, signum: int = signal.SIGINT, step: int | None = None) -> None:
+        at = "" if step is None else f" at step {step}"
+        super().__init__(f"interrupted{at}; the same command goes on from there")
+        self.signum, self.status = signum, 128 + signum

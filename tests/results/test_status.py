@@ -107,6 +107,20 @@ def test_a_lock_whose_holder_is_gone_is_no_running_cell(folder: Path, capsys: py
     assert lock.stat().st_mtime_ns == before and not (path.parent / f"{path.name}.part").exists()
 
 
+def test_check_compares_the_hashes_of_finished_stages(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_here("rounds=1", "until=warmup")
+    capsys.readouterr()
+    assert report(capsys, "check=true")[0][4:] == report(capsys)[0][4:]
+    (weights,) = folder.parents[1].glob("store/warmup-*/policy/model/model.safetensors")
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    lines, code = report(capsys, "check=true")
+    stage = f"store/{weights.parents[2].name}"
+    said = "policy/model/model.safetensors holds other bytes than were written (SHA-256)"
+    assert code == 1 and lines[5:] == [f"{stage}: {said}. Delete {stage} and run the same command again."]
+    assert len(report(capsys)[0]) == 5
+
+
 def test_a_cell_that_cannot_run_says_why(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines, code = report(capsys, "pairs=siblings")
     assert "failed" in lines[0] and "Use sampler=mcts" in lines[0] and code == 1

@@ -1,9 +1,12 @@
 """The graph end to end on a model of a few thousand weights: what is shared, what is rebuilt, what survives a kill."""
 
+import contextlib
 import gzip
 import io
 import json
+import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,21 +161,24 @@ HALF_WAY = {"data": "drawn.jsonl", "warmup": "last.ckpt", "explore": "candidates
             "evaluate": "rows.jsonl"}  # fmt: skip
 
 
-SECONDS = re.compile(rb',"seconds":[0-9.e-]+(?=}\n)')
+QUIET = subprocess.DEVNULL
+SECONDS = re.compile(rb',"seconds":([0-9.e-]+|{[^}]*})')
 
 
-def kill_in(folder: Path, stage: str) -> None:
-    """Runs the command and kills it with SIGKILL once the stage has left something behind."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+def kill_in(folder: Path, stage: str, kind: signal.Signals) -> str:
+    """Runs the command and sends it a signal once the stage has left something behind; what it said."""
     deadline = time.monotonic() + 120
-    with subprocess.Popen(command(*LONG), cwd=folder, **quiet) as process:
+    with subprocess.Popen(command(*LONG), cwd=folder, stdout=QUIET, stderr=subprocess.PIPE, text=True) as process:
         while not list((folder / "store").glob(f"{stage}-*.part/{HALF_WAY[stage]}")):
             if time.monotonic() > deadline or process.poll() is not None:
                 break
             time.sleep(0.005)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL, f"{stage} was over before it could be killed"
+        process.send_signal(kind)
+        said = process.communicate(timeout=20)[1]
+    expected = -kind if kind == signal.SIGKILL else 128 + kind
+    assert process.returncode == expected, f"{stage} was over before it could be killed: {said[-2000:]}"
     assert list((folder / "store").glob(f"{stage}-*.part")), f"nothing of {stage} was left by the kill"
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -182,20 +188,68 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_killed_in_every_stage_the_same_command_ends_with_the_same_row(tmp_path: Path, uninterrupted: Path) -> None:
-    for stage in ("data", "warmup", "evaluate", "explore", "align"):
-        kill_in(tmp_path, stage)
+def artefacts(folder: Path) -> dict[str, bytes]:
+    """File -> its bytes, of every finished stage, but for what a clock measured."""
+    found = {}
+    for done in folder.glob("store/*/done.json"):
+        for name in json.loads(done.read_text())["files"].keys() - {"attempts.json", "provenance.json"}:
+            file = done.parent / name
+            found[f"{done.parent.name}/{name}"] = SECONDS.sub(b"", file.read_bytes())
+    return found
+
+
+def test_stopped_in_every_stage_the_same_command_ends_with_the_same_row(tmp_path: Path, uninterrupted: Path) -> None:
+    """By SIGKILL; by SIGTERM and Ctrl-C, which are answered within seconds, with a resume point and free locks."""
+    steps = {"warmup": " at step [0-9]+", "align": " at step [0-9]+"}
+    kinds = {"data": signal.SIGKILL, "warmup": signal.SIGINT, "evaluate": signal.SIGTERM, "explore": signal.SIGINT,
+             "align": signal.SIGTERM}  # fmt: skip
+    for stage, kind in kinds.items():
+        said = kill_in(tmp_path, stage, kind)
+        expected = f"ttpa: interrupted{steps.get(stage, '')}; the same command goes on from there\n"
+        assert kind == signal.SIGKILL or re.fullmatch(expected, said), said
+        assert kind == signal.SIGKILL or not list(tmp_path.glob("store/*.lock"))
     ttpa(tmp_path, *LONG)
     assert rows(tmp_path) == rows(uninterrupted)
     assert Counter(built(tmp_path)) == Counter(built(uninterrupted))
-    for name in ("explore-*/candidates", "explore-*/pairs", "evaluate-*/rows", "data-*/warmup"):
-        files = [
-            # A line says how long its wave took; everything else is a function of the configuration.
-            {file.parent.name: SECONDS.sub(b"", file.read_bytes()) for file in folder.glob(f"store/{name}.jsonl")}
-            for folder in (tmp_path, uninterrupted)
-        ]
-        assert files[0] and files[0] == files[1], name
+    assert artefacts(tmp_path) == artefacts(uninterrupted)
     assert not [path for path in (tmp_path / "store").iterdir() if path.suffix in (".lock", ".part")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [("objective=dpo", "sampler=tps", "select=perplexity"), ("-m", "objective=grpo", "recipe.online.steps=40")]
+)
+def test_killed_twenty_five_times_a_store_is_that_of_an_undisturbed_run(
+    words: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At random moments of all stages, resume points being written at every step, TMPDIR on another file system. A run
+    that comes to its end has a stage deleted, which is the remedy for a damaged one.
+    """
+    monkeypatch.setenv("TMPDIR", "/dev/shm")
+    words = (*LONG[:-2], "trainer.checkpoint_every_steps=1", *words)
+    rng, killed = random.Random(0), Counter[str]()
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    for one in (whole, folder):
+        one.mkdir()
+    ttpa(whole, *words)
+    while killed.total() < 25:
+        began = time.time()
+        with subprocess.Popen(command(*words), cwd=folder, stdout=QUIET, stderr=QUIET) as process:
+            parts: list[Path] = []
+            while process.poll() is None and not parts:
+                time.sleep(0.01)
+                parts = [one for one in folder.glob("store/*.lock") if one.stat().st_mtime > began]
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(rng.uniform(0, 3))
+            process.kill()
+        if process.returncode == -signal.SIGKILL:
+            killed.update([one.name.split("-")[0] for one in folder.glob("store/*.part")] or ["between"])
+        else:
+            assert process.returncode == 0
+            shutil.rmtree(rng.choice([one.parent for one in folder.glob("store/*/done.json")]))
+    ttpa(folder, *words)
+    print(killed)
+    assert rows(folder) == rows(whole) and artefacts(folder) == artefacts(whole)
 
 
 def test_an_edited_file_is_other_data_and_a_moved_one_is_not(folder: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -21,7 +22,7 @@ import pytest
 import yaml
 
 from ttpa.errors import DataError, StageLocked
-from ttpa.run.store import StageLock, StageResult, Store, fingerprint, look
+from ttpa.run.store import StageLock, StageResult, Store, fingerprint, look, verify
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -189,10 +190,53 @@ def test_a_final_directory_without_done_beside_work_is_moved_aside(tmp_path: Pat
     assert [(path / "x").read_text() for path in tmp_path.glob("*.unfinished-*")] == ["copied"]
 
 
-def test_damaged_files_are_told(eager: Store) -> None:
-    (put(eager).path / "metrics.json").write_text("{")
-    with pytest.raises(DataError, match="metrics.json"):
-        put(eager)
+def flip(file: Path) -> None:
+    file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "said"),
+    [
+        ("metrics.json", lambda file: file.write_text("{"), "metrics.json has 1 bytes where 13 were written"),
+        ("pairs.jsonl", lambda file: file.write_bytes(file.read_bytes()[:3]), "has 3 bytes where 6 were"),
+        ("deep/summary.json", lambda file: file.write_text(""), "deep/summary.json has 0 bytes where 2 were written"),
+        ("deep/summary.json", Path.unlink, "deep/summary.json is missing"),
+        ("done.json", lambda file: file.write_text(""), "done.json: not JSON"),
+        ("done.json", lambda file: file.write_text("[]"), "done.json is not what was written"),
+        ("pairs.jsonl", flip, "pairs.jsonl holds other bytes than were written"),
+        ("logs/curve.csv", Path.unlink, ""),
+    ],
+)
+def test_damaged_files_of_a_finished_stage_are_told_with_the_remedy(
+    name: str, harm: Callable[[Path], Any], said: str, eager: Store
+) -> None:
+    """Sizes on each use, hashes when asked for; loggers may go on writing."""
+
+    def build(workdir: Path) -> dict[str, Any]:
+        for file, text in (("pairs.jsonl", "[]\n[]\n"), ("deep/summary.json", "{}"), ("logs/curve.csv", "1")):
+            (workdir / file).parent.mkdir(exist_ok=True)
+            (workdir / file).write_text(text)
+        return {"n": 1}
+
+    def use() -> None:
+        verify(put(eager, build=build).path, hashes=harm is flip)
+
+    folder = put(eager, build=build).path
+    verify(folder, hashes=True)
+    harm(folder / name)
+    if said:
+        with pytest.raises(DataError) as told:
+            use()
+        assert said in str(told.value) and str(told.value).endswith(f"Delete {folder} and run the same command again.")
+        shutil.rmtree(folder)
+    use()
+
+
+def test_a_stage_of_an_older_version_lists_no_files(eager: Store) -> None:
+    done = put(eager).path / "done.json"
+    done.write_text(json.dumps({key: value for key, value in json.loads(done.read_text()).items() if key != "files"}))
+    (done.parent / "provenance.json").unlink()
+    assert put(eager).cached
 
 
 # ---- locks ----------------------------------------------------------------------------------------------------------

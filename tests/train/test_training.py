@@ -1,12 +1,17 @@
 """The training loop: what a step computes, whatever micro-batches, trees and ranks; how a killed run goes on."""
 
+import os
+import pickle
 import random
+import signal
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,10 +31,11 @@ from tests.train.plain import (
     small_policy,
     weights_of,
 )
-from ttpa.errors import DataError
+from ttpa.errors import DataError, Interrupted
 from ttpa.policy.forward import Forward, answer_sums, tree_token_logps
 from ttpa.policy.logprobs import token_logps
 from ttpa.policy.tree import TokenRow, TokenTree
+from ttpa.train import module as training
 from ttpa.train.losses import DPO, PreferenceLoss, SimPO
 from ttpa.train.module import PairExample, PlanData, PolicyModule, PreferenceModule, SFTModule, sft_example
 from ttpa.train.plan import Example, Plan, Step, cut_step, plan_warmup
@@ -302,6 +308,118 @@ def test_a_run_killed_while_it_saves_its_policy_keeps_the_weights(tmp_path: Path
     metrics = run_training(second, tmp_path, every=1)
     assert metrics["steps"] == 3 and metrics["loss"] > 0 and not list(tmp_path.iterdir())
     assert furthest(weights_of(first[0]), weights_of(second[0])) == 0.0
+
+
+class Command:
+    """A pickle of it makes a folder where it is loaded."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("ran",)
+
+
+def flipped(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "empty": lambda file: file.write_bytes(b""),
+    "torn": lambda file: os.truncate(file, file.stat().st_size // 2),
+    "a flipped bit": flipped,
+    "a pickle": lambda file: file.write_bytes(pickle.dumps(Command())),
+    "a pickle inside": lambda file: torch.save({"progress": Command()}, file),
+    "something else": lambda file: torch.save({"a": 1}, file),
+}
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_resume_point_that_cannot_be_read_is_named_and_the_one_before_is_used(
+    damage: str, both: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Or none, where both are damaged; nothing in them is executed."""
+    monkeypatch.chdir(tmp_path)
+    whole, again = (made("sft", adamw(), steps=STEPS[:4]) for _ in range(2))
+    metrics = run_training(whole, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run_training(made("sft", adamw(), steps=STEPS[:4]), tmp_path / "cut", KillAfter(4), every=1)
+    files = [tmp_path / "cut" / name for name in ("last.ckpt", "before.ckpt")]
+    assert [torch.load(file, weights_only=True)["global_step"] for file in files] == [3, 2]
+    for file in files[: 1 + both]:
+        DAMAGES[damage](file)
+    assert run_training(again, tmp_path / "cut") == metrics
+    assert furthest(weights_of(whole[0]), weights_of(again[0])) == 0.0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": this resume point cannot be read (")[0] for line in lines] == [
+        f"ttpa: warning: {file}" for file in files[: 1 + both]
+    ]
+    assert not Path("ran").exists() and not list((tmp_path / "cut").iterdir())
+
+
+@pytest.mark.parametrize("step", ["write", "rename"])
+def test_a_kill_while_a_resume_point_is_written_leaves_the_one_before(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, again = (made("sft", adamw(), steps=STEPS[:4]) for _ in range(2))
+    metrics, save, replace = run_training(whole, tmp_path / "whole"), torch.save, Path.replace
+
+    def torn(content: Any, file: Any) -> None:
+        save(content, file)
+        if step == "write" and content["global_step"] == 3:
+            file.truncate(file.tell() // 2)
+            raise Killed
+
+    def killed(self: Path, target: Path) -> Path:
+        if step == "rename" and self.suffix == ".part" and (self.parent / "before.ckpt").exists():
+            raise Killed
+        return replace(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(torch, "save", torn)
+        patch.setattr(Path, "replace", killed)
+        run_training(made("sft", adamw(), steps=STEPS[:4]), tmp_path / "cut", every=1)
+    assert run_training(again, tmp_path / "cut", every=1) == metrics and not list((tmp_path / "cut").iterdir())
+    assert furthest(weights_of(whole[0]), weights_of(again[0])) == 0.0
+
+
+class SignalIn(pl.Callback):
+    """Sends this process a signal as a step begins; with `hang`, the step does not end by itself."""
+
+    def __init__(self, step: int, kind: signal.Signals, hang: bool) -> None:
+        self.step, self.kind, self.hang = step, kind, hang
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.kind)
+            if self.hang:
+                loss = pl_module.micro_loss
+                pl_module.micro_loss = lambda *given: (loss(*given), time.sleep(30))
+
+
+@pytest.mark.parametrize("hang", [False, True])
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_ends_training_after_a_resume_point(
+    kind: signal.Signals, hang: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGUSR2, which submitit listens to, is handed on after that. A step that takes too long is given up."""
+    monkeypatch.setattr(training, "PATIENCE_S", 0.2)
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, _: heard.append(number))
+    try:
+        whole, again = (made("dpo with anchor", adamw()) for _ in range(2))
+        metrics = run_training(whole, tmp_path / "whole")
+        handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)]
+        with pytest.raises(Interrupted) as stop:
+            run_training(made("dpo with anchor", adamw()), tmp_path / "cut", SignalIn(2, kind, hang))
+        assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)] == handlers
+        assert str(stop.value) == f"interrupted at step {2 if hang else 3}; the same command goes on from there"
+        assert stop.value.status == 128 + kind and heard == [kind] * (kind == signal.SIGUSR2)
+        assert torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)["global_step"] == 3 - hang
+        assert run_training(again, tmp_path / "cut") == metrics
+        assert furthest(weights_of(whole[0]), weights_of(again[0])) == 0.0
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 def test_resume_points_hold_trained_weights_only(tmp_path: Path) -> None:

@@ -5,16 +5,19 @@
 
 import logging
 import os
+import signal
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ttpa.errors import TtpaError
+from ttpa.errors import Interrupted, TtpaError
 from ttpa.run import cluster, config
 
 log = logging.getLogger("ttpa")
@@ -30,6 +33,23 @@ def use_own_launchers() -> None:
         from ttpa.run import slurm
 
         slurm.register()
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Within it, SIGTERM frees locks and ends the process with status 143, also under submitit, which ignores it."""
+
+    def end(signum: int, frame: Any) -> None:
+        raise Interrupted(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def job(cfg: DictConfig) -> None:
@@ -61,7 +81,7 @@ def job(cfg: DictConfig) -> None:
             screen = sys.stdout if cluster.place().rank == 0 else nowhere
             if not hydra_cfg.launcher._target_.endswith(".BasicLauncher"):
                 screen = cast(TextIO, cluster.Lines(screen))
-            with ScreenView(screen, str(cfg.name)) as view:
+            with _ended_by_sigterm(), ScreenView(screen, str(cfg.name)) as view:
                 outcome = pipeline.run(cfg, view)
             view.summary(outcome, str(folder))
     except TtpaError as error:
@@ -75,6 +95,8 @@ def job(cfg: DictConfig) -> None:
             raise
         log.exception("failed")
         raise cluster.portable(error) from None
-    except KeyboardInterrupt:
-        print("ttpa: interrupted. The same command again continues from here.", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, Interrupted) as stop:
+        told = stop if isinstance(stop, Interrupted) else Interrupted()
+        if cluster.place().rank == 0:
+            print(f"ttpa: {told}", file=sys.stderr)
+        sys.exit(told.status)

@@ -8,28 +8,37 @@ SLURM is asked where jobs of these cells were submitted. Nothing is written or t
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import pydantic
 from omegaconf import DictConfig
 
-from ttpa.errors import TtpaError, visible
+from ttpa.errors import DataError, TtpaError, visible
 from ttpa.options import arguments
 from ttpa.results.cells import CellsForm, Records, TableCell, read_cells
 from ttpa.results.records import WARMUP_ROLES, Record
 from ttpa.run import pipeline
 from ttpa.run.jobs import queue
-from ttpa.run.store import StageResult, look
+from ttpa.run.store import StageResult, look, verify
 
 STATES = ("done", "running", "queued", "failed", "missing")
 HELP = """\
 ttpa status: which cells of a table are done, running, queued by SLURM, failed or missing.
 
-  ttpa status experiments/NAME [preset=NAME] [seed=0,1] [paths.store=DIR] [paths.results=DIR] [any override ...]
+  ttpa status experiments/NAME [preset=NAME] [seed=0,1] [check=true] [paths.store=DIR] [paths.results=DIR]
+              [any override ...]
 
   preset   which of the presets in experiments/NAME/table.yaml; the first without it
+  check    compares every file of the cells' finished stages with the hash that was taken when the stage was finished
   Overrides that the sweep was started with are given here too: they decide which cells are meant.
-  Exit status 0 when all are done, 1 when one is not.
+  Exit status 0 when all are done (and whole), 1 when one is not.
 """
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True)
+class StatusForm(CellsForm):
+    check: bool = False
 
 
 def plan(cfg: DictConfig) -> dict[str, StageResult]:
@@ -87,9 +96,23 @@ def state_of(cell: TableCell, records: Records, jobs: Mapping[str, tuple[str, st
     return "missing", f"{what}: interrupted, its holder is gone" if lock.exists() else what if done else ""
 
 
+def damages(cells: Sequence[TableCell]) -> list[str]:
+    """What is damaged in the finished stages of some cells, by the hashes of their files."""
+    found = dict[Path, str]()
+    for cell in cells:
+        with suppress(TtpaError):  # `state_of` says why a cell cannot run
+            for stage in (stage for stage in plan(cell.cfg).values() if stage.cached and stage.path not in found):
+                found[stage.path] = ""
+                try:
+                    verify(stage.path, hashes=True)
+                except DataError as error:
+                    found[stage.path] = str(error)
+    return list(filter(None, found.values()))
+
+
 def main(words: Sequence[str]) -> int:
     """`ttpa status`: a line a cell, and their number; 0 when every cell is done, else 1."""
-    form = arguments(words, CellsForm, "status")
+    form = arguments(words, StatusForm, "status")
     spec, preset, cells = read_cells(form.target, form.preset, form.overrides)
     records = Records(cells)
     jobs: Mapping[str, tuple[str, str]] = {}
@@ -108,4 +131,6 @@ def main(words: Sequence[str]) -> int:
     parts = ", ".join(f"{count[name]} {name}" for name in STATES if count[name])
     said = f" ({outdated} of them outdated)" if outdated else ""
     print(f"{len(cells)} cells of {spec.name}, preset {preset.name}: {parts}{said}")
-    return 0 if count["done"] == len(cells) else 1
+    damaged = damages(cells) if form.check else []
+    print(*damaged, sep="\n", end="\n" * bool(damaged))
+    return 0 if count["done"] == len(cells) and not damaged else 1

@@ -176,9 +176,8 @@ class Follower(_Shared):
             if name in TRAINS:
                 with tempfile.TemporaryDirectory(prefix="ttpa-rank-") as scratch:
                     # The first process does not pass this point before all train, so what lies there stays as it is.
-                    resume = final.with_name(final.name + ".part") / "last.ckpt"
-                    if resume.exists():
-                        (Path(scratch) / "last.ckpt").symlink_to(resume.resolve())
+                    for point in final.with_name(final.name + ".part").glob("*.ckpt"):
+                        (Path(scratch) / point.name).symlink_to(point.resolve())
                     build(Path(scratch))
             self._wait("done")
         if result := self.find(name, **key):

@@ -184,6 +184,11 @@ def fitting(
     """
     from ttpa.policy.tree import TokenRow
 
+    if not samples:
+        raise DataError(
+            f"{where}: no samples. Ask for more data or a weaker selection; if a file of the data or select stage was "
+            "edited by hand, delete that stage's folder and run the same command again."
+        )
     prompts, answers = policy.renderer.prompts(samples), policy.renderer.answers(samples)
     rows = [TokenRow(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
     room = policy.spec.max_tokens

@@ -4,7 +4,9 @@ import functools
 import logging
 import os
 import re
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from importlib.util import find_spec
@@ -55,7 +57,10 @@ class RayExecutor:
         if ours:
             # A cluster that is started here would report its use over the network.
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            theirs = signal.getsignal(signal.SIGTERM)
             ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, theirs)  # Ray's leaves with status 1
         actors: list[Any] = []
         try:
             actor_class = ray.remote(_Worker).options(

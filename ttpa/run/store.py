@@ -35,6 +35,9 @@ Build = Callable[[Path], Mapping[str, Any]]
 """Fills a working directory, which holds what an interrupted attempt left, and returns metrics."""
 
 
+LOGS = ("logs", "lightning_logs", "wandb")  # folders of loggers, which may write to them later
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, PurePath):
         return value.as_posix()
@@ -69,6 +72,33 @@ Inputs = Mapping[str, StageResult]
 
 def is_finished(folder: Path) -> bool:
     return (folder / "done.json").exists()
+
+
+def verify(folder: Path, hashes: bool = False) -> dict[str, Any]:
+    """What `done.json` says. A file that is not as it was when the stage was finished, by its size (and its hash), is a
+    DataError with the remedy. Stages of older versions list no files.
+    """
+    done = _read_json(folder / "done.json", doomed=folder)
+    problem = "" if isinstance(done, dict) and "seconds" in done else "done.json is not what was written"
+    for name, (size, digest) in done.get("files", {}).items() if not problem else ():
+        file = folder / name
+        found = file.stat().st_size if file.is_file() else None
+        if found is None:
+            problem = f"{name} is missing"
+        elif found != size:
+            problem = f"{name} has {found} bytes where {size} were written"
+        elif hashes and _sha256(file) != digest:
+            problem = f"{name} holds other bytes than were written (SHA-256)"
+        if problem:
+            break
+    if problem:
+        raise DataError(f"{folder}: {problem}. Delete {folder} and run the same command again.")
+    return done  # type: ignore[no-any-return]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _utc_now() -> str:
@@ -282,7 +312,10 @@ class Store:
         more = {"label": label, "version": identity["version"], "inputs": identity["inputs"], **code, **made_with()}
         write_text(workdir / "provenance.json", _pretty({**summary, **first, **more}))
         (workdir / "error.txt").unlink(missing_ok=True)
-        write_text(workdir / "done.json", _pretty(summary))
+        found = {path.relative_to(workdir): path for path in sorted(workdir.rglob("*")) if path.is_file()}
+        kept = {name.as_posix(): path for name, path in found.items() if name.parts[0] not in LOGS}
+        files = {name: (path.stat().st_size, _sha256(path)) for name, path in kept.items()}
+        write_text(workdir / "done.json", _pretty({**summary, "files": files}))
         _sync(workdir)
         with open(self.root / "executions.jsonl", "ab", buffering=0) as log:
             line = json.dumps({**stage, "time": ended, "pid": os.getpid()})
@@ -309,7 +342,7 @@ def _sync(folder: Path) -> None:
 
 
 def _result(name: str, digest: str, final: Path, *, cached: bool) -> StageResult:
-    done, metrics = (_read_json(final / file, doomed=final) for file in ("done.json", "metrics.json"))
+    done, metrics = verify(final), _read_json(final / "metrics.json", doomed=final)
     return StageResult(name, digest, final, metrics, cached, done["seconds"])
 
 

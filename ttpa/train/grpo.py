@@ -134,22 +134,24 @@ class RolloutData(StepData):
                 raise DataError(f"rollouts: round {number} of step {step} was not kept. Do fewer steps again.")
             return self.kept[number]
         if self.round is None or self.round.number != number:
-            self.round = self._drawn(number, step)
-            finish(self.round)
+            found, place = self._drawn(number, step)
+            finish(found)
             if self.file is not None:
                 with self.file.open("a" if number else "w", encoding="utf-8") as out:
-                    out.write(dumps(asdict(self.round)) + "\n")
+                    out.write(dumps(asdict(found)) + "\n")
+            self.place, self.round = place, found  # at the end: a resume point may be written where this is cut off
         return self.round
 
-    def _drawn(self, number: int, step: int) -> Round:
+    def _drawn(self, number: int, step: int) -> tuple[Round, int]:
+        """A new round, and the place in the stream behind it."""
         wanted = self.batch_size * self.loss.minibatches
-        found, flat = Round(number=number, groups=[]), list[Group]()
+        found, flat, place = Round(number=number, groups=[]), list[Group](), self.place
         for _ in range(1 + self.loss.refills):
-            places = range(self.place, self.place + wanted - len(found.groups))
+            places = range(place, place + wanted - len(found.groups))
             if not places:
                 break
-            self.place = places.stop
-            groups, seconds = self.draw([self.prompt_at(place) for place in places], places, step)
+            place = places.stop
+            groups, seconds = self.draw([self.prompt_at(at) for at in places], places, step)
             found.seconds |= {name: found.seconds.get(name, 0.0) + spent for name, spent in seconds.items()}
             found.drawn += len(groups)
             found.generated += sum(len(answer.token_ids) for group in groups for answer in group.answers)
@@ -158,7 +160,7 @@ class RolloutData(StepData):
                 (found.groups if differs or not self.loss.refills else flat).append(group)
         # A batch stays whole: where too few prompts made a difference, flat groups fill it and add nothing.
         found.groups += flat[: wanted - len(found.groups)]
-        return found
+        return found, place
 
     def examples(self, found: Round) -> list[list[AnswerExample]]:
         """The answers of a round, group by group; one that was cut off weighs nothing where the loss masks it."""

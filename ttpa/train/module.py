@@ -6,23 +6,28 @@ by the number of micro-batches (transformers issue 34191).
 """
 
 import logging
+import os
 import signal
+import sys
 import threading
 import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from zipfile import ZipFile
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
-from ttpa.errors import DataError
+from ttpa.errors import DataError, Interrupted
 from ttpa.policy.forward import Forward
 from ttpa.policy.logprobs import TokenLogps
 from ttpa.policy.policy import Policy
@@ -80,6 +85,7 @@ class PolicyModule(pl.LightningModule):
         self.policy, self.settings, self.boundaries = policy, settings, tuple(boundaries)
         self.model = policy.model
         self.tokens_seen = self.tokens_computed = 0
+        self.may_be_cut = False  # whether the step under way can be given up
         self.last_metrics: dict[str, float] = {}
 
     @abstractmethod
@@ -107,19 +113,18 @@ class PolicyModule(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         optimizer, scheduler = cast(Any, self.optimizers()), cast(Any, self.lr_schedulers())
-        began, step = time.perf_counter(), self.step_of(batch)
+        began, computed = time.perf_counter(), self.tokens_computed
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        total, sums = torch.zeros((), device=self.device), dict[str, Tensor]()
-        for examples in step.micros:
-            if not examples:  # keeps the ranks' collective calls in step
-                self.manual_backward(sum(p.sum() for p in trained) * 0.0)
-                continue
-            loss, metrics = self.micro_loss(examples, step)
-            # DDP averages gradients over ranks; the loss is already a share of the whole step, so undo the average.
-            self.manual_backward(loss * self.trainer.world_size)
-            total += loss.detach()
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, 0.0) + value * len(examples)
+        try:
+            self.may_be_cut = True
+            step, total, sums = self._gradient(batch, trained)
+        except StepCut:
+            optimizer.zero_grad(set_to_none=True)
+            self.tokens_computed = computed
+            self.trainer.fit_loop.epoch_loop._batches_that_stepped -= 1  # Lightning adds one for the batch
+            return
+        finally:
+            self.may_be_cut = False
         norm = torch.nn.utils.clip_grad_norm_(trained, self.settings.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -132,6 +137,21 @@ class PolicyModule(pl.LightningModule):
         if self.trainer.global_step == self.boundaries[-1]:
             self.last_metrics = {name: float(value) for name, value in measured.items() if not name.startswith(CLOCK)}
         self.log_dict({**measured, "tokens_per_s": step.tokens / max(1e-9, time.perf_counter() - began)})
+
+    def _gradient(self, batch: Any, trained: Sequence[nn.Parameter]) -> tuple[Step, Tensor, dict[str, Tensor]]:
+        """This rank's share of a step's gradient; the step, its loss, and sums of metrics over examples."""
+        step, total, sums = self.step_of(batch), torch.zeros((), device=self.device), dict[str, Tensor]()
+        for examples in step.micros:
+            if not examples:  # keeps the ranks' collective calls in step
+                self.manual_backward(cast(Tensor, sum(p.sum() for p in trained)) * 0.0)
+                continue
+            loss, metrics = self.micro_loss(examples, step)
+            # DDP averages gradients over ranks; the loss is already a share of the whole step, so undo the average.
+            self.manual_backward(loss * self.trainer.world_size)
+            total += loss.detach()
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0.0) + value * len(examples)
+        return step, total, sums
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Frozen weights are the base model's: they are loaded from where they came from, not from the resume point.
@@ -251,6 +271,124 @@ def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], settings: Optimis
     return optimizer
 
 
+POINTS = ("last.ckpt", "before.ckpt")  # newest first
+PATIENCE_S = 8.0  # after which a step is no longer waited for; SLURM and others kill after 30 s
+
+
+class StepCut(Interrupted):
+    """The optimiser step under way is given up."""
+
+
+class ResumePoints(TorchCheckpointIO):
+    """Writes beside the target and renames: Lightning's own copies from TMPDIR, and a kill leaves half a file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        last = Path(path)
+        part = last.with_name(f"{last.name}.part")
+        with part.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if last.exists():
+            last.replace(last.with_name(POINTS[1]))
+        part.replace(last)
+
+
+def resume_point(folder: Path, say: bool) -> Path | None:
+    """The newest whole resume point. One that cannot be read, or holds more than numbers and text (a pickle may run
+    commands), is put aside; `say` puts that on the screen.
+    """
+    for file in (folder / name for name in POINTS):
+        if not file.exists():
+            continue
+        try:
+            with ZipFile(file) as parts:
+                torn = parts.testzip()
+            if torn or "progress" not in torch.load(file, map_location="cpu", mmap=True, weights_only=True):
+                raise ValueError(f"damaged at {torn}" if torn else "it is something else")
+            return file
+        except MemoryError:
+            raise
+        except Exception as error:
+            aside = file.with_name(f"{file.name}.unreadable")
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            message = f"{file}: this resume point cannot be read ({reason}). It is now {aside.name}; the stage goes on "
+            message += "from the point before, or from its start."
+            log.warning(message)
+            if say:
+                print(f"ttpa: warning: {message}", file=sys.stderr)
+            file.replace(aside)
+    return None
+
+
+class Keeper(Checkpoint):
+    """Writes resume points: every so many optimiser steps, and when a signal asks the process to end."""
+
+    def __init__(self, file: Path, every: int) -> None:
+        self.file, self.every = file, every
+        self.asked = 0  # the signal
+        self._trained: tuple[pl.Trainer, Any] | None = None
+        self._before: dict[int, Any] = {}
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Signals end the training within after a resume point. SIGUSR1 and 2 then go to whom they belong: submitit
+        queues the job again.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
+        self._before = {kind: signal.getsignal(kind) for kind in kinds}
+        try:
+            self._listen()
+            yield
+            if self.asked:  # after the last step
+                raise Interrupted(self.asked)
+        except Interrupted as stop:
+            if stop.signum in (signal.SIGUSR1, signal.SIGUSR2):
+                self._before[stop.signum](stop.signum, None)
+            raise
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for kind, handler in self._before.items():
+                signal.signal(kind, handler)
+
+    def _listen(self) -> None:
+        for kind, handler in self._before.items():
+            if kind == signal.SIGALRM:
+                signal.signal(kind, self._cut)
+            elif callable(handler) or (kind == signal.SIGTERM and handler == signal.SIG_DFL):
+                signal.signal(kind, self._heard)
+
+    def _heard(self, signum: int, frame: Any) -> None:
+        if self._trained is None:
+            raise Interrupted(signum)
+        if not self.asked:
+            self.asked = signum
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
+
+    def _cut(self, signum: int, frame: Any) -> None:
+        """Gives up a step that takes too long; not one of several ranks, which wait for each other."""
+        if self._trained and self._trained[0].world_size == 1 and self._trained[1].may_be_cut:
+            raise StepCut(self.asked)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self._before:
+            self._listen()  # again: Lightning has taken SIGTERM, after which it would leave with status 0
+        self._trained = (trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        stop = bool(self.asked)
+        if trainer.world_size > 1:
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if stop or trainer.global_step % self.every == 0:
+            trainer.save_checkpoint(self.file)
+        if stop:
+            raise Interrupted(self.asked or signal.SIGTERM, trainer.global_step)
+
+
 class _Reporter(pl.Callback):
     """Tells the view how far the stage is, a few times a second."""
 
@@ -268,18 +406,6 @@ class _Reporter(pl.Callback):
         speed = (pl_module.tokens_seen - self.mark[1]) / max(1e-9, now - self.mark[0])
         loss = trainer.callback_metrics.get("loss")
         self.progress(trainer.global_step, self.total, speed, "" if loss is None else f"loss {float(loss):.3f}")
-
-
-def _keep_signals() -> list[pl.Callback]:
-    """Gives SIGTERM back to whom it belongs before the Trainer takes it; resume points make that safe.
-
-    Lightning would leave after the batch with exit status 0: submitit would not queue the job again, and elsewhere
-    nobody would see that the run was stopped.
-    """
-    before = signal.getsignal(signal.SIGTERM)
-    if before is None or threading.current_thread() is not threading.main_thread():
-        return []
-    return [LambdaCallback(on_train_start=lambda *_: signal.signal(signal.SIGTERM, before))]
 
 
 def environment_plugins() -> list[SLURMEnvironment]:
@@ -302,20 +428,18 @@ def fit(
         raise DataError(f"{workdir}: the training plan has no steps. Give more data, or a longer plan.")
     # Lightning's advice about workers, cards and loggers is for other loops than this one.
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
-    keeper = ModelCheckpoint(
-        dirpath=workdir, save_last=True, save_top_k=0, every_n_train_steps=trainer.checkpoint_every_steps,
-        enable_version_counter=False, save_on_train_epoch_end=False,
-    )  # fmt: skip
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+    keeper = Keeper(workdir / "last.ckpt", trainer.checkpoint_every_steps)
     # Beside drawing answers, writing down a step costs nothing.
     often = {} if isinstance(data, PlanData) else {"log_every_n_steps": 1}
     runner = trainer.lightning(
-        **often, max_steps=data.total_steps, max_epochs=-1, logger=logger, plugins=environment_plugins(),
-        callbacks=[keeper, _Reporter(progress, data.total_steps), *_keep_signals(), *callbacks],
+        **often, max_steps=data.total_steps, max_epochs=-1, logger=logger,
+        plugins=[ResumePoints(), *environment_plugins()],
+        callbacks=[keeper, _Reporter(progress, data.total_steps), *callbacks],
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    last = workdir / "last.ckpt"
-    runner.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    with keeper.listening():
+        runner.fit(module, data, ckpt_path=resume_point(workdir, say=runner.is_global_zero), weights_only=True)
 
     def over_ranks(value: float, how: str) -> float:
         here = torch.tensor(value, dtype=torch.float64, device=runner.strategy.root_device)
@@ -328,5 +452,6 @@ def fit(
     last_metrics = module.last_metrics.items()
     means = {name: over_ranks(value, "sum" if name == "loss" else "mean") for name, value in last_metrics}
     module.policy.save(workdir / "policy")
-    last.unlink(missing_ok=True)
+    for point in workdir.glob("*.ckpt*"):
+        point.unlink()
     return {"steps": data.total_steps, **sums, **means}
