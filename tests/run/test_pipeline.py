@@ -226,7 +226,8 @@ def test_killed_twenty_five_times_a_store_is_that_of_an_undisturbed_run(
     that comes to its end has a stage deleted, which is the remedy for a damaged one.
     """
     monkeypatch.setenv("TMPDIR", "/dev/shm")
-    words = (*LONG[:-2], "trainer.checkpoint_every_steps=1", *words)
+    shorter = ("recipe.warmup.steps=30", "recipe.align.steps=30", "data.warmup_samples=1000")
+    words = (*LONG[:-2], *shorter, "trainer.checkpoint_every_steps=1", *words)
     rng, killed = random.Random(0), Counter[str]()
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     for one in (whole, folder):
@@ -240,7 +241,7 @@ def test_killed_twenty_five_times_a_store_is_that_of_an_undisturbed_run(
                 time.sleep(0.01)
                 parts = [one for one in folder.glob("store/*.lock") if one.stat().st_mtime > began]
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(rng.uniform(0, 3))
+                process.wait(rng.uniform(0, 6))
             process.kill()
         if process.returncode == -signal.SIGKILL:
             killed.update([one.name.split("-")[0] for one in folder.glob("store/*.part")] or ["between"])
