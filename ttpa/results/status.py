@@ -132,5 +132,5 @@ def main(words: Sequence[str]) -> int:
     said = f" ({outdated} of them outdated)" if outdated else ""
     print(f"{len(cells)} cells of {spec.name}, preset {preset.name}: {parts}{said}")
     damaged = damages(cells) if form.check else []
-    print(*damaged, sep="\n", end="\n" * bool(damaged))
+    print(*map(visible, damaged), sep="\n", end="\n" * bool(damaged))
     return 0 if count["done"] == len(cells) and not damaged else 1
