@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ttpa.errors import FALLBACKS
 from ttpa.records import Message, Sample, ToolCall, ToolSpec
 
 if TYPE_CHECKING:
@@ -29,6 +30,12 @@ ROOM = ToolSpec(
         "required": ["hotel", "nights"],
     },
 )
+
+
+@pytest.fixture(autouse=True)
+def no_fallbacks() -> None:
+    """What an earlier test fell back to is not this one's."""
+    FALLBACKS.clear()
 
 
 def _sample(number: int, question: str, calls: tuple[ToolCall, ...], band: str, text: str | None = None) -> Sample:

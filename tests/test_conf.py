@@ -189,6 +189,15 @@ def test_values_that_cannot_work_are_refused_by_name(override: str) -> None:
         build_parts(composed(f"++{override}" if override == "key=1" else override))
 
 
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("[q_proj,v_proj]", ["q_proj", "v_proj"]), ("'.*(q|v)_proj'", ".*(q|v)_proj"), ("all-linear", "all-linear")],
+)
+def test_target_modules_are_a_list_an_expression_or_all_linear(word: str, value: Any) -> None:
+    parts = build_parts(composed("model=hf", f"model.lora.target_modules={word}"))
+    assert parts.model.lora is not None and parts.model.lora.target_modules == value
+
+
 def test_the_ancestral_mode_of_tps_draws_from_the_policy() -> None:
     parts = build_parts(composed("objective=grpo", "sampler=tps", "sampler.mode=ancestral"))
     assert parts.sampler.policy_temperature == 1

@@ -4,10 +4,14 @@ Only user input raises: configuration and user data. What a model writes is data
 """
 
 import difflib
+import logging
 import re
 import signal
 from collections.abc import Iterable
 from typing import Self
+
+FALLBACKS: list[str] = []
+"""What this process does in place of what was asked, since the stage began; see `fall_back`."""
 
 _SECRETS = re.compile(  # bounded, so that a long text takes no time
     r"(://)\S{0,400}(?=@)|([?&][^\s=&]{0,40}(?:key|token|secret|pass|sig)[^\s=&]{0,40}=)[^\s&'\"]*", re.IGNORECASE
@@ -82,3 +86,12 @@ class Interrupted(BaseException):
         at = "" if step is None else f" at step {step}"
         super().__init__(f"interrupted{at}; the same command goes on from there")
         self.signum, self.status = signum, 128 + signum
+
+
+def fall_back(text: str) -> None:
+    """Notes, once a stage, that something slower or larger does what was asked: in the log and the stage's metrics, and
+    so on the screen and in the result row.
+    """
+    if text not in FALLBACKS:
+        FALLBACKS.append(text)
+        logging.getLogger("ttpa").warning("%s", text)

@@ -1,6 +1,7 @@
 """Small random models of several architectures, and their log-probs without any of our code."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from ttpa.policy.tree import TokenRow
 
 PAD = 0
+IDS = range(2, 22)  # stand for the ids of a text
 SIZES: dict[str, Any] = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 24, "max_position_embeddings": 128, "pad_token_id": PAD, "bos_token_id": None,
@@ -54,6 +56,11 @@ def random_model(kind: str, vocab: int, std: float, seed: int = 2, **fields: Any
         else:
             weight.data += 0.1 * torch.randn_like(weight)
     return model.eval()
+
+
+def policy_of(model: PreTrainedModel, **fields: Any) -> Any:
+    """A policy with this model and a tokenizer that reads `IDS` from any text."""
+    return SimpleNamespace(model=model, tokenizer=lambda text: {"input_ids": list(IDS)}, **fields)
 
 
 @torch.no_grad()

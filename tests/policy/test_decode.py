@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from tests.policy.architectures import PAD, plain_logits, plain_logps, random_model
+from tests.policy.architectures import PAD, plain_logits, plain_logps, policy_of, random_model
 from ttpa.calls.syntaxes import OpenCall, get_syntax
+from ttpa.errors import FALLBACKS
 from ttpa.policy import decode
 from ttpa.policy.decode import HFEngine
 from ttpa.policy.draw import by_rule
@@ -56,8 +56,7 @@ GIVEN = sum(map(len, PREFIXES))
 
 def engine(model: PreTrainedModel | None = None, rows: int = 8, plain: bool = False, **fields: Any) -> HFEngine:
     renderer = SimpleNamespace(pad_id=PAD, stop_ids=STOPS, **fields.pop("renderer", {}))
-    policy: Any = SimpleNamespace(model=model or model_of(), renderer=renderer)
-    made = HFEngine(policy=policy, rows=rows, **fields)
+    made = HFEngine(policy=policy_of(model or model_of(), renderer=renderer), rows=rows, **fields)
     if plain:
         made.plain = True
     return made
@@ -204,9 +203,10 @@ def test_a_prompt_with_a_prefix_is_kept_for_the_next_call(rows: int, times: int)
         assert tokens(made.generate(PROMPTS, 2, SAMPLED, SEEDS, PREFIXES)) == expected
     assert made.counts["prefilled"] == DISTINCT + 2 * times * GIVEN
     assert max(width for _, width in shapes.seen) <= max(map(len, PREFIXES))
-    made.reset()
-    made.generate(PROMPTS, 2, SAMPLED, SEEDS, PREFIXES)
-    assert made.counts["prefilled"] == 2 * DISTINCT + 3 * times * GIVEN
+    for number, forget in enumerate((made.reset, made.close), 2):
+        forget()
+        made.generate(PROMPTS, 2, SAMPLED, SEEDS, PREFIXES)
+        assert made.counts["prefilled"] == number * DISTINCT + (number + 1) * times * GIVEN
 
 
 def test_a_prompt_without_a_prefix_is_computed_once_for_all_its_answers_and_not_kept() -> None:
@@ -293,10 +293,10 @@ def test_an_architecture_with_other_attention_takes_the_way_through_transformers
 ) -> None:
     model = fresh("mistral")
     made = engine(model)
-    with caplog.at_level(logging.WARNING, "ttpa"):
-        found = made.generate(PROMPTS, 1, GREEDY, SEEDS)
-        made.generate(PROMPTS[:1], 1, GREEDY, SEEDS[:1])
-    assert "MistralForCausalLM" in caplog.text and len(caplog.records) == 1
+    found = made.generate(PROMPTS, 1, GREEDY, SEEDS)
+    made.generate(PROMPTS[:1], 1, GREEDY, SEEDS[:1])
+    assert caplog.messages == FALLBACKS
+    assert FALLBACKS[0].startswith("engine=hf: it attends in a sliding window; transformers' generate stands in")
     assert tokens(found) == [[theirs(model, prompt)] for prompt in PROMPTS]
     answers = [group[0].token_ids for group in found[:3]]
     for answer, logps in zip(answers, made.answer_logps(PROMPTS[2], answers), strict=True):

@@ -39,14 +39,22 @@ TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random Qwen2 and a tokenizer whose template takes tools."""
-    folder = tmp_path_factory.mktemp("base")
+    return write_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base(tmp_path_factory.mktemp("untied"), tie_word_embeddings=False)
+
+
+def write_base(folder: Path, **fields: Any) -> Path:
+    """A folder with a random Qwen2, its head tied to its embeddings, and a tokenizer whose template takes tools."""
     tokenizer = train_tokenizer(TEXTS, 300)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 512}
     ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    random_model("qwen2", len(tokenizer), 0.1, **sizes, **ends).save_pretrained(folder)
+    random_model("qwen2", len(tokenizer), 0.1, **sizes, **ends, **fields).save_pretrained(folder)
     return folder
 
 
@@ -161,6 +169,56 @@ def test_stages_train_one_adapter_which_is_saved_alone(base: Path, tmp_path: Pat
         policy = load_policy(folder)
         assert policy.spec == spec(base, adapter) and len(policy.model.peft_config) == 1
     assert furthest(ends[0], ends[1]) > 0.01 and furthest(ends[1], ends[2]) > 0.01
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        lora(targets=".*q_proj|.*lm_head"), lora(targets=["q_proj", "lm_head"]), lora(targets=["embed_tokens"]),
+        lora(targets=["embed_tokens", "lm_head"]), lora(targets=["lm_head"], dora=True),
+    ],
+    ids=["expression", "head", "embeddings", "both", "dora"],
+)  # fmt: skip
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_an_adapter_on_tied_embeddings_is_the_trained_one_when_it_comes_back(
+    base: Path,
+    untied: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    adapter: Lora,
+    quantization: Any,
+    tied: bool,
+) -> None:
+    """Merged into the one weight of both, what the head learned would change the embeddings too."""
+    load = AutoModelForCausalLM.from_pretrained
+    loaded = lambda name, dtype, **_: load(name, dtype=dtype)  # noqa: E731, nothing here can quantise
+    monkeypatch.setattr("ttpa.policy.policy.AutoModelForCausalLM.from_pretrained", loaded)
+    policy = create_policy(spec(base if tied else untied, adapter, quantization=quantization), (), 0)
+    start = logits(policy.model)
+    policy.start_training(0)
+    shake(policy, 0)
+    policy.save(tmp_path)
+    for merged in (True, False):
+        back = load_policy(tmp_path, merged=merged).model
+        assert furthest(logits(back), logits(policy.model)) < 1e-4 < furthest(logits(back), start)
+        assert hasattr(back, "peft_config") == (tied or bool(quantization) or not merged)
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ".*(q|v)_proj", "all-linear"])
+def test_target_modules_are_names_an_expression_or_all_linear(base: Path, targets: Any) -> None:
+    policy = create_policy(spec(base, lora(targets=targets)), (), 0)
+    policy.start_training(0)
+    parts = {name.split(".lora_")[0].rpartition(".")[2] for name in trainable(policy)}
+    every = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert parts == (every if targets == "all-linear" else {"q_proj", "v_proj"})
+
+
+@pytest.mark.parametrize("targets", [["q_prj"], [], "q_proj", "((", ["norm"]])
+def test_target_modules_that_are_not_there_are_refused_with_those_that_are(base: Path, targets: Any) -> None:
+    policy = create_policy(spec(base, lora(targets=targets)), (), 0)
+    with pytest.raises(ConfigError, match=r"^model\.lora\.target_modules=.*Use names among down_proj, .*all-linear\.$"):
+        policy.start_training(0)
 
 
 @pytest.mark.parametrize("adapter", [lora(), lora(dora=True), None], ids=["lora", "dora", "full"])

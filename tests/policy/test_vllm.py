@@ -80,6 +80,7 @@ class Standin:
     interrupt: bool = False  # every request is put aside and taken up again before each token
     options: dict[str, Any] = field(default_factory=dict)
     runner: str | None = None
+    running: int = 0  # models with processes that have not been shut down
     requests: list[Any] = field(default_factory=list)
 
 
@@ -106,6 +107,11 @@ class LLM:
             assert isinstance(self.processors[-1], AdapterLogitsProcessor)
         self.standin.runner = os.environ.get(SWITCH)
         self.blocks: set[tuple[int, ...]] = set()
+        self.standin.running += 1
+        self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=self._shutdown))
+
+    def _shutdown(self) -> None:
+        self.standin.running -= 1
 
     def generate(self, prompts: Any, sampling_params: Any, *, use_tqdm: bool = True, lora_request: Any = None) -> Any:
         assert prompts and not use_tqdm and len(sampling_params) == len(prompts)
@@ -450,6 +456,14 @@ def test_a_placeholder_for_a_token_is_not_read_as_one(standin: Standin, tokenize
     call = module.rule_request({"rule": rule, "prefix": [], "syntax": "json", "tokenizer": ["t", None]})
     with pytest.raises(RuntimeError, match="async_scheduling off"):
         call([5, -1], torch.zeros(len(CHARS)))
+
+
+def test_a_closed_engine_has_no_processes_left(standin: Standin) -> None:
+    first, second = engine(), engine()
+    assert standin.running == 2
+    for left, made in ((1, first), (1, first), (0, second)):
+        made.close()
+        assert standin.running == left
 
 
 def test_an_adapter_in_training_replaces_the_one_before(standin: Standin, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def evaluated(folder: Path, right: int) -> StageResult:
 def test_the_tables_of_a_run(tmp_path: Path) -> None:
     """The warm-up answers none right and the policy all: better by one, in words."""
     warmup, align = stage(tmp_path, "warmup", tokens=1234), stage(tmp_path, "align", tokens=None)
-    explore = stage(tmp_path, "explore", tokens=99, samples=8, pairs=3)
+    explore = stage(tmp_path, "explore", tokens=99, samples=8, pairs=3, fallbacks=["one", "two"])
     stages = {"explore1": explore, "align1": align, "evaluation": evaluated(tmp_path, 4)}
     shown = io.StringIO()
     with ScreenView(shown, "x") as view:
@@ -50,7 +50,7 @@ def test_the_tables_of_a_run(tmp_path: Path) -> None:
         view.summary(Outcome(shared, (branch,), ("warmup", "align"), ("curves: here",)), "runs/x")
     text = shown.getvalue()
     words = [line.split() for line in text.splitlines()]
-    assert "explore: done, 1:15, explore-f0, 3 pairs from 8 samples" in text
+    assert "explore: done, 1:15, explore-f0, 3 pairs from 8 samples; FALLBACK: one; FALLBACK: two\n" in text
     assert ["warm-up", "0.000", "[-0.100,", "0.100]", "0.500", "75", "1,234"] in words
     assert ["dpo", "1.000", "[0.900,", "1.100]", "0.500", "75", "-"] in words
     assert ["(exploration)", "75", "99"] in words

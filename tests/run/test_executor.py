@@ -220,7 +220,30 @@ def test_workers_that_cannot_start_are_an_error_with_the_reason(two_cpus: Any, m
         next(spread(1).run(naming_the_wave(), WAVES))
 
 
-def test_a_run_that_is_closed_stops_its_workers(two_cpus: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ray_workers_give_back_what_they_loaded(two_cpus: Any, tmp_path: Path, workers: int) -> None:
+    """Also the one that has nothing left to do before the other."""
+    log = str(tmp_path / "log")
+
+    def make_work() -> Any:
+        def note(what: str) -> None:
+            with open(log, "a") as file:
+                file.write(f"{what} ")
+
+        def work(wave: Sequence[str]) -> Rows:
+            return [{"id": name} for name in wave]
+
+        work.close = partial(note, "closed")  # type: ignore[attr-defined]
+        note("loaded")
+        return work
+
+    assert ids_by_wave(spread(workers).run(make_work, WAVES)) == dict(enumerate(WAVES))
+    said = Path(log).read_text().split()
+    assert 1 <= said.count("loaded") == said.count("closed") <= workers
+
+
+def test_a_run_that_is_closed_stops_its_workers(two_cpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_executor, "CLOSE_S", 1.0)  # a worker that is busy hears of it too late
     never = str(tmp_path / "never")
 
     def make_work() -> Work:

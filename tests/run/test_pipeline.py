@@ -22,6 +22,8 @@ from omegaconf import DictConfig, open_dict
 
 from ttpa.errors import DataError
 from ttpa.io import read_jsonl
+from ttpa.policy import forward
+from ttpa.policy.decode import HFEngine
 from ttpa.records import Sample
 from ttpa.results.view import ScreenView
 from ttpa.run import config, pipeline
@@ -106,12 +108,40 @@ def test_a_product_shares_warmup_and_exploration_and_a_second_run_builds_nothing
 def test_the_warm_up_is_evaluated_on_request_and_shown_where_it_is_in_the_store(folder: Path) -> None:
     assert "warm-up  " not in run_here("objective=dpo", "baseline=false")
     assert all(row["baseline"] == {} and "baseline" not in row["stages"] for row in rows(folder).values())
+    assert not any("fallbacks" in row for row in rows(folder).values())
     assert "dpo - warm-up: " in run_here("objective=dpo")
     assert Counter(built(folder))["evaluate"] == 2
     # A sweep asks for none, but shows what the store has, and loses nothing from the row that held it.
     assert "simpo - warm-up: " in run_here("objective=simpo", "baseline=false")
     assert Counter(built(folder))["evaluate"] == 3
     assert all(row["baseline"]["accuracy"] and row["stages"]["baseline"] for row in rows(folder).values())
+
+
+def test_what_stands_in_for_something_else_is_told_everywhere_and_engines_are_closed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that cannot take trees, and an optimiser that needs a GPU. One engine lives at a time."""
+    alive, seen = list[Any](), list[int]()
+    monkeypatch.setattr(forward, "_PROBLEMS", {})
+    monkeypatch.setattr(forward, "find_problem", lambda *_: "it is round")
+    start = HFEngine.__init__
+    monkeypatch.setattr(
+        HFEngine, "__init__", lambda self, **given: start(self, **given) or alive.append(seen.append(len(alive)))
+    )
+    monkeypatch.setattr(HFEngine, "close", lambda self: alive.pop())
+    words = ("objective=dpo", "recipe.warmup.optimizer=adamw_8bit", "controls={}")
+    shown, again = run_here(*words), run_here(*words)
+    (row,) = rows(folder).values()
+    told = row["fallbacks"]
+    assert set(told) == {"warmup", "explore1", "align1", "baseline", "evaluation"} and not alive and seen == [0, 0, 0]
+    eight, tree, decoding = told["warmup"][1], told["warmup"][0], told["evaluation"][0]
+    assert eight.startswith("optimizer=adamw_8bit: ") and tree.startswith("token trees: it is round; padded")
+    assert told["align1"] == [tree] and told["explore1"] == told["baseline"] == [decoding]
+    assert decoding.startswith("engine=hf: it is round; transformers' generate")
+    for text, stages in ((eight, 1), (tree, 2), (decoding, 3)):
+        assert shown.count(f"FALLBACK: {text}") == again.count(f"FALLBACK: {text}") == stages
+    (metrics,) = (folder / "store").glob("explore-*/metrics.json")
+    assert json.loads(metrics.read_text())["fallbacks"] == [decoding]
 
 
 def test_until_stops_early_and_the_waves_are_reused(folder: Path) -> None:

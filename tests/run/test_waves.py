@@ -1,12 +1,15 @@
 """Shards: torn lines, repeated ids, kills between and inside writes, waves that restart to the same bytes, failures."""
 
+import gc
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import pytest
 
 from ttpa.errors import ConfigError, DataError, TtpaError
 from ttpa.options import option
-from ttpa.run.waves import HOPELESS, LocalExecutor, Rows, Shard, WaveLost, guarded, run_waves
+from ttpa.run.waves import HOPELESS, Guarded, LocalExecutor, Rows, Shard, WaveLost, run_waves
 
 ROOT = Path(__file__).resolve().parents[2]
 A, B = b'{"id":"a","x":1}\n', b'{"id":"b","x":2}\n'
@@ -120,8 +123,34 @@ def errors_of(shard: Shard) -> list[dict[str, Any]]:
 def test_what_is_no_samples_fault_is_not_caught(error: type[BaseException]) -> None:
     work = Work("a", error)
     with pytest.raises(error):
-        guarded(lambda: work, str)(["a", "b"])
+        Guarded(lambda: work, str)(["a", "b"])
     assert work.asked == ["ab"]
+
+
+@pytest.mark.parametrize("problem", [None, "a", "no room", "interrupted"])
+def test_what_a_work_has_loaded_is_given_back_at_once(tmp_path: Path, problem: str | None) -> None:
+    """However the run ends; and no circle of references keeps it until the collector comes by."""
+    closed: list[str] = []
+    kinds = {"no room": MemoryError, "interrupted": KeyboardInterrupt}
+
+    class Loaded(Work):
+        def close(self) -> None:
+            closed.append("closed")
+
+    kept: list[Any] = []
+
+    def make_work() -> Work:
+        work = Loaded("abc" if problem else "", kinds.get(problem or "", ValueError))
+        kept.append(weakref.ref(work))
+        return work
+
+    gc.disable()
+    try:
+        with suppress(*kinds.values(), DataError):
+            run_waves(waves_of_three("abc"), make_work, LocalExecutor(), Shard(tmp_path / "s"), key=str)
+        assert closed == ["closed"] and kept[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_a_sample_that_fails_goes_to_the_errors_and_stops_no_other(tmp_path: Path) -> None:

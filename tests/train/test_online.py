@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,9 +29,11 @@ from tests.train.plain import furthest
 from ttpa.calls.six_errors import LABELS
 from ttpa.errors import ConfigError, DataError
 from ttpa.explore.scorers.esm import ESM
+from ttpa.policy.decode import HFEngine
 from ttpa.records import Score
 from ttpa.run import pipeline
 from ttpa.run.parts import build_parts
+from ttpa.run.stages import online
 from ttpa.run.stages.online import _refresh, _steps, replay
 from ttpa.train.grpo import TABLE, Answer, Group, Round, read_rounds
 
@@ -130,6 +133,17 @@ def test_every_objective_and_scorer_learns_from_what_is_drawn(
         deviation = math.sqrt(sum(value**2 for value in advantages) / (len(advantages) - 1))
         assert (deviation == pytest.approx(1, abs=1e-3)) == (scorer == "gdpo"), "only GDPO normalises over the batch"
     assert not {"last.ckpt", "served"} & {path.name for path in stage.iterdir()}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_engine_is_closed_when_training_ends(folder: Path, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    closed: list[Any] = []
+    monkeypatch.setattr(HFEngine, "close", lambda self: closed.append(self))
+    if fails:
+        monkeypatch.setattr(online, "fit", lambda *given, **more: 1 / 0)
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        aligned(folder, "objective=grpo", BY_LENGTH)
+    assert len(closed) == 1
 
 
 def test_a_prompt_that_comes_again_is_answered_anew(folder: Path) -> None:

@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import GenerationConfig, LogitsProcessorList
 
+from ttpa.errors import fall_back
 from ttpa.policy.draw import draw
 from ttpa.policy.engine import Generated, Ids, Sampling, key_of
-from ttpa.policy.forward import Attend, attending, choose_forward, masked_attention, tree_token_logps
+from ttpa.policy.forward import Attend, attending, masked_attention, tree_problem, tree_token_logps
 from ttpa.policy.logprobs import decoder_and_head, evaluating, head_logits, token_logps
 from ttpa.policy.policy import Policy
 from ttpa.policy.tree import TokenRow, bucket_by_tokens
@@ -67,8 +68,10 @@ class HFEngine:
 
     @cached_property
     def plain(self) -> bool:
-        """Whether the architecture has no plain causal attention."""
-        return choose_forward(self.policy.model, "tree") is token_logps
+        """Whether the architecture has no plain causal attention, which is a fallback."""
+        if problem := tree_problem(self.policy):
+            fall_back(f"engine=hf: {problem}; transformers' generate stands in, with the prompt once for each answer")
+        return problem is not None
 
     def generate(
         self, prompts: Sequence[Ids], n: int, sampling: Sampling, seeds: Sequence[str], prefixes: Sequence[Ids] = ()
@@ -102,6 +105,9 @@ class HFEngine:
         return [flat[start:stop] for start, stop in pairwise(ends)]
 
     def reset(self) -> None:
+        self._kept.clear()
+
+    def close(self) -> None:
         self._kept.clear()
 
     def _batches(self, slots: Sequence[Slot]) -> list[list[Slot]]:

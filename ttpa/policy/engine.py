@@ -69,6 +69,9 @@ class Engine(Protocol):
     def reset(self) -> None:
         """Forgets what is kept between calls: another wave begins, or the weights have changed."""
 
+    def close(self) -> None:
+        """Frees memory and ends processes of its own. Nothing is asked afterwards; a second call does nothing."""
+
 
 def key_of(seed: str, candidate: int) -> int:
     """The 63-bit number from which all random numbers of one answer are made."""

@@ -4,7 +4,7 @@ A tile's logits are computed again in the backward pass, so nothing of size toke
 Shapes: B rows, T tokens, N positions or selected tokens, M targets, H hidden size, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
+from ttpa.errors import fall_back
 from ttpa.policy.tree import TokenRow
 
 TILE_ELEMENTS = 1 << 22  # logits held at a time: 16 MiB in float32
+HALF = (torch.bfloat16, torch.float16)
 SCALINGS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "final_logit_softcapping")
 """Configuration keys of what an architecture does to its logits: times, divided by, times, soft cap."""
 
@@ -45,14 +47,46 @@ def head_logits(head: torch.nn.Module, config: object, hidden_NH: Tensor) -> Ten
     return torch.tanh(logits / cap) * cap if cap else logits
 
 
+@contextmanager
+def in_float32(model: Any) -> Iterator[None]:
+    """Within it, the model computes in float32. A layer's weights are converted only while it runs, and quantised ones
+    not at all.
+    """
+    layers = list(getattr(decoder_and_head(model)[0], "layers", ()))
+    inside, kept = {part for layer in layers for part in layer.modules()}, list[tuple[dict[str, Any], str, Any]]()
+
+    def widen(parts: Iterable[torch.nn.Module]) -> None:
+        for part in parts:
+            weights: dict[str, Any] = part._parameters
+            for name, weight in weights.items():
+                if weight is not None and weight.dtype in HALF and not hasattr(weight, "quant_state"):
+                    kept.append((weights, name, weight))
+                    weights[name] = weight.float()
+
+    def narrow(count: int) -> None:
+        while len(kept) > count:
+            weights, name, weight = kept.pop()
+            weights[name] = weight
+
+    with ExitStack() as after:
+        after.callback(narrow, 0)
+        widen(part for part in model.modules() if part not in inside)
+        outside = len(kept)
+        for layer in layers:
+            after.enter_context(layer.register_forward_pre_hook(lambda part, _: widen(part.modules())))
+            after.enter_context(layer.register_forward_hook(lambda *_: narrow(outside)))
+        yield
+
+
 @torch.no_grad()
 def head_agrees(model: Any) -> bool:
     """Whether `head_logits` gives the model's own logits, on four tokens: an unknown scaling would be silent."""
     decoder, head, config = decoder_and_head(model)
     ids_BT = torch.arange(4, device=next(model.parameters()).device)[None] + 1
-    own_TV = model(input_ids=ids_BT, use_cache=False).logits[0].float()
-    hidden_TH = decoder(input_ids=ids_BT, use_cache=False).last_hidden_state[0]
-    return bool(torch.allclose(head_logits(head, config, hidden_TH), own_TV, rtol=1e-2, atol=1e-2))
+    with in_float32(model):
+        own_TV = model(input_ids=ids_BT, use_cache=False).logits[0].float()
+        hidden_TH = decoder(input_ids=ids_BT, use_cache=False).last_hidden_state[0]
+        return bool(torch.allclose(head_logits(head, config, hidden_TH), own_TV, rtol=1e-2, atol=1e-2))
 
 
 class _LinearHead(torch.autograd.Function):
@@ -121,7 +155,12 @@ def target_logps(
         logps, surprises = _LinearHead.apply(hidden_NH, head.weight, position_M, token_M, temperature, entropy)
         return logps, surprises if entropy else None
 
-    # LoRA on the head, a bias or scaled logits: through the head itself, each tile checkpointed.
+    # Through the head itself, each tile checkpointed.
+    fall_back(
+        "LM head: it has an adapter, a bias or scaled logits, so its log-probs take transformers' head in place of the "
+        "faster one"
+    )
+
     def one(hidden: Tensor, position: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
         logits = head_logits(head, config, hidden) / temperature
         total = logits.logsumexp(-1)

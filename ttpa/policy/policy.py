@@ -4,8 +4,10 @@
 
 import json
 import math
+import re
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -68,7 +70,14 @@ class Policy:
             if fresh:
                 torch.manual_seed(seed)
                 names = {"lora_alpha": lora.alpha, "target_modules": lora.target_modules, "use_dora": lora.dora}
-                self.weights = get_peft_model(self.model, LoraConfig(task_type="CAUSAL_LM", r=lora.r, **names))
+                try:
+                    self.weights = get_peft_model(self.model, LoraConfig(task_type="CAUSAL_LM", r=lora.r, **names))
+                except (ValueError, re.error) as error:
+                    parts = self.model.named_modules()
+                    known = {path.rpartition(".")[2] for path, part in parts if isinstance(part, torch.nn.Linear)}
+                    remedy = f"Use names among {', '.join(sorted(known))}, an expression for whole paths, or all-linear"
+                    problem = str(error).splitlines()[0].rstrip(".")
+                    raise ConfigError.at("model.lora.target_modules", lora.target_modules, problem, remedy) from None
         for name, weight in self.model.named_parameters():
             weight.requires_grad_(lora is None or "lora_" in name)
 
@@ -127,7 +136,8 @@ def create_policy(spec: TinyModel | HFModel, texts: Iterable[str], seed: int) ->
 
 def load_policy(folder: Path, *, merged: bool = False) -> Policy:
     """The policy that `Policy.save` wrote. `merged` adds the adapter to the weights, for a policy that is not trained;
-    on a quantised base, where adding would round it off, it stays beside them. No policy there is a `DataError`.
+    it stays beside them on a quantised base, where adding would round it off, and on tied embeddings, where adding to
+    one use would change the other. No policy there is a `DataError`.
     """
     try:
         row = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
@@ -171,9 +181,19 @@ def _pretrained(spec: HFModel, folder: Path | None = None, merged: bool = False)
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, folder / "adapter")
-        return model.merge_and_unload() if merged and not spec.quantization else model
+        beside = spec.quantization or _adapts_shared_weights(model)
+        return model.merge_and_unload() if merged and not beside else model
 
     return Policy(spec=spec, weights=weights, tokenizer=fetched(AutoTokenizer), folder=folder)
+
+
+def _adapts_shared_weights(model: Any) -> bool:
+    """Whether an adapter lies on a weight that another module uses too (embeddings tied to the head)."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    uses = Counter(id(weight) for part in model.modules() for weight in part.parameters(recurse=False))
+    adapted = [part.get_base_layer() for part in model.modules() if isinstance(part, BaseTunerLayer)]
+    return any(uses[id(weight)] > 1 for part in adapted for weight in part.parameters(recurse=False))
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

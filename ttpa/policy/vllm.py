@@ -90,6 +90,11 @@ class VLLMEngine:
     def reset(self) -> None:
         """Nothing: vLLM keeps its own cache, which knows the adapter."""
 
+    def close(self) -> None:
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()  # its processes, which hold the GPU
+            self._llm = None
+
     def use_adapter(self, folder: Path) -> None:
         """Answers from now on with the adapter of a PEFT folder; a new number tells vLLM that the weights are new."""
         from vllm.lora.request import LoRARequest

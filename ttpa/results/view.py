@@ -96,7 +96,8 @@ class ScreenView:
     def end(self, label: str, result: StageResult) -> None:
         if label in self.lines and self.lines[label].state in ("done", "cached"):
             return  # a control came by a stage that the run itself has shown
-        note, state = f"{result.name}-{result.fingerprint}{glance(result)}", "cached" if result.cached else "done"
+        told = glance(result) + "".join(f"; FALLBACK: {text}" for text in result.metrics.get("fallbacks", ()))
+        note, state = f"{result.name}-{result.fingerprint}{told}", "cached" if result.cached else "done"
         self.lines[label] = StageLine(state, seconds=result.seconds, note=note)
         self._say(f"{label}: {state}, {clock(result.seconds)}, {note}")
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig
 
-from ttpa.errors import DataError
+from ttpa.errors import FALLBACKS, DataError
 from ttpa.io import write_jsonl
 from ttpa.run import config
 from ttpa.run.cluster import joined, place
@@ -92,7 +92,9 @@ class _Graph:
                 inputs={role: result.path for role, result in inputs.items()},
             )
             tracking.begin(facts, workdir)
-            return build(self.parts, *given, workdir, lambda *news: view.progress(label, *news))
+            FALLBACKS.clear()
+            metrics = dict(build(self.parts, *given, workdir, lambda *news: view.progress(label, *news)))
+            return metrics | ({"fallbacks": list(FALLBACKS)} if FALLBACKS else {})
 
         try:
             key = self.key(name, inputs, groups, **more)
@@ -245,5 +247,7 @@ def record(cfg: DictConfig, outcome: Outcome) -> None:
             "explored": {role: stage.metrics for role, stage in branch.stages.items() if role.startswith("explore")},
             "cost": {r: {"seconds": one.seconds, "tokens": one.metrics.get("tokens")} for r, one in every.items()},
         }
+        if fallbacks := {r: one.metrics["fallbacks"] for r, one in every.items() if "fallbacks" in one.metrics}:
+            row["fallbacks"] = fallbacks
         file.parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(file, [row])

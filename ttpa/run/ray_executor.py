@@ -14,9 +14,9 @@ from typing import Any
 
 from ttpa.errors import ConfigError, TtpaError
 from ttpa.options import Count, Index, NonNegative, Positive, option
-from ttpa.run.waves import Rows, Wave, WaveLost, Work
+from ttpa.run.waves import Rows, Wave, WaveLost, Work, close
 
-CONNECT_S, POLL_S = 10.0, 0.5
+CONNECT_S, POLL_S, CLOSE_S = 10.0, 0.5, 10.0
 
 
 @option
@@ -61,7 +61,7 @@ class RayExecutor:
             ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, theirs)  # Ray's leaves with status 1
-        actors: list[Any] = []
+        actors, working = list[Any](), list[Any]()
         try:
             actor_class = ray.remote(_Worker).options(
                 num_cpus=self.cpus_per_worker,
@@ -72,14 +72,17 @@ class RayExecutor:
             )
             work = ray.put(make_work)
             actors += [actor_class.remote(work) for _ in range(min(self.workers, len(waves)))]
-            yield from self._answers(ray, actors, waves)
+            yield from self._answers(ray, actors, working, waves)
         finally:
+            _close(ray, working)
             for actor in actors:
                 ray.kill(actor)
             if ours:
                 ray.shutdown()
 
-    def _answers(self, ray: Any, actors: list[Any], waves: Sequence[Wave]) -> Generator[tuple[int, Rows], None, None]:
+    def _answers(
+        self, ray: Any, actors: list[Any], working: list[Any], waves: Sequence[Wave]
+    ) -> Generator[tuple[int, Rows], None, None]:
         # Call under way -> actor and number of its wave, None while it starts.
         calls: dict[Any, tuple[Any, int | None]] = {actor.ready.remote(): (actor, None) for actor in actors}
         began, waiting, left = time.monotonic(), iter(enumerate(waves)), len(waves)
@@ -102,9 +105,12 @@ class RayExecutor:
                     raise WaveLost(number, said) from None
                 if following := next(waiting, None):
                     calls[actor.answer.remote(following[1])] = (actor, following[0])
+                    working += [actor] if number is None else []
                 else:  # its GPU may serve others
+                    _close(ray, [actor] if number is not None else [])
                     ray.kill(actor)
                     actors.remove(actor)
+                    working[:] = [one for one in working if one is not actor]
                 if number is not None:
                     left -= 1
                     yield number, rows
@@ -119,11 +125,21 @@ class RayExecutor:
                 )
 
 
+def _close(ray: Any, actors: Sequence[Any]) -> None:
+    """Has actors give back what they loaded: killing them would leave the processes that vLLM has started."""
+    closed = [actor.close.options(max_task_retries=0).remote() for actor in actors]
+    ray.wait(closed, num_returns=max(1, len(closed)), timeout=CLOSE_S) if closed else None
+
+
 class _Worker:
     """What runs inside a Ray actor: loads once, then answers one wave after the other."""
 
     def __init__(self, make_work: Callable[[], Work]) -> None:
         self.make_work = functools.cache(make_work)
+
+    def close(self) -> None:
+        if self.make_work.cache_info().currsize:
+            close(self.make_work())
 
     def ready(self) -> None:
         """Returns when the process lives; loading comes later, so that a slow load is not taken for a full cluster."""

@@ -20,7 +20,8 @@ from ttpa.options import option
 Wave = Sequence[Any]
 Rows = Sequence[Mapping[str, Any]]
 Work = Callable[[Wave], Rows]
-"""Gives the rows of one wave. A function of the wave alone; it brings loaded things (model, engine) with it."""
+"""Gives the rows of one wave. A function of the wave alone; it brings loaded things (model, engine) with it, which its
+method `close`, if it has one, gives back."""
 
 HOPELESS = 32  # after so many failures and no success the others are not tried: it is a bug or a wrong setting
 
@@ -41,8 +42,14 @@ class Executor(Protocol):
 
     def run(self, make_work: Callable[[], Work], waves: Sequence[Wave]) -> Generator[tuple[int, Rows], None, None]:
         """Yields (number of the wave, its rows), each wave once, in any order. Closed early, it stops. `make_work` is
-        called once in each process that computes, and not without waves. A wave whose processes died is a `WaveLost`.
+        called once in each process that computes, and not without waves, and what it gives is closed in the end. A
+        wave whose processes died is a `WaveLost`.
         """
+
+
+def close(work: Any) -> None:
+    """Has a `Work` give back what it has loaded."""
+    getattr(work, "close", lambda: None)()
 
 
 @option
@@ -53,7 +60,11 @@ class LocalExecutor:
     def run(self, make_work: Callable[[], Work], waves: Sequence[Wave]) -> Generator[tuple[int, Rows], None, None]:
         """See `Executor`."""
         if waves:
-            yield from enumerate(map(make_work(), waves))
+            work = make_work()
+            try:
+                yield from enumerate(map(work, waves))
+            finally:
+                close(work)
 
 
 class Shard:
@@ -114,25 +125,28 @@ class Shard:
                     raise DataError(f"{where}. Remove the line; its sample is computed again.")
 
 
-def guarded(make_work: Callable[[], Work], key: Callable[[Any], str]) -> Work:
+class Guarded:
     """The same work, but a sample that raises gives a row `{"id": ..., "error": ..., "traceback": ...}` instead. When a
     wave raises, its samples are computed again one by one. MemoryError and ConfigError are no sample's fault.
     """
-    work = make_work()
 
-    def safe(wave: Wave) -> Rows:
+    def __init__(self, make_work: Callable[[], Work], key: Callable[[Any], str]) -> None:
+        self.work, self.key = make_work(), key
+
+    def __call__(self, wave: Wave) -> Rows:
         try:
-            return list(work(wave))
+            return list(self.work(wave))
         except (MemoryError, ConfigError):
             raise
         except Exception as error:
             if len(wave) == 1:
                 reason = f"{type(error).__name__}: {error}"
-                return [{"id": key(wave[0]), "error": reason, "traceback": traceback.format_exc()}]
+                return [{"id": self.key(wave[0]), "error": reason, "traceback": traceback.format_exc()}]
         # Only here is the exception gone, and with it what its frames held in a GPU's memory.
-        return [row for item in wave for row in safe([item])]
+        return [row for item in wave for row in self([item])]
 
-    return safe
+    def close(self) -> None:
+        close(self.work)
 
 
 def run_waves(
@@ -160,7 +174,7 @@ def run_waves(
     errors = Shard(shard.path.with_name("errors.jsonl"))  # a line for each sample that was tried and has no row
     before = {row["id"]: row.get("attempts", 0) for row in errors.rows()}
     failed: dict[str, dict[str, Any]] = {}
-    with closing(executor.run(partial(guarded, make_work, key), todo)) as answers:
+    with closing(executor.run(partial(Guarded, make_work, key), todo)) as answers:
         try:
             for number, rows in answers:
                 wanted = [key(item) for item in todo[number]]

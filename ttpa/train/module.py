@@ -27,7 +27,7 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasti
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
-from ttpa.errors import DataError, Interrupted
+from ttpa.errors import DataError, Interrupted, fall_back
 from ttpa.policy.forward import Forward
 from ttpa.policy.logprobs import TokenLogps
 from ttpa.policy.policy import Policy
@@ -243,7 +243,7 @@ def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], settings: Optimis
     """An optimiser over the parameters that require gradients.
 
     "muon_adamw" is Muon (Jordan 2024) on matrices and AdamW on the rest; "adamw_8bit" is that of bitsandbytes
-    (2110.02861) where it can run, else AdamW and a warning. Weight decay is for matrices, of which embeddings are none.
+    (2110.02861) where it can run, else AdamW as a fallback. Weight decay is for matrices, of which embeddings are none.
     """
     matrices, rest = list[nn.Parameter](), list[nn.Parameter]()
     for name, p in named:
@@ -265,7 +265,7 @@ def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], settings: Optimis
         except ImportError as error:
             problem = f"bitsandbytes is missing ({error}): pip install 'ttpa[qlora]'"
         if problem:
-            log.warning("optimizer=adamw_8bit: %s; using AdamW with states of full size", problem)
+            fall_back(f"optimizer=adamw_8bit: {problem}; AdamW with states of full size stands in")
     groups = [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
     optimizer: torch.optim.Optimizer = kind([g for g in groups if g["params"]], lr=settings.lr, betas=betas)
     return optimizer

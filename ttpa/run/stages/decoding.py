@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ttpa.data.source import read_split
+from ttpa.errors import FALLBACKS, fall_back
 from ttpa.explore.pairs import make_pairs, pair_siblings, with_parting
 from ttpa.explore.sampler import Drawn, Task
 from ttpa.explore.scorers.score import unit_score
@@ -38,7 +39,7 @@ def build_select(parts: Parts, policy_dir: Path, data: Path, workdir: Path, prog
     set_threads(parts)
     policy = load_policy(policy_dir)
     samples, rows, too_long = fitting(policy, read_split(data, "explore"), None, "select")
-    forward, size = choose_forward(policy.model, parts.trainer.forward), 256
+    forward, size = choose_forward(policy, parts.trainer.forward), 256
     pad_id, budget = policy.renderer.pad_id, parts.trainer.micro_tokens
     sums = list[float]()
     for start in range(0, len(rows), size):
@@ -87,11 +88,15 @@ def _decode(
 
     work = partial(make_work, parts, policy_dir)
     failed = run_waves(waves, work, parts.executor, shard, on_wave, attrgetter("sample.id"))
+    for text in dict.fromkeys(text for row in shard.rows() for text in row.get("fallbacks", ())):
+        fall_back(text)
     return {"too_long": too_long, "failed": len(failed), "engine": parts.engine_name}
 
 
 class _Worker:
     """The policy and the engine, in the process that works."""
+
+    rows: Callable[[Sequence[Prompted]], list[dict[str, Any]]]
 
     def __init__(self, parts: Parts, policy_dir: Path) -> None:
         from ttpa.policy.policy import load_policy
@@ -101,6 +106,14 @@ class _Worker:
         self.policy: Policy = load_policy(policy_dir, merged=True)
         self.engine: Engine = parts.engine(policy=self.policy)
 
+    def __call__(self, wave: Sequence[Prompted]) -> list[dict[str, Any]]:
+        rows = self.rows(wave)
+        # With the rows they come from other processes and survive a restart.
+        return [{**row, "fallbacks": list(FALLBACKS)} for row in rows] if FALLBACKS else rows
+
+    def close(self) -> None:
+        self.engine.close()
+
 
 class _Explorer(_Worker):
     """Draws answers to the samples of a wave, scores and pairs them."""
@@ -109,7 +122,7 @@ class _Explorer(_Worker):
         super().__init__(parts, policy_dir)
         self.seed = f"explore:{parts.seed}:{round_number}"
 
-    def __call__(self, wave: Sequence[Prompted]) -> list[dict[str, Any]]:
+    def rows(self, wave: Sequence[Prompted]) -> list[dict[str, Any]]:
         began = time.monotonic()
         self.engine.reset()  # prompts kept from earlier waves would make rows depend on them
         renderer, score = self.policy.renderer, partial(unit_score, self.parts.scorer)
@@ -186,7 +199,7 @@ def build_explore(
 class _Judge(_Worker):
     """Answers the samples of a wave greedily and judges the answers."""
 
-    def __call__(self, wave: Sequence[Prompted]) -> list[dict[str, Any]]:
+    def rows(self, wave: Sequence[Prompted]) -> list[dict[str, Any]]:
         evaluation = self.parts.evaluation
         dialogues = {one.id: dialogue for one, _ in wave if (dialogue := evaluation.dialogue(one)) is not None}
         single = [item for item in wave if item.sample.id not in dialogues]

@@ -37,7 +37,7 @@ def align_online(
     policy, loss, recipe, sampler = load_policy(policy_dir), parts.objective, parts.recipe.online, parts.sampler
     assert isinstance(loss, GRPO) and sampler.policy_temperature is not None, "refused before any work"
     samples, rows, too_long = fitting(policy, selected_samples(parts, data, select), sampler.max_new_tokens, "align")
-    forward = choose_forward(policy.model, parts.trainer.forward)
+    forward = choose_forward(policy, parts.trainer.forward)
     policy.start_training(parts.seed)
     engine = parts.engine(policy=policy) if rollouts is None else None
     asked, scorer = list(zip(samples, rows, strict=True)), cast(Any, parts.scorer)
@@ -59,7 +59,11 @@ def align_online(
         kept=read_rounds(rollouts) if rollouts else None,
     )
     module = GRPOModule(policy, recipe, (served.total_steps,), forward, rollouts=served)
-    metrics = fit(module, served, workdir, trainer=parts.trainer, logger=parts.tracking.logger, progress=progress)
+    try:
+        metrics = fit(module, served, workdir, trainer=parts.trainer, logger=parts.tracking.logger, progress=progress)
+    finally:
+        if engine is not None:
+            engine.close()
     shutil.rmtree(workdir / "served", ignore_errors=True)
     return {"samples": len(samples), "too_long": too_long, **metrics}
 

@@ -40,7 +40,7 @@ def build_warmup(parts: Parts, data: Path, workdir: Path, progress: Progress) ->
         policy.save(workdir / "policy")
         return {"steps": 0, "tokens": 0, "parameters": policy.model.num_parameters()}
     samples, rows, too_long = fitting(policy, samples, None, "warm-up")
-    recipe, forward = parts.recipe.warmup, choose_forward(policy.model, parts.trainer.forward)
+    recipe, forward = parts.recipe.warmup, choose_forward(policy, parts.trainer.forward)
     examples = [sft_example(row, recipe.prompt_weight, one.cluster) for one, row in zip(samples, rows, strict=True)]
     plan = plan_warmup(examples, [sample.band for sample in samples], parts.warmup, recipe, parts.seed)
     policy.start_training(parts.seed)
@@ -86,7 +86,7 @@ def build_align(
 
     set_threads(parts)
     policy, loss, recipe = load_policy(policy_dir), parts.objective, parts.recipe.align
-    forward = choose_forward(policy.model, parts.trainer.forward)
+    forward = choose_forward(policy, parts.trainer.forward)
     if explore is None:
         _, rows, too_long = fitting(policy, selected_samples(parts, data, select), None, "align")
         counts = {"answers": len(rows), "too_long": too_long}
