@@ -74,6 +74,10 @@ MISTAKES = {
     "unknown syntax": (["model.syntax=foo"], "syntax="),
     "null for a count": (["rounds=null"], "rounds=None: "),
     "number for a mapping of options": (["controls=3"], "controls=3: "),
+    "a name outside its folder": (["name=../x"], "name='../x': "),
+    "a folder that is a file": (["paths.store=imported", "until=warmup"], "imported: "),
+    "a long folder": ([f"paths.runs={'n' * 300}"], "Give a shorter name"),
+    "allowed by no command line": (["+allow=[os]"], "allow=['os']: is read by nothing"),
     "no store": (["paths.store=null"], "paths.store=None: "),
 }  # fmt: skip
 
@@ -143,9 +147,42 @@ def test_only_the_bare_command_is_the_demo(words: list[str], seen: list[str], mo
 
 
 def test_a_sweep_runs_the_good_cells_and_says_that_one_failed(tmp_path: Path) -> None:
-    answer = ttpa(tmp_path, "-m", "sampler.n=0,6", "until=warmup", *TINY)
+    answer = ttpa(tmp_path, "-m", "sampler.n=0,6,-1", "until=warmup", *TINY)
     assert answer.status == 2
+    failed = re.findall(r"^ttpa: failed: sampler.n=(\S+) .*: should be greater.*Log: (.*)$", answer.err, re.MULTILINE)
+    assert [number for number, _ in failed] == ["0", "-1"] and all(Path(log).exists() for _, log in failed)
+    assert "2 cells of the sweep failed" in answer.err
     assert "sampler.n=0: " in answer.err and "Traceback" not in answer.err
     assert {path.parent.name.split("-")[0] for path in tmp_path.glob("store/*/done.json")} == {"data", "warmup"}
     runs = [yaml.safe_load(path.read_text()) for path in tmp_path.glob("runs/*/.hydra/config.yaml")]
-    assert sorted(run["sampler"]["n"] for run in runs) == [0, 6]
+    assert sorted(run["sampler"]["n"] for run in runs) == [-1, 0, 6]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "store/x"), "store/x: No space left on device. Free some space"),
+        (OSError(30, "Read-only file system", "store"), "store: Read-only file system. Give a folder that can be"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "No space left on device. Free some space"),
+        (OSError(36, "File name too long", "n" * 300), "Give a shorter name."),
+        (FileNotFoundError(2, "No such file", "x"), None),
+    ],
+)
+def test_what_the_disk_refuses_is_said_in_one_line(
+    error: Exception,
+    said: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ttpa", "until=warmup", *TINY])
+    monkeypatch.setattr("ttpa.run.pipeline.run", fails)
+    with pytest.raises(SystemExit if said else FileNotFoundError) as ended:
+        cli.main()
+    if said:
+        assert ended.value.args == (2,)
+        assert said in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The option files: all reachable, commented and instantiable, in every cell; which of their values name a result."""
 
+import os
 import re
 import socket
 import subprocess
@@ -109,8 +110,88 @@ def test_every_file_is_reachable_from_the_command_line(path: Path) -> None:
 @pytest.mark.parametrize("path", [path for path in YAMLS if targets(path)], ids=relative)
 def test_every_target_is_an_allowed_class_that_imports(path: Path) -> None:
     for target in targets(path):
-        assert target.startswith(config.ALLOWED_TARGETS)
+        config.check_target(f"{path.parent.name}._target_", target)
         assert isinstance(hydra.utils.get_object(target), type)
+
+
+BAD_TARGETS = (
+    *("os.system", "subprocess.Popen", "torch.utils.collect_env.run", "torch.hub.load", "torch.load", "pickle.loads"),
+    *("ttpa.run.store.os.mkdir", "ttpa.run.store.Path", "ttpa.run.config.instantiate", "ttpa.run.cluster.Leader"),
+    *("ttpa.explore.sampler.option", "ttpa.run.parts.Sampler", "pytorch_lightning.loggers.CSVLogger", "ttpa", "", 3),
+    *("pytorch_lightning.loggers.csv_logs.os.mkdir", "hydra.utils.instantiate", "builtins.eval", "my_pkg.Mine"),
+)
+
+
+@pytest.mark.parametrize("target", BAD_TARGETS)
+def test_an_option_names_no_other_class(target: Any) -> None:
+    with pytest.raises(ConfigError, match=r"scorer\._target_="):
+        config.instantiate(OmegaConf.create({"_target_": target}), "scorer")
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"x": {"_target_": "os.system"}},
+        {"x": [{"y": {"_target_": "os.system", "_recursive_": False}}]},
+        *({"_target_": "ttpa.explore.select.SelectAll", **more} for more in ({"_partial_": True}, {"_args_": ["x"]})),
+        {"_target_": "${oc.decode:os.system}"},
+    ],
+    ids=str,
+)
+def test_no_way_around_the_class_of_an_option(node: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^scorer\..*(may not be made|is not for options)"):
+        config.instantiate(OmegaConf.create(node), "scorer")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["hydra.launcher._target_=os.system"], "hydra.launcher._target_=os.system"),
+        (["+hydra.callbacks.x._target_=os.system"], "hydra.callbacks.x._target_=os.system"),
+        (["hydra.sweeper._target_=${oc.env:HOME}"], "hydra.sweeper._target_="),
+        (["+hydra.hydra_logging.formatters.x.class=os.system"], "hydra.hydra_logging.formatters.x.class"),
+        (["hydra.job_logging.handlers.file.filename=ext://antigravity"], "handlers.file.filename"),
+        (["+hydra.job_logging.x=${paths.store}"], "hydra.job_logging.x"),
+        (["+hydra.job.env_set.TTPA_ALLOW=os"], "hydra.job.env_set"),
+        (["sampler.temperature=${oc.env:HOME}"], "oc.env:HOME"),
+        (["paths.store=${oc.env:HOME}", "data.noise.probability=${paths.store}"], "oc.env:HOME"),
+        (["name=${oc.env:HOME}"], "oc.env:HOME"),
+        (["+controls.x.y='a${oc.env:HOME}'"], "oc.env:HOME"),
+        (["name=../x"], "name='../x'"),
+        ([f"name={'n' * 300}"], "at most 100 characters"),
+    ],
+)
+def test_what_hydra_would_run_or_make_is_refused_when_it_is_composed(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        composed(*words)
+    assert said in str(refused.value)
+    assert composed("paths.store=${oc.env:HOME}").paths.store == os.environ["HOME"]  # the environment serves the rest
+
+
+def test_a_factory_of_a_log_is_refused() -> None:
+    logs = {"formatters": {"x": {"()": "os.system"}}}
+    with pytest.raises(ConfigError, match=r"hydra.job_logging.formatters.x.\(\)=os.system"):
+        config.check_composed(OmegaConf.create({"hydra": {"job_logging": logs}}))
+
+
+def test_a_package_is_allowed_on_the_command_line_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_pkg").mkdir()
+    (tmp_path / "my_pkg" / "__init__.py").write_text("import os\nfrom my_pkg.own import Mine\nfrom pathlib import Path")
+    (tmp_path / "my_pkg" / "own.py").write_text("class Mine:\n    pass\ndef make():\n    pass")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(config, "_allowed", ())
+    monkeypatch.setenv(config.ALLOW, "")
+    make = lambda target: config.instantiate(OmegaConf.create({"_target_": target}), "scorer")  # noqa: E731
+    with pytest.raises(ConfigError, match="my_pkg"):
+        make("my_pkg.Mine")
+    assert config.allow(["-m", "allow=[my_pkg]", "seed=0"]) == ["-m", "seed=0"]
+    assert os.environ[config.ALLOW] == "my_pkg"  # for the processes of a sweep
+    assert type(make("my_pkg.Mine")).__name__ == type(make("my_pkg.own.Mine")).__name__ == "Mine"
+    for target in ("my_pkg.os.system", "my_pkg.Path", "my_pkg.own.make"):
+        with pytest.raises(ConfigError, match="my_pkg"):
+            make(target)
+    with pytest.raises(ConfigError, match="allow=a-b: must name packages"):
+        config.allow(["allow=a-b"])
 
 
 @pytest.mark.parametrize("name", options("experiment"))

@@ -7,16 +7,19 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ttpa.errors import ConfigError, Interrupted, TtpaError, nearest
+from ttpa.errors import ConfigError, Interrupted, TtpaError, nearest, of_disk
 from ttpa.results.job import job, use_own_launchers
-from ttpa.run import cluster
+from ttpa.run import cluster, config
 
 COMMANDS = {
     "sweep": "ttpa.results.sweep",
@@ -33,6 +36,22 @@ def _run(cfg: DictConfig) -> None:
     job(cfg)
 
 
+def _end_of_sweep(failed: Sequence[JobReturn]) -> int:
+    """Prints the cells that failed; 2 where all are users' errors."""
+    for one in failed:
+        reason = one._return_value
+        name = "" if isinstance(reason, TtpaError) else f"{type(reason).__name__}: "
+        said = " ".join(f"{name}{reason}".split()).rstrip(".")
+        folder = one.hydra_cfg.hydra.runtime.output_dir if one.hydra_cfg else one.working_dir
+        print(f"ttpa: failed: {' '.join(one.overrides or ())}: {said}. Log: {folder}/ttpa.log", file=sys.stderr)
+    if not failed:
+        return 0
+    print(
+        f"ttpa: {len(failed)} cells of the sweep failed. The same command again runs what is missing.", file=sys.stderr
+    )
+    return 2 if all(isinstance(one._return_value, TtpaError) for one in failed) else 1
+
+
 def graph(words: Sequence[str]) -> int:
     """`ttpa KEY=VALUE ...`; without words the demo. What cannot be composed is a ConfigError with the nearest word."""
     sys.argv[1:] = words or ["experiment=demo"]
@@ -43,13 +62,26 @@ def graph(words: Sequence[str]) -> int:
     cluster.check_plugins(words, launches=not {"-m", "--multirun"}.isdisjoint(words))
     use_own_launchers()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come back here instead of being printed by Hydra
+    failed: list[JobReturn] = []
+
+    def returned(self: JobReturn) -> Any:
+        """Hydra's sweeper asks each cell for what it returned, and would stop at the first that failed."""
+        if self.status == JobStatus.COMPLETED or (self.hydra_cfg and self.hydra_cfg.hydra.mode == RunMode.RUN):
+            return value.fget(self)
+        failed.append(self)
+        return None
+
+    value: Any = JobReturn.return_value
+    JobReturn.return_value = value.getter(returned)  # type: ignore[method-assign]
     try:
         _run()
     except (HydraException, OmegaConfBaseException) as error:
         from ttpa.run.overrides import explained
 
         raise explained(error, words) from None
-    return 0
+    finally:
+        JobReturn.return_value = value  # type: ignore[method-assign]
+    return _end_of_sweep(failed)
 
 
 def command(name: str, words: Sequence[str]) -> int:
@@ -64,8 +96,8 @@ def command(name: str, words: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of the script `ttpa`."""
-    words = sys.argv[1:]
     try:
+        words = config.allow(sys.argv[1:])
         if words and words[0] in COMMANDS:
             status = command(words[0], words[1:])
         elif words and words[0].isidentifier():
@@ -81,6 +113,11 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough
         status = 0
+    except Exception as error:
+        if (known := of_disk(error)) is None:
+            raise
+        print(f"ttpa: error: {known}", file=sys.stderr)
+        status = 2
     sys.exit(status)
 
 

@@ -4,7 +4,9 @@ Only user input raises: configuration and user data. What a model writes is data
 """
 
 import difflib
+import errno
 import logging
+import os
 import re
 import signal
 from collections.abc import Iterable
@@ -95,3 +97,26 @@ def fall_back(text: str) -> None:
     if text not in FALLBACKS:
         FALLBACKS.append(text)
         logging.getLogger("ttpa").warning("%s", text)
+
+
+DISK = {
+    errno.ENOSPC: "Free some space, or set paths.store, paths.results and paths.runs to another disk.",
+    errno.EDQUOT: "Free some space, or set paths.store, paths.results and paths.runs to another disk.",
+    errno.ENAMETOOLONG: "Give a shorter name.",
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
+        "Give a folder that can be written: paths.store, paths.results, paths.runs.",
+    ),
+}
+
+
+def of_disk(error: BaseException) -> TtpaError | None:
+    """A full disk, or a folder that cannot be written, as an error in one line; None where it is something else.
+    Libraries that write tensors say it only in their message.
+    """
+    code = error.errno if isinstance(error, OSError) else errno.ENOSPC if "No space left" in str(error) else None
+    if code not in DISK:
+        return None
+    name = getattr(error, "filename", None)
+    place = f"{str(name)[:60]}...: " if len(str(name)) > 200 else f"{name}: " if name else ""
+    return TtpaError(f"{place}{os.strerror(code)}. {DISK[code]}")

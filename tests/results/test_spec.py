@@ -67,6 +67,8 @@ MISTAKES: dict[str, tuple[tuple[Any, ...], Any, list[str]]] = {
     "all skipped": (ROW, {"product": {"sampler": ["tps"]}, "skip": [{"sampler": "tps"}]},
                     ["rows[1]=", "skip leaves nothing of the product", "Skip less"]),
     "a product of seeds": (ROW, {"product": {"seed": [0, 1]}}, ["rows[1].product.seed=", "seeds"]),
+    "a launcher's commands": ((*PRESET, "overrides"), ["cluster.setup=[touch x]"], ["cluster.setup may run commands"]),
+    "settings of Hydra": ((*PRESET, "overrides"), ["+hydra.callbacks.x._target_=y"], ["may run commands"]),
     "folders of a row": ((*ROW, "overrides"), ["paths.results=x"],
                          ["rows[1].overrides[0]='paths.results=x'", "share the folders", "command line"]),
     "folders of a row's preset": ((*ROW, "overrides"), {"embedded": ["paths=debug"], "cluster": []},

@@ -153,10 +153,12 @@ def read_cells(
             words = (*chosen.overrides, *row.overrides, *extra)
             try:
                 cfg = composer([word for word in words if _decides(word)])
+                for group, node in OmegaConf.to_container(cfg, resolve=False).items():  # type: ignore[union-attr]
+                    config.check_targets(node, str(group))
                 cfg.seed = _SEED
                 key_of_row = key_of(config.identity(cfg, *config.IDENTITY), _SEED, cfg.rounds)
-            except COMPLAINTS as error:
-                problem = explained(error, words)
+            except (*COMPLAINTS, ConfigError) as error:
+                problem = error if isinstance(error, ConfigError) else explained(error, words)
                 raise ConfigError(f"{spec.file}: row {row.key}, preset {chosen.name}: {problem}") from None
             for seed in chosen.seeds:
                 own = Key(*(text.replace(str(_SEED), str(seed)) for text in key_of_row))

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ttpa.errors import Interrupted, TtpaError
+from ttpa.errors import Interrupted, TtpaError, of_disk
 from ttpa.run import cluster, config
 
 log = logging.getLogger("ttpa")
@@ -84,17 +84,18 @@ def job(cfg: DictConfig) -> None:
             with _ended_by_sigterm(), ScreenView(screen, str(cfg.name)) as view:
                 outcome = pipeline.run(cfg, view)
             view.summary(outcome, str(folder))
-    except TtpaError as error:
-        log.error("%s", error)
-        print(f"ttpa: error: {error}", file=sys.stderr)
+    except Exception as error:
+        known = error if isinstance(error, TtpaError) else of_disk(error)
+        if known is None:
+            if single:
+                raise
+            log.exception("failed")
+            raise cluster.portable(error) from None
+        log.error("%s", known)
+        print(f"ttpa: error: {known}", file=sys.stderr)
         if single:
             sys.exit(2)
-        raise cluster.portable(error) from None
-    except Exception as error:
-        if single:
-            raise
-        log.exception("failed")
-        raise cluster.portable(error) from None
+        raise cluster.portable(known) from None
     except (KeyboardInterrupt, Interrupted) as stop:
         told = stop if isinstance(stop, Interrupted) else Interrupted()
         if cluster.place().rank == 0:

@@ -43,6 +43,8 @@ def _override(word: str, *, of_row: bool = False) -> str:
         raise ValueError("is no Hydra override. Write key=value")
     if key.lstrip("+~") in SET_BY_THE_TABLE:
         raise ValueError(f"{key} is set by the table itself. Use seeds and waves of the preset, or policy of a row")
+    if re.match(r"[+~]*(hydra\.(?!searchpath)|cluster\.(setup|extra))", key):
+        raise ValueError(f"{key} may run commands, which a table must not. Give it on the command line")
     shared = SHARED_BY_ROWS.get(re.split("[./@]", key.lstrip("+~"))[0])
     if of_row and shared:
         raise ValueError(f"all rows share the {shared}. Give {key}= to the preset or on the command line")

@@ -4,17 +4,24 @@
 A stage's fingerprint holds the block of `recipe` that it reads (`recipe.warmup`); other options refer to the rest.
 """
 
+import importlib
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 from pydantic import Field
+from pydantic.dataclasses import is_pydantic_dataclass
 
 from ttpa.errors import ConfigError, TtpaError
 from ttpa.options import Count, option
@@ -27,14 +34,71 @@ ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 IDENTITY = ("data", "model", "recipe", "warmup", "select", "sampler", "scorer", "pairs", "objective", "eval")
 SCALARS = ("name", "seed", "rounds", "until", "baseline", "controls", "choices", "stage")
 EXECUTION = ("trainer", "engine", "executor", "logger", "cluster", "paths")
-ALLOWED_TARGETS = ("ttpa.", "torch.", "pytorch_lightning.")
+LIGHTNING = {
+    *("pytorch_lightning.Trainer", "pytorch_lightning.trainer.Trainer"),
+    *(f"pytorch_lightning.strategies.{name}Strategy" for name in ("DDP", "DeepSpeed", "FSDP", "SingleDevice")),
+    *(f"pytorch_lightning.loggers.{name}Logger" for name in ("Comet", "CSV", "MLFlow", "Neptune", "TensorBoard")),
+    "pytorch_lightning.loggers.WandbLogger",
+}
+"""The classes that options of the groups `logger` and `trainer` may name besides option classes of ttpa."""
+HYDRA = {
+    *(f"hydra._internal.core_plugins.basic_{name.lower()}.Basic{name}" for name in ("Launcher", "Sweeper")),
+    "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
+    *(f"hydra_plugins.hydra_submitit_launcher.submitit_launcher.{name}Launcher" for name in ("Slurm", "Local")),
+    *(f"logging.{name}" for name in ("StreamHandler", "FileHandler", "NullHandler", "Formatter")),
+    *("colorlog.ColoredFormatter", "ext://sys.stdout", "ext://sys.stderr"),
+    *("${hydra.runtime.output_dir}/${hydra.job.name}.log",),
+}
+"""What `hydra.*` may name: launchers, sweepers, and the handlers, streams and file of its logs."""
+ALLOW = "TTPA_ALLOW"
+_allowed = tuple(
+    filter(None, os.environ.get(ALLOW, "").split(","))
+)  # read once: `hydra.job.env_set` must not add to it
+_oc_env = partial(OmegaConf.register_new_resolver, "oc.env", replace=True)
+
+
+def allow(words: Sequence[str]) -> list[str]:
+    """The words of a command without `allow=[my_pkg]`, which lets options name classes of these packages, here and in
+    every process that this one starts.
+    """
+    global _allowed
+    for word in words:
+        if word.startswith("allow="):
+            names = [name.strip() for name in word.removeprefix("allow=").strip("[]").split(",")]
+            if not all(name.isidentifier() for name in names):
+                raise ConfigError.at("allow", word[6:], "must name packages", "For example allow=[my_pkg]")
+            _allowed = (*_allowed, *names)
+            os.environ[ALLOW] = ",".join(_allowed)
+    return [word for word in words if not word.startswith("allow=")]
+
+
+@contextmanager
+def _no_environment() -> Iterator[None]:
+    """Values of the environment would land in stores and trackers."""
+    refused = []
+
+    def refuse(name: str, *_default: object) -> None:
+        refused.append(name)
+        raise ValueError
+
+    _oc_env(refuse)
+    try:
+        yield
+    except OmegaConfBaseException:
+        if not refused:
+            raise
+        problem = "what decides numbers is stored and shown, so it may not come from the environment"
+        raise ConfigError(f"${{oc.env:{refused[0]}}}: {problem}. Write the value itself.") from None
+    finally:
+        _oc_env(oc.env)
 
 
 def identity(cfg: DictConfig, *groups: str) -> dict[str, Any]:
     """The resolved values of identity groups, or of blocks of them (`recipe.warmup`), as they enter a fingerprint."""
-    found = {group: OmegaConf.select(cfg, group) for group in groups}
     plain = partial(OmegaConf.to_container, resolve=True)
-    return {group: plain(value) if OmegaConf.is_config(value) else value for group, value in found.items()}
+    with _no_environment():
+        found = {group: OmegaConf.select(cfg, group) for group in groups}
+        return {group: plain(value) if OmegaConf.is_config(value) else value for group, value in found.items()}
 
 
 def complete(cfg: DictConfig, choices: Mapping[str, str], *, single: bool) -> None:
@@ -53,21 +117,86 @@ def run_id(cfg: DictConfig) -> str:
     return fingerprint("run", 1, identity(cfg, *IDENTITY, "controls", "name", "seed", "rounds", "until"), {})
 
 
-def _targets(node: Any) -> Iterable[str]:
-    if isinstance(node, Mapping) and "_target_" in node:
-        yield str(node["_target_"])
-    for value in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
-        yield from _targets(value)
+def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Every value below a node with its dotted key."""
+    pairs = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list | tuple) else None
+    if pairs is None:
+        yield key, node
+    for name, value in pairs or ():
+        yield from _leaves(value, f"{key}.{name}")
+
+
+def check_target(key: str, target: Any) -> None:
+    """Raises ConfigError where `target` names no option class of ttpa, none of `LIGHTNING` in its groups, and no class
+    of a package that `allow=` names. Only modules of ttpa and of these packages are imported.
+    """
+    module, _, name = str(target).rpartition(".")
+    root = module.partition(".")[0]
+    if target in LIGHTNING and key.startswith(("logger.", "trainer.")):
+        return
+    if root in ("ttpa", *_allowed):
+        try:
+            found = vars(importlib.import_module(module)).get(name)
+        except ImportError as error:
+            raise ConfigError.at(key, target, f"cannot be imported: {error}", "See docs/own_parts.md") from None
+        own = root != "ttpa" or (
+            isinstance(found, type) and found.__module__ == module and is_pydantic_dataclass(found)
+        )
+        if own and isinstance(found, type) and found.__module__.partition(".")[0] == root:
+            return
+    remedy = (
+        "Name an option class, or allow your own package on the command line: allow=[my_pkg], see docs/own_parts.md"
+    )
+    raise ConfigError.at(key, target, "may not be made from an option", remedy)
+
+
+def check_composed(cfg: DictConfig) -> None:
+    """Raises ConfigError for what must be refused before Hydra makes a folder, a logger, a callback or a launcher."""
+    if "hydra" in cfg:
+        parts = OmegaConf.to_container(cfg.hydra, resolve=False)
+        assert isinstance(parts, dict)
+        for key, value in _leaves({name: parts.get(name) for name in ("launcher", "sweeper", "callbacks")}, "hydra"):
+            if key.endswith("._target_") and value not in HYDRA:
+                check_target(key, value)
+        for key, value in _leaves({name: parts.get(name) for name in ("hydra_logging", "job_logging")}, "hydra"):
+            called = key.endswith((".()", ".class")) or (isinstance(value, str) and re.search(r"\$\{|://", value))
+            if called and value not in HYDRA:
+                raise ConfigError.at(key, value, "is no handler that is known", "Leave it out")
+        if parts.get("job", {}).get("env_set"):
+            raise ConfigError("hydra.job.env_set: options set no variables. Set them in the shell.")
+    if "name" in cfg:
+        for group in (*IDENTITY, "controls", "seed", "rounds", "until", "name"):
+            with suppress(OmegaConfBaseException):  # what cannot be resolved yet is seen again by `run_id`
+                found = identity(cfg, group)[group]
+                if group == "name":
+                    _Name(name=found)
+
+
+def _load_configuration(self: ConfigLoaderImpl, *args: Any, **options: Any) -> DictConfig:
+    cfg = _load(self, *args, **options)
+    check_composed(cfg)
+    return cfg
+
+
+# Hydra composes everything here, and makes loggers and callbacks before it calls the job.
+_load = ConfigLoaderImpl.load_configuration
+ConfigLoaderImpl.load_configuration = _load_configuration  # type: ignore[method-assign]
+
+
+def check_targets(node: Any, group: str) -> None:
+    """Raises ConfigError for a class below a node that may not be made, and for other words of Hydra."""
+    for key, value in _leaves(node, group):
+        word = key.rpartition(".")[2]
+        if word in ("_partial_", "_recursive_", "_convert_") or "._args_" in key:
+            raise ConfigError.at(key, value, "is not for options", "Leave it out")
+        if word == "_target_":
+            check_target(key, value)
 
 
 def instantiate(cfg: DictConfig, group: str) -> Any:
-    """The object an option describes; a refused value, or a class outside `ALLOWED_TARGETS`, is a ConfigError."""
+    """The object an option describes; a refused value or class (`check_targets`) is a ConfigError."""
     node = OmegaConf.to_container(cfg, resolve=True)
-    for target in _targets(node):
-        if not target.startswith(ALLOWED_TARGETS):
-            problem = f"only {', '.join(ALLOWED_TARGETS)}* may be instantiated"
-            remedy = "Put your class in a package of ttpa, or extend ttpa.run.config.ALLOWED_TARGETS"
-            raise ConfigError.at(f"{group}._target_", target, problem, remedy)
+    check_targets(node, group)
     try:
         return hydra.utils.instantiate(node, _convert_="all")
     except InstantiationException as error:
@@ -83,8 +212,12 @@ def instantiate(cfg: DictConfig, group: str) -> Any:
 
 
 @option
+class _Name:
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]  # names files and folders
+
+
+@option
 class _Scalars:
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # names files and folders
     seed: int
     rounds: Count
     until: Literal["warmup", "explore", "align"] | None

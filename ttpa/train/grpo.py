@@ -116,7 +116,7 @@ class RolloutData(StepData):
     place: int = field(default=0, init=False)
     round: Round | None = field(default=None, init=False)
 
-    __post_init__ = StepData.__init__
+    __post_init__ = StepData.__init__  # type: ignore[misc]
 
     def prompt_at(self, place: int) -> int:
         """Number of the prompt at a place of the stream: one shuffled pass after the other."""

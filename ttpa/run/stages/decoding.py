@@ -147,8 +147,8 @@ class _Explorer(_Worker):
     def _scored(self, task: Task, index: int, generated: Generated) -> tuple[Candidate, Score]:
         answer, logps = task.read(generated.token_ids), _rounded(generated.logps)
         branches = tuple((at, tuple((t, round(p, 6)) for t, p in options)) for at, options in generated.branches)
-        known = {"index": index, "finish": generated.finish, "logps": logps, "branches": branches}
-        return replace(answer.candidate, **known), answer.score
+        known = replace(answer.candidate, index=index, finish=generated.finish, logps=logps, branches=branches)
+        return known, answer.score
 
     def _pairs(self, task: Task, scored: Sequence[tuple[Candidate, Score]], drawn: Drawn) -> list[Pair]:
         rule = self.parts.pairs
