@@ -75,7 +75,7 @@ MISTAKES = {
     "null for a count": (["rounds=null"], "rounds=None: "),
     "number for a mapping of options": (["controls=3"], "controls=3: "),
     "a name outside its folder": (["name=../x"], "name='../x': "),
-    "a folder that is a file": (["paths.store=imported", "until=warmup"], "imported: "),
+    "a folder that is a file": (["paths.runs=/dev/null"], "Not a directory. Give a folder"),
     "a long folder": ([f"paths.runs={'n' * 300}"], "Give a shorter name"),
     "allowed by no command line": (["+allow=[os]"], "allow=['os']: is read by nothing"),
     "no store": (["paths.store=null"], "paths.store=None: "),

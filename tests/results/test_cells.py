@@ -64,7 +64,15 @@ def test_what_runs_the_cells_decides_nothing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "said"), [("objective=foo", "objective"), ("sampler.nn=3", "sampler.n"), ("nothing=1", "nothing")]
+    ("word", "said"),
+    [
+        *(("objective=foo", "objective"), ("sampler.nn=3", "sampler.n"), ("nothing=1", "nothing")),
+        *(
+            ("scorer._target_=torch.hub.load", "may not be made"),
+            ("engine._target_=os.mkdir", "engine._target_=os.mkdir"),
+        ),
+        ("sampler.n='${oc.env:HOME}'", "oc.env:HOME"),
+    ],
 )
 def test_a_row_that_cannot_be_composed_is_named_in_one_line(word: str, said: str, folder: Path) -> None:
     write_table(folder, changed("rows", 2, "overrides", value=[word]))
