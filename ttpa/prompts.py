@@ -1,12 +1,13 @@
 """Samples to token ids, token ids to text and candidates; the only user of chat templates. No prompt is ever cut."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import partial
-from itertools import chain
+from itertools import chain, islice, product
 from typing import Any
-
-from jinja2 import TemplateError
 
 from ttpa.calls.syntaxes import OpenCall, ParseError, Syntax
 from ttpa.errors import ConfigError, DataError
@@ -20,6 +21,9 @@ JUDGE = (
     "names, their types and values, and whether both mean the same. A part of the reference is as good as the whole.\n"
     "Reference: {target}\nReply: {answer}\nA: excellent. B: acceptable. C: fair. D: poor. Answer with one letter."
 )
+DATE = "26 Jul 2024"  # the day that templates are told, as in Llama's own, so that prompts do not change overnight
+DATE_FORMAT = "%d %b %Y"
+_CUT = "\ufdd0"  # stands within text of the data that looks like a control token; texts are encoded in parts around it
 _TYPE_NAMES = {"integer": "int", "number": "float", "boolean": "bool", "array": "list", "object": "dict"}
 
 
@@ -77,40 +81,98 @@ class CallWatch:
         self.inside = self._call.inside
 
 
+def _told_date(date: str) -> str:
+    """What goes before a template that asks for today's date, so that it is told this one."""
+    day = datetime.strptime(date, DATE_FORMAT)
+    codes = "".join(f"|replace('%{code}', '{day:%{code}}')" for code in [*"aAbBdeHIjmMpSyY", "-d", "-m"])
+    return f"{{%- macro strftime_now(format) -%}}{{{{ format{codes} }}}}{{%- endmacro %}}\n"
+
+
+def _reason(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _own(text: str) -> str:
+    """The assistant's text, whose thoughts stand between tokens."""
+    return text.replace(f"<{_CUT}think>", "<think>").replace(f"<{_CUT}/think>", "</think>")
+
+
 @dataclass(kw_only=True)
 class Renderer:
     """Turns samples into token ids and token ids into candidates. The template "chat" is the model's own, given the
     tools through `tools=` where it takes them, else as JSON in the system message; "compact" is ours for the small
-    model, one signature a line, and needs a tokenizer with `COMPACT_TOKENS`.
+    model, one signature a line, and needs a tokenizer with `COMPACT_TOKENS`. `variables` are for the chat template;
+    `ends` are tokens that end an answer besides the tokenizer's own. Text of a sample gives no control token.
     """
 
     tokenizer: Any
     template: str
     syntax: Syntax
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    ends: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        if self.template == "chat" and not self.tokenizer.chat_template:
-            problem = f"the tokenizer of {self.tokenizer.name_or_path!r} has no chat template"
+        tokenizer, pad, eos = self.tokenizer, self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        if self.template == "chat" and not tokenizer.chat_template:
+            problem = f"the tokenizer of {tokenizer.name_or_path!r} has no chat template"
             remedy = "Use an instruction-tuned model or model.template=compact"
             raise ConfigError.at("model.template", "chat", problem, remedy)
-        tokenizer, pad, eos = self.tokenizer, self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        end = eos
-        if self.template == "chat":  # an assistant turn ends with the first special token behind the reply
-            turns = [Message(role="user", content="hi"), Message(role="assistant", content="ttpa-reply")]
-            tail = self._chat_text(turns, (), False).rpartition("ttpa-reply")[2]
-            special = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
-            ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
-            end = next((token for token in ids if token in special | set(tokenizer.all_special_ids)), eos)
+        end = self._prepare_chat() if self.template == "chat" else None
+        end = eos if end is None else end
         if end is None:
             problem, remedy = "the tokenizer has no end-of-turn token", "Use a tokenizer with an eos_token"
             raise ConfigError.at("model.name", tokenizer.name_or_path, problem, remedy)
-        self.end_of_turn, self.stop_ids = end, tuple(dict.fromkeys(token for token in (end, eos) if token is not None))
+        if self.template == "compact" and (absent := set(COMPACT_TOKENS[1:]) - set(tokenizer.added_tokens_encoder)):
+            problem = f"the tokenizer of {tokenizer.name_or_path!r} lacks {' '.join(sorted(absent))}"
+            raise ConfigError.at("model.template", "compact", problem, "Use model.template=chat")
+        stops = (end, eos, *self.ends)
+        self.end_of_turn, self.stop_ids = end, tuple(dict.fromkeys(token for token in stops if token is not None))
         self.pad_id = end if pad is None else pad  # never attended to and never in a loss
 
+    def _prepare_chat(self) -> int | None:
+        """Learns how the template writes calls, and which texts are control tokens: special ones, and added ones that
+        the template or the syntax writes. Returns the token that closes an assistant turn.
+        """
+        tokenizer, marks = self.tokenizer, {*self.syntax.markers, *self.syntax.markers.values()}
+        added, source = tokenizer.added_tokens_decoder.items(), str(tokenizer.chat_template)
+        special = {token for token, entry in added if entry.special} | set(tokenizer.all_special_ids)
+        used = {token for token, entry in added if entry.content in source or entry.content in marks}
+        texts = sorted(tokenizer.convert_ids_to_tokens([*special | used]), key=len, reverse=True)
+        self._control = re.compile("|".join(re.escape(text) for text in texts if len(text.strip()) > 1) or "(?!)")
+        self._variables = {"date_string": DATE, **self.variables}
+        self._today, self._native = _told_date(self._variables["date_string"]), True
+        user, reply = Message(role="user", content="hi"), Message(role="assistant", content="ttpa-reply")
+        try:
+            tail = self._chat_text([user, reply], ()).rpartition("ttpa-reply")[2]
+            before, kept, after = self._chat_text([user, reply, user], ()).partition("ttpa-reply")
+            if not kept:
+                raise ValueError("it drops the reply")
+        except Exception as error:  # a template is somebody's program
+            problem, remedy = f"the template cannot render a greeting ({_reason(error)})", "Check model.template_kwargs"
+            raise ConfigError.at("model.template", "chat", problem, remedy) from None
+        calls = (ToolCall(name="f", arguments={"a": "x"}), ToolCall(name="g", arguments={"n": [1]}))
+        try:
+            text = self._chat_text([user, Message(role="assistant", calls=calls), user], ())
+        except Exception:
+            text = ""
+        written = text.removeprefix(before).removesuffix(after)
+        self._native = text == before + written + after and self.syntax.parse(written) == calls
+        return next((token for token in self._encode([tail], special=True)[0] if token in special), None)
+
     def prompts(self, samples: Sequence[Sample]) -> list[list[int]]:
-        """Prompt ids of each sample, with what opens the answer. DataError: the template refuses it or drops a tool."""
+        """Prompt ids of each sample, with what opens the answer. DataError: the template refuses it or drops a part."""
+        found = self.try_prompts(samples)
+        for refused in found:
+            if isinstance(refused, DataError):
+                raise refused
+        return [ids for ids in found if not isinstance(ids, DataError)]
+
+    def try_prompts(self, samples: Sequence[Sample]) -> list[list[int] | DataError]:
+        """As `prompts`, with the error in the place of a sample's ids."""
         if self.template == "chat":
-            return self._encode([self._checked_chat_text(sample) for sample in samples], special=True)
+            texts = [self._checked_chat_text(self._guarded(sample)) for sample in samples]
+            taken = iter(self._encode([text for text in texts if isinstance(text, str)], special=True))
+            return [next(taken) if isinstance(text, str) else text for text in texts]
         plans = [
             [(special, text.removesuffix("<eos>") if special == "<assistant>" else text) for special, text in segments]
             for segments in (compact_segments(sample, self.syntax) for sample in samples)
@@ -126,34 +188,101 @@ class Renderer:
         """Ids of texts; without `special`, what looks like a special token stays text."""
         if not texts:
             return []
-        how = {} if special else {"split_special_tokens": True}
-        return [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False, **how)["input_ids"]]
+        parts = [text.split(_CUT) if special else [text] for text in texts]
+        how = {"add_special_tokens": False, "split_special_tokens": not special}
+        ids = iter(self.tokenizer([*chain(*parts)], **how)["input_ids"])
+        return [[*chain(*islice(ids, len(each)))] for each in parts]
 
-    def _chat_text(self, messages: Sequence[Message], tools: Sequence[ToolSpec], open_answer: bool) -> str:
-        rows = [{"role": message.role, "content": _said(message, self.syntax)} for message in messages]
-        listed = "tools" in str(self.tokenizer.chat_template)
+    def _guarded(self, sample: Sample) -> Sample:
+        """The sample with `_CUT` within what would become a control token."""
+        row = dumps(sample.to_json())
+        cut = self._control.sub(lambda hit: hit[0][0] + _CUT + hit[0][1:], row)
+        if cut == row:
+            return sample
+        made = Sample.from_json(json.loads(cut))
+        turns = [replace(one, content=_own(one.content)) if one.role == "assistant" else one for one in made.messages]
+        return replace(made, messages=tuple(turns), target_text=made.target_text and _own(made.target_text))
+
+    def _chat_text(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec], open_answer: bool = False,
+        folded: bool = False, as_user: bool = False,
+    ) -> str:  # fmt: skip
+        """What the template makes of a dialogue. `folded`: the system's text opens the first turn of the user;
+        `as_user`: results of calls are turns of the user.
+        """
+        template = self.tokenizer.get_chat_template(tools=tools or None)
+        rows = self._rows(messages, as_user)
+        listed = "tools" in template
         specs = [{"type": "function", "function": tool.to_json()} for tool in tools if listed] or None
         if tools and not listed:
             listing = "\n".join(["You can call these tools:", *(dumps(tool.to_json()) for tool in tools)])
             if rows and rows[0]["role"] == "system":
                 listing = f"{rows.pop(0)['content']}\n\n{listing}"
             rows.insert(0, {"role": "system", "content": listing})
-        apply = self.tokenizer.apply_chat_template
-        return str(apply(rows, tools=specs, tokenize=False, add_generation_prompt=open_answer))
+        if folded and rows[0]["role"] == "system":
+            first = [rows.pop(0)["content"]]
+            first += [rows.pop(0)["content"]] if rows and rows[0]["role"] == "user" else []
+            rows.insert(0, {"role": "user", "content": "\n\n".join(first)})
+        if "strftime_now" in template:
+            template = self._today + template
+        how = {"tools": specs, "tokenize": False, "add_generation_prompt": open_answer, "chat_template": template}
+        return str(self.tokenizer.apply_chat_template(rows, **how, **self._variables))
 
-    def _checked_chat_text(self, sample: Sample) -> str:
-        try:
-            text = self._chat_text(sample.messages, sample.tools, True)
-        except TemplateError as error:
-            problem = f"sample {sample.id}: the chat template refuses the dialogue ({error})"
-            raise DataError(f"{problem}. Use another model, or model.template=compact.") from None
-        said = "\0".join(_said(message, self.syntax) for message in sample.messages)
-        # A name must stand there beyond where the dialogue says it, or as JSON escapes it.
-        absent = [tool.name for tool in sample.tools if text.count(tool.name) <= said.count(tool.name)]
-        if missing := [name for name in absent if (written := dumps(name)[1:-1]) == name or written not in text]:
-            problem = f"sample {sample.id}: the chat template dropped the tools {missing}"
-            raise DataError(f"{problem}. Use a model whose template takes tools, or model.template=compact.")
-        return text
+    def _rows(self, messages: Sequence[Message], as_user: bool) -> list[dict[str, Any]]:
+        """Messages as templates take them. A result has the name and the id of its call."""
+        rows, asked = list[dict[str, Any]](), list[dict[str, Any]]()
+        for at, message in enumerate(messages):
+            row: dict[str, Any] = {"role": message.role, "content": _said(message, self.syntax)}
+            if message.calls:
+                made = [{"name": call.name, "arguments": dict(call.arguments)} for call in message.calls]
+                ids = [f"call{at:03}{number:02}" for number in range(len(made))]  # nine letters, as Mistral's have
+                asked = [{"id": one, "type": "function", "function": call} for one, call in zip(ids, made, strict=True)]
+                row |= {"content": "", "tool_calls": list(asked)} if self._native else {}
+            elif message.role == "tool" and as_user:
+                row = {"role": "user", "content": f"<tool_response>\n{message.content}\n</tool_response>"}
+                if at and messages[at - 1].role == "tool":
+                    row["content"] = f"{rows.pop()['content']}\n{row['content']}"
+            elif message.role == "tool" and asked:
+                call = asked.pop(0) if len(asked) > 1 else asked[0]
+                row |= {"name": call["function"]["name"], "tool_call_id": call["id"]}
+            rows.append(row)
+        return rows
+
+    def _checked_chat_text(self, sample: Sample) -> str | DataError:
+        """The text of the first way to render a dialogue in which nothing is lost."""
+        problems = []
+        for folded, as_user in product((False, True), repeat=2):
+            try:
+                text = self._chat_text(sample.messages, sample.tools, True, folded, as_user)
+            except Exception as error:  # a template is somebody's program
+                problems.append(f"refuses the dialogue ({_reason(error)})")
+                continue
+            if not (lost := self._lost(sample, text)):
+                return text
+            problems.append(lost)
+        problem = f"sample {sample.id}: the chat template {problems[0]}".replace(_CUT, "")
+        return DataError(f"{problem}. Use another model, or model.template=compact with a tokenizer for it.")
+
+    def _lost(self, sample: Sample, text: str) -> str:
+        """Which turn or which tools do not stand in a rendered text; a turn may be trimmed, escaped as JSON, and freed
+        of its thoughts. What other turns say does not count.
+        """
+
+        def count(words: str, where: str) -> int:
+            escaped = dumps(words)[1:-1]
+            return where.count(words) + (where.count(escaped) if escaped != words else 0)
+
+        said = [_said(message, self.syntax).rpartition("</think>")[2].strip() for message in sample.messages]
+        turns = [words for words, message in zip(said, sample.messages, strict=True) if message.role != "system"]
+        begun = max(0, text.find(turns[0])) if turns else 0
+        for number, (message, words) in enumerate(zip(sample.messages, said, strict=True), 1):
+            where, others = (text, said) if message.role == "system" else (text[begun:], turns)
+            own = message.calls and self._native  # in the template's writing
+            if words and not own and count(words, where) < sum(other.count(words) for other in others):
+                return f"dropped turn {number} ({message.role}: {words[:60]!r})"
+        listed = "\0".join(said)
+        missing = [tool.name for tool in sample.tools if count(tool.name, text) <= listed.count(tool.name)]
+        return f"dropped the tools {missing}" if missing else ""
 
     def answer_texts(self, samples: Sequence[Sample]) -> list[str]:
         """The target of each sample as the model should write it."""
@@ -161,7 +290,9 @@ class Renderer:
 
     def answers(self, samples: Sequence[Sample]) -> list[list[int]]:
         """Target ids of each sample, end-of-turn included."""
-        return [[*ids, self.end_of_turn] for ids in self._encode(self.answer_texts(samples))]
+        chat = self.template == "chat"  # where tags around calls may be tokens
+        texts = self.answer_texts([self._guarded(sample) for sample in samples] if chat else samples)
+        return [[*ids, self.end_of_turn] for ids in self._encode(texts, special=chat)]
 
     def gold(self, samples: Sequence[Sample]) -> list[Candidate]:
         """The targets as candidates (index -1)."""
@@ -195,7 +326,9 @@ class Renderer:
     def judge_prompt(self, sample: Sample, answer: str) -> list[int]:
         """Prompt ids that ask the model to grade an answer with one letter, A (best) to D; see `letters`."""
         question = JUDGE.format(answer=answer, target=self.answer_texts([sample])[0])
-        asked = (*sample.messages, Message(role="assistant", content=answer), Message(role="user", content=question))
+        calls = self.read(answer)[0] or ()
+        reply = Message(role="assistant", content=answer, calls=calls if self.syntax.print(calls) == answer else ())
+        asked = (*sample.messages, reply, Message(role="user", content=question))
         return self.prompts([replace(sample, messages=asked, target=(), target_text="A")])[0]
 
     def letters(self) -> tuple[int, ...] | None:

@@ -1,5 +1,8 @@
 """Which model a run starts from: the option classes of the group `model`. Importing this module imports no torch."""
 
+from collections.abc import Mapping
+from dataclasses import field
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -8,6 +11,7 @@ from pydantic import Field
 from ttpa.calls.syntaxes import get_syntax
 from ttpa.errors import ConfigError
 from ttpa.options import Count, option
+from ttpa.prompts import DATE, DATE_FORMAT
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 MaxTokens = Annotated[int, Field(ge=16)]
@@ -33,6 +37,7 @@ class TinyModel:
 
     lora: ClassVar[None] = None
     quantization: ClassVar[None] = None
+    template_kwargs: ClassVar[Mapping[str, Any]] = {}
     hidden: Count
     layers: Count
     heads: Count
@@ -57,7 +62,8 @@ class TinyModel:
 @option
 class HFModel:
     """Any causal language model of the transformers library, by hub id or local folder. `quantization="nf4"` is QLoRA
-    (2305.14314; needs the extra `qlora`); without `lora`, all weights are trained.
+    (2305.14314; needs the extra `qlora`); without `lora`, all weights are trained. `template_kwargs` are variables for
+    the chat template; `date_string` among them is also what it is told as today's date.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -68,9 +74,15 @@ class HFModel:
     syntax: str
     template: Literal["chat", "compact"]
     lora: Lora | None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         get_syntax(self.syntax)
+        date = self.template_kwargs.get("date_string", DATE)
+        try:
+            datetime.strptime(date, DATE_FORMAT)
+        except (TypeError, ValueError):
+            raise ConfigError.at("template_kwargs.date_string", date, "is no day", f"Write it as {DATE}") from None
         if self.quantization and self.lora is None:
             problem, remedy = "4-bit weights cannot be trained themselves", "Add model.lora, or set quantization=null"
             raise ConfigError.at("quantization", self.quantization, problem, remedy)

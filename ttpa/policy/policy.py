@@ -8,20 +8,20 @@ import re
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from ttpa.calls.syntaxes import get_syntax
-from ttpa.errors import ConfigError, DataError
+from ttpa.errors import ConfigError, DataError, fall_back
 from ttpa.io import dumps, write_text
 from ttpa.policy.logprobs import head_agrees
 from ttpa.policy.models import HFModel, Lora, TinyModel
@@ -38,18 +38,21 @@ PRE_SPLIT = r" ?[a-z]+|_[a-z]+|[A-Z][a-z]*|\d{1,2}|[^\sA-Za-z0-9]|\s"
 @dataclass(kw_only=True)
 class Policy:
     """Model, tokenizer and call syntax. `folder` is where the policy was loaded from; None for the base model as it is.
-    `weights` is the model, or a function that loads it when `model` is first asked for.
+    `weights` is the model, or a function that loads it when `model` is first asked for. `ends` are tokens that end an
+    answer besides the tokenizer's own.
     """
 
     spec: TinyModel | HFModel
     weights: Any
     tokenizer: Any
     folder: Path | None = None
+    ends: Sequence[int] = ()
     renderer: Renderer = field(init=False)
 
     def __post_init__(self) -> None:
         syntax = get_syntax(self.spec.syntax)
-        self.renderer = Renderer(tokenizer=self.tokenizer, template=self.spec.template, syntax=syntax)
+        how: dict[str, Any] = {"variables": self.spec.template_kwargs, "ends": self.ends}
+        self.renderer = Renderer(tokenizer=self.tokenizer, template=self.spec.template, syntax=syntax, **how)
 
     @property
     def model(self) -> Any:
@@ -151,7 +154,30 @@ def load_policy(folder: Path, *, merged: bool = False) -> Policy:
         return _pretrained(spec, folder, merged)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     weights = partial(AutoModelForCausalLM.from_pretrained, folder / "model", dtype=getattr(torch, spec.dtype))
-    return Policy(spec=spec, weights=weights, tokenizer=tokenizer, folder=folder)
+    return Policy(spec=spec, weights=weights, tokenizer=tokenizer, folder=folder, ends=_ends(folder / "model"))
+
+
+def _ends(name: Path | str, revision: str | None = None) -> tuple[int, ...]:
+    """The tokens that end an answer by a model's generation_config.json."""
+    from transformers import GenerationConfig
+
+    try:
+        found = GenerationConfig.from_pretrained(name, revision=revision).eos_token_id
+    except OSError:
+        return ()
+    return tuple(found) if isinstance(found, list) else () if found is None else (found,)
+
+
+def _context(config: Any) -> float:
+    """The positions a model knows, with a scaling of its rotary embeddings; infinite where it does not say."""
+    text = config.get_text_config()
+    known, rope = (
+        getattr(text, "max_position_embeddings", None) or math.inf,
+        getattr(text, "rope_parameters", None) or {},
+    )
+    if rope.get("rope_type") not in ("linear", "dynamic", "yarn"):
+        return known
+    return max(known, (rope.get("original_max_position_embeddings") or known) * (rope.get("factor") or 1))
 
 
 def _pretrained(spec: HFModel, folder: Path | None = None, merged: bool = False) -> Policy:
@@ -165,6 +191,11 @@ def _pretrained(spec: HFModel, folder: Path | None = None, merged: bool = False)
             problem = f"cannot be loaded ({str(error).splitlines()[0]})"
             remedy = "Give a folder that holds a transformers model, or a hub id while online"
             raise ConfigError.at("model.name", spec.name, problem, remedy) from error
+
+    context = _context(fetched(AutoConfig))
+    if context < spec.max_tokens:
+        fall_back(f"model.max_tokens={spec.max_tokens}: {spec.name} knows {context} positions, which stand in")
+        spec = replace(spec, max_tokens=int(context))
 
     def weights() -> Any:
         options: dict[str, Any] = {"dtype": dtype}
@@ -184,7 +215,8 @@ def _pretrained(spec: HFModel, folder: Path | None = None, merged: bool = False)
         beside = spec.quantization or _adapts_shared_weights(model)
         return model.merge_and_unload() if merged and not beside else model
 
-    return Policy(spec=spec, weights=weights, tokenizer=fetched(AutoTokenizer), folder=folder)
+    ends = _ends(spec.name, spec.revision)
+    return Policy(spec=spec, weights=weights, tokenizer=fetched(AutoTokenizer), folder=folder, ends=ends)
 
 
 def _adapts_shared_weights(model: Any) -> bool:

@@ -153,6 +153,7 @@ def glance(result: StageResult) -> str:
         return f", {metrics['pairs']} pairs from {metrics['samples']} samples{failed}"
     if result.name == "evaluate" and metrics["accuracy"]["value"] is not None:
         long = f", {metrics['too_long']} prompts TOO LONG, counted as wrong" if metrics["too_long"] else ""
+        long += f", {metrics['refused']} prompts REFUSED, counted as wrong" if metrics.get("refused") else ""
         return f", accuracy {metrics['accuracy']['value']:.3f}{long}{failed}"
     if result.name == "data":
         sizes = ", ".join(f"{name} {count}" for name, count in metrics["samples"].items())
@@ -163,7 +164,8 @@ def glance(result: StageResult) -> str:
         off = metrics.get("targets_off_schema")
         bad += f", {off} targets break the schema of their tool (off_schema.jsonl says how)" if off else ""
         return f": {sizes}; bands of {split} {bands}{bad}"
-    return f", {metrics['too_long']} samples too long, left out" if metrics.get("too_long") else ""
+    words = {"too_long": "too long", "refused": "refused by the chat template"}
+    return "".join(f", {metrics[key]} samples {why}, left out" for key, why in words.items() if metrics.get(key))
 
 
 def tables(found: Policies, explored: Sequence[StageResult]) -> Iterator[tuple[str, list[str], list[list[str]]]]:

@@ -178,9 +178,10 @@ def set_threads(parts: Parts) -> None:
 
 def fitting(
     policy: Policy, samples: Sequence[Sample], reserve: int | None, where: str
-) -> tuple[list[Sample], list[TokenRow], int]:
-    """Samples short enough for the model, with prompt and target ids, and how many were left out (a prompt that is cut
-    would lose tools). `reserve` is room kept for an answer; None means the target itself.
+) -> tuple[list[Sample], list[TokenRow], dict[str, int]]:
+    """Samples that the chat template takes and that are short enough for the model, with prompt and target ids, and how
+    many were left out: `refused` and `too_long` (a prompt that is cut would lose tools). `reserve` is room kept for an
+    answer; None means the target itself.
     """
     from ttpa.policy.tree import TokenRow
 
@@ -189,18 +190,23 @@ def fitting(
             f"{where}: no samples. Ask for more data or a weaker selection; if a file of the data or select stage was "
             "edited by hand, delete that stage's folder and run the same command again."
         )
-    prompts, answers = policy.renderer.prompts(samples), policy.renderer.answers(samples)
-    rows = [TokenRow(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    room = policy.spec.max_tokens
+    prompts, room = policy.renderer.try_prompts(samples), policy.spec.max_tokens
+    refusals = [found for found in prompts if isinstance(found, DataError)]
+    pairs = [(one, ids) for one, ids in zip(samples, prompts, strict=True) if not isinstance(ids, DataError)]
+    if refusals and not pairs:
+        raise DataError(f"{where}: all {len(samples)} samples are refused, the first one because: {refusals[0]}")
+    taken = [sample for sample, _ in pairs]
+    rows = [TokenRow(ids, answer) for (_, ids), answer in zip(pairs, policy.renderer.answers(taken), strict=True)]
     fits = [len(row.prompt) + (len(row.answer) if reserve is None else reserve) <= room for row in rows]
-    kept = list(itertools.compress(samples, fits))
+    kept = list(itertools.compress(taken, fits))
     if not kept:
-        shortest = min(map(len, prompts), default=0)
+        shortest = min((len(row.prompt) for row in rows), default=0)
         raise DataError(
             f"{where}: none of {len(samples)} samples fits model.max_tokens={room} (shortest prompt: {shortest} "
-            "tokens). Raise model.max_tokens."
+            "tokens). Raise model.max_tokens, as far as the model goes."
         )
-    return kept, list(itertools.compress(rows, fits)), len(samples) - len(kept)
+    left_out = {"too_long": len(taken) - len(kept), "refused": len(refusals)}
+    return kept, list(itertools.compress(rows, fits)), left_out
 
 
 def build_data(parts: Parts, workdir: Path, progress: Progress) -> dict[str, Any]:

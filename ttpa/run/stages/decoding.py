@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ttpa.data.source import read_split
-from ttpa.errors import FALLBACKS, fall_back
+from ttpa.errors import FALLBACKS, DataError, fall_back
 from ttpa.explore.pairs import make_pairs, pair_siblings, with_parting
 from ttpa.explore.sampler import Drawn, Task
 from ttpa.explore.scorers.score import unit_score
@@ -38,7 +38,7 @@ def build_select(parts: Parts, policy_dir: Path, data: Path, workdir: Path, prog
 
     set_threads(parts)
     policy = load_policy(policy_dir)
-    samples, rows, too_long = fitting(policy, read_split(data, "explore"), None, "select")
+    samples, rows, left_out = fitting(policy, read_split(data, "explore"), None, "select")
     forward, size = choose_forward(policy, parts.trainer.forward), 256
     pad_id, budget = policy.renderer.pad_id, parts.trainer.micro_tokens
     sums = list[float]()
@@ -50,7 +50,7 @@ def build_select(parts: Parts, policy_dir: Path, data: Path, workdir: Path, prog
     selected = {sample.id for sample in parts.select.select(samples, nlls)}
     told = ({"id": i, "nll_sum": nll, "tokens": t, "selected": i in selected} for i, (nll, t) in nlls.items())
     write_jsonl(workdir / "selected.jsonl", told)
-    return {"samples": len(samples), "too_long": too_long, "selected": len(selected)}
+    return {"samples": len(samples), **left_out, "selected": len(selected)}
 
 
 class Prompted(NamedTuple):
@@ -66,11 +66,11 @@ def _decode(
 ) -> dict[str, Any]:  # fmt: skip
     """Has the samples that fit computed in waves, prompts of similar length together, and their rows appended.
 
-    Returns how many did not fit and how many failed (`errors.jsonl` beside the shard says why), and the engine's name.
+    Returns how many were left out, how many failed (`errors.jsonl` beside the shard says why), and the engine's name.
     """
     from ttpa.policy.policy import load_policy
 
-    samples, rows, too_long = fitting(load_policy(policy_dir), samples, reserve, stage)
+    samples, rows, left_out = fitting(load_policy(policy_dir), samples, reserve, stage)
     items = [Prompted(sample, tuple(row.prompt)) for sample, row in zip(samples, rows, strict=True)]
     items.sort(key=lambda item: (len(item.prompt), item.sample.id))
     waves = [items[start : start + wave_size] for start in range(0, len(items), wave_size)]
@@ -90,7 +90,7 @@ def _decode(
     failed = run_waves(waves, work, parts.executor, shard, on_wave, attrgetter("sample.id"))
     for text in dict.fromkeys(text for row in shard.rows() for text in row.get("fallbacks", ())):
         fall_back(text)
-    return {"too_long": too_long, "failed": len(failed), "engine": parts.engine_name}
+    return {**left_out, "failed": len(failed), "engine": parts.engine_name}
 
 
 class _Worker:
@@ -219,15 +219,17 @@ class _Judge(_Worker):
         ]
 
     def _converse(self, dialogues: Sequence[Dialogue]) -> None:
-        """All dialogues side by side; a prompt that has grown too long is answered by nothing."""
+        """All dialogues side by side; a prompt that has grown too long, or is refused, is answered by nothing."""
         while going := [(one, sample) for one in dialogues if (sample := one.sample()) is not None]:
-            prompts = self.policy.renderer.prompts([sample for _, sample in going])
+            prompts = self.policy.renderer.try_prompts([sample for _, sample in going])
             room = self.policy.spec.max_tokens - self.parts.evaluation.max_new_tokens
-            asked = [(sample, ids) for (_, sample), ids in zip(going, prompts, strict=True) if len(ids) <= room]
+            kept = [ids if not isinstance(ids, DataError) and len(ids) <= room else None for ids in prompts]
+            asked = [(sample, ids) for (_, sample), ids in zip(going, kept, strict=True) if ids is not None]
             answers = iter(self._answer([sample for sample, _ in asked], [ids for _, ids in asked]))
-            for (dialogue, sample), ids in zip(going, prompts, strict=True):
-                too_long = Candidate(sample_id=sample.id, index=0, text="", calls=(), finish="length", error="too long")
-                dialogue.take(next(answers) if len(ids) <= room else too_long)
+            for (dialogue, sample), ids, found in zip(going, kept, prompts, strict=True):
+                why = "refused" if isinstance(found, DataError) else "too long"
+                nothing = Candidate(sample_id=sample.id, index=0, text="", calls=(), finish="length", error=why)
+                dialogue.take(nothing if ids is None else next(answers))
 
 
 def build_evaluate(parts: Parts, policy_dir: Path, data: Path, workdir: Path, progress: Progress) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def align_online(
     set_threads(parts)
     policy, loss, recipe, sampler = load_policy(policy_dir), parts.objective, parts.recipe.online, parts.sampler
     assert isinstance(loss, GRPO) and sampler.policy_temperature is not None, "refused before any work"
-    samples, rows, too_long = fitting(policy, selected_samples(parts, data, select), sampler.max_new_tokens, "align")
+    samples, rows, left_out = fitting(policy, selected_samples(parts, data, select), sampler.max_new_tokens, "align")
     forward = choose_forward(policy, parts.trainer.forward)
     policy.start_training(parts.seed)
     engine = parts.engine(policy=policy) if rollouts is None else None
@@ -65,7 +65,7 @@ def align_online(
         if engine is not None:
             engine.close()
     shutil.rmtree(workdir / "served", ignore_errors=True)
-    return {"samples": len(samples), "too_long": too_long, **metrics}
+    return {"samples": len(samples), **left_out, **metrics}
 
 
 def replay(

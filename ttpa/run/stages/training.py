@@ -39,13 +39,13 @@ def build_warmup(parts: Parts, data: Path, workdir: Path, progress: Progress) ->
     if isinstance(parts.warmup, NoWarmup):
         policy.save(workdir / "policy")
         return {"steps": 0, "tokens": 0, "parameters": policy.model.num_parameters()}
-    samples, rows, too_long = fitting(policy, samples, None, "warm-up")
+    samples, rows, left_out = fitting(policy, samples, None, "warm-up")
     recipe, forward = parts.recipe.warmup, choose_forward(policy, parts.trainer.forward)
     examples = [sft_example(row, recipe.prompt_weight, one.cluster) for one, row in zip(samples, rows, strict=True)]
     plan = plan_warmup(examples, [sample.band for sample in samples], parts.warmup, recipe, parts.seed)
     policy.start_training(parts.seed)
     module = SFTModule(policy, recipe, plan.boundaries, forward, prompt_weight=recipe.prompt_weight)
-    counts = {"samples": len(samples), "too_long": too_long, "parameters": policy.model.num_parameters()}
+    counts = {"samples": len(samples), **left_out, "parameters": policy.model.num_parameters()}
     return counts | _fit(parts, module, plan, workdir, progress)
 
 
@@ -88,8 +88,8 @@ def build_align(
     policy, loss, recipe = load_policy(policy_dir), parts.objective, parts.recipe.align
     forward = choose_forward(policy, parts.trainer.forward)
     if explore is None:
-        _, rows, too_long = fitting(policy, selected_samples(parts, data, select), None, "align")
-        counts = {"answers": len(rows), "too_long": too_long}
+        _, rows, left_out = fitting(policy, selected_samples(parts, data, select), None, "align")
+        counts = {"answers": len(rows), **left_out}
     else:
         pairs = [Pair.from_json(row) for row in read_jsonl(explore / "pairs.jsonl")]
         if not pairs:
@@ -97,7 +97,8 @@ def build_align(
                 f"{explore / 'pairs.jsonl'}: exploration gave no pairs, so there is nothing to align on. Use "
                 "pairs=released (the target stands in where no answer is right), more candidates or a longer warm-up."
             )
-        samples = read_split(data, "explore")
+        paired = {pair.sample_id for pair in pairs}
+        samples = [sample for sample in read_split(data, "explore") if sample.id in paired]
         prompts = dict(zip((sample.id for sample in samples), policy.renderer.prompts(samples), strict=True))
         answers = dict.fromkeys((pair.sample_id, pair.chosen.token_ids) for pair in pairs)
         rows = [TokenRow(prompts[sample_id], ids) for sample_id, ids in answers]
