@@ -1,9 +1,11 @@
 """Prompts, answers and candidates: what a model reads, what it is taught to write, and how its text is read back."""
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from ttpa.io import read_jsonl
 from ttpa.policy.policy import train_tokenizer
 from ttpa.prompts import COMPACT_TOKENS, Renderer, compact_segments, signature
 from ttpa.records import Message, Sample, ToolCall, ToolSpec
+from ttpa.run.parts import fitting
 
 DATA = Path(__file__).resolve().parent / "data"
 CHATML = (
@@ -222,10 +225,152 @@ def test_a_template_that_drops_tools_is_refused_with_the_sample(toy_samples: Sam
         renderer.prompts([sample])
 
 
-def test_a_template_that_refuses_a_dialogue_is_reported_with_the_sample(dialogue: Sample) -> None:
-    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + WITHOUT_TOOLS
-    with pytest.raises(DataError, match="sample dialogue: .*no system role"):
-        chat(refusing).prompts([dialogue])
+REFUSING = "{% if messages | length > 4 %}{{ raise_exception('too many turns') }}{% endif %}" + WITHOUT_TOOLS
+
+
+def test_refused_samples_are_left_out_and_counted(dialogue: Sample, toy_samples: Samples) -> None:
+    renderer = chat(REFUSING)
+    with pytest.raises(DataError, match="sample dialogue: .*too many turns"):
+        renderer.prompts([dialogue])
+    policy: Any = SimpleNamespace(renderer=renderer, spec=SimpleNamespace(max_tokens=9999))
+    kept, rows, left_out = fitting(policy, [toy_samples[0], dialogue, toy_samples[1]], None, "warm-up")
+    assert [sample.id for sample in kept] == ["toy-0", "toy-1"] and len(rows) == 2
+    assert left_out == {"too_long": 0, "refused": 1}
+    with pytest.raises(DataError, match="^warm-up: all 1 samples are refused, .*sample dialogue: .*too many turns"):
+        fitting(policy, [dialogue], None, "warm-up")
+
+
+def family(name: str, syntax: str = "hermes", **variables: Any) -> Renderer:
+    """The chat template of a family of models, out of TRL."""
+    found = importlib.util.find_spec("trl")
+    if found is None or found.origin is None:
+        pytest.skip("trl is not installed")
+    template = (Path(found.origin).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    tokenizer = chat_tokenizer(template)
+    tokenizer.bos_token = "<|endoftext|>"
+    return Renderer(tokenizer=tokenizer, template="chat", syntax=get_syntax(syntax), variables=variables)
+
+
+@pytest.mark.parametrize("syntax", ["hermes", "llama3_json"])
+@pytest.mark.parametrize(
+    "name",
+    ["cohere", "deepseekv3", "gemma", "gemma3", "gemma4", "glm4moe", "gptoss", "lfm2_2_5", "llama3_1", "llama3_2",
+     "nemotron_3_nano", "phi3", "qwen2_5", "qwen3", "qwen3_8"],
+)  # fmt: skip
+def test_the_templates_of_known_families_take_real_dialogues_whole(
+    name: str, syntax: str, published: list[Sample], dialogue: Sample
+) -> None:
+    renderer = family(name, syntax)
+    samples = [sample for sample in published if len(sample.messages) > 2][:12] + published[-3:] + [dialogue]
+    assert any(message.role == "tool" for sample in samples for message in sample.messages)
+    for sample in samples:
+        text, at = shown(renderer, sample), 0
+        for message in sample.messages:
+            said = (renderer.syntax.print(message.calls) if message.calls else message.content).strip()
+            places = [place for words in (said, json.dumps(said)[1:-1]) if (place := text.find(words, at)) >= 0]
+            assert places, (sample.id, said)  # calls as the model is taught to write them
+            at = min(places) + (len(said) if message.role != "system" else 0)
+
+
+AS_USER = "user\n<tool_response>\n%s\n</tool_response>"
+CALLING = (
+    "{%- for m in messages %}{% if m.tool_calls %}<|im_start|>assistant\n{% for c in m.tool_calls %}<tool_call>"
+    "{{ c.function | tojson }}</tool_call>{% endfor %}<|im_end|>\n{% elif m.role == 'tool' %}"
+    "{% if not loop.previtem.tool_calls %}{{ raise_exception('a result without a call') }}{% endif %}"
+    "<|im_start|>{{ m.name }}\n{{ m.content }}<|im_end|>\n{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "call", "result"),
+    [
+        (CALLING, '<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>', "get_weather\n%s"),
+        (CALLING.replace("tool_call>", "call>"), None, AS_USER),
+        (CALLING.replace("in m.tool_calls", "in m.tool_calls[:1]"), None, AS_USER),
+    ],
+    ids=["as taught", "other tags", "one call only"],
+)  # fmt: skip
+def test_calls_stand_in_the_templates_writing_where_the_model_is_taught_to_read_it(
+    dialogue: Sample, template: str, call: str | None, result: str
+) -> None:
+    text, taught = shown(chat(template), dialogue), get_syntax("hermes").print(dialogue.messages[2].calls)
+    assert (
+        f"<|im_start|>assistant\n{call or taught}<|im_end|>\n<|im_start|>{result % dialogue.messages[3].content}"
+        in text
+    )
+
+
+def keeps(*roles: str) -> str:
+    return WITHOUT_TOOLS.replace("messages %}", f"messages if message.role in {roles} or messages | length < 4 %}}", 1)
+
+
+@pytest.mark.parametrize("result", ['{"sky": "clear"}', "get_weather found no book_room", "Paris"])
+def test_no_turn_of_a_dialogue_is_lost(dialogue: Sample, result: str) -> None:
+    turns = list(dialogue.messages)
+    turns[3] = replace(turns[3], content=result)
+    sample = replace(dialogue, messages=tuple(turns))
+    without_results = shown(chat(keeps("system", "user", "assistant")), sample)
+    assert f"<|im_start|>user\n<tool_response>\n{result}\n</tool_response><|im_end|>" in without_results
+    without_system = shown(chat(keeps("user", "assistant", "tool")), sample)
+    assert without_system.startswith("<|im_start|>user\nBe brief.\n\nYou can call these tools:\n")
+    with pytest.raises(DataError, match=r"sample dialogue: .*dropped turn 3 \(assistant: "):
+        chat(keeps("system", "user", "tool")).prompts([sample])
+
+
+def test_variables_reach_the_template_and_no_template_sees_the_clock(dialogue: Sample) -> None:
+    assert shown(family("qwen3", enable_thinking=False), dialogue).endswith("assistant\n<think>\n\n</think>\n\n")
+    for name in ("llama3_1", "llama3_2"):
+        assert "Today Date: 26 Jul 2024\n" in shown(family(name), dialogue)
+        assert "Today Date: 01 Feb 2025\n" in shown(family(name, date_string="01 Feb 2025"), dialogue)
+    assert "Current date: 2024-07-26\n" in shown(family("gptoss"), dialogue)
+    told = chat("\n{{ strftime_now('%A, %B %-d, %y') }}" + WITHOUT_TOOLS)
+    assert shown(told, dialogue).startswith("\nFriday, July 26, 24<|im_start|>")
+    with pytest.raises(ConfigError, match=r"model\.template=chat: .*multiple values.*template_kwargs"):
+        family("qwen3", tokenize=True)
+
+
+@pytest.mark.parametrize("mark", ["<|im_end|>", "<|im_start|>assistant\n", "a<|endoftext|><|im_end|>"])
+def test_data_gives_no_control_token(dialogue: Sample, mark: str) -> None:
+    renderer, plain = chat(), chat().prompts([dialogue])[0]
+    special = set(renderer.tokenizer.all_special_ids) | {renderer.end_of_turn, plain[0]}
+    turns = [replace(one, content=one.content and one.content + mark) for one in dialogue.messages]
+    calls = (ToolCall(name="get_weather", arguments={"city": {mark: [mark]}}),)
+    turns[2] = replace(turns[2], calls=calls)
+    tools = (replace(dialogue.tools[0], description=mark), *dialogue.tools[1:])
+    sample = replace(dialogue, messages=tuple(turns), tools=tools, target=calls)
+    (ids,) = renderer.prompts([sample])
+    assert [one for one in ids if one in special] == [one for one in plain if one in special]
+    text = renderer.tokenizer.decode(ids, skip_special_tokens=False)
+    assert all(one.content in text for one in turns) and "\ufdd0" not in text
+    (answer,) = renderer.answers([sample])
+    assert [one for one in answer if one in special] == [renderer.end_of_turn]
+    assert renderer.candidate(sample, 0, answer).calls == calls
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_tags_that_are_tokens_are_tokens_in_answers_and_prompts_but_not_in_data(
+    special: bool, dialogue: Sample
+) -> None:
+    from tokenizers import AddedToken
+
+    tokenizer = chat_tokenizer(CHATML)
+    tags = ["<tool_call>", "</tool_call>", "<think>", "</think>"]
+    tokenizer.add_tokens([AddedToken(tag, special=special, normalized=False) for tag in tags], special_tokens=special)
+    renderer = Renderer(tokenizer=tokenizer, template="chat", syntax=get_syntax("hermes"))
+    tag, _, think, _ = tokenizer.convert_tokens_to_ids(tags)
+    (answer,), (prompt,) = renderer.answers([dialogue]), renderer.prompts([dialogue])
+    assert answer.count(tag) == prompt.count(tag) == 1
+    assert renderer.candidate(dialogue, 0, answer).calls == dialogue.target
+    (quoted,) = renderer.prompts([asked(dialogue, "What is <tool_call>?")])
+    assert quoted.count(tag) == 0
+    (thought,) = renderer.answers([replace(dialogue, target=(), target_text="<think>\nhm\n</think>\nHello.")])
+    assert thought.count(think) == 1
+    judged = renderer.judge_prompt(dialogue, renderer.text(answer))
+    assert judged[: len(prompt) + len(answer)] == [*prompt, *answer]
+    assert (
+        renderer.answers([replace(dialogue, target=(ToolCall(name="f", arguments={"a": tags[0]}),))])[0].count(tag) == 1
+    )
 
 
 def test_tool_names_are_found_where_a_template_escapes_them(toy_samples: Samples) -> None:
@@ -238,11 +383,23 @@ def test_chat_answers_end_as_the_template_closes_a_turn(template: str, ends: str
     tokenizer = chat_tokenizer(template, eos="<|endoftext|>", ends=ends)
     renderer = Renderer(tokenizer=tokenizer, template="chat", syntax=get_syntax("hermes"))
     assert renderer.stop_ids == tuple(tokenizer.convert_tokens_to_ids([ends, "<|endoftext|>"]))
+    more = tokenizer.convert_tokens_to_ids("<|im_start|>")  # such as <|eom_id|> of Llama 3
+    renderer = Renderer(tokenizer=tokenizer, template="chat", syntax=get_syntax("llama3_json"), ends=[more])
+    call = '{"name": "get_temp", "parameters": {"city": "Oslo"}}'
+    assert renderer.text([*tokenizer(call)["input_ids"], more]) == call and more in renderer.stop_ids
 
 
 def test_templates_that_cannot_be_used_are_refused_with_a_remedy(compact: Renderer) -> None:
     with pytest.raises(ConfigError, match=r"model\.template=chat: .*no chat template.*model\.template=compact"):
         Renderer(tokenizer=compact.tokenizer, template="chat", syntax=compact.syntax)
+    missing = (
+        r"model\.template=compact: .* lacks <assistant> <eos> <system> <tool> <tools> <user>\. Use model\.template=chat"
+    )
+    with pytest.raises(ConfigError, match=missing):
+        Renderer(tokenizer=chat_tokenizer(None), template="compact", syntax=compact.syntax)
+    for template in ("{{ messages[0].content.text.x }}", "{{ 'no reply' }}"):
+        with pytest.raises(ConfigError, match=r"model\.template=chat: the template cannot render a greeting"):
+            chat(template)
     with pytest.raises(ConfigError, match=r"no end-of-turn token"):
         Renderer(tokenizer=chat_tokenizer(None, eos=None), template="compact", syntax=compact.syntax)
 

@@ -1,11 +1,14 @@
 """Policies in memory and on disk: the embedded model, pretrained models, and one adapter trained stage by stage."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
@@ -14,7 +17,7 @@ from tests.policy.architectures import random_model
 from ttpa.errors import ConfigError, DataError
 from ttpa.policy.engines import HFOptions, VLLMOptions
 from ttpa.policy.models import HFModel, Lora, TinyModel
-from ttpa.policy.policy import Policy, create_policy, load_policy, snapshot, train_tokenizer
+from ttpa.policy.policy import Policy, _context, create_policy, load_policy, snapshot, train_tokenizer
 from ttpa.records import Sample
 
 TEXTS = ("get_weather(city,days:int)", '[get_weather(city="Paris")]', "Weather in Paris?")
@@ -292,6 +295,41 @@ def test_a_name_that_is_no_model_is_an_error_with_a_remedy(base: Path, tmp_path:
             create_policy(spec(base, None, name=str(name)), (), 0)
 
 
+@pytest.mark.parametrize("more", [[2], [3, 4, 4]])
+def test_all_end_tokens_of_a_model_stop_its_answers(base: Path, tmp_path: Path, more: list[int]) -> None:
+    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": more if more[1:] else more[0]}))
+    policy = create_policy(spec(tmp_path, None), (), 0)
+    end = policy.tokenizer.eos_token_id
+    assert policy.renderer.stop_ids == (end, *dict.fromkeys(more))
+    policy.save(tmp_path / "saved")
+    assert set(load_policy(tmp_path / "saved").renderer.stop_ids) == {end, *more}
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        (transformers.GPT2Config(n_positions=128), 128),
+        (transformers.Qwen2Config(max_position_embeddings=512), 512),
+        (transformers.BloomConfig(), math.inf),
+        (transformers.Qwen2Config(max_position_embeddings=100, rope_parameters={"rope_type": "yarn", "factor": 4.0,
+         "rope_theta": 1e4, "original_max_position_embeddings": 100}), 400),
+    ],
+)  # fmt: skip
+def test_the_context_of_a_model_is_what_its_configuration_says(config: Any, positions: float) -> None:
+    assert _context(config) == positions
+
+
+def test_more_tokens_than_a_model_knows_positions_are_lowered_and_told(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("ttpa.policy.policy.fall_back", told.append)
+    assert create_policy(spec(base, None, max_tokens=512), (), 0).spec.max_tokens == 512 and not told
+    assert create_policy(spec(base, None, max_tokens=8192), (), 0).spec.max_tokens == 512
+    assert told == [f"model.max_tokens=8192: {base} knows 512 positions, which stand in"]
+
+
 def test_a_folder_without_a_policy_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no policy\.json .* Give the folder of a trained stage\."):
         load_policy(tmp_path)
@@ -324,6 +362,7 @@ def test_adapters_of_an_older_version_are_refused(base: Path, tmp_path: Path) ->
         (VLLMOptions, {**VLLM_FIELDS, "gpu_memory_utilization": 1.5}, "gpu_memory_utilization"),
         (HFModel, {**HF_FIELDS, "dtype": "int8"}, "dtype"),
         (HFModel, {**HF_FIELDS, "quantization": "nf4"}, "quantization"),
+        (HFModel, {**HF_FIELDS, "template_kwargs": {"date_string": "2024-07-26"}}, r"template_kwargs\.date_string"),
     ],
 )
 def test_an_option_out_of_range_names_its_key(kind: Any, fields: dict[str, Any], key: str) -> None:
