@@ -150,8 +150,10 @@ def test_a_failed_build_leaves_its_work_and_the_next_attempt_goes_on_in_it(tmp_p
         (part,) = tmp_path.glob("*.part")
         assert f"out of memory at {count}" in (part / "error.txt").read_text() and leftovers(tmp_path) == [part.name]
     assert eager.executions == [] and not (tmp_path / "executions.jsonl").exists()
+    (part / ".steps.txt.123.part").touch()  # as a kill leaves it
     result = put(eager, build=build)
-    assert not (result.path / "error.txt").exists() and leftovers(tmp_path) == []
+    assert not {"error.txt", ".steps.txt.123.part"} & {path.name for path in result.path.iterdir()}
+    assert leftovers(tmp_path) == []
     assert json.loads((result.path / "provenance.json").read_text())["attempts"] == 3
 
 

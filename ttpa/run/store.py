@@ -312,6 +312,8 @@ class Store:
         more = {"label": label, "version": identity["version"], "inputs": identity["inputs"], **code, **made_with()}
         write_text(workdir / "provenance.json", _pretty({**summary, **first, **more}))
         (workdir / "error.txt").unlink(missing_ok=True)
+        for half in workdir.rglob(".*.part"):  # what a kill left of a file being written
+            half.unlink()
         found = {path.relative_to(workdir): path for path in sorted(workdir.rglob("*")) if path.is_file()}
         kept = {name.as_posix(): path for name, path in found.items() if name.parts[0] not in LOGS}
         files = {name: (path.stat().st_size, _sha256(path)) for name, path in kept.items()}
