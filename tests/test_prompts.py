@@ -305,7 +305,7 @@ def keeps(*roles: str) -> str:
     return WITHOUT_TOOLS.replace("messages %}", f"messages if message.role in {roles} or messages | length < 4 %}}", 1)
 
 
-@pytest.mark.parametrize("result", ['{"sky": "clear"}', "get_weather found no book_room", "Paris"])
+@pytest.mark.parametrize("result", ['{"sky": "clear"}', "get_weather found no book_room", "Paris", "city"])
 def test_no_turn_of_a_dialogue_is_lost(dialogue: Sample, result: str) -> None:
     turns = list(dialogue.messages)
     turns[3] = replace(turns[3], content=result)
