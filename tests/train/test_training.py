@@ -383,7 +383,7 @@ def test_a_kill_while_a_resume_point_is_written_leaves_the_one_before(
     assert furthest(weights_of(whole[0]), weights_of(again[0])) == 0.0
 
 
-class SignalIn(pl.Callback):
+class SignalAt(pl.Callback):
     """Sends this process a signal as a step begins; with `hang`, the step does not end by itself."""
 
     def __init__(self, step: int, kind: signal.Signals, hang: bool) -> None:
@@ -411,7 +411,7 @@ def test_a_signal_ends_training_after_a_resume_point(
         metrics = run_training(whole, tmp_path / "whole")
         handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)]
         with pytest.raises(Interrupted) as stop:
-            run_training(made("dpo with anchor", adamw()), tmp_path / "cut", SignalIn(2, kind, hang))
+            run_training(made("dpo with anchor", adamw()), tmp_path / "cut", SignalAt(2, kind, hang))
         assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)] == handlers
         assert str(stop.value) == f"interrupted at step {2 if hang else 3}; the same command goes on from there"
         assert stop.value.status == 128 + kind and heard == [kind] * (kind == signal.SIGUSR2)
