@@ -21,7 +21,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-DISTRIBUTION = {"hydra": "hydra-core", "yaml": "PyYAML"}  # import name -> distribution, where they differ
+# Import name -> distribution, where they differ.
+DISTRIBUTION = {"hydra": "hydra-core", "hydra_plugins": "hydra-submitit-launcher", "yaml": "PyYAML"}
 BORROWED = ("hydra", "omegaconf", "antlr4", "packaging", "yaml")
 
 

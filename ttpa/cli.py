@@ -59,8 +59,10 @@ def graph(words: Sequence[str]) -> int:
     for word in words:  # before argparse refuses an unknown flag in ten lines
         if word.startswith("-") and not any(flag.startswith(word.partition("=")[0]) for flag in flags):
             raise ConfigError(f"no flag {word}. {nearest(word, flags)}")
-    cluster.check_plugins(words, launches=not {"-m", "--multirun"}.isdisjoint(words))
-    use_own_launchers()
+    launches = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(words)
+    cluster.check_plugins(words, launches=launches)
+    if launches:
+        use_own_launchers()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come back here instead of being printed by Hydra
     failed: list[JobReturn] = []
 

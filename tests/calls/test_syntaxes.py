@@ -285,7 +285,7 @@ def test_hostile_text_is_read_in_linear_time() -> None:
             for name in ("hermes", "json", "python", "llama3_json"):
                 start = time.process_time()
                 parsed = get_syntax(name).parse(text)
-                if time.process_time() - start > 0.5:
+                if time.process_time() - start > 3:  # 0.07 s on an idle machine; quadratic reading takes minutes
                     slow.append((name, prefix, unit))
                 assert isinstance(parsed, ParseError) or parsed == ()
     assert not slow
