@@ -19,9 +19,10 @@ import pytest
 
 from tests.options import made
 from ttpa.errors import ConfigError, DataError, TtpaError
+from ttpa.io import Shard
 from ttpa.run import ray_executor
 from ttpa.run.ray_executor import RayExecutor
-from ttpa.run.waves import LocalExecutor, Rows, Shard, WaveLost, Work, run_waves
+from ttpa.run.waves import LocalExecutor, Rows, WaveLost, Work, run_waves
 
 ROOT = Path(__file__).resolve().parents[2]
 WAVES = ["abc", "def", "ghi", "jkl", "mn"]

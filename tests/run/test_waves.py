@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from ttpa.errors import ConfigError, DataError, TtpaError
+from ttpa.io import Shard
 from ttpa.options import option
-from ttpa.run.waves import HOPELESS, Guarded, LocalExecutor, Rows, Shard, WaveLost, run_waves
+from ttpa.run.waves import HOPELESS, Guarded, LocalExecutor, Rows, WaveLost, run_waves
 
 ROOT = Path(__file__).resolve().parents[2]
 A, B = b'{"id":"a","x":1}\n', b'{"id":"b","x":2}\n'
@@ -266,7 +267,8 @@ def test_waves_that_never_come_back_are_no_success(tmp_path: Path) -> None:
 CHILD = """
 import sys
 from pathlib import Path
-from ttpa.run.waves import LocalExecutor, Shard, run_waves
+from ttpa.io import Shard
+from ttpa.run.waves import LocalExecutor, run_waves
 waves = [[f"{n:03d}" for n in range(at, at + 4)] for at in range(0, 120, 4)]
 def work(wave):
     print("wave", wave[0], flush=True)

@@ -16,12 +16,12 @@ from ttpa.explore.pairs import PairRule
 from ttpa.explore.sampler import Sampler
 from ttpa.explore.scorers.score import Scorer
 from ttpa.explore.select import SelectAll, SelectPerplexity
-from ttpa.io import read_jsonl
+from ttpa.io import Shard, read_jsonl
 from ttpa.policy.models import HFModel, TinyModel
 from ttpa.records import Candidate, Sample
 from ttpa.run import config
 from ttpa.run.tracking import Tracking
-from ttpa.run.waves import Executor, Shard, run_waves
+from ttpa.run.waves import Executor, run_waves
 from ttpa.train.losses import RFT, Gold, PreferenceLoss
 from ttpa.train.settings import NoWarmup, Recipe, TrainerOptions, Warmup
 

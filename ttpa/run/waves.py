@@ -3,18 +3,15 @@
 A sample whose work raises goes to `errors.jsonl` beside the file. The stage's lock admits one writer.
 """
 
-import json
-import os
 import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, Protocol
 
 from ttpa.errors import ConfigError, DataError, TtpaError
-from ttpa.io import dumps, write_jsonl
+from ttpa.io import Shard, write_jsonl
 from ttpa.options import option
 
 Wave = Sequence[Any]
@@ -65,64 +62,6 @@ class LocalExecutor:
                 yield from enumerate(map(work, waves))
             finally:
                 close(work)
-
-
-class Shard:
-    """One append-only file of JSON objects, told apart by the text under `key`. A torn last line (without its newline,
-    or not JSON: the mark of a kill) is no row, and the next `append` cuts it off. Other damage is a DataError.
-    """
-
-    def __init__(self, path: Path, key: str = "id") -> None:
-        self.path, self.key = path, key
-        self._ids, self._size = set[str](), -1  # bytes of whole rows; -1: read the file first
-
-    def done_ids(self) -> set[str]:
-        """Ids of the rows in the file."""
-        if self._size < 0:
-            ends = {row[self.key]: end for row, end in self._scan()}
-            self._ids, self._size = set(ends), max(ends.values(), default=0)
-        return self._ids
-
-    def append(self, rows: Rows) -> int:
-        """Adds the rows whose id is new, with one write, and returns their number when they are on disk."""
-        done = self.done_ids()
-        fresh = {row[self.key]: dumps(row) + "\n" for row in rows if row[self.key] not in done}
-        if fresh:
-            data = "".join(fresh.values()).encode()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            size, self._size = self._size, -1  # a failure from here on makes the next call read the file again
-            with self.path.open("ab") as file:
-                file.truncate(size)
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            self._ids |= fresh.keys()
-            self._size = size + len(data)
-        return len(fresh)
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Yields the rows in file order."""
-        return (row for row, _ in self._scan())
-
-    def _scan(self) -> Iterator[tuple[dict[str, Any], int]]:
-        """Yields every whole row with the offset of its end."""
-        if not self.path.exists():
-            return
-        end = 0
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    row = None
-                if isinstance(row, dict) and isinstance(row.get(self.key), str):
-                    if line.endswith(b"\n"):
-                        end += len(line)
-                        yield row, end
-                # Forgiven is a torn line that is the last one; zeros are what a crash of the machine may leave.
-                elif row is not None or not line.startswith((b"{", b"\0")) or file.readline():
-                    where = f"{self.path}:{number}: not a JSON object with text under {self.key!r}: {line[:80]!r}"
-                    raise DataError(f"{where}. Remove the line; its sample is computed again.")
 
 
 class Guarded:

@@ -9,9 +9,10 @@ from pydantic.dataclasses import dataclass
 
 from ttpa.benchmarks.scored import Shares, compared, output_path, print_table, read_shares
 from ttpa.benchmarks.toolbench.answers import SUBSETS, ToolBenchAnswer, read_answers, read_ids
-from ttpa.benchmarks.toolbench.judge import Judge, JudgeKeys, address
+from ttpa.benchmarks.toolbench.judge import Judge, JudgeKeys
 from ttpa.benchmarks.toolbench.scoring import COMPARING, MEASURES, Panel, summarise
 from ttpa.calls.six_errors import SIX
+from ttpa.endpoint import address
 from ttpa.errors import ConfigError
 from ttpa.io import write_jsonl
 from ttpa.options import CommaList, Count

@@ -6,23 +6,20 @@ again asks only for what is missing. An endpoint that gives no chat completion s
 
 import hashlib
 import json
-import os
 import re
 import threading
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
-from urllib.parse import SplitResult, unquote, urlsplit
 
 from pydantic.dataclasses import dataclass
 
 from ttpa.benchmarks.toolbench.answers import ToolBenchAnswer
+from ttpa.endpoint import Endpoint, EndpointError
 from ttpa.errors import ConfigError, DataError
-from ttpa.io import dumps
+from ttpa.io import Shard, dumps
 from ttpa.options import Count, Index, NonNegative, Positive
-from ttpa.run.waves import Shard
 
 MAX_CHARS = {"query": 6000, "final": 6000, "step": 800, "tools": 12_000}  # a model wrote most of it
 MAX_STEPS = 30
@@ -33,16 +30,6 @@ CHOICES = {
     "better": ("a", "b", "tie"),
 }
 _MARKER = re.compile(r"<\s*(/?)\s*data\s*>", re.IGNORECASE)
-
-
-def address(base_url: str) -> SplitResult:
-    """The parts of an http address without a query, whose keys would stand in logs; a ConfigError for any other."""
-    with suppress(ValueError):
-        parts = urlsplit(base_url)
-        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.query:
-            return parts
-    shown = re.sub("^(.*//)?.*@", r"\1***@", base_url).partition("?")[0]
-    raise ConfigError.at("base_url", shown, "is no address for a judge", "Give http://HOST:PORT/v1, without a query")
 
 
 class Question(NamedTuple):
@@ -123,11 +110,7 @@ class Judge:
     """
 
     def __init__(self, keys: JudgeKeys) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise ConfigError(f"Judges need the package openai ({error}): pip install 'ttpa[judge]'.") from None
-        self.keys, self.requests, self._openai = keys, 0, openai
+        self.keys = keys
         self._shard = Shard(Path(keys.cache).expanduser(), key="key")
         try:
             self._known: dict[str, str | None] = {row["key"]: row["choice"] for row in self._shard.rows()}
@@ -135,35 +118,16 @@ class Judge:
             problem, remedy = f"holds what is no verdict ({error})", "Give a file of its own, or one that is not there"
             raise ConfigError.at("cache", keys.cache, problem, remedy) from None
         self._lock, self.stopped = threading.Lock(), False
-        name = keys.api_key_env
-        self._api_key = os.environ.get(name, "").strip() if name else "none"  # openai always sends one
-        if not self._api_key:
-            raise ConfigError.at("api_key_env", name, "there is no such environment variable", "Set or omit it")
-        parts = address(keys.base_url)
-        self._address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
-        login = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
-        word = parts.password or parts.username or ""  # a token may stand in the place of the user
-        self._secrets = [*filter(None, (word, unquote(word), self._api_key if name else ""))]
-        # What is secret goes to this host alone: no redirect is followed, which is an error then, no proxy reads along,
-        # and headers that the environment has for OpenAI stay at home.
-        transport = openai.DefaultHttpxClient(
-            follow_redirects=False, event_hooks={"request": [self._count]}, auth=login,
-            mounts={"http://": None} if self._secrets else None,
-        )  # fmt: skip
-        with patch.dict(os.environ, OPENAI_CUSTOM_HEADERS=""):
-            self._client = openai.OpenAI(
-                base_url=self._address, api_key=self._api_key, timeout=keys.timeout_s, max_retries=keys.retries,
-                http_client=transport,
-            )  # fmt: skip
+        self._endpoint = Endpoint(keys.base_url, keys.api_key_env, keys.timeout_s, keys.retries, extra="judge")
 
-    def _count(self, _: object) -> None:
-        with self._lock:
-            self.requests += 1
+    @property
+    def requests(self) -> int:
+        return self._endpoint.requests
 
     def key(self, question: Question, vote: int) -> str:
         """What a verdict is remembered under."""
         one = self.keys
-        parts = [self._address + "/chat/completions", one.model, one.temperature, one.max_tokens, vote]
+        parts = [self._endpoint.address + "/chat/completions", one.model, one.temperature, one.max_tokens, vote]
         return hashlib.sha256(dumps([*parts, *question]).encode()).hexdigest()
 
     def ask(self, question: Question, vote: int) -> str | None:
@@ -189,26 +153,14 @@ class Judge:
         if self.stopped:
             raise DataError("the judge was stopped. Verdicts so far are kept; run the same command to go on.")
         try:
-            completion = self._client.chat.completions.create(
+            return self._endpoint.chat(
                 model=self.keys.model,
                 messages=[{"role": "user", "content": prompt}],
                 temperature=self.keys.temperature,
                 max_tokens=self.keys.max_tokens,
                 seed=vote,  # endpoints that take seeds give each vote its own
-            )
-            text = completion.choices[0].message.content
-        except self._openai.APIStatusError as error:
-            raise self._failed(f"HTTP {error.status_code}: {error.response.text}") from None
-        except self._openai.OpenAIError as error:
-            raise self._failed(f"{error} {type(error.__cause__).__name__}") from None
-        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise self._failed(f"no chat completion came back: {type(error).__name__}") from None
-        return text if isinstance(text, str) else ""
-
-    def _failed(self, reason: str) -> DataError:
-        """The error for an endpoint that gives no reply; shows neither the key nor the password."""
-        for secret in self._secrets:
-            reason = reason.replace(secret, "***")
-        reason = " ".join(reason.split())[:200]
-        kept = f"Verdicts so far are in {self._shard.path}; run the same command to go on."
-        return DataError(f"base_url={self._address}: the judge cannot be asked ({reason}). {kept}")
+            )[0]
+        except EndpointError as error:
+            kept = f"Verdicts so far are in {self._shard.path}; run the same command to go on."
+            where = f"base_url={self._endpoint.address}"
+            raise DataError(f"{where}: the judge cannot be asked ({error}). {kept}") from None

@@ -19,11 +19,11 @@ from ttpa.errors import FALLBACKS, DataError, fall_back
 from ttpa.explore.pairs import make_pairs, pair_siblings, with_parting
 from ttpa.explore.sampler import Drawn, Task
 from ttpa.explore.scorers.score import unit_score
-from ttpa.io import dumps, write_jsonl
+from ttpa.io import Shard, dumps, write_jsonl
 from ttpa.policy.engine import Sampling
 from ttpa.records import Candidate, Pair, Sample, Score
 from ttpa.run.parts import Parts, Progress, fitting, selected_samples, set_threads
-from ttpa.run.waves import Rows, Shard, Work, run_waves
+from ttpa.run.waves import Rows, Work, run_waves
 
 if TYPE_CHECKING:
     from ttpa.policy.engine import Engine, Generated, Ids
