@@ -458,3 +458,71 @@ def test_letters_are_four_tokens_or_none(renderer: Renderer) -> None:
     spaced = chat_tokenizer(CHATML)
     spaced.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
     assert Renderer(tokenizer=spaced, template="chat", syntax=get_syntax("hermes")).letters() is None
+
+
+MIXED_CALL = ToolCall(name="get_weather", arguments={"city": "Rome"})
+
+
+@pytest.fixture
+def mixed(dialogue: Sample) -> Sample:
+    """A thought, text and a call in a turn of the history and in the target."""
+    turns = list(dialogue.messages)
+    turns[2] = replace(turns[2], content="Let me look.", thought="I need the sky.")
+    target = {"target": (MIXED_CALL,), "target_text": "Rome next.", "target_thought": "Then Rome."}
+    return replace(dialogue, messages=tuple(turns), **target)
+
+
+TAGGED = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+
+
+def test_a_turn_of_thought_text_and_calls_is_written_as_its_family_writes_it(mixed: Sample) -> None:
+    renderer = family("qwen3")
+    called, short = get_syntax("hermes").print(mixed.messages[2].calls), replace(mixed, messages=mixed.messages[:4])
+    thought = "<think>\nI need the sky.\n</think>\n\n"
+    assert f"{thought}Let me look.\n{called}<|im_end|>" in shown(renderer, short)
+    assert f"assistant\nLet me look.\n{called}<|im_end|>" in shown(renderer, mixed)  # the template hides older ones
+    assert renderer.answer_texts([mixed]) == [f"<think>\nThen Rome.\n</think>\n\nRome next.\n{TAGGED}"]
+    (answer,) = renderer.answers([mixed])
+    assert renderer.candidate(mixed, 0, answer).calls == mixed.target
+    # Templates without thoughts leave them out; those that drop text beside calls get both as text.
+    for name in ("llama3_1", "qwen2_5"):
+        assert f"Let me look.\n{called}" in shown(family(name), mixed) and "the sky" not in shown(family(name), mixed)
+
+
+@pytest.mark.parametrize(("name", "thinking", "before"), [
+    ("qwen3", True, "<think>\nThen Rome.\n</think>\n\n"), ("qwen3", False, ""),
+    ("qwen3_8", True, "Then Rome.\n</think>\n\n"), ("qwen3_8", False, ""), ("nemotron_3_nano", False, ""),
+    ("llama3_1", None, "<think>\nThen Rome.\n</think>\n\n"),
+])  # fmt: skip
+def test_the_templates_own_variable_switches_thoughts_of_targets_on_and_off(
+    mixed: Sample, name: str, thinking: bool | None, before: str
+) -> None:
+    renderer = family(name, **({} if thinking is None else {"enable_thinking": thinking}))
+    assert renderer.answer_texts([mixed]) == [f"{before}Rome next.\n{TAGGED}"]
+    without = renderer.answer_texts([replace(mixed, target_thought="")])
+    opened = shown(renderer, mixed).endswith("<think>\n")
+    assert without == ["\n</think>\n\n" * opened + f"Rome next.\n{TAGGED}"]
+
+
+def test_a_syntax_without_prose_writes_calls_without_the_text_beside_them(mixed: Sample, compact: Renderer) -> None:
+    assert compact.answer_texts([mixed]) == ['<think>\nThen Rome.\n</think>\n\n[get_weather(city="Rome")]']
+    assert compact.read(compact.answer_texts([mixed])[0]) == (mixed.target, None)
+    text = compact.text(compact.prompts([mixed])[0])
+    assert "Let me look.\n[" in text and "the sky" not in text
+
+
+def test_parts_of_an_answer_add_up_to_it_and_the_last_one_has_its_end(mixed: Sample, compact: Renderer) -> None:
+    for renderer, kinds in ((family("qwen3"), ["thoughts", "text", "calls"]), (compact, ["thoughts", "calls"])):
+        (parts,) = renderer.answer_parts([mixed])
+        assert [kind for kind, _ in parts] == kinds
+        assert [token for _, ids in parts for token in ids] == renderer.answers([mixed])[0]
+        assert [renderer.end_of_turn in ids for _, ids in parts] == [False] * (len(kinds) - 1) + [True]
+    (parts,) = compact.answer_parts([replace(mixed, target=(), target_text="", target_thought="")])
+    assert parts == [("text", [compact.end_of_turn])]
+
+
+def test_turns_and_samples_without_thoughts_are_written_as_before_and_thoughts_round_trip(mixed: Sample) -> None:
+    plain = replace(mixed, target_thought="", messages=mixed.messages[:2])
+    assert not {"target_thought"} & plain.to_json().keys() and "thought" not in plain.messages[0].to_json()
+    for sample in (plain, mixed):
+        assert Sample.from_json(json.loads(json.dumps(sample.to_json()))) == sample

@@ -35,8 +35,21 @@ def signature(tool: ToolSpec) -> str:
 
 
 def _said(message: Message, syntax: Syntax) -> str:
-    """The text of a turn, its calls in the syntax the model is taught to write, whatever the template would give."""
-    return syntax.print(message.calls) if message.calls else message.content
+    """The text of a turn, then its calls in the syntax the model is taught to write; thoughts stay out of prompts."""
+    calls = syntax.print(message.calls) if message.calls else ""
+    return f"{message.content}\n{calls}" if message.content and calls else calls or message.content
+
+
+def target_parts(sample: Sample, syntax: Syntax) -> list[tuple[str, str]]:
+    """(part, text) of the target, of the parts "thoughts", "text" and "calls" those that it has, as the model should
+    write them one after the other. A syntax that allows no text around calls leaves the text beside calls out.
+    """
+    calls, text = sample.target, sample.target_text or ""
+    parts = [("thoughts", f"<think>\n{sample.target_thought}\n</think>\n\n")] if sample.target_thought else []
+    if not calls:
+        return [*parts, ("text", text)]
+    parts += [("text", f"{text}\n")] if text and syntax.prose else []
+    return [*parts, ("calls", syntax.print(calls))]
 
 
 def compact_segments(sample: Sample, syntax: Syntax) -> list[tuple[str, str]]:
@@ -110,6 +123,7 @@ class Renderer:
     syntax: Syntax
     variables: Mapping[str, Any] = field(default_factory=dict)
     ends: Sequence[int] = ()
+    _opening: str = field(default="", init=False)  # what the chat template writes between a question and its answer
 
     def __post_init__(self) -> None:
         tokenizer, pad, eos = self.tokenizer, self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
@@ -141,9 +155,11 @@ class Renderer:
         self._control = re.compile("|".join(re.escape(text) for text in texts if len(text.strip()) > 1) or "(?!)")
         self._variables = {"date_string": DATE, **self.variables}
         self._today, self._native = _told_date(self._variables["date_string"]), True
+        self._thoughts = next((key for key in ("reasoning_content", "thinking") if key in source), "")
         user, reply = Message(role="user", content="hi"), Message(role="assistant", content="ttpa-reply")
         try:
             tail = self._chat_text([user, reply], ()).rpartition("ttpa-reply")[2]
+            self._opening = self._chat_text([replace(user, content="ttpa-asks")], (), True).rpartition("ttpa-asks")[2]
             before, kept, after = self._chat_text([user, reply, user], ()).partition("ttpa-reply")
             if not kept:
                 raise ValueError("it drops the reply")
@@ -205,13 +221,13 @@ class Renderer:
 
     def _chat_text(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec], open_answer: bool = False,
-        folded: bool = False, as_user: bool = False,
+        folded: bool = False, as_user: bool = False, as_text: bool = False,
     ) -> str:  # fmt: skip
         """What the template makes of a dialogue. `folded`: the system's text opens the first turn of the user;
-        `as_user`: results of calls are turns of the user.
+        `as_user`: results of calls are turns of the user; `as_text`: calls are text, whatever the template could write.
         """
         template = self.tokenizer.get_chat_template(tools=tools or None)
-        rows = self._rows(messages, as_user)
+        rows = self._rows(messages, as_user, as_text)
         listed = "tools" in template
         specs = [{"type": "function", "function": tool.to_json()} for tool in tools if listed] or None
         if tools and not listed:
@@ -228,16 +244,19 @@ class Renderer:
         how = {"tools": specs, "tokenize": False, "add_generation_prompt": open_answer, "chat_template": template}
         return str(self.tokenizer.apply_chat_template(rows, **how, **self._variables))
 
-    def _rows(self, messages: Sequence[Message], as_user: bool) -> list[dict[str, Any]]:
-        """Messages as templates take them. A result has the name and the id of its call."""
+    def _rows(self, messages: Sequence[Message], as_user: bool, as_text: bool) -> list[dict[str, Any]]:
+        """Messages as templates take them. A result has the name and the id of its call; a thought goes to templates
+        that ask for it, which show it where their model should see it.
+        """
         rows, asked = list[dict[str, Any]](), list[dict[str, Any]]()
         for at, message in enumerate(messages):
             row: dict[str, Any] = {"role": message.role, "content": _said(message, self.syntax)}
+            row |= {self._thoughts: message.thought} if message.thought and self._thoughts else {}
             if message.calls:
                 made = [{"name": call.name, "arguments": dict(call.arguments)} for call in message.calls]
                 ids = [f"call{at:03}{number:02}" for number in range(len(made))]  # nine letters, as Mistral's have
                 asked = [{"id": one, "type": "function", "function": call} for one, call in zip(ids, made, strict=True)]
-                row |= {"content": "", "tool_calls": list(asked)} if self._native else {}
+                row |= {"content": message.content, "tool_calls": list(asked)} if self._native and not as_text else {}
             elif message.role == "tool" and as_user:
                 row = {"role": "user", "content": f"<tool_response>\n{message.content}\n</tool_response>"}
                 if at and messages[at - 1].role == "tool":
@@ -250,20 +269,21 @@ class Renderer:
 
     def _checked_chat_text(self, sample: Sample) -> str | DataError:
         """The text of the first way to render a dialogue in which nothing is lost."""
-        problems = []
-        for folded, as_user in product((False, True), repeat=2):
+        problems, either = [], (False, True)
+        mixed = self._native and any(message.calls and message.content for message in sample.messages)
+        for as_text, folded, as_user in product(either if mixed else (False,), either, either):
             try:
-                text = self._chat_text(sample.messages, sample.tools, True, folded, as_user)
+                text = self._chat_text(sample.messages, sample.tools, True, folded, as_user, as_text)
             except Exception as error:  # a template is somebody's program
                 problems.append(f"refuses the dialogue ({_reason(error)})")
                 continue
-            if not (lost := self._lost(sample, text)):
+            if not (lost := self._lost(sample, text, as_text)):
                 return text
             problems.append(lost)
         problem = f"sample {sample.id}: the chat template {problems[0]}".replace(_CUT, "")
         return DataError(f"{problem}. Use another model, or model.template=compact with a tokenizer for it.")
 
-    def _lost(self, sample: Sample, text: str) -> str:
+    def _lost(self, sample: Sample, text: str, as_text: bool) -> str:
         """Which turn or which tools do not stand in a rendered text; a turn may be trimmed, escaped as JSON, and freed
         of its thoughts. What other turns say does not count.
         """
@@ -277,22 +297,41 @@ class Renderer:
         begun = max(0, text.find(turns[0])) if turns else 0
         for number, (message, words) in enumerate(zip(sample.messages, said, strict=True), 1):
             where, others = (text, said) if message.role == "system" else (text[begun:], turns)
-            own = message.calls and self._native  # in the template's writing
-            if words and not own and count(words, where) < sum(other.count(words) for other in others):
+            if message.calls and self._native and not as_text:  # calls are in the template's writing
+                words = message.content.rpartition("</think>")[2].strip()
+            if words and count(words, where) < sum(other.count(words) for other in others):
                 return f"dropped turn {number} ({message.role}: {words[:60]!r})"
         listed = "\0".join(said)
         missing = [tool.name for tool in sample.tools if count(tool.name, text) <= listed.count(tool.name)]
         return f"dropped the tools {missing}" if missing else ""
 
+    def _target_parts(self, sample: Sample) -> list[tuple[str, str]]:
+        """`target_parts` behind the end of the prompt, in which a template may have opened a thought, or closed it."""
+        parts, (_, begun, after) = target_parts(sample, self.syntax), self._opening.rpartition("<think>")
+        thought = parts.pop(0)[1].removeprefix("<think>\n") if parts[0][0] == "thoughts" else ""
+        if begun and "</think>" in after:  # no thought is wanted
+            return parts
+        if begun:
+            return [("thoughts", "\n" * ("\n" not in after) + (thought or "\n</think>\n\n")), *parts]
+        return [("thoughts", f"<think>\n{thought}"), *parts] if thought else parts
+
     def answer_texts(self, samples: Sequence[Sample]) -> list[str]:
         """The target of each sample as the model should write it."""
-        return [self.syntax.print(s.target) if s.target else s.target_text or "" for s in samples]
+        return ["".join(text for _, text in self._target_parts(sample)) for sample in samples]
+
+    def answer_parts(self, samples: Sequence[Sample]) -> list[list[tuple[str, list[int]]]]:
+        """Target ids of each sample by part (see `target_parts`), end-of-turn in the last one."""
+        chat = self.template == "chat"  # where tags around calls may be tokens
+        found = [self._target_parts(self._guarded(sample) if chat else sample) for sample in samples]
+        ids = iter(self._encode([text for parts in found for _, text in parts], special=chat))
+        made = [[(part, next(ids)) for part, _ in parts] for parts in found]
+        for parts in made:
+            parts[-1][1].append(self.end_of_turn)
+        return made
 
     def answers(self, samples: Sequence[Sample]) -> list[list[int]]:
         """Target ids of each sample, end-of-turn included."""
-        chat = self.template == "chat"  # where tags around calls may be tokens
-        texts = self.answer_texts([self._guarded(sample) for sample in samples] if chat else samples)
-        return [[*ids, self.end_of_turn] for ids in self._encode(texts, special=chat)]
+        return [[*chain(*(ids for _, ids in parts))] for parts in self.answer_parts(samples)]
 
     def gold(self, samples: Sequence[Sample]) -> list[Candidate]:
         """The targets as candidates (index -1)."""
@@ -327,7 +366,8 @@ class Renderer:
         """Prompt ids that ask the model to grade an answer with one letter, A (best) to D; see `letters`."""
         question = JUDGE.format(answer=answer, target=self.answer_texts([sample])[0])
         calls = self.read(answer)[0] or ()
-        reply = Message(role="assistant", content=answer, calls=calls if self.syntax.print(calls) == answer else ())
+        whole = bool(calls) and self.syntax.print(calls) == answer
+        reply = Message(role="assistant", content="" if whole else answer, calls=calls if whole else ())
         asked = (*sample.messages, reply, Message(role="user", content=question))
         return self.prompts([replace(sample, messages=asked, target=(), target_text="A")])[0]
 

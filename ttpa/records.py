@@ -80,23 +80,29 @@ class ToolCall(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message(Record):
-    """One turn of a dialogue. `role` is system, user, assistant or tool; an assistant turn holds text or calls."""
+    """One turn of a dialogue. `role` is system, user, assistant or tool; an assistant turn holds a thought, then text,
+    then calls, or some of these. The results of several calls are as many tool turns, in the order of the calls.
+    """
 
     role: str
     content: str = ""
     calls: tuple[ToolCall, ...] = ()
+    thought: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return {"role": self.role, "content": self.content} | ({"calls": _plain(self.calls)} if self.calls else {})
+        more = {"calls": _plain(self.calls), "thought": self.thought}
+        return {"role": self.role, "content": self.content} | {key: one for key, one in more.items() if one}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Self:
-        return cls(role=row["role"], content=row["content"], calls=ToolCall.many(row.get("calls", ())))
+        calls = ToolCall.many(row.get("calls", ()))
+        return cls(role=row["role"], content=row["content"], calls=calls, thought=row.get("thought", ""))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample(Record):
-    """A prompt and what should follow: tools, messages so far, and the target (calls, or text when no call is wanted).
+    """A prompt and what should follow: tools, messages so far, and the target: a thought, a text, calls. `target_text`
+    is None where the target is calls alone, the text before the calls where it has both, else the reply in words.
 
     `dialogue_id` is shared by the samples cut from one dialogue: statistics cluster on it, splits keep it together.
     `band` is easy, medium or hard; `tags` are free labels such as "unseen_tool".
@@ -114,6 +120,15 @@ class Sample(Record):
     messages: tuple[Message, ...]
     target: tuple[ToolCall, ...]
     target_text: str | None = None
+    target_thought: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        row = Record.to_json(self)
+        return row if self.target_thought else {key: row[key] for key in row if key != "target_thought"}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Self:
+        return super(Sample, cls).from_json({"target_thought": "", **row})
 
     @property
     def kind(self) -> str:

@@ -41,7 +41,7 @@ from ttpa.policy.engine import Sampling  # noqa: E402
 from ttpa.policy.forward import tree_token_logps  # noqa: E402
 from ttpa.train.grpo import Answer, Group, GRPOModule, RolloutData  # noqa: E402
 from ttpa.train.policy_gradient import GRPO  # noqa: E402
-from ttpa.train.settings import AlignRecipe  # noqa: E402
+from ttpa.train.settings import OnlineRecipe  # noqa: E402
 
 Split = dict[str, float]
 PARTS = ("generate", "score", "train")
@@ -99,7 +99,7 @@ def ours(prompts: list[list[int]], group: int, answer: int, steps: int) -> list[
         prompts=len(prompts), draw=draw, loss=loss, batch_size=len(prompts), total_steps=steps, seed=0,
         micro_tokens=8192, trees=True, max_new_tokens=answer,
     )  # fmt: skip
-    settings = AlignRecipe(**{**recipe, "lr": LEARNING_RATE, "schedule": "constant", "warmup_steps": 0})
+    settings = OnlineRecipe(**{**recipe, "lr": LEARNING_RATE, "schedule": "constant", "warmup_steps": 0})
     module = Timed(policy, settings, (steps,), tree_token_logps, rollouts=data)
     module.splits = []
     pl.Trainer(

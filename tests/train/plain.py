@@ -20,6 +20,7 @@ OPTIMISATION: dict[str, Any] = {
     "steps": None, "epochs": None, "optimizer": "adamw", "lr": 1e-3, "muon_lr": 1e-2, "betas": [0.9, 0.95],
     "weight_decay": 0.0, "schedule": "linear", "restarts": 1, "warmup_steps": 0, "final_fraction": 0.0, "clip": 1.0,
 }  # fmt: skip
+PARTS = ["calls", "text", "thoughts"]
 LOSS: dict[type, dict[str, Any]] = {
     DPO: {"label_smoothing": 0.0}, RobustDPO: {"label_smoothing": 0.1}, Hinge: {}, SimPO: {"gamma_beta_ratio": 0.2},
     IPO: {"length_normalised": True}, ORPO: {},
@@ -32,11 +33,11 @@ def _length(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def warmup_recipe(**fields: Any) -> WarmupRecipe:
-    return WarmupRecipe(**{"batch_tokens": 64, "prompt_weight": 0.0, **_length(fields)})
+    return WarmupRecipe(**{"train_on": PARTS, "batch_tokens": 64, "prompt_weight": 0.0, **_length(fields)})
 
 
 def align_recipe(**fields: Any) -> AlignRecipe:
-    return AlignRecipe(**{"batch_size": 4, **_length(fields)})
+    return AlignRecipe(**{"train_on": PARTS, "batch_size": 4, **_length(fields)})
 
 
 def warmup(**fields: Any) -> Warmup:

@@ -38,7 +38,7 @@ from ttpa.policy.tree import TokenRow, TokenTree
 from ttpa.train import module as training
 from ttpa.train.losses import DPO, PreferenceLoss, SimPO
 from ttpa.train.module import PairExample, PlanData, PolicyModule, PreferenceModule, SFTModule, sft_example
-from ttpa.train.plan import Example, Plan, Step, cut_step, plan_warmup
+from ttpa.train.plan import Example, Plan, Step, cut_step, plan_warmup, trained_rows
 from ttpa.train.settings import Optimisation
 
 PROMPT_WEIGHT = 0.3
@@ -58,7 +58,7 @@ def demonstrations(dialogues: int, turns: int, seed: int, prompt_weight: float =
         prompt = drawn_ids(rng, 6, 14)
         for _ in range(turns):
             row = TokenRow(prompt, [*drawn_ids(rng, 1, 6), 1])
-            found.append(sft_example(row, prompt_weight, number))
+            found.append(sft_example([row], prompt_weight, number))
             prompt = [*prompt, *row.answer, *drawn_ids(rng, 1, 4)]
     return found
 
@@ -444,3 +444,25 @@ def test_resume_points_hold_trained_weights_only(tmp_path: Path) -> None:
 def test_a_plan_without_steps_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the training plan has no steps"):
         run_training(made(Plan((), (0,)), adamw()), tmp_path)
+
+
+@pytest.mark.parametrize("forward", ["padded", "tree"])
+@pytest.mark.parametrize("weight", [0.0, PROMPT_WEIGHT])
+@pytest.mark.parametrize(
+    "train_on", [["calls"], ["thoughts"], ["thoughts", "calls"], ["text"], ["calls", "text", "thoughts"]]
+)
+def test_a_masked_part_of_an_answer_is_read_and_has_no_loss(train_on: list[str], weight: float, forward: str) -> None:
+    """The gradient is that of the whole sequence with weight 0 on the masked tokens."""
+    rng = random.Random(0)
+    parts = [(kind, drawn_ids(rng, 2, 5)) for kind in ("thoughts", "text", "calls")]
+    row = TokenRow(drawn_ids(rng, 6, 9), [token for _, ids in parts for token in ids])
+    example = sft_example(trained_rows(row, parts, train_on, weight > 0), weight, 0)
+    module = SFTModule(small_policy(1), adamw(), (1,), FORWARDS[forward], prompt_weight=weight)
+    total, found = backward(module, [cut_step([example], HUGE, forward == "tree")])
+    answer = [float(kind in train_on) for kind, ids in parts for _ in ids]
+    weights = torch.tensor([weight] * (len(row.prompt) - 1) + answer)
+    expected = -(weights * plain_logps(module.model, row)).sum() / weights.sum()
+    expected.backward()
+    assert example.weight == pytest.approx(float(weights.sum()))
+    assert total == pytest.approx(float(expected.detach()), rel=1e-5) and furthest(found, gradients(module)) < 1e-5
+    assert trained_rows(row, [("text", row.answer)], ["calls"], weight > 0) == ()

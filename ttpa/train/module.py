@@ -163,9 +163,12 @@ class PolicyModule(pl.LightningModule):
         self.tokens_seen, self.tokens_computed, self.last_metrics = checkpoint["progress"]
 
 
-def sft_example(row: TokenRow, prompt_weight: float, unit: Any) -> Example:
-    """A demonstration; it weighs its answer tokens and, by `prompt_weight`, its prompt tokens (all but the first)."""
-    return Example((row,), len(row.answer) + prompt_weight * max(0, len(row.prompt) - 1), unit)
+def sft_example(rows: Sequence[TokenRow], prompt_weight: float, unit: Any) -> Example:
+    """A demonstration in one row or as `trained_rows` cut it; it weighs its answer tokens and, by `prompt_weight`, the
+    prompt tokens of its first row (all but the first).
+    """
+    answers = sum(len(row.answer) for row in rows)
+    return Example(tuple(rows), answers + prompt_weight * max(0, len(rows[0].prompt) - 1), unit)
 
 
 class SFTModule(PolicyModule):
@@ -176,10 +179,13 @@ class SFTModule(PolicyModule):
         self.prompt_weight = prompt_weight
 
     def micro_loss(self, examples: Sequence[Example], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        found = self.logps_of([example.rows[0] for example in examples], with_prompt=self.prompt_weight > 0)
+        rows = [row for example in examples for row in example.rows]
+        found = self.logps_of(rows, with_prompt=self.prompt_weight > 0)
         weights_N = found.is_answer_N.float()
         if self.prompt_weight > 0:
-            weights_N = weights_N + self.prompt_weight * (~found.is_answer_N).float()
+            first = [number == 0 for example in examples for number in range(len(example.rows))]
+            first_B = torch.tensor(first, device=weights_N.device)
+            weights_N = weights_N + self.prompt_weight * (~found.is_answer_N & first_B[found.row_N]).float()
         answer_nll = -found.logps_N.detach()[found.is_answer_N].mean()
         return weighted_nll(found.logps_N, weights_N) / step.weight, {"nll": answer_nll}
 

@@ -5,8 +5,9 @@ A plan follows from the seed alone and is made before training, so that a resume
 
 import math
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from ttpa.policy.tree import TokenRow, bucket_by_tokens, pack
@@ -15,7 +16,9 @@ from ttpa.train.settings import AlignRecipe, Warmup, WarmupRecipe
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What is learned from at once: one sequence, or the two of a pair."""
+    """What is learned from at once: one sequence (in rows that share their beginning, where parts of it are masked), or
+    the two of a pair.
+    """
 
     rows: tuple[TokenRow, ...]
     weight: float  # in its step: tokens, for NLL losses
@@ -38,6 +41,22 @@ class Plan:
 
     steps: tuple[tuple[Example, ...], ...]
     boundaries: tuple[int, ...]  # step numbers at which a learning-rate schedule ends
+
+
+def trained_rows(
+    row: TokenRow, parts: Sequence[tuple[str, Sequence[int]]], train_on: Collection[str], with_prompt: bool
+) -> tuple[TokenRow, ...]:
+    """A row for each run of parts of the answer that are trained, behind all that stands before the run; none where no
+    part is. `with_prompt`: the prompt is trained, too, so it has a row of its own where the answer begins without loss.
+    """
+    found, start = list[TokenRow](), 0
+    for trained, run in groupby(parts, lambda part: part[0] in train_on):
+        stop = start + sum(len(ids) for _, ids in run)
+        if trained:
+            found.append(TokenRow((*row.prompt, *row.answer[:start]), row.answer[start:stop]))
+        start = stop
+    lead = [TokenRow(row.prompt, ())] if with_prompt and found and len(found[0].prompt) > len(row.prompt) else []
+    return (*lead, *found)
 
 
 def _by_unit(examples: Sequence[Example]) -> list[list[Example]]:
@@ -93,16 +112,16 @@ def _passes(examples: Sequence[Example], recipe: WarmupRecipe, steps: int | None
 def plan_warmup(
     examples: Sequence[Example], bands: Sequence[str], settings: Warmup, recipe: WarmupRecipe, seed: int
 ) -> Plan:
-    """The steps of the warm-up on demonstrations of one row each. Shuffled is a single band; unknown bands are hard."""
+    """The steps of the warm-up on demonstrations. Shuffled is a single band; unknown bands are hard."""
     rng = random.Random(f"warmup:{seed}")
     groups: dict[str, list[Example]] = {"easy": [], "medium": [], "hard": []}
     for example, band in zip(examples, bands, strict=True):
         groups[band if settings.order == "bands" and band in groups else "hard"].append(example)
-    total, seen = sum(len(example.rows[0]) for example in examples), 0
+    total, seen = sum(len(example.rows[-1]) for example in examples), 0
     plan, boundaries, earlier = list[tuple[Example, ...]](), list[int](), list[Example]()
     for group in filter(None, groups.values()):
         replayed = rng.sample(earlier, min(len(earlier), round(settings.replay * len(group))))
-        seen += sum(len(example.rows[0]) for example in group)
+        seen += sum(len(example.rows[-1]) for example in group)
         steps = None if recipe.steps is None else max(1, round(recipe.steps * seen / total) - len(plan))
         plan += _passes([*group, *replayed], recipe, steps, rng)
         boundaries.append(len(plan))

@@ -53,19 +53,31 @@ class Optimisation:
         return self.final_fraction + (1 - self.final_fraction) * left
 
 
+Parts = Annotated[Sequence[Literal["calls", "text", "thoughts"]], Field(min_length=1)]
+"""Parts of a target that are trained; the others are read as if they stood in the prompt, without a loss."""
+
+
 @option
 class WarmupRecipe(Optimisation):
     """Supervised fine-tuning."""
 
+    train_on: Parts
     batch_tokens: Count  # padded, an optimiser step
     prompt_weight: Fraction  # loss weight of prompt tokens; answer tokens weigh 1
 
 
 @option
-class AlignRecipe(Optimisation):
-    """The align stage."""
+class OnlineRecipe(Optimisation):
+    """Objectives that draw their answers while they train."""
 
     batch_size: Count  # pairs, answers or (online) prompts an optimiser step, over all devices
+
+
+@option
+class AlignRecipe(OnlineRecipe):
+    """The align stage. `train_on` is for objectives that learn from targets: sampled answers are trained on whole."""
+
+    train_on: Parts
 
 
 @option
@@ -73,11 +85,12 @@ class Recipe:
     """Numbers that suit a model's size."""
 
     max_new_tokens: Count
+    train_on: Parts
     sft_weight: NonNegative
     num_iterations: Count
     warmup: WarmupRecipe
     align: AlignRecipe
-    online: AlignRecipe
+    online: OnlineRecipe
 
 
 @option

@@ -138,7 +138,7 @@ class Conversation:
         text = official.reply(candidate.text) if self._official else candidate.text
         answer: Any = [{call.name: dumps(call.arguments)} for call in given] or text
         self._result[-1].append(answer)
-        self._messages.append(Message(role="assistant", content=text, calls=given))
+        self._messages.append(Message(role="assistant", content="" if given else text, calls=given))
         calls = read_step(answer, function_calling=not self._official)
         if not calls:
             self._begin_turn()

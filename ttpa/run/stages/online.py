@@ -25,7 +25,7 @@ from ttpa.run.parts import Parts, Progress, fitting, selected_samples, set_threa
 from ttpa.train.grpo import Answer, Group, GRPOModule, RolloutData, read_rounds
 from ttpa.train.module import fit
 from ttpa.train.policy_gradient import GRPO
-from ttpa.train.settings import AlignRecipe
+from ttpa.train.settings import OnlineRecipe
 
 
 def align_online(
@@ -110,7 +110,7 @@ def _answer(parts: Parts, task: Task, one: Generated) -> Answer:
     )  # fmt: skip
 
 
-def _steps(recipe: AlignRecipe, loss: GRPO, prompts: int) -> int:
+def _steps(recipe: OnlineRecipe, loss: GRPO, prompts: int) -> int:
     """Optimiser steps: as configured, or as many as so many passes over the prompts need."""
     rounds = math.ceil(prompts * (recipe.epochs or 0) / (recipe.batch_size * loss.minibatches))
     return recipe.steps or max(1, rounds) * loss.steps_a_round

@@ -30,7 +30,7 @@ def build_warmup(parts: Parts, data: Path, workdir: Path, progress: Progress) ->
     """The starting policy, fine-tuned on the demonstrations unless `warmup=none`."""
     from ttpa.policy.forward import choose_forward
     from ttpa.policy.policy import create_policy
-    from ttpa.train.module import SFTModule, sft_example
+    from ttpa.train.module import SFTModule
     from ttpa.train.plan import plan_warmup
 
     set_threads(parts)
@@ -41,22 +41,47 @@ def build_warmup(parts: Parts, data: Path, workdir: Path, progress: Progress) ->
         return {"steps": 0, "tokens": 0, "parameters": policy.model.num_parameters()}
     samples, rows, left_out = fitting(policy, samples, None, "warm-up")
     recipe, forward = parts.recipe.warmup, choose_forward(policy, parts.trainer.forward)
-    examples = [sft_example(row, recipe.prompt_weight, one.cluster) for one, row in zip(samples, rows, strict=True)]
-    plan = plan_warmup(examples, [sample.band for sample in samples], parts.warmup, recipe, parts.seed)
+    units = [sample.cluster for sample in samples]
+    found = demonstrations(policy, samples, rows, recipe.train_on, recipe.prompt_weight, units)
+    bands = [samples[at].band for at in found]
+    plan = plan_warmup(list(found.values()), bands, parts.warmup, recipe, parts.seed)
     policy.start_training(parts.seed)
     module = SFTModule(policy, recipe, plan.boundaries, forward, prompt_weight=recipe.prompt_weight)
-    counts = {"samples": len(samples), **left_out, "parameters": policy.model.num_parameters()}
+    counts = {"samples": len(found), **left_out, **_masked(samples, found), "parameters": policy.model.num_parameters()}
     return counts | _fit(parts, module, plan, workdir, progress)
+
+
+def demonstrations(
+    policy: Policy, samples: Sequence[Sample], rows: Sequence[TokenRow], train_on: Sequence[str], prompt_weight: float,
+    units: Sequence[Any],
+) -> dict[int, Example]:  # fmt: skip
+    """Place of a sample -> its target with the parts that are trained; samples of which no part is are left out."""
+    from ttpa.train.module import sft_example
+    from ttpa.train.plan import trained_rows
+
+    if len({*train_on}) == 3:  # all there are
+        return {at: sft_example([row], prompt_weight, units[at]) for at, row in enumerate(rows)}
+    answers = policy.renderer.answer_parts(samples)
+    cut = (trained_rows(row, ids, train_on, prompt_weight > 0) for row, ids in zip(rows, answers, strict=True))
+    found = {at: sft_example(made, prompt_weight, units[at]) for at, made in enumerate(cut) if made}
+    if not found:
+        raise DataError(f"recipe.train_on={list(train_on)}: no target has such a part. Name other parts, or give data.")
+    return found
+
+
+def _masked(samples: Sequence[Sample], found: Mapping[int, Example]) -> dict[str, int]:
+    """How many samples were left out because no part of them is trained, where there are some."""
+    return {"masked": len(samples) - len(found)} if len(found) < len(samples) else {}
 
 
 def _tokenizer_texts(model: TinyModel | HFModel, samples: Sequence[Sample]) -> Iterator[str]:
     from ttpa.calls.syntaxes import get_syntax
-    from ttpa.prompts import compact_segments
+    from ttpa.prompts import compact_segments, target_parts
 
     syntax = get_syntax(model.syntax)
     for sample in samples:
         yield from (text for _, text in compact_segments(sample, syntax))
-        yield syntax.print(sample.target) if sample.target else sample.target_text or ""
+        yield "".join(text for _, text in target_parts(sample, syntax))
 
 
 def _fit(parts: Parts, module: PolicyModule, plan: Plan, workdir: Path, progress: Progress) -> dict[str, Any]:
@@ -87,9 +112,12 @@ def build_align(
     set_threads(parts)
     policy, loss, recipe = load_policy(policy_dir), parts.objective, parts.recipe.align
     forward = choose_forward(policy, parts.trainer.forward)
+    examples: Sequence[Example]
     if explore is None:
-        _, rows, left_out = fitting(policy, selected_samples(parts, data, select), None, "align")
-        counts = {"answers": len(rows), **left_out}
+        samples, rows, left_out = fitting(policy, selected_samples(parts, data, select), None, "align")
+        found = demonstrations(policy, samples, rows, parts.recipe.align.train_on, 0.0, range(len(rows)))
+        examples = list(found.values())
+        counts = {"answers": len(examples), **left_out, **_masked(samples, found)}
     else:
         pairs = [Pair.from_json(row) for row in read_jsonl(explore / "pairs.jsonl")]
         if not pairs:
@@ -103,7 +131,7 @@ def build_align(
         answers = dict.fromkeys((pair.sample_id, pair.chosen.token_ids) for pair in pairs)
         rows = [TokenRow(prompts[sample_id], ids) for sample_id, ids in answers]
         counts = {"pairs": len(pairs)} if loss.contrasts else {"answers": len(rows)}
-    examples: Sequence[Example] = [sft_example(row, 0.0, number) for number, row in enumerate(rows)]
+        examples = [sft_example([row], 0.0, number) for number, row in enumerate(rows)]
     make: Callable[..., PolicyModule] = partial(SFTModule, prompt_weight=0.0)
     if isinstance(loss, PreferenceLoss):
         examples = pair_examples(parts, policy, loss, pairs, prompts, forward, workdir)
