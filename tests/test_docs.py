@@ -16,7 +16,7 @@ LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 PAGES = [ROOT / "README.md"]
 PAGES += [ROOT / link for link in LINK.findall(PAGES[0].read_text("utf-8")) if link.startswith("docs/")]
-OWN = ("tool_first", "experiments/mine")  # files that a page has its reader write
+OWN = ("my_pkg", "experiments/mine")  # files that a page has its reader write
 
 
 def commands() -> list[list[str]]:

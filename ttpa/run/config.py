@@ -4,12 +4,14 @@
 A stage's fingerprint holds the block of `recipe` that it reads (`recipe.warmup`); other options refer to the rest.
 """
 
+import hashlib
 import importlib
+import importlib.metadata
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -148,6 +150,30 @@ def check_target(key: str, target: Any) -> None:
         "Name an option class, or allow your own package on the command line: allow=[my_pkg], see docs/own_parts.md"
     )
     raise ConfigError.at(key, target, "may not be made from an option", remedy)
+
+
+@cache
+def _source_of(root: str) -> dict[str, str | None]:
+    """The version of the distribution that holds a package of the user's, where one is installed, and the SHA-256 of
+    the package's Python files.
+    """
+    module = importlib.import_module(root)
+    places = [Path(place) for place in getattr(module, "__path__", ())] or [Path(str(module.__file__))]
+    digest, version = hashlib.sha256(), None
+    for place in places:
+        for file in [place] if place.is_file() else sorted(place.rglob("*.py")):
+            content = file.read_bytes()
+            digest.update(f"{file.relative_to(place).as_posix()} {len(content)}\n".encode() + content)
+    with suppress(importlib.metadata.PackageNotFoundError, LookupError):
+        version = importlib.metadata.version(importlib.metadata.packages_distributions()[root][0])
+    return {"version": version, "sha256": digest.hexdigest()}
+
+
+def own_code(settings: Any) -> dict[str, Any]:
+    """What a fingerprint needs to know of the user's own classes in some settings: package -> version and source."""
+    targets = [str(value) for key, value in _leaves(settings, "") if key.endswith("._target_")]
+    roots = {target.partition(".")[0] for target in targets if target not in LIGHTNING} - {"ttpa"}
+    return {"own_code": {root: _source_of(root) for root in sorted(roots)}} if roots else {}
 
 
 def check_composed(cfg: DictConfig) -> None:

@@ -66,8 +66,10 @@ class _Graph:
     def key(self, name: str, inputs: Inputs, groups: Sequence[str], **more: Any) -> dict[str, Any]:
         """What decides a stage, as the store asks for it. What lies on disk decides too, and no setting says it."""
         settings = {**config.identity(self.cfg, *groups), **more}
+        own = config.own_code(settings)
         for group in settings.keys() & self.parts.on_disk.keys():
             settings[group] |= self.parts.on_disk[group]
+        settings |= own
         return {"version": VERSIONS[name], "config": settings, "inputs": inputs}
 
     def stage(
