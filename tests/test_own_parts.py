@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "own_parts.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^```(?:python|yaml)\n# ((?:my_pkg|mine)/\S+)\n(.*?)^```", PAGE, re.M | re.S))
 KINDS = {"data": "source", "sampler": "sampler", "scorer": "scorer", "objective": "objective", "eval": "evaluation"}
-SMALL = "debug=smoke model.hidden=32 model.layers=1 model.heads=2 model.feed_forward=64 model.vocab=340".split()
+SMALL = "debug=smoke model.hidden=32 model.layers=1 model.heads=2 model.feed_forward=64 model.vocab=340".split()  # noqa: SIM905
 SMALL += ["trainer.threads=1", "data.path=questions.jsonl", "data.test_fraction=0.3"]
-CITIES = "Rome Paris Oslo Bern Riga Kyiv Lima Baku Doha Cairo Tunis Quito Minsk Turin Milan Genoa Delhi Osaka".split()
+CITIES = "Rome Paris Oslo Bern Riga Kyiv Lima Baku Doha Cairo Tunis Quito Minsk Turin Milan".split()  # noqa: SIM905
 
 
 @pytest.fixture
