@@ -19,20 +19,21 @@ from ttpa.data.source import ComputeWaves, compute_here, limited, stable_unit, w
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps, write_jsonl
 from ttpa.options import Count, Fraction, option
-from ttpa.records import Message, Sample, ToolCall, ToolSpec
+from ttpa.records import Message, Record, Sample, ToolCall, ToolSpec
 
 SPLITS = {"warmup": "train.jsonl", "explore": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"}
 
 
 class Converted(NamedTuple):
     """What a row became: a `key` equal for rows of equal content, its first user message, its samples, and whether
-    damage in the published text was undone to read it.
+    damage in the published text was undone to read it. `pairs` are records about the samples, for `pairs.jsonl`.
     """
 
     key: str
     opening: str
     samples: tuple[Sample, ...]
     repaired: bool = False
+    pairs: tuple[Record, ...] = ()
 
 
 def content_key(*parts: Any) -> str:
@@ -63,7 +64,7 @@ def split_of_opening(opening: str, split_seed: int, validation_fraction: float, 
 
 def _writable(value: Any) -> bool:
     try:
-        json.dumps(value.to_json() if isinstance(value, Sample) else value, ensure_ascii=False).encode()
+        json.dumps(value.to_json() if isinstance(value, Record) else value, ensure_ascii=False).encode()
     except (TypeError, ValueError):  # half of a surrogate pair, or no JSON
         return False
     return True
@@ -149,14 +150,15 @@ class FileSource(ABC):
         self.check()
         counts, reasons, seen = Counter[str](), Counter[str](), set[str]()
         splits: dict[str, list[Sample]] = {"train": [], "validation": [], "test": []}
-        rejected, off_schema = list[dict[str, Any]](), list[dict[str, Any]]()
+        rejected, off_schema, pairs = list[dict[str, Any]](), list[dict[str, Any]](), list[Record]()
         for row in islice(read_rows(self.path), self.max_rows):
             counts["read"] += 1
             try:
                 if isinstance(row.value, BadRow):
                     raise row.value
                 converted = self.convert(row.value)
-                need(all(map(_writable, converted.samples)), "not text", "holds half of a surrogate pair")
+                parts = (*converted.samples, *converted.pairs)
+                need(all(map(_writable, parts)), "not text", "holds half of a surrogate pair")
             except BadRow as problem:
                 reasons[problem.args[0]] += 1
                 kept = {"row": dict(row.value)} if isinstance(row.value, Mapping) and _writable(row.value) else {}
@@ -170,6 +172,7 @@ class FileSource(ABC):
             counts["repaired"] += converted.repaired
             name = split_of_opening(converted.opening, self.split_seed, self.validation_fraction, self.test_fraction)
             splits[name] += converted.samples
+            pairs += converted.pairs
             place = {"file": row.file, "line": row.line}
             off_schema += (place | problem for problem in _off_schema(converted.samples))
         write_jsonl(out / "rejected.jsonl", rejected)
@@ -182,6 +185,8 @@ class FileSource(ABC):
                 f"data.path={self.path}: {counts['read']} rows gave no train sample ({counts['without_call_turn']} "
                 "have no call turn). Raise data.max_rows, lower the held-out fractions, or set data.text_turns=true."
             )
+        if pairs:
+            write_jsonl(out / "pairs.jsonl", pairs)
         splits = {name: limited(samples, self.limit) for name, samples in splits.items()}
         lines = {f"{name}.jsonl": [dumps(one.to_json()) for one in samples] for name, samples in splits.items()}
         bands = {name: Counter(sample.band for sample in samples) for name, samples in splits.items()}

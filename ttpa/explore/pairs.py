@@ -13,7 +13,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ttpa.calls.schema import calls_equal
 from ttpa.explore.sampler import SiblingPair
@@ -22,13 +22,14 @@ from ttpa.records import Candidate, Pair, Sample, Score
 
 Scored = tuple[Candidate, Score]
 
-_GOLD_SCORE = Score(value=1.0, exact=True, explanation="the target")
+GOLD_SCORE = Score(value=1.0, exact=True, explanation="the target")
 
 
 @option
 class PairRule:
     """Which candidates become pairs."""
 
+    given: ClassVar[bool] = False
     gold_below: Fraction
     require_exact_chosen: bool
     min_margin: Fraction
@@ -36,6 +37,15 @@ class PairRule:
     max_pairs_per_sample: Count | None
     between: Literal["answers", "siblings"]
     seed: int
+
+
+@option
+class GivenPairs:
+    """The pairs that the data holds (`ttpa.data.pairs`), in place of a rule for answers that are drawn."""
+
+    given: ClassVar[bool] = True
+    gold_below: ClassVar[float] = 1.0  # the chosen answer is the target
+    between: ClassVar[str] = "answers"
 
 
 def make_pairs(sample: Sample, scored: Sequence[Scored], gold: Candidate, rule: PairRule) -> list[Pair]:
@@ -52,7 +62,7 @@ def make_pairs(sample: Sample, scored: Sequence[Scored], gold: Candidate, rule: 
     top = max((score.value for _, score in distinct), default=math.nan)
     # An exact answer of the policy's own is preferred to the target: it says the same in the policy's words.
     if top < rule.gold_below and not (strict and able):
-        chosen, below = (gold, _GOLD_SCORE), math.inf
+        chosen, below = (gold, GOLD_SCORE), math.inf
     else:
         below = max((score.value for _, score in able), default=top) if strict else top
         best = [one for one in able if one[1].value == below]

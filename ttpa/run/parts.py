@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ttpa.data.source import Work, read_split
 from ttpa.errors import ConfigError, DataError
-from ttpa.explore.pairs import PairRule
+from ttpa.explore.pairs import GivenPairs, PairRule
 from ttpa.explore.sampler import Sampler
 from ttpa.explore.scorers.score import Scorer
 from ttpa.explore.select import SelectAll, SelectPerplexity
@@ -92,7 +92,7 @@ class Parts:
     select: SelectAll | SelectPerplexity
     sampler: Sampler
     scorer: Scorer
-    pairs: PairRule
+    pairs: PairRule | GivenPairs
     objective: PreferenceLoss | RFT | Gold | GRPO
     evaluation: Evaluation
     seed: int
@@ -142,6 +142,13 @@ def check_compatible(parts: Parts, cfg: DictConfig) -> None:
         problem = f"{objective} learns from the targets, which are the same in each of rounds={cfg.rounds}. {other}"
     elif online and cfg.rounds > 1:
         problem = f"{objective} draws its own answers in the align stage, so rounds={cfg.rounds} must be 1. {other}"
+    elif parts.pairs.given and not getattr(parts.data, "holds_pairs", False):
+        problem = (
+            f"{chosen['pairs']} reads pairs, and {chosen['data']} holds none. Use data=pairs with data.path=FILE, or "
+            "pairs=verified."
+        )
+    elif parts.pairs.given and cfg.rounds > 1:
+        problem = f"{chosen['pairs']} gives the same pairs in each of rounds={cfg.rounds}. Use rounds=1, or draw pairs."
     elif parts.pairs.between == "siblings" and not sampler.grows_trees:
         problem = (
             f"{chosen['pairs']} takes pairs from a search tree, but {chosen['sampler']} grows none. Use sampler=mcts, "

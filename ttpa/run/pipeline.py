@@ -16,7 +16,7 @@ from ttpa.io import write_jsonl
 from ttpa.run import config
 from ttpa.run.cluster import joined, place
 from ttpa.run.parts import VERSIONS, Parts, build_data, build_parts, check_compatible
-from ttpa.run.stages.decoding import build_evaluate, build_explore, build_select
+from ttpa.run.stages.decoding import build_evaluate, build_explore, build_given, build_select
 from ttpa.run.stages.training import build_align, build_warmup
 from ttpa.run.store import Inputs, Planner, StageResult, Store, fingerprint
 from ttpa.run.tracking import StageFacts
@@ -160,9 +160,12 @@ def _branch(graph: _Graph, objective: str, data: StageResult, warmup: StageResul
             selection, selected = [], select.path
         given = (start, data.path, selected)
         if parts.objective.consumes == "pair":
-            groups = ["sampler", "scorer", "pairs", "seed", *selection]
-            more = {"round": number}
-            explore = graph.stage(f"explore{shown}", "explore", inputs, groups, build_explore, *given, number, **more)
+            groups, more = ["sampler", "scorer", "pairs", "seed", *selection], {"round": number}
+            build: Builder = build_explore
+            told: tuple[Any, ...] = (*given, number)
+            if parts.pairs.given:
+                groups, more, build, told = ["pairs", *selection], {}, build_given, given
+            explore = graph.stage(f"explore{shown}", "explore", inputs, groups, build, *told, **more)
             inputs["explore"] = done[f"explore{number}"] = explore
             selection, explored = [], explore.path
         if cfg.until == "explore" and number == cfg.rounds:

@@ -14,12 +14,14 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ttpa.calls.six_errors import is_exact
+from ttpa.data.pairs import GivenPair
 from ttpa.data.source import read_split
 from ttpa.errors import FALLBACKS, DataError, fall_back
-from ttpa.explore.pairs import make_pairs, pair_siblings, with_parting
+from ttpa.explore.pairs import GOLD_SCORE, PairRule, make_pairs, pair_siblings, with_parting
 from ttpa.explore.sampler import Drawn, Task
 from ttpa.explore.scorers.score import unit_score
-from ttpa.io import Shard, dumps, write_jsonl
+from ttpa.io import Shard, dumps, read_jsonl, write_jsonl
 from ttpa.policy.engine import Sampling
 from ttpa.records import Candidate, Pair, Sample, Score
 from ttpa.run.parts import Parts, Progress, fitting, selected_samples, set_threads
@@ -152,6 +154,7 @@ class _Explorer(_Worker):
 
     def _pairs(self, task: Task, scored: Sequence[tuple[Candidate, Score]], drawn: Drawn) -> list[Pair]:
         rule = self.parts.pairs
+        assert isinstance(rule, PairRule), "pairs that are given need no answers"
         if rule.between == "siblings":
             return pair_siblings(task.sample, scored, drawn.siblings, rule)
         (gold,) = self.policy.renderer.gold([task.sample])
@@ -176,6 +179,11 @@ def build_explore(
     sampler, work = parts.sampler, partial(_Explorer, round_number)
     wave_size = max(1, parts.wave_rows // sampler.wave_share)
     told = _decode(work, "explore", parts, policy_dir, samples, sampler.max_new_tokens, shard, wave_size, progress)
+    return _explored(workdir, shard, told)
+
+
+def _explored(workdir: Path, shard: Shard, told: dict[str, Any]) -> dict[str, Any]:
+    """Writes `pairs.jsonl` and gives the metrics of an explore stage."""
     rows = sorted(shard.rows(), key=lambda row: str(row["id"]))
     write_jsonl(workdir / "pairs.jsonl", (pair for row in rows for pair in row["pairs"]))
     exact = [[score["exact"] for score in row["scores"]] for row in rows]
@@ -194,6 +202,50 @@ def build_explore(
         "mean_distinct": share(sum(len({one["text"] for one in row["candidates"]}) for row in rows)),
         **told,
     }
+
+
+def build_given(
+    parts: Parts, policy_dir: Path, data: Path, select: Path | None, workdir: Path, progress: Progress
+) -> dict[str, Any]:
+    """The pairs that the data holds, as token ids of this policy; pairs with an answer that is too long are left out
+    and counted. The files are those of `build_explore`.
+    """
+    from ttpa.policy.policy import load_policy
+
+    policy = load_policy(policy_dir)
+    samples, rows, left_out = fitting(policy, selected_samples(parts, data, select), None, "explore")
+    given = {row["sample_id"]: GivenPair.from_json(row) for row in read_jsonl(data / "pairs.jsonl")}
+    pairs, lines = [given[sample.id] for sample in samples], list[dict[str, Any]]()
+    turned = [
+        replace(sample, target=pair.rejected.calls, target_text=pair.rejected.content or None)
+        for sample, pair in zip(samples, pairs, strict=True)
+    ]
+    both = zip(samples, policy.renderer.gold(samples), policy.renderer.gold(turned), pairs, rows, strict=True)
+    for sample, chosen, other, pair, row in both:
+        if len(row.prompt) + len(other.token_ids) > policy.spec.max_tokens:
+            left_out["too_long"] += 1
+            continue
+        calls, error = policy.renderer.read(other.text)
+        rejected = replace(other, index=0, calls=calls, error=error)
+        low = Score(value=0.0, exact=is_exact(sample, calls), explanation="rejected in the data")
+        high = replace(GOLD_SCORE, explanation="chosen in the data")
+        if pair.chosen_score is not None and pair.rejected_score is not None:
+            high, low = replace(high, value=pair.chosen_score), replace(low, value=pair.rejected_score)
+        made = Pair(
+            sample_id=sample.id,
+            chosen=chosen,
+            rejected=rejected,
+            chosen_score=high,
+            rejected_score=low,
+            provenance={"rule": "given"},
+        )
+        lines.append(
+            {"id": sample.id, "candidates": [chosen.to_json(), rejected.to_json()], "pairs": [made.to_json()],
+             "scores": [high.to_json(), low.to_json()], "tree": None, "counts": {"generated": 0}, "seed": ""}
+        )  # fmt: skip
+    write_jsonl(workdir / "candidates.jsonl", lines)
+    progress(len(lines), len(lines), 0.0, "")
+    return _explored(workdir, Shard(workdir / "candidates.jsonl"), {**left_out, "failed": 0, "engine": "none"})
 
 
 class _Judge(_Worker):
