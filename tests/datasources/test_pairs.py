@@ -105,6 +105,15 @@ def test_history_results_and_the_rest_of_a_system_text_are_kept() -> None:
     assert sample.target_text == "Sunny." and given(row).rejected.calls[0].name == "weather"
 
 
+def test_thoughts_and_text_beside_calls() -> None:
+    content = f"<think>\nRome it is.\n</think>\n\nLet me look.\n{hermes(GOOD)['content']}"
+    row = LAYOUTS["TRL"] | {"chosen": [{"role": "assistant", "content": content}]}
+    row["rejected"] = [{**openai(BAD), "reasoning_content": "Paris?"}]
+    (sample,) = source().convert(row).samples
+    assert (sample.target_thought, sample.target_text) == ("Rome it is.", "Let me look.") and sample.target
+    assert given(row).rejected.thought == "Paris?"
+
+
 def test_what_is_rejected_may_be_wrong_in_any_way() -> None:
     row = LAYOUTS["ToolPref"] | {"rejected": [HERMES, ASK, {"role": "assistant", "content": "<tool_call>{oops"}]}
     assert given(row).rejected == Message(role="assistant", content="<tool_call>{oops")

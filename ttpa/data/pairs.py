@@ -4,7 +4,6 @@ A row is a prompt and two answers. The prompt with the chosen answer is a sample
 """
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from ttpa.data.published import Converted, FileSource, content_key, unique_tools
 from ttpa.data.rows import BadRow, decode, need, need_object
 from ttpa.data.tools import name_of, read_tool, unwrapped
 from ttpa.options import option
-from ttpa.records import Message, Record, ToolCall, ToolSpec
+from ttpa.records import Message, Record, ToolCall, ToolSpec, shared_tokens
 
 _ROLES = {
     **dict.fromkeys(("user", "human"), "user"),
@@ -26,6 +25,7 @@ _ROLES = {
 _SIDES = (("chosen", "rejected"), ("chosen_response", "rejected_response"))
 _NVIDIA = re.compile(r"<TOOLCALL>(.*?)(?:</TOOLCALL>|\Z)", re.DOTALL)  # as When2Call writes calls: a list of objects
 _TOOLS = re.compile(r"<tools>\s*([\[{].*?)\s*</tools>", re.DOTALL)
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 _HERMES = get_syntax("hermes")
 
 
@@ -80,11 +80,16 @@ def _turn(item: Any) -> Message:
         role = "".join(str(part.get("text", "")) for part in role if isinstance(part, dict))
     need(role is None or isinstance(role, str), "missing key", f"a turn of {said} holds no text")
     text = str(role or "")
+    if _ROLES[said] != "assistant":
+        return Message(role=_ROLES[said], content=text)
+    thought = next((item[key] for key in ("reasoning_content", "thinking") if isinstance(item.get(key), str)), "")
+    if not thought and (begun := _THOUGHT.match(text)):
+        thought, text = begun[1], text[begun.end() :]
     if item.get("tool_calls"):
-        return Message(role="assistant", content=text, calls=_calls(item["tool_calls"]))
-    if said == "function_call":
-        return Message(role="assistant", calls=_calls(text))
-    return _spoken(text) if _ROLES[said] == "assistant" else Message(role=_ROLES[said], content=text)
+        turn = Message(role="assistant", content=text, calls=_calls(item["tool_calls"]))
+    else:
+        turn = Message(role="assistant", calls=_calls(text)) if said == "function_call" else _spoken(text)
+    return replace(turn, thought=thought.strip("\n"))
 
 
 def _lenient(item: Any) -> Message:
@@ -112,7 +117,7 @@ def _parts(row: Mapping[str, Any]) -> tuple[list[Any], Any, Any]:
     before = next((row[key] for key in ("prompt", "messages", "conversations", "instruction") if row.get(key)), None)
     if before is None and isinstance(good, str) and isinstance(bad, str):
         # Words are kept whole, as in TRL.
-        shared = len(os.path.commonprefix([good, bad]))
+        shared = shared_tokens(list(map(ord, good)), list(map(ord, bad)))
         cut = good.rfind(" ", 0, shared) + 1
         need(cut, "no prompt", "both answers differ from their first word on")
         before, good, bad = good[:cut].strip(), good[cut:], bad[cut:]
@@ -196,7 +201,8 @@ class Preferences(FileSource):
         if not chosen.calls and not self.text_turns:
             return Converted(key, opening, ())
         made = self.sample(f"pairs-{key}", tools, messages, chosen.calls, chosen.content)
-        made = replace(made, dialogue_id=f"pairs-{prompt}")  # pairs of one prompt are no independent samples
+        # Pairs of one prompt are no independent samples.
+        made = replace(made, dialogue_id=f"pairs-{prompt}", target_thought=chosen.thought)
         if chosen.calls and chosen.content:
             made = replace(made, target_text=chosen.content)
         scores = {name: _score(row, name) for name in ("chosen_score", "rejected_score")}

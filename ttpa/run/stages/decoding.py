@@ -217,8 +217,8 @@ def build_given(
     given = {row["sample_id"]: GivenPair.from_json(row) for row in read_jsonl(data / "pairs.jsonl")}
     pairs, lines = [given[sample.id] for sample in samples], list[dict[str, Any]]()
     turned = [
-        replace(sample, target=pair.rejected.calls, target_text=pair.rejected.content or None)
-        for sample, pair in zip(samples, pairs, strict=True)
+        replace(sample, target=said.calls, target_text=said.content or None, target_thought=said.thought)
+        for sample, said in zip(samples, (pair.rejected for pair in pairs), strict=True)
     ]
     both = zip(samples, policy.renderer.gold(samples), policy.renderer.gold(turned), pairs, rows, strict=True)
     for sample, chosen, other, pair, row in both:
