@@ -41,7 +41,7 @@ def human(call: dict[str, Any]) -> dict[str, str]:
     return {"from": "function_call", "value": json.dumps(call)}
 
 
-QWEN = f"# Tools\n\nYou may call functions.\n\n<tools>\n{json.dumps(WRAPPED)}\n</tools>\n\nFor each call write <tool_call>."
+QWEN = f"# Tools\n\nYou may call.\n\n<tools>\n{json.dumps(WRAPPED)}\n</tools>\n\nFor each call write <tool_call>."
 HERMES = {"role": "system", "content": QWEN}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "TRL": {"prompt": [ASK], "chosen": [openai(GOOD)], "rejected": [openai(BAD)], "tools": [WRAPPED]},
