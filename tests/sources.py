@@ -2,17 +2,20 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from ttpa.data.bands import Bands
+from ttpa.data.reversed.dialogues import Dialogues
 from ttpa.data.reversed.noise import Noise
+from ttpa.data.reversed.scenario import Script
 from ttpa.data.reversed.source import Reversed
 from ttpa.data.toolace import ToolACE
 from ttpa.data.xlam import XLAM
 from ttpa.records import Sample
 
+D = TypeVar("D", bound=Dialogues)
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
@@ -45,6 +48,19 @@ def reversed_source(**more: Any) -> Reversed:
     few = {"seed": 0, "warmup_samples": 300, "explore_samples": 100, "validation_per_band": 20, "test_per_band": 30,
            "test_unseen": 20, "noise": noise()}  # fmt: skip
     return Reversed(**(_values("data/reversed.yaml") | few | more))
+
+
+def dialogues(kind: type[D], name: str, **more: Any) -> D:
+    """A generator of dialogues with the values of its option file, by default few of them over the embedded world."""
+    values = _values("reversed_dialogues.yaml")
+    script = Script(**(_without_target(values["script"]) | more.pop("script", {})))
+    few = {"tools": ["world"], "samples": 6, "validation_samples": 2, "test_samples": 2, "bands": bands()}
+    own = _values(f"data/{name}.yaml")
+    return kind(**(values | {key: own[key] for key in own if key != "defaults"} | few | {"script": script} | more))
+
+
+def _without_target(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != "_target_"}
 
 
 def drawn(source: Reversed, split: str) -> list[Sample]:

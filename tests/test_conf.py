@@ -36,6 +36,7 @@ def options(group: str) -> list[str]:
 IDENTITY_OPTIONS = [(group, option) for group in config.IDENTITY for option in options(group)]
 BESIDE = {
     ("pairs", "siblings"): ("sampler=mcts",),
+    **{("data", f"reversed_{name}"): ("data.tools=[world]",) for name in ("openai", "policy", "bfcl")},
     ("eval", "bfcl"): (f"eval.path={ROOT}/tests/data/bfcl",),
     ("eval", "apibank"): (f"eval.path={ROOT}/tests/data/apibank",),
 }

@@ -23,7 +23,10 @@ the items whose work raised. The third argument makes the work where waves are c
 def compute_here(path: Path, waves: Sequence[Sequence[Any]], make_work: Callable[[], Work]) -> Sequence[str]:
     """Computes in this process, from the beginning; an error is raised."""
     work = make_work()
-    write_jsonl(path, (row for wave in waves for row in work(wave)))
+    try:
+        write_jsonl(path, (row for wave in waves for row in work(wave)))
+    finally:
+        getattr(work, "close", lambda: None)()
     return ()
 
 

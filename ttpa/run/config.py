@@ -71,7 +71,16 @@ def allow(words: Sequence[str]) -> list[str]:
                 raise ConfigError.at("allow", word[6:], "must name packages", "For example allow=[my_pkg]")
             _allowed = (*_allowed, *names)
             os.environ[ALLOW] = ",".join(_allowed)
-    return [word for word in words if not word.startswith("allow=")]
+    return _with_generator([word for word in words if not word.startswith("allow=")])
+
+
+def _with_generator(words: list[str]) -> list[str]:
+    """`data=reversed data.generator=openai` as the option that it is, `data=reversed_openai`; `policy` likewise."""
+    named = {word: f"data=reversed_{name}" for name in ("openai", "policy") for word in [f"data.generator={name}"]}
+    other = any(word.startswith("data=") and word != "data=reversed" for word in words)
+    if other or named.keys().isdisjoint(words):
+        return words
+    return [named.get(word, word) for word in words if word != "data=reversed"]
 
 
 @contextmanager

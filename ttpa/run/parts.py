@@ -21,7 +21,7 @@ from ttpa.policy.models import HFModel, TinyModel
 from ttpa.records import Candidate, Sample
 from ttpa.run import config
 from ttpa.run.tracking import Tracking
-from ttpa.run.waves import Executor, run_waves
+from ttpa.run.waves import Executor, LocalExecutor, run_waves
 from ttpa.train.losses import RFT, Gold, PreferenceLoss
 from ttpa.train.settings import NoWarmup, Recipe, TrainerOptions, Warmup
 
@@ -221,7 +221,8 @@ def build_data(parts: Parts, workdir: Path, progress: Progress) -> dict[str, Any
 
     def compute(path: Path, waves: Sequence[Sequence[Any]], make_work: Callable[[], Work]) -> Sequence[str]:
         """`ttpa.data.source.ComputeWaves` on the executor, with resume and progress."""
-        return run_waves(waves, make_work, parts.executor, Shard(path), lambda *at: progress(at[0], at[1], 0.0, ""))
+        executor = LocalExecutor() if getattr(parts.data, "in_process", False) else parts.executor
+        return run_waves(waves, make_work, executor, Shard(path), lambda *at: progress(at[0], at[1], 0.0, ""))
 
     return dict(parts.data.build(workdir, compute))
 

@@ -38,7 +38,7 @@ class Item(NamedTuple):
 class Reversed:
     """The data source over the embedded world; conf/data/reversed.yaml says what each value means."""
 
-    generator: Literal["simulator"]
+    generator: Literal["simulator", "openai", "policy"]
     seed: int
     world_seed: int
     train_tools: Annotated[int, Field(ge=4)]  # a prompt offers up to 4
@@ -54,6 +54,9 @@ class Reversed:
     limit: Count | None
 
     def __post_init__(self) -> None:
+        if self.generator != "simulator":
+            problem = "writes with a language model, which has an option file of its own"
+            raise ConfigError.at("generator", self.generator, problem, f"Type data=reversed_{self.generator}")
         most = len(VERBS) * len(NOUNS)
         if self.train_tools + self.unseen_tools > most:
             problem = f"more than {most} tools with unseen_tools={self.unseen_tools}"
