@@ -10,6 +10,7 @@ from itertools import chain, islice, product
 from typing import Any
 
 from ttpa.calls.syntaxes import OpenCall, ParseError, Syntax
+from ttpa.calls.templates import compact_template, in_front
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps
 from ttpa.records import Candidate, Message, Sample, ToolCall, ToolSpec
@@ -370,6 +371,25 @@ class Renderer:
         reply = Message(role="assistant", content="" if whole else answer, calls=calls if whole else ())
         asked = (*sample.messages, reply, Message(role="user", content=question))
         return self.prompts([replace(sample, messages=asked, target=(), target_text="A")])[0]
+
+    def said(self, message: Message) -> str:
+        """The text of a turn, its calls in the syntax of the model."""
+        return _said(message, self.syntax)
+
+    def whole_template(self) -> str:
+        """A chat template with which transformers alone writes these prompts from `messages` and `tools`. It repeats no
+        choice that is made for a single dialogue, and text of a sample may give control tokens.
+        """
+        if self.template == "compact":
+            return compact_template(self.syntax.name, dumps(_TYPE_NAMES))
+        template = self.tokenizer.get_chat_template(tools=[{}])
+        known = {name: value for name, value in self._variables.items() if name in template}
+        given = "".join(
+            f"{{%- set {name} = {name} if {name} is defined else {dumps(value)} %}}\n" for name, value in known.items()
+        )
+        today = self._today if "strftime_now" in template else ""
+        before = in_front(self.syntax.name, tools="tools" not in template, calls=not self._native)
+        return f"{given}{today}{before}{template}"
 
     def letters(self) -> tuple[int, ...] | None:
         """Token ids of A, B, C, D; None where one of them is no token of its own."""

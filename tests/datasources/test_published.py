@@ -252,7 +252,7 @@ OTHER = [  # rows, which source reads them, what they look like, what reads that
     ({"conversations": [{"role": "user", "content": "x"}]}, toolace, "OpenAI messages", "no option; data=xlam"),
     (SHAREGPT, toolace, "ShareGPT", "no option; data=xlam"), ({"system": "", **SHAREGPT}, xlam, "ShareGPT", ""),
     (TOOLACE, xlam, "ToolACE rows", "read by data=toolace."), (row(1), toolace, "xLAM rows", "read by data=xlam."),
-    ({"chosen": "a", "rejected": "b"}, xlam, "preference pairs", "no option"),
+    ({"chosen": "a", "rejected": "b"}, xlam, "preference pairs", "pairs=given"),
 ]  # fmt: skip
 
 

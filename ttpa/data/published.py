@@ -4,7 +4,8 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -39,6 +40,21 @@ class Converted(NamedTuple):
 def content_key(*parts: Any) -> str:
     """Sixteen hexadecimal digits, equal for equal content wherever the row stands."""
     return hashlib.sha256(dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def read_facts(row: Mapping[str, Any], samples: Sequence[Sample]) -> tuple[Sample, ...] | None:
+    """Of the samples of a row that `ttpa export` wrote the last turn alone, with what it was called and its tags; None
+    for other rows.
+    """
+    known = row.get("ttpa")
+    if not isinstance(known, dict):
+        return None
+    texts: dict[str, Any] = {key: known.get(key) for key in ("id", "dialogue_id", "source", "band")}
+    tags = known.get("tags") or []
+    whole = all(isinstance(one, str) for one in (*texts.values(), *tags))
+    need(whole, "column ttpa", "holds something else than `ttpa export` writes; leave the column out")
+    last = [one for one in samples[-1:] if one.kind == known.get("kind")]
+    return tuple(replace(one, **texts, tags=tuple(tags)) for one in last)
 
 
 def unique_tools(tools: Iterable[ToolSpec]) -> dict[str, ToolSpec]:
@@ -157,6 +173,9 @@ class FileSource(ABC):
                 if isinstance(row.value, BadRow):
                     raise row.value
                 converted = self.convert(row.value)
+                if (exported := read_facts(row.value, converted.samples)) is not None:
+                    key = exported[0].id if exported else converted.key
+                    converted = converted._replace(key=key, samples=exported)
                 parts = (*converted.samples, *converted.pairs)
                 need(all(map(_writable, parts)), "not text", "holds half of a surrogate pair")
             except BadRow as problem:

@@ -23,6 +23,7 @@ MAX_WRITTEN = 5_000_000  # characters that the samples of a row may come to, eac
 _SYNTAX = get_syntax("python")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _ROLES = ("user", "assistant", "tool")
+MARKER_SENTENCE = "Here is a list of functions in JSON format that you can invoke:"
 _MARKER = re.compile(r"functions? in JSON format that you can invoke:?", re.IGNORECASE)
 _LIST_START = re.compile(r"\[\s*[{\]]")
 # A Markdown link or picture at the start of a reply: "[text](address)". A call list closes its bracket last.

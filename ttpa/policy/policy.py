@@ -118,7 +118,7 @@ def create_policy(spec: TinyModel | HFModel, texts: Iterable[str], seed: int) ->
     sqrt(fan_in), halved into the residual stream, embeddings 0.02, as measured in experiments/LOG.md.
     """
     if isinstance(spec, HFModel):
-        return _pretrained(spec)
+        return pretrained(spec)
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     tokenizer = train_tokenizer(texts, spec.vocab)
@@ -151,7 +151,7 @@ def load_policy(folder: Path, *, merged: bool = False) -> Policy:
     values = {**row["spec"], **({"lora": Lora(**row["spec"]["lora"])} if row["spec"].get("lora") else {})}
     spec: Any = (TinyModel if values.pop("kind") == "tiny" else HFModel)(**values)
     if not row["full"]:
-        return _pretrained(spec, folder, merged)
+        return pretrained(spec, folder, merged)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     weights = partial(AutoModelForCausalLM.from_pretrained, folder / "model", dtype=getattr(torch, spec.dtype))
     return Policy(spec=spec, weights=weights, tokenizer=tokenizer, folder=folder, ends=_ends(folder / "model"))
@@ -180,7 +180,7 @@ def _context(config: Any) -> float:
     return max(known, (rope.get("original_max_position_embeddings") or known) * (rope.get("factor") or 1))
 
 
-def _pretrained(spec: HFModel, folder: Path | None = None, merged: bool = False) -> Policy:
+def pretrained(spec: HFModel, folder: Path | None = None, merged: bool = False) -> Policy:
     """A policy over published weights, with the adapter of a folder if it has one."""
     dtype = getattr(torch, spec.dtype)
 
@@ -212,14 +212,14 @@ def _pretrained(spec: HFModel, folder: Path | None = None, merged: bool = False)
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, folder / "adapter")
-        beside = spec.quantization or _adapts_shared_weights(model)
+        beside = spec.quantization or adapts_shared_weights(model)
         return model.merge_and_unload() if merged and not beside else model
 
     ends = _ends(spec.name, spec.revision)
     return Policy(spec=spec, weights=weights, tokenizer=fetched(AutoTokenizer), folder=folder, ends=ends)
 
 
-def _adapts_shared_weights(model: Any) -> bool:
+def adapts_shared_weights(model: Any) -> bool:
     """Whether an adapter lies on a weight that another module uses too (embeddings tied to the head)."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
