@@ -16,6 +16,7 @@ import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from ttpa.data.reversed.dialogues import OpenAIDialogues, PolicyDialogues
 from ttpa.errors import ConfigError
 from ttpa.run import config, pipeline
 from ttpa.run.parts import build_parts
@@ -41,6 +42,7 @@ BESIDE = {
     ("eval", "apibank"): (f"eval.path={ROOT}/tests/data/apibank",),
 }
 """What an option cannot do without."""
+HOW_FAST = [f"data.{key}" for key in (*OpenAIDialogues.waits, *PolicyDialogues.waits)]
 NOT_DRAWN = r" compares independent draws from the policy, and sampler=\w+ gives others\. Use sampler=group8 "
 
 
@@ -358,7 +360,7 @@ def test_every_value_of_an_identity_option_enters_a_stage_and_the_run_id(
     keys = list(leaves(OmegaConf.to_container(bases[""][group]), group))
     assert keys
     for key in keys:
-        if key in ("eval.path", "recipe._target_"):
+        if key in ("eval.path", "recipe._target_", "data.tools", *HOW_FAST):
             continue  # the content of the files enters; a recipe enters by its blocks
         start = max((start for start in bases if key.startswith(start)), key=len)
         other, (before, run_id) = bases[start].copy(), known[start]

@@ -134,9 +134,10 @@ class Dialogues(ABC):
 
     def identity(self) -> dict[str, Any]:
         """Contents instead of paths; how the generator is reached, and how fast, decides no sample."""
-        found = {"tools": [source.digest for source in self._sources], "prompts": prompts_digest()}
-        states = hashlib.sha256(dumps(self._states).encode()).hexdigest() if self.states else None
-        return {**dict.fromkeys(self.waits), **found, "states": states, **self.decides()}
+        found: dict[str, Any] = {"tools": [source.digest for source in self._sources], "prompts": prompts_digest()}
+        if self.states is not None:
+            found["states"] = hashlib.sha256(dumps(self._states).encode()).hexdigest()
+        return {**dict.fromkeys(self.waits), **found, **self.decides()}
 
     def wanted(self, split: str) -> int:
         count: int = self.samples if split == TRAIN else getattr(self, f"{split}_samples")
@@ -372,7 +373,8 @@ class ScriptedDialogues(Dialogues):
         return own | dict(super().read_states())
 
     def decides(self) -> dict[str, Any]:
-        return {"phrases": hashlib.sha256(dumps(self._book).encode()).hexdigest()}
+        book = hashlib.sha256(dumps(self._book).encode()).hexdigest()
+        return {"book": book} | ({} if self.phrases is None else {"phrases": None})
 
     def writer(self, out: Path) -> Phrases:
         return Phrases(self._book)

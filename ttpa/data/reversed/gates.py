@@ -62,7 +62,7 @@ class Said:
 
     def rounded(self, value: float, digits: int) -> bool:
         """Whether a number that rounds to this one is said."""
-        return self.number(value) or any(round(one, digits) == value for one in self.numbers)
+        return any(abs(one - value) <= 0.5000001 * 10**-digits for one in self.numbers)
 
     def holds(self, value: Any) -> bool:
         """Whether a JSON value is said; in lists and objects, every value."""
@@ -94,8 +94,8 @@ class Said:
 
     def _clock(self, hour: int, minute: int) -> bool:
         text, half = self.text, "am" if hour < 12 else "pm"
-        hours = {hour, hour % 12 or 12}
-        spelled = [rf"0?{one}:{minute:02d}" for one in hours]
+        other = "p" if half == "am" else "a"
+        spelled = [rf"0?{one}:{minute:02d}(?!\s*{other}\.?m)" for one in {hour, hour % 12 or 12}]
         spelled += [rf"0?{hour % 12 or 12}\s*{half[0]}\.?m\b"] * (minute == 0)
         named = {0: "midnight", 12: "noon"}.get(hour) if minute == 0 else None
         return any(re.search(rf"(?<!\d){one}", text) for one in spelled) or (named in self.words if named else False)
@@ -131,13 +131,13 @@ def named_tool(text: str, names: Sequence[str]) -> str | None:
 
 
 def unsupported(answer: str, results: Said, known: Said) -> str | None:
-    """What is wrong with an answer: it says nothing of the results, or a number or code that neither they nor what is
-    `known` besides have (counts up to `SMALL` aside; numbers may be rounded).
+    """What is wrong with an answer: it says nothing of the results and what is `known` besides (facts, arguments), or
+    a number or code that neither has (counts up to `SMALL` aside; numbers may be rounded).
     """
     words = set(_words(answer)) - _FILLER
-    if not words & (results.words - _FILLER) and not any(map(results.number, _numbers(answer))):
-        return "it says nothing of the results"
     both = Said(results.text, known.text)
+    if not words & both.words and not any(both.rounded(number, 0) for number in _numbers(answer)):
+        return "it says nothing of the calls and results"
     for hit in _NUMBER.finditer(answer):
         number = float(hit[0].replace(",", "").replace("\u2212", "-"))
         digits = len(hit[0].partition(".")[2])
