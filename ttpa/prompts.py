@@ -10,7 +10,6 @@ from itertools import chain, islice, product
 from typing import Any
 
 from ttpa.calls.syntaxes import OpenCall, ParseError, Syntax
-from ttpa.calls.templates import compact_template, in_front
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps
 from ttpa.records import Candidate, Message, Sample, ToolCall, ToolSpec
@@ -380,6 +379,8 @@ class Renderer:
         """A chat template with which transformers alone writes these prompts from `messages` and `tools`. It repeats no
         choice that is made for a single dialogue, and text of a sample may give control tokens.
         """
+        from ttpa.calls.templates import compact_template, in_front
+
         if self.template == "compact":
             return compact_template(self.syntax.name, dumps(_TYPE_NAMES))
         template = self.tokenizer.get_chat_template(tools=[{}])

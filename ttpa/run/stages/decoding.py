@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ttpa.calls.six_errors import is_exact
-from ttpa.data.pairs import GivenPair
 from ttpa.data.source import read_split
 from ttpa.errors import FALLBACKS, DataError, fall_back
 from ttpa.explore.pairs import GOLD_SCORE, PairRule, make_pairs, pair_siblings, with_parting
@@ -210,6 +209,7 @@ def build_given(
     """The pairs that the data holds, as token ids of this policy; pairs with an answer that is too long are left out
     and counted. The files are those of `build_explore`.
     """
+    from ttpa.data.pairs import GivenPair
     from ttpa.policy.policy import load_policy
 
     policy = load_policy(policy_dir)
