@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -376,8 +377,8 @@ class Renderer:
         return _said(message, self.syntax)
 
     def whole_template(self) -> str:
-        """A chat template with which transformers alone writes these prompts from `messages` and `tools`. It repeats no
-        choice that is made for a single dialogue, and text of a sample may give control tokens.
+        """A chat template with which transformers alone writes these prompts from `messages` and `tools`. Text of a
+        sample may give control tokens, and how results of calls are written is the same in every dialogue.
         """
         from ttpa.calls.templates import compact_template, in_front
 
@@ -389,8 +390,32 @@ class Renderer:
             f"{{%- set {name} = {name} if {name} is defined else {dumps(value)} %}}\n" for name, value in known.items()
         )
         today = self._today if "strftime_now" in template else ""
-        before = in_front(self.syntax.name, tools="tools" not in template, calls=not self._native)
-        return f"{given}{today}{before}{template}"
+        listed = "tools" in template
+        folded, as_user = self._way(listed)
+        how = {"tools": not listed, "calls": not self._native, "folded": folded, "as_user": as_user}
+        return f"{given}{today}{in_front(self.syntax.name, **how)}{template}"
+
+    def _way(self, listed: bool) -> tuple[bool, bool]:
+        """How the template takes a system's text and results of calls; see `_chat_text`."""
+        told, asked = Message(role="system", content="ttpa-system"), Message(role="user", content="ttpa-asks")
+        called = Message(role="assistant", calls=(ToolCall(name="f", arguments={"a": "x"}),))
+        turns = (
+            asked,
+            called,
+            Message(role="tool", content="ttpa-result"),
+            Message(role="assistant", content="so"),
+            asked,
+        )
+        found = [False, False]
+        for at, said in enumerate(((told, asked), turns if listed else (told, *turns))):
+            for found[at] in (False, True):
+                sample = Sample(id="", source="", tools=(ToolSpec(name="f"),), messages=said, target=())
+                with suppress(Exception):  # a template is somebody's program
+                    if not self._lost(sample, self._chat_text(said, sample.tools, True, *found), False):
+                        break
+            else:
+                found[at] = False
+        return found[0], found[1]
 
     def letters(self) -> tuple[int, ...] | None:
         """Token ids of A, B, C, D; None where one of them is no token of its own."""

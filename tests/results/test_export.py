@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from tests.policy.test_policy import furthest, logits, lora, shake, spec, write_base
 from tests.run.test_pipeline import SMALLEST, run_here
 from tests.sources import toolace, xlam
+from tests.test_prompts import family
 from ttpa.data.published import read_facts
 from ttpa.data.rows import BadRow
 from ttpa.data.source import read_split
@@ -174,6 +175,26 @@ def test_the_exported_template_gives_our_prompts(
             row["messages"][:-1], tools=json.loads(row["tools"]), add_generation_prompt=True
         )["input_ids"]
         assert found == policy.renderer.prompts([sample])[0], plain.decode(found)
+
+
+@pytest.mark.parametrize(
+    "name", ["cohere", "gemma", "gemma4", "glm4moe", "gptoss", "llama3_1", "llama3_2", "phi3", "qwen2_5", "qwen3"]
+)
+def test_templates_of_known_families_give_our_prompts(name: str, toy_samples: tuple[Sample, ...]) -> None:
+    renderer, asked = family(name), toy_samples[0].messages[0]
+    system, call = Message(role="system", content="Be brief."), Message(role="assistant", calls=toy_samples[0].target)
+    two = Message(role="assistant", calls=toy_samples[4].target[:2])
+    results = (Message(role="tool", content="sunny"), Message(role="tool", content="rain"))
+    known = ((asked,), (system, asked), (asked, call, results[0]), (system, asked, two, *results, asked))
+    samples = [replace(toy_samples[0], messages=messages) for messages in known]
+    wanted, tokenizer = renderer.try_prompts(samples), renderer.tokenizer
+    tokenizer.chat_template, tokenizer.split_special_tokens = renderer.whole_template(), False
+    for sample, ids in zip(samples, wanted, strict=True):
+        row = LAYOUTS["messages"](sample)
+        how = {"tools": json.loads(row["tools"]), "add_generation_prompt": True}
+        if not isinstance(ids, DataError):
+            assert tokenizer.apply_chat_template(row["messages"][:-1], **how)["input_ids"] == ids, sample.messages
+    assert sum(isinstance(ids, list) for ids in wanted) >= 3
 
 
 # Samples and pairs
@@ -338,6 +359,17 @@ def test_exported_pairs_give_our_loss_in_the_trainer_of_trl(here: Path, capsys: 
 
 
 # Judged answers, the command, the hub
+
+
+def test_a_result_row_names_the_stages(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (file,) = Path("debug/results").glob("*.jsonl")
+    for layout in ("trl", "merged", "csv", "xlam"):
+        main([str(file), f"as={layout}"])
+    names = {name for name in (path.name for path in Path("export").iterdir()) if not name.startswith(".")}
+    stages = [Path(one).name for one in (stage("explore"), stage("align"), evaluation(), stage("data"))]
+    assert names == {f"{one}-{layout}" for one, layout in zip(stages, ("trl", "merged", "csv", "xlam"), strict=True)}
+    with pytest.raises(DataError, match="nowhere/explore-.*: no folder of a finished stage"):
+        main([str(file), "as=trl", "store=nowhere", "to=x"])
 
 
 def test_judged_answers(here: Path) -> None:

@@ -47,6 +47,22 @@ _AS_TEXT = """\
 {%- set turned.rows = turned.rows + [{'role': message.role, 'content': ttpa_said(message)}] %}
 {%- else %}{% set turned.rows = turned.rows + [message] %}{% endif %}{% endfor %}{% set messages = turned.rows %}
 """
+_FOLDED = """\
+{%- if messages and messages[0].role == 'system' %}{% set asked = messages[1:] %}
+{%- set first = messages[0].content ~ ('\\n\\n' ~ asked[0].content if asked and asked[0].role == 'user' else '') %}
+{%- set messages = [{'role': 'user', 'content': first}] + (asked[1:] if asked and asked[0].role == 'user' else asked) %}
+{%- endif %}
+"""
+_AS_USER = """\
+{%- set shown = namespace(rows=[], last='') %}
+{%- for message in messages %}{% if message.role == 'tool' %}
+{%- set said = '<tool_response>\\n' ~ message.content ~ '\\n</tool_response>' %}
+{%- if shown.last == 'tool' %}{% set said = shown.rows[-1].content ~ '\\n' ~ said %}
+{%- set shown.rows = shown.rows[:-1] %}{% endif %}
+{%- set shown.rows = shown.rows + [{'role': 'user', 'content': said}] %}
+{%- else %}{% set shown.rows = shown.rows + [message] %}{% endif %}{% set shown.last = message.role %}{% endfor %}
+{%- set messages = shown.rows %}
+"""
 _FORMS = {  # syntax -> what opens all calls, stands before and behind one, between two, closes all
     "hermes": ("", "<tool_call>\\n", "\\n</tool_call>", "\\n", ""),
     "json": ("[", "", "", ", ", "]"),
@@ -73,6 +89,9 @@ def compact_template(syntax: str, kinds: str) -> str:
     return f"{_said(syntax)}{{%- set kinds = {kinds} %}}\n{_COMPACT}"
 
 
-def in_front(syntax: str, *, tools: bool, calls: bool) -> str:
-    """What makes a template take `tools`, listed in the system's text, and `calls`, written as text."""
-    return (_said(syntax) + _AS_TEXT if calls else "") + (_LISTED if tools else "")
+def in_front(syntax: str, *, tools: bool, calls: bool, folded: bool, as_user: bool) -> str:
+    """What makes a template take `tools`, listed in the system's text; `calls`, written as text; results of calls, as
+    turns of the user; and a system's text, which then opens the first turn (`folded`).
+    """
+    parts = {_AS_USER: as_user, _said(syntax) + _AS_TEXT: calls, _LISTED: tools, _FOLDED: folded}
+    return "".join(part for part, wanted in parts.items() if wanted)

@@ -47,7 +47,7 @@ ttpa export: samples, pairs, policies and judged answers in the layouts of other
   private  true makes a new repository of push= private
   dtype    of as=merged: float32, bfloat16 or float16; default: that of the policy
   license  an identifier such as apache-2.0 for the card; the licences of data and base stand in its text
-  store    where the stages of a result file are (default: store)
+  store    where the stages of a result file are (default: the folder store beside that of the result file's)
 
   What a layout cannot hold is left out, counted and said. docs/export.md shows how each is loaded.
 """
@@ -74,7 +74,7 @@ class Words:
     private: bool = False
     dtype: Dtype | None = None
     license: str = ""
-    store: str = "store"
+    store: str = ""
 
 
 def find_stage(words: Words, layout: str) -> Stage:
@@ -91,7 +91,7 @@ def find_stage(words: Words, layout: str) -> Stage:
         names = own or sorted(known, key=lambda name: not name.startswith("align-"))
         if not names:
             raise DataError(f"{path}: the run has no stage for as={layout}.")
-        path = Path(words.store).expanduser() / names[0]
+        path = (Path(words.store).expanduser() if words.store else path.parent.with_name("store")) / names[0]
     elif path.name == "policy":
         path = path.parent
     stage = read_stage(path)
