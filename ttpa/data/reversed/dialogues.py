@@ -148,7 +148,7 @@ class Dialogues(ABC):
         tools, seed = self.by_split[job.split], f"{self.seed}/{job.id}"
         size = min(self.script.window, len(tools))
         at = int(stable_unit("window", seed) * (len(tools) - size + 1))
-        states = {name: one[int(stable_unit("state", seed, name) * len(one))] for name, one in self._states.items()}
+        states = {name: _state(one, stable_unit("state", seed, name)) for name, one in self._states.items()}
         limits = Limits(self.call_seconds, self.call_megabytes, self.result_chars)
         session = partial(Session, states=states, limits=limits, sandbox=sandbox)
         return Draft(self.script, tools[at : at + size], states, session, seed).write()
@@ -246,6 +246,12 @@ class Dialogues(ABC):
 
 
 SPLITS_OF_TOOLS = (TRAIN, "validation", "test")
+
+
+def _state(states: Sequence[Any], unit: float) -> Any:
+    """One of the states. Where it has a `random_seed`, as BFCL's have, each dialogue gets its own identifiers."""
+    state = states[int(unit * len(states))]
+    return {**state, "random_seed": int(unit * 2**31)} if isinstance(state, dict) and "random_seed" in state else state
 
 
 class Drafter:

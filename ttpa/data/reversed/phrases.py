@@ -112,7 +112,8 @@ class Phrases:
         for at, call in enumerate(ask.known["calls"]):
             tool, earlier = self._tools[call.name][1], ask.known["results"][:at]
             known = {key: _values(earlier, named) for key, named in tool.get("from", {}).items()}
-            told = {key: "that one" for key, found in known.items() if call.arguments.get(key) in found}
+            told = {key: f"that {re.split('[_A-Z]', key)[0]}" for key, found in known.items()
+                    if call.arguments.get(key) in found}  # fmt: skip
             wishes.append(_filled(tool["say"], {**call.arguments, **told}))
         opening = rng.choice(
             ["I am {0}. Please {1}", "Hello, this is about {0}. Could you {1}", "{0} again. I would like you to {1}"]
