@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from tests.results.table_cases import TABLE, changed, found, metrics, write, wri
 from ttpa.results import render
 from ttpa.results.table import Table, from_folder
 
+POWER = "seeds for 2 points"
+
 
 def made() -> Table:
     return from_folder(Path("experiments/demo"))
@@ -19,7 +22,8 @@ def made() -> Table:
 
 def shown(table: Table | None = None) -> list[str]:
     """The texts of the first difference: name, mean, over the seeds, p, by, verdict."""
-    return [one.text for one in render.difference_grid(table or made()).rows[0]]
+    grid = render.difference_grid(table or made())
+    return [one.text for head, one in zip(grid.head, grid.rows[0], strict=True) if head != POWER]
 
 
 def write_samples(stage: str, right: int, total: int = 100, unseen: int = 10) -> None:
@@ -101,11 +105,59 @@ def test_csv_holds_what_is_shown_of_a_difference(folder: Path) -> None:
     assert numbers == pytest.approx([40, 40, 40 - 4.96828, 40 + 4.96828], abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("ours", "sft", "needed"),
+    [
+        ((60, 62, 67), (50, 53, 56), "5"),  # +10, +9, +11: deviation 1, effect 2
+        ((80, 82, 78), (40, 40, 40), "10"),  # deviation 2, effect 1: the printed tables have 10
+        ((80, 82), (40, 40), "-"),
+        ((80, 80, 80), (40, 40, 40), "-"),
+    ],
+)
+@pytest.mark.parametrize("samples", [False, True])
+def test_the_table_says_how_many_seeds_two_points_need(
+    ours: tuple[int, ...], sft: tuple[int, ...], needed: str, samples: bool, folder: Path
+) -> None:
+    fill(folder, ours, sft, samples)
+    table = made()
+    grid = render.difference_grid(table)
+    assert grid.rows[0][grid.head.index(POWER)].text == needed
+    assert "A dash: fewer than 3 seeds, or no spread." in str(render.notes(table))
+    (row,) = [row for row in csv.DictReader(io.StringIO(render.comma_separated(table))) if row["against"]]
+    assert row["seeds_for_2_points"] == needed.replace("-", "")
+
+
+def test_a_point_is_a_hundredth_of_what_is_measured(folder: Path) -> None:
+    """In a column that is no per cent, such as the errors from 0 to 1, two points are 0.02."""
+    write_table(folder, {**TABLE, "columns": TABLE["columns"][1:], "published": []})
+    for cell, value in zip(found(folder)[3:9], (0.5, 0.5, 0.5, 0.3, 0.32, 0.28), strict=True):
+        write(cell, metrics=metrics(0.5, errors=value))
+    assert made().differences[0].needed == 10
+
+
+def test_added_seeds_leave_the_spread_to_the_listed_ones(folder: Path) -> None:
+    """Listed +10, +9, +11: deviation 1; with +30 added the mean is 15 and the interval 4.30265 * 1 / sqrt(4) wide."""
+    fill(folder, (60, 62, 67), (50, 53, 56), samples=False)
+    cells = found(folder)
+    write(cells[3].at(3), metrics=metrics(0.5))
+    assert made().preset.added == []  # the other row has none
+    write(cells[6].at(3), metrics=metrics(0.8))
+    (one,) = (table := made()).differences
+    assert one.seeds and table.preset.seeds == [0, 1, 2, 3] and table.preset.added == [3]
+    width = 4.302653 / 2
+    assert (one.seeds.value, one.seeds.low, one.seeds.high) == pytest.approx((15, 15 - width, 15 + width), abs=1e-5)
+    assert one.p == pytest.approx(2 * (0.5 - 30 / (2 * math.sqrt(902))), abs=1e-9)  # t of 2 degrees in closed form
+    assert "Seeds 3 are not listed" in str(render.notes(table)) and one.needed == 5
+    row = table.rows[2].values[0].estimate
+    assert row and (row.n, row.freedom, row.value) == (4, 2, pytest.approx(67.25))
+    assert from_folder(Path("experiments/demo"), "embedded", ["seed=0,1,2"]).preset.seeds == [0, 1, 2]
+
+
 def test_seeds_that_all_differ_by_the_same_have_no_p(folder: Path) -> None:
     fill(folder, (70, 80), (50, 60), samples=False)
     table = made()
     assert shown(table)[3:] == ["-", "2 seeds", "no p: the same difference in all seeds"]
-    assert "nothing follows from it" in render.notes(table)[-1] and "Holm" not in str(render.notes(table))
+    assert "nothing follows from it" in render.notes(table)[-2] and "Holm" not in str(render.notes(table))
 
 
 def test_the_correction_counts_the_differences_that_have_a_p(folder: Path) -> None:

@@ -15,6 +15,8 @@ from ttpa.results.stats import (
     paired_difference,
     paired_means,
     paired_samples,
+    seeds_for_power,
+    seeds_for_width,
     share,
     share_over_seeds,
     sign_flips,
@@ -128,6 +130,66 @@ def test_paired_means_by_hand() -> None:
     assert paired_means([1.0], [0.5]).p is None
     rounded = paired_means([0.8, 0.7], [0.7, 0.6])  # differ in the last bit: no spread
     assert rounded.p is None and rounded.seeds.has_no_width
+
+
+def test_seeds_for_power_are_those_of_printed_tables() -> None:
+    """Paired t test, two-sided 5 %, power 0.8, by the difference in standard deviations (Cohen 1988, as G*Power)."""
+    unit = over_seeds([1.0, 2.0, 3.0])
+    sizes = {0.2: 199, 0.5: 34, 0.8: 15, 1.0: 10, 2.0: 5}
+    assert {effect: seeds_for_power(unit, effect) for effect in sizes} == sizes
+    assert {effect: seeds_for_power(unit.scaled(-50), 50 * effect) for effect in sizes} == sizes
+    assert seeds_for_power(over_seeds([1.0, 2.0]), 1) is None and seeds_for_power(over_seeds([1.0] * 9), 1) is None
+    assert seeds_for_power(unit, 0.001) == pytest.approx(7.849e6, rel=1e-3)  # (1.960 + 0.8416)^2 / effect^2
+
+
+@pytest.mark.parametrize("effect", [0.6, 1.1])
+def test_seeds_for_power_by_simulation(effect: float) -> None:
+    """So many seeds find the difference in 80 % of the studies, and one seed fewer in less."""
+    n, rng, studies = seeds_for_power(over_seeds([1.0, 2.0, 3.0]), effect), np.random.default_rng(0), 20_000
+    assert n
+    power = []
+    for size in (n - 1, n):
+        drawn = rng.normal(effect, 1, (studies, size))
+        t = drawn.mean(1) / (drawn.std(1, ddof=1) / math.sqrt(size))
+        bound = over_seeds([float(at) for at in range(size)])
+        assert bound.high and bound.deviation
+        power.append(float((abs(t) > (bound.high - bound.value) / bound.deviation * math.sqrt(size)).mean()))
+    assert power[0] < 0.8 + 0.006 and power[1] > 0.8 - 0.006 and power[0] < power[1]
+
+
+def test_seeds_for_width_by_hand() -> None:
+    """Deviation 1 of three seeds: 4.302653 / sqrt(n) on each side; 2 wide needs 18.51, so 19; 9 wide needs no more."""
+    found = over_seeds([1.0, 2.0, 3.0])
+    assert (found.deviation, found.freedom) == (1.0, 2)
+    assert [seeds_for_width(found, width) for width in (2.0, 9.0, 2 * 4.30265273 / 6)] == [19, 3, 36]
+    whole = over_seeds([1.0, 2.0, 3.0, *[2.0] * 16], first=3)
+    assert whole.low and whole.high and 1.9 < whole.high - whole.low <= 2 and (whole.n, whole.freedom) == (19, 2)
+    assert seeds_for_width(whole, 2.0) == 19
+
+
+@pytest.mark.parametrize("limit", [10**6, 12])
+def test_added_seeds_keep_the_level_of_intervals_and_tests(limit: int) -> None:
+    """Two stages with several correlated pairs, whose widest decides: each interval covers its difference in 95 %, each
+    test rejects a true null in 5 %, also where a limit stops the addition; the intervals are as wide as asked for.
+    """
+    rng, studies, listed, width = np.random.default_rng(3), 2500, 4, 2.5
+    mix = np.array([[1.0, 0.3, 0.0], [0.9, -0.8, 0.4], [0.0, 0.0, 1.4]])  # pairs share rows
+    true = np.array([0.0, 1.0, 0.0])
+    covered, wrong = np.zeros(3), np.zeros(3)
+    for _ in range(studies):
+        first = rng.normal(size=(listed, 3)) @ mix.T + true
+        need = max(seeds_for_width(over_seeds(list(one)), width) for one in first.T)
+        added = rng.normal(size=(min(need, limit) - listed, 3)) @ mix.T + true
+        for at, values in enumerate(np.concatenate([first, added]).T):
+            test = paired_means(list(values), [0.0] * len(values), first=listed)
+            low, high = test.mean.low, test.mean.high
+            assert low is not None and high is not None and test.p is not None
+            assert high - low <= width + 1e-9 or need > limit
+            covered[at] += low <= true[at] <= high
+            wrong[at] += test.p < 0.05
+    error = 3.3 * math.sqrt(0.05 * 0.95 / studies)
+    assert np.abs(covered / studies - 0.95).max() < error
+    assert np.abs(wrong[[0, 2]] / studies - 0.05).max() < error
 
 
 def test_sign_flips_by_hand() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import DictConfig
 
 from tests.run.test_pipeline import SMALL
 from ttpa.errors import ConfigError, TtpaError
@@ -35,10 +37,16 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
     """Writes the table; rows, seeds and further overrides can be others."""
     monkeypatch.chdir(tmp_path)
 
-    def write(rows: Sequence[Any] = ROWS, seeds: Sequence[int] = (0, 1), more: Sequence[str] = ()) -> None:
+    def write(
+        rows: Sequence[Any] = ROWS,
+        seeds: Sequence[int] = (0, 1),
+        more: Sequence[str] = (),
+        differences: Sequence[Sequence[str]] = (),
+    ) -> None:
         preset = {"overrides": [*SMALL, *more], "seeds": list(seeds), "waves": ["warmup", "explore", None]}
         content = {"title": "t", "claim": "c.", "rows": list(rows), "presets": {"embedded": preset},
-                   "columns": [{"key": "all", "label": "all", "metric": "accuracy"}]}  # fmt: skip
+                   "columns": [{"key": "all", "label": "all", "metric": "accuracy"}],
+                   "differences": differences}  # fmt: skip
         Path(FOLDER).mkdir(parents=True, exist_ok=True)
         (Path(FOLDER) / "table.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
 
@@ -55,6 +63,10 @@ class FakeLaunch:
         self.fails = fails
         self.waves: list[list[str]] = []
         self.built: list[str] = []
+
+    def measure(self, cfg: DictConfig) -> dict[str, Any]:
+        """The metrics of a whole run."""
+        return {}
 
     def make(self, overrides: Sequence[str], submit_only: bool) -> FakeLaunch:
         return self
@@ -82,7 +94,11 @@ class FakeLaunch:
             names = {role: stage.path.name for role, stage in stages.items()}
             row: dict[str, Any] = {"row_version": 1, "seed": cfg.seed, "rounds": cfg.rounds, "stages": names}
             row |= {"versions": VERSIONS, "config": config.identity(cfg, *config.IDENTITY)}
-            row |= {"metrics": {}, "baseline": {"stage": names["baseline"]} if cfg.baseline else {}, "cost": {}}
+            row |= {
+                "metrics": self.measure(cfg),
+                "baseline": {"stage": names["baseline"]} if cfg.baseline else {},
+                "cost": {},
+            }
             Path("results").mkdir(exist_ok=True)
             (Path("results") / f"{names['evaluation']}.jsonl").write_text(json.dumps(row) + "\n")
         return None
@@ -295,3 +311,88 @@ def test_a_sweep_of_real_runs_builds_every_stage_once_and_then_nothing(
     assert capsys.readouterr().out.splitlines()[-1] == "8 cells of product, preset embedded: 8 done"
     shown = from_folder(Path(FOLDER))
     assert [list(row.records) for row in shown.rows] == [[0]] * 8 and shown.warnings == ()
+
+
+PAIR = [{"key": key, "label": key, "overrides": [f"objective={key}"]} for key in ("dpo", "gold")]
+GAPS = (0.01, 0.03, 0.02)  # dpo - gold by seed: deviation 1 point
+BROAD = math.ceil((2 * 4.302653) ** 2)  # seeds for an interval 1 point wide, by its spread
+
+
+class Measured(FakeLaunch):
+    """A launcher whose runs differ by `GAPS`, later ones by as much as the listed ones together."""
+
+    def measure(self, cfg: DictConfig) -> dict[str, Any]:
+        gap = GAPS[cfg.seed] if cfg.seed < 3 else 0.02
+        return {"accuracy": {"value": 0.5 + gap * (cfg.choices.objective == "dpo"), "low": 0, "high": 1, "n": 9}}
+
+
+def test_ci_adds_seeds_until_the_intervals_are_narrow(
+    table: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Deviation 1 point of 3 seeds: 2 * 4.303 / sqrt(n) is at most 3 for n = 9. Nothing is launched twice, and all
+    commands count what was added.
+    """
+    table(rows=PAIR, seeds=[0, 1, 2], differences=[["dpo", "gold"]])
+    fake = Measured()
+    assert run(fake, "ci=3") == 0
+    assert [len(wave) for wave in fake.waves] == [3, 3, 6, 6, 6, 12]  # warm-ups, explorations of dpo, runs; twice
+    said = "6 seeds added to 3, 9 in all; the widest paired interval is 2.87 points wide (dpo - gold)"
+    assert f"ttpa sweep: ci=3: {said}\n" in capsys.readouterr().out
+    again = Measured()
+    assert run(again, "ci=3") == run(again) == run(again, "ci=5") == 0 and again.waves == []
+    assert capsys.readouterr().out.count(said) == 2 and status.main([FOLDER]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "18 cells of product, preset embedded: 18 done"
+    shown = from_folder(Path(FOLDER))
+    assert [list(row.records) for row in shown.rows] == [[*range(9)]] * 2 and shown.warnings == ()
+    (one,) = shown.differences
+    assert one.seeds and one.seeds.high and one.seeds.high - 0.02 == pytest.approx(0.01 * 4.302653 / 3)
+
+
+def test_ci_stops_at_its_limit_and_says_what_is_needed(
+    table: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    table(rows=PAIR, seeds=[0, 1, 2], differences=[["dpo", "gold"]])
+    assert run(Measured(), "ci=1", "max_seeds=4") == 0
+    limit = f"stopped at max_seeds=4, because dpo - gold needs {BROAD}; the widest paired interval is 4.30 points wide"
+    assert f"ci=1: 1 seeds added to 3, 4 in all; {limit}" in capsys.readouterr().out
+    assert len(from_folder(Path(FOLDER)).preset.seeds) == 4
+
+
+def test_an_addition_that_was_interrupted_goes_on(
+    table: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seed 4 of one row fails: the table leaves that seed out, the status names its cell, the same command mends it."""
+    table(rows=PAIR, seeds=[0, 1, 2], differences=[["dpo", "gold"]])
+    broken = Measured(lambda job: "align1" if "objective=gold seed=4" in job else None)
+    assert run(broken, "ci=3") == 1 and "failed: gold seed=4: " in capsys.readouterr().err
+    assert from_folder(Path(FOLDER)).preset.added == [3, 5, 6, 7, 8]
+    assert status.main([FOLDER, "ci=3"]) == 1 and "gold seed=4  failed" in capsys.readouterr().out
+    fake = Measured()
+    assert run(fake, "ci=3") == 0 and [len(wave) for wave in fake.waves] == [1]
+    assert from_folder(Path(FOLDER)).preset.added == [*range(3, 9)]
+
+
+def test_nothing_is_added_before_the_listed_seeds_are_there(table: Callable[..., None]) -> None:
+    table(rows=PAIR, seeds=[0, 1, 2], differences=[["dpo", "gold"]])
+    broken = Measured(lambda job: "warmup" if "seed=1" in job else None)
+    assert run(broken, "ci=1") == 1 and "seed=3" not in str(broken.waves)
+
+
+@pytest.mark.parametrize(
+    ("words", "seeds", "pairs", "said"),
+    [
+        (["ci=2"], [0, 1], [["dpo", "gold"]], "List 3 seeds or more in experiments/product/table.yaml"),
+        (["ci=2"], [0, 1, 2], [], "takes no differences"),
+        (["ci=2", "seed=0,1,2"], [0, 1, 2], [["dpo", "gold"]], "Leave seed= out"),
+        (["ci=2", "max_seeds=2"], [0, 1, 2], [["dpo", "gold"]], "max_seeds=2: experiments/product/table.yaml lists 3"),
+        (["ci=0"], [0, 1, 2], [["dpo", "gold"]], "ci='0'"),
+    ],
+)
+def test_widths_that_cannot_be_are_refused(
+    words: list[str], seeds: list[int], pairs: list[list[str]], said: str, table: Callable[..., None]
+) -> None:
+    table(rows=PAIR, seeds=seeds, differences=pairs)
+    for command in (sweep.main, status.main):
+        with pytest.raises(ConfigError) as caught:
+            command([FOLDER, *words])
+        assert said in str(caught.value)

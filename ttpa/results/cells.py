@@ -8,7 +8,7 @@ import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,26 @@ class CellsForm:
     overrides: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TableCell:
-    """A row of the table with a seed. `overrides` are all of a run's but `until` and `name`."""
+    """A row of the table with a seed. `overrides` are all of a run's but `until` and `name`; `any_seed` is the key with
+    a number in place of the seed.
+    """
 
     row: RowSpec
     seed: int
     overrides: tuple[str, ...]
-    key: Key
+    any_seed: Key
     composed: DictConfig
+
+    @functools.cached_property
+    def key(self) -> Key:
+        """What a record of this cell has as its key."""
+        return Key(*(text.replace(str(_SEED), str(self.seed)) for text in self.any_seed))
+
+    def at(self, seed: int) -> "TableCell":
+        """The cell of the same row with another seed."""
+        return replace(self, seed=seed, overrides=(*self.overrides[:-1], f"seed={seed}"))
 
     @property
     def label(self) -> str:
@@ -161,8 +172,8 @@ def read_cells(
                 problem = error if isinstance(error, ConfigError) else explained(error, words)
                 raise ConfigError(f"{spec.file}: row {row.key}, preset {chosen.name}: {problem}") from None
             for seed in chosen.seeds:
-                own = Key(*(text.replace(str(_SEED), str(seed)) for text in key_of_row))
-                cells.append(TableCell(row=row, seed=seed, overrides=(*words, f"seed={seed}"), key=own, composed=cfg))
+                own = (*words, f"seed={seed}")
+                cells.append(TableCell(row=row, seed=seed, overrides=own, any_seed=key_of_row, composed=cfg))
     if not cells:
         raise ConfigError.at("preset", chosen.name, f"no row of {spec.file} is shown in it", "See the presets of rows")
     return spec, chosen, cells
@@ -185,17 +196,20 @@ class Records:
         if not self.folder.is_dir():
             self.warnings.append(f"{self.folder}: no such folder, so every cell is a hole. Set results=DIR.")
         self._found: dict[str, list[Record]] = {text: [] for cell in cells for text in cell.key}
+        listed, self.later = {cell.seed for cell in cells}, set[int]()
         for record in read_records(sorted(self.folder.glob("[!.]*.jsonl")), self.warnings):
+            later = record.seed > max(listed)
             for text, has in zip(record.key, (True, bool(record.baseline)), strict=True):
-                if has and text in self._found:
-                    self._found[text].append(record)
+                if has and (later or text in self._found):
+                    self._found.setdefault(text, []).append(record)
+                    self.later |= {record.seed} if later else set()
 
     def find(self, cell: TableCell) -> Record | None:
         """The record of a cell, built by today's stages if there is one. Records of one configuration with other
         numbers, as a changed file may give, are named in a warning.
         """
         warmup_only = cell.row.warmup_only
-        found = self._found[cell.key.warmup if warmup_only else cell.key.whole]
+        found = self._found.get(cell.key.warmup if warmup_only else cell.key.whole)
         if not found:
             return None
         first, *others = [record for record in found if not record.outdated()] or found
@@ -206,3 +220,33 @@ class Records:
                 "is used. A file that they read may have changed in between: remove the record that is not meant."
             )
         return first
+
+
+def recorded_cells(
+    folder: Path,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    results: Path | None = None,
+    upto: int = 0,
+) -> tuple[TableSpec, Preset, list[TableCell], Records]:
+    """`read_cells` with their records. The seeds behind the listed ones that the table has by now are among the cells:
+    those of which every row has a record, and, for a sweep that wants `upto` seeds in all, the next ones. `seed=` among
+    the overrides leaves only its own.
+    """
+    spec, chosen, cells = read_cells(folder, preset, overrides)
+    records = Records(cells, results)
+    if not any(word.startswith("seed=") for word in overrides):
+        chosen, cells = _with_added(chosen, cells, records, upto)
+    return spec, chosen, cells, records
+
+
+def _with_added(
+    preset: Preset, cells: Sequence[TableCell], records: Records, upto: int
+) -> tuple[Preset, list[TableCell]]:
+    rows, end = [cell for cell in cells if cell.seed == preset.seeds[0]], max(preset.seeds) + 1
+    wanted = range(end, end + upto - len(preset.seeds))
+    complete = {seed for seed in records.later if all(records.find(row.at(seed)) for row in rows)}
+    added = sorted(complete.union(wanted))
+    more = [cell for row in rows for cell in (*(one for one in cells if one.row is row.row), *map(row.at, added))]
+    return preset.model_copy(update={"seeds": [*preset.seeds, *added], "added": added}), more

@@ -1,13 +1,14 @@
 """Paired differences of a table's rows: by samples where both rows' are in the store, else by the seeds' numbers.
 
 Samples say how far the questions decide a difference with the training seeds fixed. So "better" without a word on seeds
-needs both: Holm's p below 0.05 and a t interval over the seeds that excludes 0. The statistics are in `stats`.
+needs both: Holm's p below 0.05 and a t interval over the seeds that excludes 0. Where a sweep has added seeds until
+the intervals were narrow enough, that interval is Stein's. The statistics are in `stats`.
 """
 
 import functools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -18,19 +19,21 @@ from ttpa.errors import DataError
 from ttpa.io import read_jsonl
 from ttpa.results.records import Number, Record, number_at
 from ttpa.results.spec import Column, RowSpec
-from ttpa.results.stats import Estimate, PairedTest, holm, paired_means, paired_samples
+from ttpa.results.stats import Estimate, PairedTest, holm, paired_means, paired_samples, seeds_for_power
 
 GONE = "no samples of both in the store"
 NO_MEAN = "this column is no mean over samples"
 OTHERS = "the samples of the two are not the same"
 ALPHA = 0.05
+POINTS = 2
+"""The difference, in hundredths of what is measured, for which the seeds are counted."""
 
 
 class Difference(NamedTuple):
     """Row `ours` minus row `against` in the first column, in the unit shown.
 
     `p` is Holm's over the table; `reason` says why the difference is not by samples, "" where it is. Nothing but
-    `verdict` is known where `mean` is None.
+    `verdict` is known where `mean` is None. `needed` is `stats.seeds_for_power` for a true difference of `POINTS`.
     """
 
     ours: str
@@ -40,6 +43,7 @@ class Difference(NamedTuple):
     p: float | None
     reason: str
     verdict: str
+    needed: int | None = None
 
 
 class Sample(BaseModel, strict=True):
@@ -58,18 +62,26 @@ Measured = dict[int, tuple[float, list[Sample], str]]
 
 
 def differences_of(
-    pairs: Sequence[Sequence[str]], column: Column, preset: str, rows: Mapping[str, RowRecords], store: Path
+    pairs: Sequence[Sequence[str]],
+    column: Column,
+    preset: str,
+    rows: Mapping[str, RowRecords],
+    store: Path,
+    added: Collection[int] = (),
 ) -> tuple[Difference, ...]:
-    """The differences that can be taken of pairs of keys of rows (ours, the one it is compared with)."""
+    """The differences that can be taken of pairs of keys of rows (ours, the one it is compared with). `added` are the
+    seeds whose number followed from the spread of the others.
+    """
     path = column.path(preset)
     known = [(ours, against) for ours, against in pairs if ours in rows and against in rows and path]
     measured = functools.cache(lambda key: _measured(path or "", *rows[key], store))
-    tests = [_test(measured(ours), measured(against)) for ours, against in known]
+    tests = [_test(measured(ours), measured(against), added) for ours, against in known]
     adjusted = holm([test.p if test else None for _, test in tests])
     found = []
     for pair, (reason, test), p in zip(known, tests, adjusted, strict=True):
         mean, seeds = (one.scaled(column.scale) for one in (test.mean, test.seeds)) if test else (None, None)
-        found.append(Difference(*pair, mean, seeds, p, reason, _verdict(test, p, reason, column)))
+        needed = seeds_for_power(seeds, POINTS / 100 * abs(column.scale)) if seeds else None
+        found.append(Difference(*pair, mean, seeds, p, reason, _verdict(test, p, reason, column), needed))
     return tuple(found)
 
 
@@ -98,17 +110,20 @@ def _samples(file: Path, value: float) -> tuple[list[Sample], str]:
     return [], NO_MEAN
 
 
-def _test(ours: Measured, against: Measured) -> tuple[str, PairedTest | None]:
+def _test(ours: Measured, against: Measured, added: Collection[int]) -> tuple[str, PairedTest | None]:
     """Why the difference is not by samples ("" where it is), and the difference over the seeds of both."""
-    sides = [[(seed, *one[seed]) for seed in ours if seed in against] for one in (ours, against)]
-    if not sides[0]:
+    shared = sorted((seed for seed in ours if seed in against), key=lambda seed: seed in added)
+    sides = [[(seed, *one[seed]) for seed in shared] for one in (ours, against)]
+    if not shared:
         return GONE, None
+    first = sum(seed not in added for seed in shared)
     reason = next((why for pair in zip(*sides, strict=True) for *_, why in pair if why), "")
     a, b = ({(seed, one.id): one for seed, _, samples, _ in side for one in samples} for side in sides)
     if reason or a.keys() != b.keys():
-        return reason or OTHERS, paired_means(*([value for _, value, *_ in side] for side in sides))
+        values, others = ([value for _, value, *_ in side] for side in sides)
+        return reason or OTHERS, paired_means(values, others, first)
     ours_exact, exact = ({at: float(one.exact) for at, one in side.items()} for side in (a, b))
-    return "", paired_samples(ours_exact, exact, {at: one.cluster for at, one in b.items()})
+    return "", paired_samples(ours_exact, exact, {at: one.cluster for at, one in b.items()}, first)
 
 
 def _verdict(test: PairedTest | None, p: float | None, reason: str, column: Column) -> str:

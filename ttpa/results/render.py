@@ -22,6 +22,7 @@ from ttpa.errors import ConfigError, visible
 from ttpa.io import csv_row, write_text
 from ttpa.options import arguments
 from ttpa.results.cells import CellsForm
+from ttpa.results.differences import POINTS
 from ttpa.results.spec import TRUST
 from ttpa.results.stats import Estimate
 from ttpa.results.table import Table, TableRow, TableValue, from_folder
@@ -143,8 +144,9 @@ def difference_grid(table: Table) -> Grid:
             by = f"{one.mean.n} {'seed' if one.reason else 'sample'}{'' if one.mean.n == 1 else 's'}"
         p = DASH if one.p is None else "<0.001" if one.p < 0.001 else f"{one.p:.3f}"
         name = f"{labels[one.ours]} - {labels[one.against]}"
-        rows.append(tuple(map(GridCell, (name, mean or DASH, seeds or DASH, p, by, one.verdict))))
-    head = ("difference", "mean", "over the seeds", "p", "by", "verdict")
+        needed = DASH if one.needed is None else str(one.needed)
+        rows.append(tuple(map(GridCell, (name, mean or DASH, seeds or DASH, p, by, needed, one.verdict))))
+    head = ("difference", "mean", "over the seeds", "p", "by", f"seeds for {POINTS} points", "verdict")
     return Grid("Paired differences", head, tuple(rows))
 
 
@@ -193,6 +195,7 @@ def notes(table: Table) -> list[str]:
         preset=table.preset,
         rows=table.rows,
         differences=table.differences,
+        points=POINTS,
     )
     return text.splitlines()
 
@@ -216,7 +219,7 @@ def _templated(suffix: str, table: Table, with_cost: bool = False) -> str:
 CSV_HEAD = (
     "kind", "row", "label", "column", "value", "low", "high", "interval", "n", "seeds", "missing", "outdated",
     "published", "trust", "source", "to_published", "against", "p_adjusted",
-    "over_seeds", "over_seeds_low", "over_seeds_high", "samples", "verdict",
+    "over_seeds", "over_seeds_low", "over_seeds_high", "samples", "seeds_for_2_points", "verdict",
 )  # fmt: skip
 
 
@@ -236,8 +239,9 @@ def comma_separated(table: Table, with_cost: bool = False) -> str:
             line |= {"published": one.shown, "trust": one.trust, "source": one.source} if one else {}
             lines.append({**line, "kind": "cell", "to_published": gap})
         lines += [{**same, "column": name, "value": getattr(row, name)} for name in ("seconds", "tokens") if with_cost]
-    for ours, against, mean, seeds, p, reason, verdict in table.differences:
+    for ours, against, mean, seeds, p, reason, verdict, needed in table.differences:
         line = {"row": ours, "against": against, "p_adjusted": p, "column": table.columns[0].key, "verdict": verdict}
+        line["seeds_for_2_points"] = needed
         if mean and seeds:
             line |= {**asdict(mean), "n": seeds.n, "samples": "" if reason else mean.n}
             if seeds.n > 1:

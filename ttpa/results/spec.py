@@ -153,9 +153,12 @@ class Published(_Part):
 
 
 class Preset(_Part):
-    """One way to run the table. `comparable`: whether the published numbers were measured on the same thing."""
+    """One way to run the table. `comparable`: whether the published numbers were measured on the same thing. `added`:
+    those of `seeds` that stand in no file, because the spread of the listed ones decided their number.
+    """
 
     name: str = Field(default="", validation_alias="(name)")  # no key of a preset in the file
+    added: list[int] = Field(default=[], validation_alias="(added)")
     overrides: list[Annotated[str, AfterValidator(_override)]]
     seeds: Annotated[list[Index], Field(min_length=1), Once]
     waves: Annotated[list[Literal["warmup", "explore", "align"] | None], InOrder] = [None]

@@ -18,6 +18,7 @@ from ttpa.errors import DataError
 from ttpa.io import read_jsonl
 
 LEVEL = 0.95
+POWER = 0.8
 RESAMPLES = 2000
 FLIPS = 10_000
 K = TypeVar("K", str, tuple[int, str])
@@ -99,7 +100,8 @@ def share_text(entry: Mapping[str, Any] | None, digits: int, *, interval: bool =
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """A number with its 95 % interval. `kind` is "t" for one over seeds, "bootstrap" or "wilson" for one over
-    dialogues, "" without one; `n` counts seeds or samples; `cut`: see `of_share`.
+    dialogues, "" without one; `n` counts seeds or samples; `cut`: see `of_share`. `deviation` is the standard deviation
+    over seeds that a t interval comes from, and `freedom` its degrees of freedom.
     """
 
     value: float
@@ -108,6 +110,8 @@ class Estimate:
     kind: str = ""
     n: int = 1
     cut: bool = False
+    deviation: float | None = None
+    freedom: int = 0
 
     def of_share(self) -> Estimate:
         """The same with its interval cut to that of a share, from 0 to 1."""
@@ -118,7 +122,8 @@ class Estimate:
     def scaled(self, factor: float) -> Estimate:
         """The same in another unit."""
         low, high = sorted(end * factor for end in (self.low, self.high) if end is not None) or (None, None)
-        return replace(self, value=self.value * factor, low=low, high=high)
+        deviation = None if self.deviation is None else abs(factor) * self.deviation
+        return replace(self, value=self.value * factor, low=low, high=high, deviation=deviation)
 
     @property
     def has_no_width(self) -> bool:
@@ -135,24 +140,64 @@ class PairedTest:
     seeds: Estimate
 
 
-def over_seeds(values: Sequence[float]) -> Estimate:
-    """Mean and 95 % Student-t interval."""
+def over_seeds(values: Sequence[float], first: int | None = None) -> Estimate:
+    """Mean and 95 % Student-t interval. Where the spread of the `first` values decided how many more there are, the
+    interval is Stein's (1945): mean of all, deviation and degrees of freedom of the first. It is exact for normal
+    values, because the mean of all does not depend on that deviation.
+    """
+    mean, n, freedom = statistics.fmean(values), len(values), (len(values) if first is None else first) - 1
+    if freedom < 1:
+        return Estimate(value=mean, n=n)
+    deviation = statistics.stdev(values[: freedom + 1])
+    half = _quantile(freedom) * deviation / math.sqrt(n)
+    return Estimate(value=mean, low=mean - half, high=mean + half, kind="t", n=n, deviation=deviation, freedom=freedom)
+
+
+def _quantile(freedom: int) -> float:
     from scipy.special import stdtrit
 
-    mean, n = statistics.fmean(values), len(values)
-    if n < 2:
-        return Estimate(value=mean, n=n)
-    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * statistics.stdev(values) / math.sqrt(n)
-    return Estimate(value=mean, low=mean - half, high=mean + half, kind="t", n=n)
+    return float(stdtrit(freedom, (1 + LEVEL) / 2))
 
 
-def share_over_seeds(found: Sequence[Estimate]) -> Estimate:
+def seeds_for_width(found: Estimate, width: float) -> int:
+    """How many values Stein's interval (see `over_seeds`) needs to be no wider than `width` from end to end, given the
+    t interval of the first ones; never fewer than those.
+    """
+    half = _quantile(found.freedom) * (found.deviation or 0)
+    return max(found.freedom + 1, math.ceil((2 * half / width) ** 2 * (1 - 1e-12)))
+
+
+def seeds_for_power(found: Estimate, difference: float) -> int | None:
+    """The smallest number of seeds with which a two-sided paired t test at 5 % finds a true difference of that size
+    with probability 0.8, if the seeds' differences have the deviation found. None with fewer than three seeds, or
+    where all differ by the same amount: then nothing is known of the spread.
+    """
+    from scipy.special import nctdtr
+
+    if found.freedom < 2 or found.has_no_width or not found.deviation:
+        return None
+    effect = difference / found.deviation
+
+    def power(n: int) -> float:
+        bound, shift = _quantile(n - 1), effect * math.sqrt(n)
+        return float(1 - nctdtr(n - 1, shift, bound) + nctdtr(n - 1, shift, -bound))
+
+    low, high = 1, 2  # low is too few
+    while power(high) < POWER:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(middle) >= POWER else (middle, high)
+    return high
+
+
+def share_over_seeds(found: Sequence[Estimate], first: int | None = None) -> Estimate:
     """A share of one seed as it is; of several the mean and its t interval within 0 and 1. Where all seeds have the
     same share, that interval has no width, and the first seed's own is given.
     """
     if len(found) == 1:
         return found[0]
-    mean = over_seeds([one.value for one in found])
+    mean = over_seeds([one.value for one in found], first)
     if mean.has_no_width:
         return replace(found[0], n=mean.n)
     return mean.of_share()
@@ -162,32 +207,34 @@ def paired_samples(
     a: Mapping[tuple[int, str], float],
     b: Mapping[tuple[int, str], float],
     clusters: Mapping[tuple[int, str], Hashable],
+    first: int | None = None,
 ) -> PairedTest:
-    """Difference a - b over the same (seed, sample id), with dialogues as clusters, by `paired_difference`."""
+    """Difference a - b over the same (seed, sample id), with dialogues as clusters, by `paired_difference`. `first`:
+    see `over_seeds`; seeds count in the order in which they come.
+    """
     value, low, high = paired_difference(a, b, clusters)
     by_cluster: defaultdict[Hashable, float] = defaultdict(float)
     by_seed: defaultdict[int, list[float]] = defaultdict(list)
     for at in a:
         by_cluster[clusters[at]] += a[at] - b[at]
         by_seed[at[0]].append(a[at] - b[at])
-    seeds = over_seeds([statistics.fmean(part) for part in by_seed.values()])
+    seeds = over_seeds([statistics.fmean(part) for part in by_seed.values()], first)
     if math.isnan(low):
         return PairedTest(mean=Estimate(value=value, n=len(a)), p=None, seeds=seeds)
     mean = Estimate(value=value, low=low, high=high, kind="bootstrap", n=len(a))
     return PairedTest(mean=mean, p=sign_flips(list(by_cluster.values())), seeds=seeds)
 
 
-def paired_means(a: Sequence[float], b: Sequence[float]) -> PairedTest:
-    """Difference a - b of the same seeds with its t interval and test. There is no p with one seed, and none where all
-    seeds differ by the same amount: that is no measure of a spread.
+def paired_means(a: Sequence[float], b: Sequence[float], first: int | None = None) -> PairedTest:
+    """Difference a - b of the same seeds with its t interval and test (`first`: see `over_seeds`). There is no p with
+    one seed, and none where all seeds differ by the same amount: that is no measure of a spread.
     """
     from scipy.special import stdtr
 
     gaps = [x - y for x, y in zip(a, b, strict=True)]
-    mean, p = over_seeds(gaps), None
-    if mean.n > 1 and not mean.has_no_width:
-        t = mean.value / (statistics.stdev(gaps) / math.sqrt(mean.n))
-        p = 2 * float(stdtr(mean.n - 1, -abs(t)))
+    mean, p = over_seeds(gaps, first), None
+    if mean.deviation and not mean.has_no_width:
+        p = 2 * float(stdtr(mean.freedom, -abs(mean.value / (mean.deviation / math.sqrt(mean.n)))))
     return PairedTest(mean=mean, p=p, seeds=mean)
 
 

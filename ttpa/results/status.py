@@ -16,8 +16,9 @@ from omegaconf import DictConfig
 
 from ttpa.errors import DataError, TtpaError, visible
 from ttpa.options import arguments
-from ttpa.results.cells import CellsForm, Records, TableCell, read_cells
+from ttpa.results.cells import Records, TableCell, recorded_cells
 from ttpa.results.records import WARMUP_ROLES, Record
+from ttpa.results.width import WidthForm, wanted
 from ttpa.run import pipeline
 from ttpa.run.jobs import queue
 from ttpa.run.store import StageResult, look, verify
@@ -26,10 +27,11 @@ STATES = ("done", "running", "queued", "failed", "missing")
 HELP = """\
 ttpa status: which cells of a table are done, running, queued by SLURM, failed or missing.
 
-  ttpa status experiments/NAME [preset=NAME] [seed=0,1] [check=true] [paths.store=DIR] [paths.results=DIR]
-              [any override ...]
+  ttpa status experiments/NAME [preset=NAME] [seed=0,1] [ci=2] [max_seeds=N] [check=true] [paths.store=DIR]
+              [paths.results=DIR] [any override ...]
 
   preset   which of the presets in experiments/NAME/table.yaml; the first without it
+  ci       with max_seeds as the sweep was started with: the seeds that it adds are counted before they are complete
   check    compares every file of the cells' finished stages with the hash that was taken when the stage was finished
   Overrides that the sweep was started with are given here too: they decide which cells are meant.
   Exit status 0 when all are done (and whole), 1 when one is not.
@@ -37,7 +39,7 @@ ttpa status: which cells of a table are done, running, queued by SLURM, failed o
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True)
-class StatusForm(CellsForm):
+class StatusForm(WidthForm):
     check: bool = False
 
 
@@ -113,8 +115,8 @@ def damages(cells: Sequence[TableCell]) -> list[str]:
 def main(words: Sequence[str]) -> int:
     """`ttpa status`: a line a cell, and their number; 0 when every cell is done, else 1."""
     form = arguments(words, StatusForm, "status")
-    spec, preset, cells = read_cells(form.target, form.preset, form.overrides)
-    records = Records(cells)
+    upto = wanted(form).seeds if form.ci else 0
+    spec, preset, cells, records = recorded_cells(form.target, form.preset, form.overrides, upto=upto)
     jobs: Mapping[str, tuple[str, str]] = {}
     try:
         jobs = queue(Path(cells[0].composed.paths.runs))

@@ -1,7 +1,8 @@
 """The command `ttpa sweep`: launches the cells of a table that have no record, wave by wave, with Hydra's launchers.
 
 A wave (`until=warmup`, `until=explore`, the whole run) is one call of the launcher. Cells that would build the same
-stage send one of them. No state is kept but records and store, so a sweep can be killed at any time.
+stage send one of them. No state is kept but records and store, so a sweep can be killed at any time; how many seeds
+`ci=` adds follows from the records, too.
 """
 
 import sys
@@ -18,9 +19,10 @@ from omegaconf import OmegaConf
 
 from ttpa.errors import ConfigError, TtpaError, visible
 from ttpa.options import arguments
-from ttpa.results.cells import CellsForm, Records, TableCell, open_hydra, read_cells
+from ttpa.results.cells import Records, TableCell, open_hydra, recorded_cells
 from ttpa.results.job import job, use_own_launchers
 from ttpa.results.status import error_file, is_current, plan
+from ttpa.results.width import WidthForm, wanted
 from ttpa.run import cluster
 from ttpa.run.jobs import Submitted, Unfinished
 from ttpa.run.overrides import COMPLAINTS, explained
@@ -33,9 +35,13 @@ Launch = Callable[[Sequence[Sequence[str]]], Sequence[BaseException | None]]
 HELP = """\
 ttpa sweep: launches the cells of a table that have no record yet.
 
-  ttpa sweep experiments/NAME [preset=NAME] [seed=0,1] [cluster=joblib|slurm] [submit=true] [any override ...]
+  ttpa sweep experiments/NAME [preset=NAME] [seed=0,1] [ci=2] [max_seeds=N] [cluster=joblib|slurm] [submit=true]
+             [any override ...]
 
   preset    which of the presets in experiments/NAME/table.yaml; the first without it
+  ci        adds seeds until the interval of every paired difference is at most so many points wide, end to end. Their
+            number follows from the spread of the seeds in table.yaml (Stein's two stages), at least 3
+  max_seeds how many seeds there may be in all with ci=, 32 without it
   outdated  true also launches cells whose record was built by other stage versions or from other files
   submit    true leaves when the jobs of a wave are with SLURM; the same call again says what became of them and submits
             the next wave, and without submit=true it waits for them
@@ -170,7 +176,7 @@ def _error(returned: object) -> BaseException | None:
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True)
-class SweepForm(CellsForm):
+class SweepForm(WidthForm):
     """The words behind `ttpa sweep`; see HELP."""
 
     outdated: bool = False
@@ -180,10 +186,26 @@ class SweepForm(CellsForm):
 def main(words: Sequence[str], launcher: Callable[[Sequence[str], bool], Launch] = hydra_launcher) -> int:
     """`ttpa sweep`: runs what is missing; 0 when every cell has its record, else 1."""
     form = arguments(words, SweepForm, "sweep")
-    spec, preset, cells = read_cells(form.target, form.preset, form.overrides)
+    status, waits = _run(form, 0, launcher)
+    if form.ci is None or status or waits:
+        return status
+    before = wanted(form)
+    if before.seeds > before.listed:
+        status, waits = _run(form, before.seeds, launcher)
+        if status or waits:
+            return status
+    print(f"ttpa sweep: ci={form.ci:g}: {before.told()}", flush=True)
+    return 0
+
+
+def _run(form: SweepForm, upto: int, launcher: Callable[[Sequence[str], bool], Launch]) -> tuple[int, bool]:
+    """Runs what is missing of the table with so many seeds; the exit status, and whether jobs wait."""
+    spec, preset, cells, records = recorded_cells(form.target, form.preset, form.overrides, upto=upto)
+    if form.ci:
+        form.check_table(spec, preset)
     cluster.check_plugins(cells[0].overrides)
     with open_hydra():
-        launch, records = launcher(cells[0].overrides, form.submit), Records(cells)
+        launch = launcher(cells[0].overrides, form.submit)
         sweep = Sweep(cells, records, form.outdated)
         said = f"{len(sweep.todo)} of {len(cells)} cells to run"
         print(f"ttpa sweep: {spec.name}, preset {preset.name}: {said}", flush=True)
@@ -197,8 +219,8 @@ def main(words: Sequence[str], launcher: Callable[[Sequence[str], bool], Launch]
         print(f"ttpa sweep: failed: {label}: {why}", file=sys.stderr)
     if sweep.submitted:
         print(f"ttpa sweep: {sweep.submitted} jobs wait or run; the same command again picks them up", flush=True)
-        return 1 if sweep.failures else 0
+        return (1 if sweep.failures else 0), True
     silent = [label for label in holes if label not in sweep.failures]
     if silent:
         print(f"ttpa sweep: no record of {', '.join(silent)}. `ttpa status` says why.", file=sys.stderr)
-    return 1 if holes or sweep.failures else 0
+    return (1 if holes or sweep.failures else 0), False

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ttpa.results.cells import Records, read_cells
+from ttpa.results.cells import recorded_cells
 from ttpa.results.differences import Difference, differences_of
 from ttpa.results.records import WARMUP_GROUPS, Record, number_at, warmup_settings
 from ttpa.results.spec import Column, Preset, Published, RowSpec, TableSpec
@@ -72,8 +72,7 @@ def from_folder(
     store: Path | None = None,
 ) -> Table:
     """The table of a folder that holds a table.yaml. None takes its first preset, and the folders of its cells."""
-    spec, chosen, cells = read_cells(folder, preset, overrides)
-    records = Records(cells, results)
+    spec, chosen, cells, records = recorded_cells(folder, preset, overrides, results=results)
     rows: dict[RowSpec, dict[int, Record]] = {cell.row: {} for cell in cells}
     for cell in cells:
         if found := records.find(cell):
@@ -92,7 +91,7 @@ def build(
     said = list(warnings)
     rows = tuple(_row(spec, preset, row, mine, said) for row, mine in records.items())
     by_key = {row.key: (row, mine) for row, mine in records.items()}
-    differences = differences_of(spec.differences, spec.columns[0], preset.name, by_key, store)
+    differences = differences_of(spec.differences, spec.columns[0], preset.name, by_key, store, preset.added)
     return Table(spec, preset, tuple(spec.columns), rows, differences, tuple(dict.fromkeys(said)), store)
 
 
@@ -118,11 +117,12 @@ def _row(spec: TableSpec, preset: Preset, row: RowSpec, records: Mapping[int, Re
 def _value(
     spec: TableSpec, preset: Preset, row: RowSpec, column: Column, records: Mapping[int, Record], warnings: list[str]
 ) -> TableValue:
-    path, values = column.path(preset.name), list[Estimate]()
+    path, values, first = column.path(preset.name), list[Estimate](), 0
     for record in records.values() if path else ():
         try:
             value = number_at(record.measured(row.warmup_only), path or "")
             values += [value] if value else []
+            first += bool(value) and record.seed not in preset.added
         except KeyError:
             where = f"column {column.key}, row {row.key}"
             warnings.append(f"{record.path}: no number at {path} ({where}). Correct the column's metric.")
@@ -130,9 +130,10 @@ def _value(
     if not values:
         return TableValue(None, published, None)
     if (path or "").split(".")[0] in SHARES and all(0 <= value.value <= 1 for value in values):
-        estimate = share_over_seeds(values).scaled(column.scale)
+        estimate = share_over_seeds(values, first).scaled(column.scale)
     else:
-        estimate = (values[0] if len(values) == 1 else over_seeds([one.value for one in values])).scaled(column.scale)
+        mean = values[0] if len(values) == 1 else over_seeds([one.value for one in values], first)
+        estimate = mean.scaled(column.scale)
     comparable = published and preset.comparable and published.trust != "unclear"
     return TableValue(estimate, published, estimate.value - published.shown if published and comparable else None)
 
