@@ -377,10 +377,10 @@ class Renderer:
         return _said(message, self.syntax)
 
     def whole_template(self) -> str:
-        """A chat template with which transformers alone writes these prompts from `messages` and `tools`. Text of a
-        sample may give control tokens, and how results of calls are written is the same in every dialogue.
+        """A chat template with which transformers alone writes these prompts from `messages` and `tools`, and answers
+        up to their end. Text of a sample may give control tokens; results of calls are written alike in every dialogue.
         """
-        from ttpa.calls.templates import compact_template, in_front
+        from ttpa.calls.templates import closed, compact_template, in_front
 
         if self.template == "compact":
             return compact_template(self.syntax.name, dumps(_TYPE_NAMES))
@@ -393,7 +393,10 @@ class Renderer:
         listed = "tools" in template
         folded, as_user = self._way(listed)
         how = {"tools": not listed, "calls": not self._native, "folded": folded, "as_user": as_user}
-        return f"{given}{today}{in_front(self.syntax.name, **how)}{template}"
+        said = [Message(role="user", content="hi"), Message(role="assistant", content="ttpa-reply")]
+        tail = self._chat_text(said, ()).rpartition("ttpa-reply")[2]
+        end = str(self.tokenizer.convert_ids_to_tokens(self.end_of_turn))
+        return closed(f"{given}{today}{in_front(self.syntax.name, **how)}{template}", len(tail.partition(end)[2]))
 
     def _way(self, listed: bool) -> tuple[bool, bool]:
         """How the template takes a system's text and results of calls; see `_chat_text`."""

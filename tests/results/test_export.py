@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from tests.policy.architectures import random_model
 from tests.policy.test_policy import furthest, logits, lora, shake, spec, write_base
 from tests.run.test_pipeline import SMALLEST, run_here
 from tests.sources import toolace, xlam
@@ -312,19 +313,45 @@ def test_pairs_load_without_a_script_and_are_read_as_given_pairs(layout: str, he
         )  # fmt: skip
 
 
+def chat_run(folder: Path) -> None:
+    """A finished run of a small model with Qwen's chat template on given pairs, in the current folder."""
+    rows = [LAYOUTS["messages"](sample) for sample in read_split(Path(stage("data")), "explore")[:24]]
+    wrong = ({"role": "assistant", "content": f"no {number}"} for number in range(len(rows)))
+    turned = [
+        {**row, "messages": row["messages"][:-1], "chosen": row["messages"][-1], "rejected": no}
+        for row, no in zip(rows, wrong, strict=True)
+    ]
+    Path("pairs.jsonl").write_text("\n".join(map(json.dumps, turned)), encoding="utf-8")
+    tokenizer = family("qwen2_5").tokenizer
+    tokenizer.save_pretrained(folder)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 4096}
+    random_model("qwen2", len(tokenizer) + 9, 0.1, **sizes).save_pretrained(folder)
+    Path("debug").unlink()
+    words = ["pairs=given", "data.path=pairs.jsonl", "data.test_fraction=0.2", "objective=dpo", "model=hf"]
+    words += [f"model.name={folder}", "model.dtype=float32", "model.max_tokens=4096", "trainer.threads=1"]
+    run_here(*words, "warmup=none", "until=align", "recipe.align.lr=0.01", "select.limit=6", base=["debug=smoke"])
+
+
 @pytest.mark.slow
-def test_exported_pairs_give_our_loss_in_the_trainer_of_trl(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("kind", ["embedded", "chat"])
+def test_exported_pairs_give_our_loss_in_the_trainer_of_trl(
+    kind: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from datasets import load_dataset
     from trl import DPOConfig, DPOTrainer
 
+    if kind == "chat":
+        chat_run(here / "base")
+    capsys.readouterr()
     main([stage("explore"), "as=trl", "to=pairs"])
     told = re.search(r"(\d+) pairs have an answer", capsys.readouterr().out)
     main([stage("align"), "as=merged", "to=policy"])
     main([stage("warmup"), "as=merged", "to=reference"])
-    policy, start = load_policy(Path(stage("align"), "policy")), load_policy(Path(stage("warmup"), "policy"))
+    render = load_policy(Path(stage("align"), "policy")).renderer
+    ours = [AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32) for name in ("policy", "reference")]
     pairs = [Pair.from_json(row) for row in read_jsonl(Path(stage("explore"), "pairs.jsonl"))]
     asked = {one.id: one for one in read_split(Path(stage("data")), "explore")}
-    render, loss = policy.renderer, DPO(beta=0.3, sft_weight=0.0, over="answer", label_smoothing=0.0)
+    loss = DPO(beta=0.3, sft_weight=0.0, over="answer", label_smoothing=0.0)
     wanted = dict[int, float]()
     for number, pair in enumerate(pairs):
         sample, sides = asked[pair.sample_id], (pair.chosen, pair.rejected)
@@ -332,17 +359,16 @@ def test_exported_pairs_give_our_loss_in_the_trainer_of_trl(here: Path, capsys: 
         if [tuple(ids) for ids in again] != [side.token_ids for side in sides]:
             continue
         rows = [TokenRow(render.prompts([sample])[0], side.token_ids) for side in sides]
-        sums = [
-            [float(token_logps(one.model.eval(), [row], pad_id=render.pad_id).logps_N.sum()) for row in rows]
-            for one in (policy, start)
-        ]
-        tensors = [torch.tensor([value], dtype=torch.float32) for pair_sums in sums for value in pair_sums]
-        (chosen, rejected, ref_chosen, ref_rejected), size = tensors, torch.ones(1)
-        wanted[number] = float(loss(PairLogps(chosen, rejected, size, size, ref_chosen, ref_rejected))[0])
+        with torch.no_grad():
+            sums = [
+                token_logps(model, [row], pad_id=render.pad_id).logps_N.sum()[None] for model in ours for row in rows
+            ]
+        size = torch.ones(1)
+        wanted[number] = float(loss(PairLogps(sums[0], sums[1], size, size, sums[2], sums[3]))[0])
     assert len(pairs) - len(wanted) == (int(told[1]) if told else 0) and len(wanted) > 2
     trainer = DPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained("policy"),
-        ref_model=AutoModelForCausalLM.from_pretrained("reference"),
+        model=AutoModelForCausalLM.from_pretrained("policy", dtype=torch.float32),
+        ref_model=AutoModelForCausalLM.from_pretrained("reference", dtype=torch.float32),
         processing_class=AutoTokenizer.from_pretrained("policy"),
         train_dataset=load_dataset("pairs", split="train", cache_dir="cache").select(list(wanted)),
         args=DPOConfig(
@@ -352,9 +378,8 @@ def test_exported_pairs_give_our_loss_in_the_trainer_of_trl(here: Path, capsys: 
     )  # fmt: skip
     trainer.model.eval()
     for row, value in zip(trainer.train_dataset, wanted.values(), strict=True):
-        batch = trainer.data_collator([row])
-        found = float(trainer.compute_loss(trainer.model, batch).detach())
-        assert found == pytest.approx(value, abs=1e-5)
+        theirs = float(trainer.compute_loss(trainer.model, trainer.data_collator([row])).detach())
+        assert theirs == pytest.approx(value, abs=1e-5)
     assert max(wanted.values()) - min(wanted.values()) > 1e-3
 
 

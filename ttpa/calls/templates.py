@@ -63,6 +63,10 @@ _AS_USER = """\
 {%- else %}{% set shown.rows = shown.rows + [message] %}{% endif %}{% set shown.last = message.role %}{% endfor %}
 {%- set messages = shown.rows %}
 """
+_CLOSED = """\
+{%- set ttpa_whole %}TEMPLATE{% endset %}
+{%- set ttpa_over = messages and messages[-1].role == 'assistant' and not add_generation_prompt %}
+{{- ttpa_whole[:-COUNT] if ttpa_over else ttpa_whole }}"""
 _FORMS = {  # syntax -> what opens all calls, stands before and behind one, between two, closes all
     "hermes": ("", "<tool_call>\\n", "\\n</tool_call>", "\\n", ""),
     "json": ("[", "", "", ", ", "]"),
@@ -95,3 +99,8 @@ def in_front(syntax: str, *, tools: bool, calls: bool, folded: bool, as_user: bo
     """
     parts = {_AS_USER: as_user, _said(syntax) + _AS_TEXT: calls, _LISTED: tools, _FOLDED: folded}
     return "".join(part for part, wanted in parts.items() if wanted)
+
+
+def closed(template: str, behind: int) -> str:
+    """The template without the last characters, so many, that it writes behind the end of the last answer."""
+    return _CLOSED.replace("COUNT", str(behind)).replace("TEMPLATE", template) if behind else template
