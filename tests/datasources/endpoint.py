@@ -78,7 +78,7 @@ class Server(ThreadingHTTPServer):
         return [hashlib.sha256(body.encode()).hexdigest() for body in bodies]
 
 
-SOLD = ("", "unknown", "empty", "prose")
+SOLD = ("", "unknown", "empty", "prose", "mute", "leak")
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -108,6 +108,11 @@ class Handler(BaseHTTPRequestHandler):
         reply: Any = scripted(body) if fault in SOLD else {}
         if fault == "unknown" and "tool" in reply:
             reply = {"tool": "launch_rocket", "arguments": {}}
+        if fault == "mute":
+            reply = {"question": "Please do what I asked for."}
+        if fault == "leak":
+            names = re.findall(r"^- (\w+) \(", body["messages"][0]["content"], re.M)
+            reply = {"question": f"{reply['question']} Use {names[0].replace('_', ' ').title()}."}
         text = {"empty": "", "prose": "Certainly! I would rather not."}.get(fault, json.dumps(reply))
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
         message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,8 @@ from ttpa.data.reversed.dialogues import Dialogues, Job, PolicyDialogues, Script
 from ttpa.data.reversed.gates import GATES, Said, named_tool, ungrounded
 from ttpa.data.reversed.sandbox import Sandbox
 from ttpa.data.reversed.scenario import Draft, Script
+from ttpa.data.reversed.tools import Limits, Session, read_source
+from ttpa.data.reversed.writers import drive
 from ttpa.data.source import read_split
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import read_jsonl
@@ -128,6 +131,51 @@ class Engine:
 
     def reset(self) -> None: ...
     def close(self) -> None: ...
+
+
+def by_hand(replies: list[Any], module: str = "tests.datasources.shop", **script: Any) -> dict[str, Any]:
+    """The row of a draft over a user's functions whose writer replies with these objects, in turn."""
+    tools, sandbox, said = read_source(f"python:{module}").tools, Sandbox(), iter(replies)
+    session = partial(Session, states={}, limits=Limits(2.0, 512, 500), sandbox=sandbox)
+    values = {"window": 20, "offered": [2, 10], "facts": [1, 7], "turns": [4, 4], "least_tools": 2, "reasks": 0,
+              "show_arguments": True, "written_results": False, "judge": False}  # fmt: skip
+    row = drive(Draft(Script(**(values | script)), tools, {}, session, "s").write(), lambda ask: json.dumps(next(said)))
+    sandbox.close()
+    return row
+
+
+SCENE = {"scenario": "buying a boat", "facts": ["The harbour opens at 9"], "tools": ["price_of", "fails", "sees_key",
+         "prints_and_is_random"]}  # fmt: skip
+
+
+def step(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"tool": name, "arguments": arguments}
+
+
+def test_a_dialogue_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TTPA_ALLOW", "tests")
+    price, key = step("price_of", item="boat"), step("sees_key")
+    told, asked = step("answer", text="The boat costs 6."), {"question": "What does a boat cost, and what is the key?"}
+    row = by_hand([SCENE, price, step("fails", code=3), key, told, asked])
+    assert "gate" not in row and row["question"] == asked["question"] and row["answer"] == "The boat costs 6."
+    # The call that failed is told to the writer and not kept.
+    assert [call["name"] for call in row["calls"]] == ["price_of", "sees_key"]
+    assert [result["text"] for result in row["results"]][1] == "nothing"
+    ends = {
+        "calls": [SCENE, price, told],
+        "restart": [SCENE, price, step("restart", reason="no way")],
+        "schema": [SCENE, step("price_of", item=3)],
+        "repeated": [SCENE, price, price],
+        "answer": [SCENE, price, key, step("answer", text="The boat costs 700.")],
+        "grounding": [SCENE, price, key, told, {"question": "What does it cost, and what is the key?"}],
+        "tool_name": [SCENE, price, key, told, {"question": "What is the price of a boat?"}],
+        "scenario": [{**SCENE, "scenario": "using price_of"}],
+        "replay": [SCENE, price, step("prints_and_is_random"), told, asked],
+        "format": [SCENE, price, key, {"tool": ["x"]}],
+    }
+    assert {gate: by_hand(replies)["gate"] for gate, replies in ends.items()} == {gate: gate for gate in ends}
+    judged = [SCENE, price, key, told, asked, {"good": False, "reason": "dull"}]
+    assert by_hand(judged, judge=True)["problem"] == "dull"
 
 
 ROLES = {"practice material": "scenario", "solves a task": "call", "Write the message": "question"}

@@ -35,7 +35,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def source(server: Any, **more: Any) -> OpenAIDialogues:
-    quick = {"base_url": server.url, "api_key_env": "TTPA_TEST_KEY", "timeout_s": 0.8, "concurrency": 3}
+    quick = {"base_url": server.url, "api_key_env": "TTPA_TEST_KEY", "timeout_s": 10.0, "concurrency": 3}
     return dialogues(OpenAIDialogues, "reversed_openai", **(quick | more))
 
 
@@ -70,12 +70,12 @@ def test_transport_faults_change_no_sample_and_buy_nothing_twice(server: Server,
     server.fault = lambda number, body: (
         faults[(number - begun) // 2] if (number - begun) % 2 == 0 and number - begun < 14 else ""
     )
-    metrics = built(server, tmp_path / "faulty")
+    metrics = built(server, tmp_path / "faulty", timeout_s=1.0)
     assert metrics["content_sha256"] == clean["content_sha256"]
     told = Counter(fault for *_, fault in server.asked[begun:])
     assert set(faults) == set(told) - {""}
-    bought = Counter(server.sold)
-    assert set(bought.values()) == {2}  # once a data set
+    kept = list(read_jsonl(next((tmp_path / "faulty" / "replies").glob("*.jsonl"))))
+    assert len({row["key"] for row in kept}) == len(kept) == 50
 
 
 def test_retry_after_is_kept_by_all_that_ask(server: Server, tmp_path: Path) -> None:
@@ -92,6 +92,24 @@ def test_replies_that_a_gate_refuses_are_asked_for_again_with_the_reason(server:
     assert metrics["reasked"] == {"format": 2, "schema": 1}
     reasons = [body["messages"][-1]["content"] for _, _, body, _ in server.asked]
     assert any("There is no tool" in one for one in reasons) and any("it is empty" in one for one in reasons)
+
+
+@pytest.mark.parametrize(("fault", "gate", "reason"), [
+    ("mute", "grounding", "the message does not say"), ("leak", "tool_name", "contains the name of the tool"),
+])  # fmt: skip
+def test_a_question_that_hides_a_value_or_names_a_tool_is_written_again(
+    fault: str, gate: str, reason: str, server: Server, tmp_path: Path
+) -> None:
+    server.fault = lambda number, body: fault if number == 4 else ""  # the first question
+    more = {"samples": 2, "validation_samples": 0, "test_samples": 0, "concurrency": 1}
+    metrics = built(server, tmp_path, **more)
+    asked = [body for *_, body, _ in server.asked if body["response_format"]["json_schema"]["name"] == "question"]
+    assert metrics["reasked"] == {gate: 1} and len(asked) == 3
+    assert reason in asked[1]["messages"][-1]["content"] and metrics["dialogues"]["train"] == 2
+    metrics = built(server, tmp_path, **more, script={"reasks": 0}, drafts_per_sample=4.0)
+    assert metrics["rejected"][gate] == 1
+    (row,) = read_jsonl(tmp_path / "data-x.part" / "rejected.jsonl")
+    assert row["calls"] and row["answer"] and reason in row["problem"] and "question" in row["reply"]
 
 
 def test_drafts_that_stay_bad_are_kept_with_their_reason(server: Server, tmp_path: Path) -> None:
@@ -236,3 +254,36 @@ def test_how_fast_decides_no_sample(server: Server) -> None:
     quick = {"concurrency": 9, "retries": 1, "requests_per_minute": 60.0, "base_url": "http://elsewhere/v1"}
     one, other = source(server).identity(), source(server, **quick).identity()
     assert one == other and {one[key] for key in quick} == {None}
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_after_a_kill_and_leaves_no_trace_of_the_key(server: Server, tmp_path: Path) -> None:
+    server.slow = 0.02
+    words = [
+        "debug=smoke",
+        "data=reversed",
+        "data.generator=openai",
+        "data.tools=[world]",
+        "data.limit=6",
+        "until=warmup",
+    ]
+    words += [f"data.base_url={server.url}", "data.api_key_env=TTPA_TEST_KEY", "data.concurrency=2"]
+    command = [sys.executable, "-m", "ttpa.cli", *words]
+    env = {**os.environ, "TTPA_TEST_KEY": KEY, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL) as child:
+        deadline = time.monotonic() + 120
+        while len(server.asked) < 20 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        child.send_signal(signal.SIGKILL)
+    server.fault = lambda number, body: "401" if number == 40 else ""
+    stopped = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert stopped.returncode == 2 and "no reply can be had (HTTP 401" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "warm-up: done" in done.stdout
+    assert len(set(server.sold)) == 90 and len(server.sold) <= 90 + 2
+    texts = [stopped.stdout, stopped.stderr, done.stdout, done.stderr]
+    texts += [path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(KEY in text for text in texts) and len(texts) > 10
+    store = tmp_path / "debug" / "store"
+    assert (next(store.glob("data-*")) / "card.md").is_file() and list((store / "replies").glob("gpt-4o-mini.jsonl"))
