@@ -192,6 +192,13 @@ def test_a_run_on_given_pairs_draws_nothing_and_learns_from_them() -> None:
         assert pair.chosen.calls == sample.target and (sample.target or pair.chosen.text == "You are welcome.")
         calls = GivenPair.from_json(given[pair.sample_id]).rejected.calls
         assert pair.rejected.calls == calls and (pair.chosen_score.exact, pair.rejected_score.exact) == (True, False)
+    long = [*rows_of(CITIES), {**rows_of("Rome")[0], "rejected": "no " * 4000}]
+    write(Path("p.jsonl"), long)
+    run_here(
+        *words, "data.test_fraction=0.0", "select.limit=null", "until=explore", "model.max_tokens=400", base=SMALLEST
+    )
+    told = [json.loads(file.read_text()) for file in Path("debug/store").glob("explore-*/metrics.json")]
+    assert {one["too_long"] for one in told} == {0, 1}
     (row, other) = (next(read_jsonl(file)) for file in Path("debug/results").glob("*.jsonl"))
     assert row["explored"]["explore1"]["pairs"] == 8 and row["metrics"]["accuracy"]["n"] > 3
     assert {row["choices"]["objective"], other["choices"]["objective"]} == {"dpo", "rft"}

@@ -256,6 +256,20 @@ def test_a_sample_comes_back_as_it_was_or_the_layout_cannot_hold_it(layout: str,
     assert back is not None and [json.dumps(one.to_json()) for one in back] == [json.dumps(sample.to_json())]
 
 
+@pytest.mark.parametrize("text", [None, "Sunny in both."])
+def test_a_dialogue_of_several_call_turns_is_one_row_and_one_sample(
+    text: str | None, toy_samples: tuple[Sample, ...]
+) -> None:
+    asked, called = toy_samples[0].messages[0], Message(role="assistant", calls=toy_samples[0].target)
+    turns = (Message(role="system", content="Be brief."), asked, called, Message(role="tool", content="sunny"), asked)
+    sample = replace(toy_samples[2], messages=turns, target=() if text else toy_samples[2].target, target_text=text)
+    row = sample_row("toolace", sample)
+    assert not isinstance(row, BadRow)
+    assert read_facts(row, READERS["toolace"].convert(row).samples) == (sample,)
+    if text:  # a reader that makes no samples of text finds a call turn, which is not what was exported
+        assert read_facts(row, toolace("x.jsonl", text_turns=False).convert(row).samples) == ()
+
+
 def test_what_a_layout_has_no_place_for(toy_samples: tuple[Sample, ...]) -> None:
     call, text = toy_samples[0], toy_samples[5]
     thinking, both = replace(call, target_thought="hm"), replace(call, target_text="Let me look.")
