@@ -14,6 +14,7 @@ from ttpa.options import Count, option
 from ttpa.prompts import DATE, DATE_FORMAT
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Wide = Literal["float32", "bfloat16", "float16", "float64"]
 MaxTokens = Annotated[int, Field(ge=16)]
 
 
@@ -44,7 +45,7 @@ class TinyModel:
     feed_forward: Count
     vocab: Annotated[int, Field(ge=300)]
     max_tokens: MaxTokens
-    dtype: Dtype
+    dtype: Wide
     syntax: str
     template: Literal["compact"]
 

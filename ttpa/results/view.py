@@ -2,14 +2,17 @@
 end. These carry the controls of the run, so that no gain is shown without what plain fine-tuning gives.
 """
 
+import json
 import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
+from pathlib import Path
 from typing import IO, Any, Self
 
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -18,14 +21,16 @@ from rich.text import Text
 from ttpa.calls.six_errors import LABELS
 from ttpa.errors import visible
 from ttpa.results.stats import exact_by_id, paired_difference, share_text
+from ttpa.run import config
 from ttpa.run.pipeline import Outcome
-from ttpa.run.store import StageResult
+from ttpa.run.store import StageResult, fingerprint
 
 log = logging.getLogger("ttpa")
 
 EVERY_S = 10.0  # between progress lines where the screen cannot be redrawn
 Policies = Mapping[str, tuple[StageResult, StageResult]]  # name -> the stage that made the policy, its evaluation
 _brief = partial(share_text, digits=3, interval=False)
+RANGE = Path(__file__).parent / "demo_range.json"
 COLOURS = {"waiting": "none", "running": "yellow", "done": "green", "cached": "cyan"}
 
 
@@ -139,6 +144,8 @@ class ScreenView:
                     self.console.print("", title, table, sep="\n")
             for text in differences(outcome.branches[0].objective, found):
                 self.console.print(text)
+            for text in against_range(outcome.branches[0].cfg, found):
+                self.console.print(text, soft_wrap=True)
         names = f"{len(outcome.built)} stages built ({', '.join(outcome.built)})"
         built = names if outcome.built else "nothing built: all from the store"
         lines = ["", built, f"resolved configuration and log: {run_folder}", *outcome.places]
@@ -213,3 +220,25 @@ def differences(main: str, found: Policies) -> Iterator[str]:
         mean, low, high = paired_difference(exact[main][0], exact[other][0], exact[main][1])
         verdict = "better" if low > 0 else "worse" if high < 0 else "no clear difference"
         yield f"{main} - {other}: {mean:+.3f} [{low:+.3f}, {high:+.3f}], {verdict}"
+
+
+def run_key(cfg: DictConfig) -> str:
+    """What decides the numbers of a run, in twelve hex digits."""
+    return fingerprint("run", 1, config.identity(cfg, *config.IDENTITY, "seed", "rounds"), {})
+
+
+def against_range(cfg: DictConfig, found: Policies) -> Iterator[str]:
+    """Of the demo with nothing changed, whether each policy is where it is on any machine: the range was measured by
+    experiments/rounding over kernel settings and seeds.
+    """
+    try:
+        known = json.loads(RANGE.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    if known["run"] != run_key(cfg):
+        return
+    yield ""
+    for name, (_, low, high) in known["policies"].items():
+        if name in found and (value := found[name][1].metrics["accuracy"]["value"]) is not None:
+            where = "inside" if low <= value <= high else "outside"
+            yield f"{name}: {value:.3f}, {where} the range {low:.3f} to {high:.3f}"
