@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ttpa.errors import ConfigError, Interrupted, TtpaError, nearest, of_disk
+from ttpa.errors import ConfigError, Interrupted, TtpaError, masked, nearest, of_disk, status_of, visible
 from ttpa.results.job import job, use_own_launchers
 from ttpa.run import cluster, config
 
@@ -38,19 +38,20 @@ def _run(cfg: DictConfig) -> None:
 
 
 def _end_of_sweep(failed: Sequence[JobReturn]) -> int:
-    """Prints the cells that failed; 2 where all are users' errors."""
+    """Prints the cells that failed; returns the exit status."""
     for one in failed:
         reason = one._return_value
         name = "" if isinstance(reason, TtpaError) else f"{type(reason).__name__}: "
         said = " ".join(f"{name}{reason}".split()).rstrip(".")
-        folder = one.hydra_cfg.hydra.runtime.output_dir if one.hydra_cfg else one.working_dir
-        print(f"ttpa: failed: {' '.join(one.overrides or ())}: {said}. Log: {folder}/ttpa.log", file=sys.stderr)
+        # A job of SLURM has said where its log is.
+        log = f" Log: {one.hydra_cfg.hydra.runtime.output_dir}/ttpa.log" if one.hydra_cfg else ""
+        print(visible(masked(f"ttpa: failed: {' '.join(one.overrides or ())}: {said}.{log}")), file=sys.stderr)
     if not failed:
         return 0
     print(
         f"ttpa: {len(failed)} cells of the sweep failed. The same command again runs what is missing.", file=sys.stderr
     )
-    return 2 if all(isinstance(one._return_value, TtpaError) for one in failed) else 1
+    return status_of(one._return_value for one in failed)
 
 
 def graph(words: Sequence[str]) -> int:

@@ -40,8 +40,17 @@ class TtpaError(Exception):
     no traceback.
     """
 
+    by_user = True
+    """Whether the person who gave the command can mend it: the command then ends with status 2, else with 1."""
+
     def __init__(self, message: str = "") -> None:
         super().__init__(visible(masked(message)))
+
+
+def status_of(failures: Iterable[object]) -> int:
+    """The exit status of a command whose cells failed with these: 2 where all are the user's to mend."""
+    kinds = {getattr(one, "by_user", False) for one in failures}
+    return 0 if not kinds else 2 if kinds == {True} else 1
 
 
 class ConfigError(TtpaError):

@@ -17,7 +17,7 @@ import yaml
 from omegaconf import DictConfig
 
 from tests.run.test_pipeline import SMALL
-from ttpa.errors import ConfigError, TtpaError
+from ttpa.errors import ConfigError, DataError, TtpaError
 from ttpa.results import status, sweep
 from ttpa.results.cells import compose_run, open_hydra
 from ttpa.results.status import error_file, plan
@@ -184,7 +184,7 @@ def test_seeds_and_overrides_reach_every_job(table: Callable[..., None]) -> None
 
 def test_a_failed_cell_stops_itself_alone(table: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     fake = FakeLaunch(lambda job: "align1" if "sampler=tps objective=dpo seed=1" in job else None)
-    assert run(fake) == 1
+    assert run(fake) == 2
     assert [len(wave) for wave in fake.waves] == [2, 4, 8] and len(list(Path("results").iterdir())) == 7
     assert "failed: tps+dpo seed=1: TtpaError: align1 broke" in capsys.readouterr().err
     again = FakeLaunch()
@@ -196,7 +196,7 @@ def test_cells_that_need_a_failed_stage_are_not_sent_to_fail(
     table: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake = FakeLaunch(lambda job: "warmup" if "seed=1" in job else None)
-    assert run(fake) == 1
+    assert run(fake) == 2
     assert [len(wave) for wave in fake.waves] == [2, 2, 4]
     err = capsys.readouterr().err
     assert "group+dpo seed=1: TtpaError: warmup broke" in err
@@ -217,7 +217,7 @@ def test_a_refused_cell_does_not_stop_those_that_share_its_stages(
     bad = {"key": "bad", "label": "bad", "overrides": ["objective=dpo", "sampler=group", word]}
     table(rows=[bad, ROWS[1]], seeds=[0])
     fake = FakeLaunch()
-    assert run(fake) == 1
+    assert run(fake) == 2
     assert [len(wave) for wave in fake.waves] == [1, 2, 4] and word not in str(fake.waves)
     assert capsys.readouterr().err.startswith(f"ttpa sweep: failed: bad seed=0: {said}")
 
@@ -227,10 +227,10 @@ def test_a_job_that_builds_nothing_is_followed_by_the_next_cell_that_shares_its_
 ) -> None:
     """The traceback that an earlier sweep left is no sign of a build."""
     table(seeds=[0])
-    assert run(FakeLaunch(lambda job: "warmup")) == 1
+    assert run(FakeLaunch(lambda job: "warmup")) == 2
     assert capsys.readouterr().err.count("not launched") == 3
     fake = FakeLaunch(lambda job: "start" if "sampler=group objective=dpo" in job else None)
-    assert run(fake) == 1
+    assert run(fake) == 2
     assert [job.split(" seed")[0] for wave in fake.waves[:3] for job in wave] == [
         "sampler=group objective=dpo", "sampler=group objective=simpo", "sampler=group objective=simpo",
         "sampler=tps objective=dpo",
@@ -238,6 +238,17 @@ def test_a_job_that_builds_nothing_is_followed_by_the_next_cell_that_shares_its_
     assert [len(wave) for wave in fake.waves] == [1, 1, 2, 3]
     err = capsys.readouterr().err
     assert "failed: group+dpo seed=0: TtpaError: refused\n" in err and "not launched" not in err
+
+
+def test_one_fault_that_no_user_can_mend_decides_the_status(table: Callable[..., None]) -> None:
+    faults = {"objective=dpo": OSError("a bug"), "objective=simpo": DataError("a mistake")}
+    for options, code in ((["dpo", "simpo"], 1), (["simpo"], 2), (["dpo"], 1)):
+        table(rows=[{"product": {"objective": options}}], seeds=[0])
+
+        def launch(jobs: Sequence[Sequence[str]]) -> list[BaseException]:
+            return [next(faults[word] for word in job if word in faults) for job in jobs]
+
+        assert sweep.main([FOLDER], lambda overrides, submit: launch) == code
 
 
 def test_outdated_records_are_run_again_only_on_request(table: Callable[..., None]) -> None:

@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,37 @@ def test_several_processes_build_the_same_stages_as_one(tmp_path: Path) -> None:
         )
         assert (one["steps"], one["tokens"]) == (two["steps"], two["tokens"])
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+
+
+def test_a_damaged_resume_point_of_several_processes_is_told_once_and_the_one_before_is_used(tmp_path: Path) -> None:
+    """After SIGTERM, which writes one. The numbers are those of one process that nothing stopped."""
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    words = ["-m", "ttpa.cli", *TINY, "recipe.warmup.steps=150", "trainer.checkpoint_every_steps=1", "until=warmup"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words, "trainer.devices=2"]
+    for folder in (once, twice):
+        folder.mkdir()
+
+    def started(folder: Path, command: list[str]) -> subprocess.Popen[str]:
+        pipes: Any = {"stdout": subprocess.DEVNULL, "stderr": (folder / "said.txt").open("w")}
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen([sys.executable, *command], cwd=folder, env=env, text=True, **pipes)
+
+    assert started(once, words).wait(120) == 0
+    child, deadline = started(twice, torchrun), time.monotonic() + 120
+    while not (found := list(twice.glob("store/warmup-*.part/before.ckpt"))) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(60) != 0 and (twice / "said.txt").read_text().count("ttpa: interrupted at step ") == 1
+    last = found[0].with_name("last.ckpt")
+    before, stopped = (torch.load(point, weights_only=True)["global_step"] for point in (found[0], last))
+    assert 0 < before < stopped < 150
+    os.truncate(last, last.stat().st_size // 2)
+    assert started(twice, torchrun).wait(120) == 0
+    said = [line for line in (twice / "said.txt").read_text().splitlines() if line.startswith("ttpa: ")]
+    assert len(said) == 1 and said[0].startswith(f"ttpa: warning: {last.relative_to(twice)}: this resume point cannot")
+    one, two = (json.loads(next(place.glob("store/warmup-*/metrics.json")).read_text()) for place in (once, twice))
+    assert (one["steps"], one["tokens"]) == (two["steps"], two["tokens"])
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-2) and left(twice) == []
 
 
 def test_the_first_process_that_fails_takes_the_others_with_it(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import yaml
 from hydra import compose
 
 from tests.run.test_cluster import TINY, built, left, rows
+from ttpa import cli
 from ttpa.errors import ConfigError
 from ttpa.results.cells import open_hydra
 from ttpa.results.sweep import Launch, hydra_launcher
@@ -62,13 +63,31 @@ def test_each_job_has_its_own_answer_and_its_log_the_name_of_its_cell(
 ) -> None:
     fates("success,no more disk,CANCELLED,OUT_OF_MEMORY")
     with open_hydra():
-        assert told(launcher()) == ["", "TtpaError", "Unfinished", "TtpaError"]
+        assert told(launcher()) == ["", "TtpaError", "Unfinished", "Died"]
         said = capsys.readouterr().out
         assert re.search(r"job 7_1: (run,.*seed=1): (runs/slurm/\1-7_1.log)", said) and "4 of 4 jobs ended" in said
         assert "DataError: no more disk" in said and "7_2, run,pairs=released,seed=2" in said and "mem_gb" in said
         assert os.readlink(next(Path("runs/slurm").glob("*-7_1.log"))) == "../.submitit/7_1/7_1_0_log.out"
         fates("success")
         assert told(launcher(), 1) == [""]
+
+
+def test_a_sweep_ends_with_a_list_of_its_failed_jobs(
+    fates: Callable[[str], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one on this machine does; status 2 where all of them are mistakes of the user."""
+    for said, seeds, status in (("success,no such file,CANCELLED", "0,1,2", 1), ("no such file", "3", 2)):
+        fates(said)
+        monkeypatch.setattr(sys, "argv", ["ttpa", "-m", *SMALL_JOB, *TINY, f"seed={seeds}"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        err = capsys.readouterr().err
+        assert ended.value.code == status and "Traceback" not in err and "Log: None" not in err
+        listed = re.findall(
+            r"^ttpa: failed: .*seed=(\d).*: (?:job 7_\d|job 7), .*log: runs/slurm[^)]*\): (\w+)", err, re.M
+        )
+        expected = [("1", "DataError"), ("2", "CANCELLED")] if status == 1 else [("3", "DataError")]
+        assert listed == expected and f"{len(expected)} cells of the sweep failed" in err
 
 
 def test_a_call_that_leaves_is_picked_up_by_the_next(
@@ -216,7 +235,7 @@ def test_a_sweep_with_a_failing_cell_and_its_repeat(desk: Desk) -> None:
     write_table(desk, ["objective=dpo"], ["objective=simpo"], ["model.max_tokens=16"], waves=["warmup", None])
     words = ("sweep", "table.yaml", *SMALL_JOB)
     code, said = desk.ttpa(*words)
-    assert code == 1 and "Traceback" not in said and "2 of 2 jobs ended" in said
+    assert code == 2 and "Traceback" not in said and "2 of 2 jobs ended" in said
     assert re.search(
         r"failed: r2 seed=0: TtpaError: job (\d+_1), .*max_tokens=16.* \(log: runs/slurm/.*-\1.log\): ", said
     )
@@ -224,7 +243,7 @@ def test_a_sweep_with_a_failing_cell_and_its_repeat(desk: Desk) -> None:
     assert len(rows(desk.folder)) == 2 and built(desk.folder).count("warmup") == 1
     assert len(list(desk.folder.glob("runs/slurm/*objective=simpo*.log"))) == 1
     code, said = desk.ttpa(*words)
-    assert code == 1 and "1 of 1 jobs ended" in said and len(desk.states()) == 5
+    assert code == 2 and "1 of 1 jobs ended" in said and len(desk.states()) == 5
     code, said = desk.ttpa("-m", *SMALL_JOB, *TINY, "sampler.n=3", "objective=dpo,simpo", f"name={desk.folder.name}")
     assert code == 0 and len(desk.states()) == 5, "the cells of a sweep are cells of -m too, and done"
 
@@ -275,7 +294,7 @@ def test_a_job_whose_time_is_up_is_queued_again_and_at_last_called_timed_out(des
     words = ("-m", *SMALL_JOB, *TINY, "sampler.n=3", "cluster.time_min=1", "cluster.restarts=1", "cluster.warn_s=30")
     code, said = desk.ttpa(*words, *LONG)
     (job,) = [line["job"] for line in desk.jobs() if "run" in line]
-    assert code == 2 and "TIMEOUT. The same command again goes on" in said and desk.states()[job] == "TIMEOUT"
+    assert code == 1 and "TIMEOUT. The same command again goes on" in said and desk.states()[job] == "TIMEOUT"
     (part,) = desk.folder.glob("store/warmup-*.part")
     assert len(json.loads((part / "attempts.json").read_text())) == 2 and not (part / "error.txt").exists()
     assert (part / "last.ckpt").exists()
@@ -294,7 +313,7 @@ def test_two_tasks_give_what_one_gives_and_a_dead_one_ends_the_job(desk: Desk) -
     finally:
         code, said = desk.end(child, 120)
     (job,) = desk.states()
-    assert code == 2 and f"error: job {job}, " in said and desk.states()[job] == "FAILED"
+    assert code == 1 and f": job {job}, " in said and desk.states()[job] == "FAILED"
     code, said = desk.ttpa(*words, *steps)
     assert code == 0 and left(desk.folder) == []
     one = Desk(desk.folder / "one", desk.env)
@@ -303,7 +322,7 @@ def test_two_tasks_give_what_one_gives_and_a_dead_one_ends_the_job(desk: Desk) -
     assert built(one.folder) == built(desk.folder)
     (mine,), (other,) = (sorted(place.glob("store/warmup-*/metrics.json")) for place in (one.folder, desk.folder))
     alone, together = json.loads(mine.read_text()), json.loads(other.read_text())
-    assert alone["steps"] == together["steps"]
+    assert (alone["steps"], alone["tokens"]) == (together["steps"], together["tokens"]), "resumed by both tasks"
     assert together["loss"] == pytest.approx(alone["loss"], rel=0.05)
 
 

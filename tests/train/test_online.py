@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 import random
 import re
 import shutil
@@ -20,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -246,9 +246,12 @@ LONG = (
 BASE = [word for word in SMALL if not word.startswith("recipe.align")]  # the command line refuses what nobody reads
 
 
-def killed(folder: Path, least: int) -> None:
-    """Runs the command and kills it with SIGKILL once that many rounds are on disk, and a moment later."""
-    command = [sys.executable, "-m", "ttpa.cli", *BASE, *LONG]
+def stopped(folder: Path, least: int, kind: signal.Signals) -> None:
+    """Runs the command and sends it a signal once that many rounds are on disk, and a moment later. But for SIGKILL the
+    only resume point is that of the signal.
+    """
+    often = [] if kind == signal.SIGKILL else ["trainer.checkpoint_every_steps=1000"]
+    command = [sys.executable, "-m", "ttpa.cli", *BASE, *LONG, *often]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     try:
@@ -260,18 +263,24 @@ def killed(folder: Path, least: int) -> None:
             time.sleep(0.02)
     finally:
         if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-        _, said = process.communicate()
-    assert process.returncode == -signal.SIGKILL, f"over before it could be killed: {said[-2000:]}"
-    assert list((folder / "store").glob("align-*.part/rollouts.jsonl"))
+            process.send_signal(kind)
+        _, said = process.communicate(timeout=20)
+    expected = -kind if kind == signal.SIGKILL else 128 + kind
+    assert process.returncode == expected, f"over before it could be stopped: {said[-2000:]}"
+    (part,) = (folder / "store").glob("align-*.part")
+    assert (part / "rollouts.jsonl").exists()
+    if kind != signal.SIGKILL:
+        (step,) = re.findall(r"^ttpa: interrupted at step (\d+); the same command goes on from there\n$", said)
+        assert torch.load(part / "last.ckpt", weights_only=True)["global_step"] == int(step) > 0
 
 
-def test_killed_while_it_aligns_the_same_command_ends_with_the_same_numbers(
-    folder: Path, warm: Path, tmp_path_factory: pytest.TempPathFactory
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda kind: kind.name)
+def test_stopped_while_it_aligns_the_same_command_ends_with_the_same_numbers(
+    kind: signal.Signals, folder: Path, warm: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """At a random moment of the first rounds of four; compared with a run that nothing interrupted."""
     least, other = random.randint(1, 3), tmp_path_factory.mktemp("uninterrupted")
-    killed(folder, least)
+    stopped(folder, least, kind)
     run_here(*LONG, base=BASE)
     shutil.copytree(warm / "store", other / "store")
     with pytest.MonkeyPatch.context() as patch:

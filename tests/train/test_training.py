@@ -1,8 +1,11 @@
 """The training loop: what a step computes, whatever micro-batches, trees and ranks; how a killed run goes on."""
 
+import errno
+import io
 import os
 import pickle
 import random
+import re
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +34,7 @@ from tests.train.plain import (
     small_policy,
     weights_of,
 )
-from ttpa.errors import DataError, Interrupted
+from ttpa.errors import DataError, Interrupted, of_disk
 from ttpa.policy.forward import Forward, answer_sums, tree_token_logps
 from ttpa.policy.logprobs import token_logps
 from ttpa.policy.tree import TokenRow, TokenTree
@@ -380,6 +383,32 @@ def test_a_kill_while_a_resume_point_is_written_leaves_the_one_before(
         patch.setattr(Path, "replace", killed)
         run_training(made("sft", adamw(), steps=STEPS[:4]), tmp_path / "cut", every=1)
     assert run_training(again, tmp_path / "cut", every=1) == metrics and not list((tmp_path / "cut").iterdir())
+    assert furthest(weights_of(whole[0]), weights_of(again[0])) == 0.0
+
+
+def test_a_full_disk_leaves_the_resume_point_before_and_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, again = (made("sft", adamw(), steps=STEPS[:4]) for _ in range(2))
+    metrics, opened, points = run_training(whole, tmp_path / "whole"), Path.open, list[Path]()
+
+    class Full(io.FileIO):
+        def write(self, content: Any) -> int:
+            if self.tell() > 2000:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(content)
+
+    def open_full(self: Path, *how: Any, **more: Any) -> Any:
+        points.extend([self] * (self.suffix == ".part"))
+        return Full(self, "wb") if len(points) == 3 else opened(self, *how, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left on device") as caught:
+        patch.setattr(Path, "open", open_full)
+        run_training(made("sft", adamw(), steps=STEPS[:4]), tmp_path / "cut", every=1)
+    assert re.fullmatch(r"\S*/cut/last.ckpt: No space left on device. Free some space, .*", str(of_disk(caught.value)))
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["before.ckpt", "last.ckpt"]
+    assert torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert run_training(again, tmp_path / "cut", every=1) == metrics
     assert furthest(weights_of(whole[0]), weights_of(again[0])) == 0.0
 
 

@@ -14,10 +14,11 @@ import pydantic.dataclasses
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
-from ttpa.errors import ConfigError, TtpaError, visible
+from ttpa.errors import ConfigError, TtpaError, masked, status_of, visible
 from ttpa.options import arguments
 from ttpa.results.cells import Records, TableCell, open_hydra, recorded_cells
 from ttpa.results.job import job, use_own_launchers
@@ -47,8 +48,8 @@ ttpa sweep: launches the cells of a table that have no record yet.
             the next wave, and without submit=true it waits for them
   Overrides are given to every cell, such as paths.store=DIR. The same command again runs what is missing, only that;
   `ttpa status` with the same words says what is where, `ttpa table` makes the table of what is there.
-  Exit status 0 when every cell has its record (with submit=true: or waits for it), 1 when one has not, 2 for arguments
-  that cannot work.
+  Exit status 0 when every cell has its record (with submit=true: or waits for it), 2 when all that failed can be mended
+  in the words, the options or the data, else 1.
 """
 
 
@@ -59,6 +60,7 @@ class Sweep:
         self.todo: list[TableCell] = []
         self.plans: dict[str, Mapping[str, StageResult]] = {}
         self.failures: dict[str, str] = {}
+        self.status = 0  # of the command, by the failures
         self.submitted = 0  # jobs of SLURM that nobody waits for
         self._warmups = {cell.key.warmup for cell in cells if cell.row.warmup_only}
         for cell in sorted(cells, key=lambda cell: cell.row.warmup_only):
@@ -76,7 +78,7 @@ class Sweep:
                 stages, planned = plan(cell.cfg), plan(runner.cfg)
                 cluster.check_cell(runner.overrides, runner.composed.trainer.devices)
             except TtpaError as error:
-                self.failures[cell.label] = str(error)
+                self._fail(cell, str(error), error)
                 continue
             if record is None or not is_current(record, cell, stages):
                 self.plans[runner.key.whole] = planned
@@ -111,7 +113,7 @@ class Sweep:
                 self.submitted += 1
             if error is None or isinstance(error, Submitted):
                 continue
-            self._drop(leader, f"{type(error).__name__}: {error}")
+            self._drop(leader, f"{type(error).__name__}: {error}", error)
             if not isinstance(shared, Path) or (shared / "done.json").exists():
                 continue
             refused = not isinstance(error, Unfinished) and self._tracebacks(leader) == old
@@ -119,11 +121,15 @@ class Sweep:
                 again[shared] = others
                 continue
             for cell in others:
-                self._drop(cell, f"not launched: {leader.label} failed to build {shared.name}, which it needs")
+                self._drop(cell, f"not launched: {leader.label} failed to build {shared.name}, which it needs", error)
         return again
 
-    def _drop(self, cell: TableCell, why: str) -> None:
-        self.failures[cell.label] = " ".join(why.split())
+    def _fail(self, cell: TableCell, why: str, error: BaseException) -> None:
+        self.failures[cell.label] = visible(masked(" ".join(why.split())))
+        self.status = status_of([error]) if self.status != 1 else 1
+
+    def _drop(self, cell: TableCell, why: str, error: BaseException) -> None:
+        self._fail(cell, why, error)
         self.todo = [other for other in self.todo if other is not cell]
 
     def _tracebacks(self, cell: TableCell) -> dict[Path, int]:
@@ -164,15 +170,13 @@ def hydra_launcher(overrides: Sequence[str], submit_only: bool) -> Launch:
     return launch
 
 
-def _error(returned: object) -> BaseException | None:
-    try:
-        _ = returned.return_value  # type: ignore[attr-defined]
-    except TtpaError as error:
-        return error
-    except Exception as error:
+def _error(returned: JobReturn) -> BaseException | None:
+    if returned.status == JobStatus.COMPLETED:
+        return None
+    error: BaseException = returned._return_value
+    if not isinstance(error, TtpaError):
         traceback.print_exception(error)
-        return error
-    return None
+    return error
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,7 +188,7 @@ class SweepForm(WidthForm):
 
 
 def main(words: Sequence[str], launcher: Callable[[Sequence[str], bool], Launch] = hydra_launcher) -> int:
-    """`ttpa sweep`: runs what is missing; 0 when every cell has its record, else 1."""
+    """`ttpa sweep`: runs what is missing; returns the exit status, see HELP."""
     form = arguments(words, SweepForm, "sweep")
     status, waits = _run(form, 0, launcher)
     if form.ci is None or status or waits:
@@ -219,8 +223,8 @@ def _run(form: SweepForm, upto: int, launcher: Callable[[Sequence[str], bool], L
         print(f"ttpa sweep: failed: {label}: {why}", file=sys.stderr)
     if sweep.submitted:
         print(f"ttpa sweep: {sweep.submitted} jobs wait or run; the same command again picks them up", flush=True)
-        return (1 if sweep.failures else 0), True
+        return sweep.status, True
     silent = [label for label in holes if label not in sweep.failures]
     if silent:
         print(f"ttpa sweep: no record of {', '.join(silent)}. `ttpa status` says why.", file=sys.stderr)
-    return (1 if holes or sweep.failures else 0), False
+    return sweep.status or int(bool(holes)), False

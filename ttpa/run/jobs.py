@@ -16,6 +16,14 @@ ENDED = "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY P
 class Unfinished(TtpaError):
     """A job that was ended from outside: no verdict on its cell."""
 
+    by_user = False
+
+
+class Died(TtpaError):
+    """A job that ended by a fault of its own."""
+
+    by_user = False
+
 
 class Submitted(Unfinished):
     """A job that waits or runs, and nobody waits for it."""

@@ -14,39 +14,30 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import redirect_stderr, suppress
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf  # type: ignore[import-untyped,unused-ignore]
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher as Plugin  # type: ignore[import-untyped,unused-ignore]
 
 from ttpa.errors import ConfigError, TtpaError
 from ttpa.run import config
-from ttpa.run.jobs import ENDED, Submitted, Unfinished, asked, is_alive, note, open_jobs, states
+from ttpa.run.jobs import ENDED, Died, Submitted, Unfinished, asked, is_alive, note, open_jobs, states
 
 GRACE_S, POLL_S, LONGEST_POLL_S = 8.0, 1.0, 20.0  # how long a shared file system may hide a result; between two looks
-
-
-@dataclass
-class Answer(JobReturn):
-    """What a cell gave, for Hydra's sweeper."""
-
-    error: TtpaError | None = None
-
-    @property  # type: ignore[misc]
-    def return_value(self) -> None:
-        if self.error:
-            raise self.error
 
 
 def register() -> None:
     """Makes Hydra take the launcher of this module where an option file names the plugin's."""
     Plugins.instance().class_name_to_class[f"{Plugin.__module__}.{Plugin.__name__}"] = SlurmLauncher
+
+
+def _fail(answer: JobReturn, error: TtpaError) -> None:
+    answer.status, answer._return_value = JobStatus.FAILED, error
 
 
 class SlurmLauncher(Plugin):  # type: ignore[misc]
@@ -62,17 +53,17 @@ class SlurmLauncher(Plugin):  # type: ignore[misc]
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # to the end of the time, which SLURM then calls TIMEOUT
         _ = super().__call__(*given).return_value
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Answer]:
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         runs, now = Path(self.config.hydra.sweep.dir), states()
         known = {job["run"]: job for job in open_jobs(runs)}
-        answers = [Answer() for _ in job_overrides]
+        answers = [JobReturn(overrides=words, status=JobStatus.COMPLETED) for words in job_overrides]
         waiting, new = dict[int, dict[str, Any]](), dict[int, dict[str, Any]]()
         shared = set.intersection(*(set(words) for words in job_overrides))
         for number, words in enumerate(job_overrides):
             try:
                 facts = self._facts(words, shared)
             except TtpaError as error:
-                answers[number].error = error
+                _fail(answers[number], error)
                 print(f"ttpa: not submitted: {error}")
                 continue
             job = known.get(facts["run"])
@@ -160,7 +151,7 @@ class SlurmLauncher(Plugin):  # type: ignore[misc]
             return list(pickle.loads(self._paths(job["job"]).result_pickle.read_bytes()))
         return []
 
-    def _wait(self, runs: Path, jobs: dict[int, dict[str, Any]], answers: list[Answer]) -> None:
+    def _wait(self, runs: Path, jobs: dict[int, dict[str, Any]], answers: list[JobReturn]) -> None:
         """Fills in the answers as jobs end, and says how many wait, run and have ended."""
         pause, next_look, now, said, silent = POLL_S, 0.0, dict[str, str](), [""], dict[int, float]()
         left = dict(jobs)
@@ -181,11 +172,12 @@ class SlurmLauncher(Plugin):  # type: ignore[misc]
                     if result:  # it will be gone in a moment
                         next_look = min(next_look, time.monotonic() + POLL_S)
                 elif result or time.monotonic() - silent.setdefault(number, time.monotonic()) > GRACE_S:
-                    answers[number].error = failure = self._verdict(job, state, result)
+                    failure = self._verdict(job, state, result)
                     job["ended"] = state if state in ENDED else "FAILED" if failure else "COMPLETED"
                     note(runs, job=job["job"], ended=job["ended"])
                     del left[number]
                     if failure:
+                        _fail(answers[number], failure)
                         print(f"ttpa: {failure}", flush=True)
             count = Counter(now.get(job["job"], "unknown").lower() for job in left.values())
             parts = [f"{len(jobs) - len(left)} of {len(jobs)} jobs ended", *(f"{count[one]} {one}" for one in count)]
@@ -196,7 +188,7 @@ class SlurmLauncher(Plugin):  # type: ignore[misc]
                 break
             time.sleep(POLL_S)
         for number, job in left.items():
-            answers[number].error = Submitted("job {job} waits or runs: {log}".format_map(job))
+            _fail(answers[number], Submitted("job {job} waits or runs: {log}".format_map(job)))
 
     def _verdict(self, job: dict[str, Any], state: str, result: list[Any]) -> TtpaError | None:
         where = "job {job}, {cell} (log: {log})".format_map(job)
@@ -204,14 +196,15 @@ class SlurmLauncher(Plugin):  # type: ignore[misc]
             return None
         if result:
             said = [line for line in result[1].splitlines() if re.match(r"[\w.]+(: |$)", line)]  # the last error
-            return TtpaError(f"{where}: {said[-1].rpartition('ttpa.errors.')[2] if said else 'failed'}")
+            kind = TtpaError if said and said[-1].startswith("ttpa.errors.") else Died
+            return kind(f"{where}: {said[-1].rpartition('ttpa.errors.')[2] if said else 'failed'}")
         if not state:
             with suppress(TtpaError):
                 found = asked("sacct", "-X", "-n", "-P", "-o", "State", "-j", job["job"])
                 state = found[0][0].split()[0] if found else ""
         if state in ("FAILED", "COMPLETED", "OUT_OF_MEMORY"):
             remedy = "Raise cluster.mem_gb." if state == "OUT_OF_MEMORY" else "See its log."
-            return TtpaError(f"{where}: {state}, a process of it died. {remedy}")
+            return Died(f"{where}: {state}, a process of it died. {remedy}")
         return Unfinished(
             f"{where}: {state or 'SLURM knows it no more'}. The same command again goes on from its last resume point."
         )

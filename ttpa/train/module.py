@@ -157,10 +157,29 @@ class PolicyModule(pl.LightningModule):
         # Frozen weights are the base model's: they are loaded from where they came from, not from the resume point.
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
-        checkpoint["progress"] = (self.tokens_seen, self.tokens_computed, self.last_metrics)
+        checkpoint["progress"] = self.over_ranks()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.tokens_seen, self.tokens_computed, self.last_metrics = checkpoint["progress"]
+        if self.global_rank:  # the first rank has what is summed over ranks
+            self.tokens_seen = self.tokens_computed = 0
+            self.last_metrics = self.last_metrics | {"loss": 0.0} if self.last_metrics else {}
+
+    def over_ranks(self) -> tuple[int, int, dict[str, float]]:
+        """Tokens of all sequences, those the model was run on (what shared prefixes saved, or padding cost) and the
+        last metrics, of all ranks. All of them must call it at the same time.
+        """
+
+        def reduced(value: float, how: str) -> float:
+            if self.trainer.world_size == 1:
+                return value
+            here = torch.tensor(value, dtype=torch.float64, device=self.trainer.strategy.root_device)
+            return float(self.trainer.strategy.reduce(here, reduce_op=how))
+
+        # The loss, of which every device has its share, adds up too; means over a device's rows are averaged.
+        pairs = self.last_metrics.items()
+        means = {name: reduced(value, "sum" if name == "loss" else "mean") for name, value in pairs}
+        return round(reduced(self.tokens_seen, "sum")), round(reduced(self.tokens_computed, "sum")), means
 
 
 def sft_example(rows: Sequence[TokenRow], prompt_weight: float, unit: Any) -> Example:
@@ -291,10 +310,17 @@ class ResumePoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         last = Path(path)
         part = last.with_name(f"{last.name}.part")
-        with part.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException as error:
+            part.unlink(missing_ok=True)
+            cause = error if isinstance(error, OSError) else error.__context__
+            if isinstance(cause, OSError):  # a full disk, over which torch falls with words of its own
+                raise OSError(cause.errno, cause.strerror, str(last)) from None
+            raise
         if last.exists():
             last.replace(last.with_name(POINTS[1]))
         part.replace(last)
@@ -447,17 +473,8 @@ def fit(
     with keeper.listening():
         runner.fit(module, data, ckpt_path=resume_point(workdir, say=runner.is_global_zero), weights_only=True)
 
-    def over_ranks(value: float, how: str) -> float:
-        here = torch.tensor(value, dtype=torch.float64, device=runner.strategy.root_device)
-        return float(runner.strategy.reduce(here, reduce_op=how)) if runner.world_size > 1 else value
-
-    # Tokens of all sequences, and those the model was run on: what shared prefixes saved, or padding cost.
-    tokens = {"tokens": module.tokens_seen, "tokens_computed": module.tokens_computed}
-    sums = {name: round(over_ranks(value, "sum")) for name, value in tokens.items()}
-    # The loss, of which every device has its share, adds up too; means over a device's rows are averaged.
-    last_metrics = module.last_metrics.items()
-    means = {name: over_ranks(value, "sum" if name == "loss" else "mean") for name, value in last_metrics}
+    tokens, computed, means = module.over_ranks()
     module.policy.save(workdir / "policy")
     for point in workdir.glob("*.ckpt*"):
         point.unlink()
-    return {"steps": data.total_steps, **sums, **means}
+    return {"steps": data.total_steps, "tokens": tokens, "tokens_computed": computed, **means}
