@@ -373,7 +373,7 @@ def test_every_value_of_an_identity_option_enters_a_stage_and_the_run_id(
 
 @pytest.mark.parametrize("group", [group for group in config.IDENTITY if len(options(group)) > 1])
 def test_options_of_an_identity_group_are_told_apart(group: str) -> None:
-    chosen = options(group)
+    chosen = [option for option in options(group) if option != "qwen2.5-0.5b"]  # what hf is by default
     beside = {option: ("sampler=mcts",) if group == "pairs" else BESIDE.get((group, option), ()) for option in chosen}
     made = [tuple(names(plan(composed(f"{group}={option}", *beside[option]))).values()) for option in chosen]
     assert len(set(made)) == len(made)

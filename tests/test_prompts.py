@@ -373,6 +373,29 @@ def test_tags_that_are_tokens_are_tokens_in_answers_and_prompts_but_not_in_data(
     )
 
 
+def test_a_template_without_a_place_for_tools_gets_them_in_the_systems_text(
+    dialogue: Sample, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an example of two calls in the syntax that is read; said once a process, however many prompts and stages."""
+    monkeypatch.setattr("ttpa.errors._TOLD", set())
+    ignoring = "{% if tools and false %}tools{% endif %}" + WITHOUT_TOOLS  # names them and shows nothing
+    for template in (WITHOUT_TOOLS, ignoring):
+        for syntax in ("hermes_list", "python"):
+            renderer = chat(template, syntax)
+            text = shown(renderer, dialogue)
+            listing = "\n".join(json.dumps(tool.to_json(), separators=(", ", ": ")) for tool in dialogue.tools)
+            head, _, rest = text.partition("You can call these tools:\n")
+            assert head == "<|im_start|>system\nBe brief.\n\n" and json.loads(rest.splitlines()[0]) == json.loads(
+                listing.splitlines()[0]
+            )
+            example = rest.partition("like these two:\n")[2].partition("\nIf no tool fits")[0]
+            assert [call.name for call in renderer.read(example)[0] or ()] == ["tool", "other"]
+    assert capsys.readouterr().err.count("no place for tools") == 1
+    assert "You can call these tools" not in shown(chat(CHATML), dialogue)
+    xml = CHATML.replace("if tools", "if xml_tools").replace("in tools", "in xml_tools")  # as SmolLM3 knows them
+    assert "You can call these tools" not in shown(chat(xml), dialogue)
+
+
 def test_tool_names_are_found_where_a_template_escapes_them(toy_samples: Samples) -> None:
     names = ('Strong\'s "Number" \\ API', "Wetter f\u00fcr K\u00f6ln")
     assert names[1] in shown(chat(), replace(toy_samples[0], tools=tuple(ToolSpec(name=name) for name in names)))

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterable
 from typing import Self
 
@@ -108,6 +109,21 @@ def fall_back(text: str) -> None:
         logging.getLogger("ttpa").warning("%s", text)
 
 
+_TOLD: set[str] = set()
+
+
+def tell_once(text: str) -> None:
+    """Says something that a user should know: on the screen and in the log, once a process."""
+    if text not in _TOLD:
+        _TOLD.add(text)
+        logging.getLogger("ttpa").info("%s", text)
+        print(f"ttpa: note: {visible(masked(text))}", file=sys.stderr)
+
+
+MEMORY = (
+    "Take less at a time: trainer.micro_tokens in training, engine.rows for answers; or model.dtype=bfloat16, fewer "
+    "trained weights (model.lora), a smaller model. `ttpa plan` says what a run needs."
+)
 DISK = {
     errno.ENOSPC: "Free some space, or set paths.store, paths.results and paths.runs to another disk.",
     errno.EDQUOT: "Free some space, or set paths.store, paths.results and paths.runs to another disk.",
@@ -120,9 +136,13 @@ DISK = {
 
 
 def of_disk(error: BaseException) -> TtpaError | None:
-    """A full disk, or a folder that cannot be written, as an error in one line; None where it is something else.
-    Libraries that write tensors say it only in their message.
+    """A full disk, a folder that cannot be written, or memory that is used up, as an error in one line; None
+    where it is something else. Libraries that write or allocate tensors say it only in their message.
     """
+    text = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        said = text.splitlines()[0][:200].rstrip(".") if text else "the system has no more"
+        return TtpaError(f"out of memory: {said}. {MEMORY}")
     code = error.errno if isinstance(error, OSError) else errno.ENOSPC if "No space left" in str(error) else None
     if code not in DISK:
         return None

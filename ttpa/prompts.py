@@ -11,7 +11,7 @@ from itertools import chain, islice, product
 from typing import Any
 
 from ttpa.calls.syntaxes import OpenCall, ParseError, Syntax
-from ttpa.errors import ConfigError, DataError
+from ttpa.errors import ConfigError, DataError, tell_once
 from ttpa.io import dumps
 from ttpa.records import Candidate, Message, Sample, ToolCall, ToolSpec
 
@@ -22,6 +22,12 @@ JUDGE = (
     "names, their types and values, and whether both mean the same. A part of the reference is as good as the whole.\n"
     "Reference: {target}\nReply: {answer}\nA: excellent. B: acceptable. C: fair. D: poor. Answer with one letter."
 )
+# What stands around the tools in the system's text where a template has no place for them; the words are ours.
+TOOLS = (
+    "You can call these tools:\n{tools}\nTo call tools, answer with the calls alone, written like these two:\n{calls}"
+)
+TOOLS += "\nIf no tool fits, or if something is missing that a tool needs, answer in words."
+SHOWN = (ToolCall(name="tool", arguments={"text": "abc"}), ToolCall(name="other", arguments={"count": 2}))
 DATE = "26 Jul 2024"  # the day that templates are told, as in Llama's own, so that prompts do not change overnight
 DATE_FORMAT = "%d %b %Y"
 _CUT = "\ufdd0"  # stands within text of the data that looks like a control token; texts are encoded in parts around it
@@ -157,6 +163,7 @@ class Renderer:
         self._variables = {"date_string": DATE, **self.variables}
         self._today, self._native = _told_date(self._variables["date_string"]), True
         self._thoughts = next((key for key in ("reasoning_content", "thinking") if key in source), "")
+        self._takes_tools = True
         user, reply = Message(role="user", content="hi"), Message(role="assistant", content="ttpa-reply")
         try:
             tail = self._chat_text([user, reply], ()).rpartition("ttpa-reply")[2]
@@ -167,6 +174,8 @@ class Renderer:
         except Exception as error:  # a template is somebody's program
             problem, remedy = f"the template cannot render a greeting ({_reason(error)})", "Check model.template_kwargs"
             raise ConfigError.at("model.template", "chat", problem, remedy) from None
+        with suppress(Exception):  # what it refuses is told with the sample
+            self._takes_tools = self._chat_text([user], [ToolSpec(name="f")]) != self._chat_text([user], ())
         calls = (ToolCall(name="f", arguments={"a": "x"}), ToolCall(name="g", arguments={"n": [1]}))
         try:
             text = self._chat_text([user, Message(role="assistant", calls=calls), user], ())
@@ -229,10 +238,12 @@ class Renderer:
         """
         template = self.tokenizer.get_chat_template(tools=tools or None)
         rows = self._rows(messages, as_user, as_text)
-        listed = "tools" in template
-        specs = [{"type": "function", "function": tool.to_json()} for tool in tools if listed] or None
-        if tools and not listed:
-            listing = "\n".join(["You can call these tools:", *(dumps(tool.to_json()) for tool in tools)])
+        given = self._takes_tools
+        specs = [{"type": "function", "function": tool.to_json()} for tool in tools if given] or None
+        if tools and not given:
+            tell_once("the chat template has no place for tools: they stand in the system's text, with the call syntax")
+            listing = "\n".join(dumps(tool.to_json()) for tool in tools)
+            listing = TOOLS.format(tools=listing, calls=self.syntax.print(SHOWN))
             if rows and rows[0]["role"] == "system":
                 listing = f"{rows.pop(0)['content']}\n\n{listing}"
             rows.insert(0, {"role": "system", "content": listing})
@@ -242,7 +253,14 @@ class Renderer:
             rows.insert(0, {"role": "user", "content": "\n\n".join(first)})
         if "strftime_now" in template:
             template = self._today + template
-        how = {"tools": specs, "tokenize": False, "add_generation_prompt": open_answer, "chat_template": template}
+        # SmolLM3 knows them by another name.
+        how = {
+            "tools": specs,
+            "xml_tools": specs,
+            "tokenize": False,
+            "add_generation_prompt": open_answer,
+            "chat_template": template,
+        }
         return str(self.tokenizer.apply_chat_template(rows, **how, **self._variables))
 
     def _rows(self, messages: Sequence[Message], as_user: bool, as_text: bool) -> list[dict[str, Any]]:

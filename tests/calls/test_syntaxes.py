@@ -12,7 +12,7 @@ from ttpa.calls.syntaxes import SYNTAXES, OpenCall, ParseError, get_syntax, toke
 from ttpa.errors import ConfigError
 from ttpa.records import ToolCall
 
-NAMES = ("hermes", "json", "python", "python_compact", "llama3_json")
+NAMES = ("hermes", "json", "python", "python_compact", "llama3_json", "hermes_list", "mistral")
 
 
 def calls(*pairs: tuple[str, dict[str, Any]]) -> tuple[ToolCall, ...]:
@@ -60,6 +60,13 @@ GOOD: list[tuple[str, str, tuple[ToolCall, ...]]] = [
      calls(("\u5929\u6c14 API", {"\u57ce\u5e02": "\u5df4\u9ece"}))),
     ("python", "[f(a=1, **{'odd key=': 2, \"b\": [3]})]", calls(("f", {"a": 1, "odd key=": 2, "b": [3]}))),
     ("python_compact", "[f(a=1), g()]", FG),
+    ("hermes_list", 'So:<tool_call>[{"name": "f", "arguments": {"a": 1}},\n'
+     '{"name": "g", "arguments": {}}]</tool_call>', FG),
+    ("hermes_list", '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>', F1),
+    ("hermes_list", "<tool_call>[]</tool_call>", ()), ("hermes_list", "[]", ()),
+    ("mistral", '[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}, "id": "call00000"}]', F1),
+    ("mistral", ' [TOOL_CALLS][{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}] ', FG),
+    ("mistral", "No tool fits.", ()),
 ]  # fmt: skip
 
 PYTHON_VALUES: list[tuple[str, Any]] = [
@@ -78,6 +85,13 @@ BAD: list[tuple[str, str, int | None]] = [
     ("hermes", 'x</tool_call><tool_call>{"name":"f","arguments":{}}</tool_call>', 1),
     ("hermes", '<tool_call>{"name":"f","arguments":{}} {"name":"g","arguments":{}}</tool_call>', 39),
     ("hermes", '<tool_call>{"name":"f"}</tool_call>', 11),
+    ("hermes", '<tool_call>[{"name":"f","arguments":{}}]</tool_call>', 11),
+    ("hermes_list", '<tool_call>[{"name":"f","arguments":{}}</tool_call>', 39),
+    ("hermes_list", '<tool_call>[{"name":"f","arguments":{}}]', 40),
+    ("mistral", '[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}}', 50),
+    ("mistral", 'Sure. [TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}}]', 6),
+    ("mistral", '[{"name": "f", "arguments": {"a": 1}}]', 1),
+    ("mistral", '[TOOL_CALLS] [{"name": "f", "arguments": {}}] ok', 46),
     ("hermes", "<tool_call>{'name': 'f', 'arguments': {}}</tool_call>", 12),
     ("json", '[{"name": "f", "arguments": {"a": 1}}', 37), ("json", '[{"name": "f", "arguments": {"a": 1}}] ok', 39),
     ("json", '[{"name": "f", "arguments": {"a": 1}},]', 38), ("json", '[{"arguments": {}}]', 1),
@@ -187,6 +201,10 @@ PRINTED = {
     "python_compact": '[f(a={"k":[1,True,None]},b="\u00e9\\n"),g()]',
     "llama3_json": '{"name": "f", "parameters": {"a": {"k": [1, true, null]}, "b": "\u00e9\\n"}}; '
                    '{"name": "g", "parameters": {}}',
+    "hermes_list": '<tool_call>[{"name": "f", "arguments": {"a": {"k": [1, true, null]}, "b": "\u00e9\\n"}}, '
+                   '{"name": "g", "arguments": {}}]</tool_call>',
+    "mistral": '[TOOL_CALLS] [{"name": "f", "arguments": {"a": {"k": [1, true, null]}, "b": "\u00e9\\n"}}, '
+               '{"name": "g", "arguments": {}}]',
 }  # fmt: skip
 
 
@@ -194,7 +212,7 @@ PRINTED = {
 def test_printed_text(syntax: str) -> None:
     written = calls(("f", {"a": {"k": [1, True, None]}, "b": "\u00e9\n"}), ("g", {}))
     assert get_syntax(syntax).print(written) == PRINTED[syntax]
-    assert get_syntax(syntax).print(()) == ("[]" if PRINTED[syntax][0] == "[" else "")
+    assert get_syntax(syntax).print(()) == ("[]" if PRINTED[syntax].startswith("[") and syntax != "mistral" else "")
 
 
 @pytest.mark.parametrize("value", ["\ud83d", "\x00", -0.0, 1e308, 10**4000, {1: 2, None: True}])
@@ -331,7 +349,9 @@ def test_spans(syntax: str, text: str, expected: list[tuple[str, str]]) -> None:
 
 def test_a_syntax_is_found_by_name() -> None:
     assert [get_syntax(name).name for name in NAMES] == list(NAMES) and set(SYNTAXES) == set(NAMES)
-    with pytest.raises(ConfigError, match=r"xml.*hermes, json, python, python_compact, llama3_json"):
+    with pytest.raises(
+        ConfigError, match=r"xml.*hermes, hermes_list, mistral, json, python, python_compact, llama3_json"
+    ):
         get_syntax("xml")
 
 

@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -293,6 +295,88 @@ def test_a_name_that_is_no_model_is_an_error_with_a_remedy(base: Path, tmp_path:
     for name in (tmp_path / "nothing", tmp_path):  # no such folder; a folder without a model
         with pytest.raises(ConfigError, match=r"^model\.name=.*cannot be loaded .* Give a folder that holds a"):
             create_policy(spec(base, None, name=str(name)), (), 0)
+
+
+def write_gguf(base: Path, folder: Path) -> Path:
+    """A Llama in float32 as a GGUF file, with a byte-level vocabulary, and beside it as a folder of transformers."""
+    gguf = pytest.importorskip("gguf")
+    model = random_model("llama", 300, 0.1, hidden_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=32)
+    folder.mkdir()
+    model.save_pretrained(base)
+    writer, config = gguf.GGUFWriter(folder / "small.gguf", "llama"), model.config
+    for name, value in (
+        ("context_length", 512), ("embedding_length", 64), ("block_count", config.num_hidden_layers),
+        ("feed_forward_length", config.intermediate_size), ("head_count", 2), ("head_count_kv", 1),
+        ("layer_norm_rms_eps", config.rms_norm_eps), ("vocab_size", 300), ("rope_dimension_count", 32),
+    ):  # fmt: skip
+        getattr(writer, f"add_{name}")(value)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    tokenizer = train_tokenizer(TEXTS, 300)
+    vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    tokens = [token for token, _ in vocab] + [f"<unused{n}>" for n in range(300 - len(vocab))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_merges([" ".join(m) for m in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]])
+    writer.add_eos_token_id(1)
+    writer.add_chat_template(TEMPLATE)
+    parts = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.o_proj": "attn_output"}
+    parts |= {f"self_attn.{x}_proj": f"attn_{x}" for x in "qkv"}
+    parts |= {f"mlp.{x}_proj": f"ffn_{x}" for x in ("gate", "up", "down")}
+    names = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+    names["lm_head.weight"] = "output.weight"
+    for key, value in model.state_dict().items():
+        weight = value.float().numpy()
+        if found := re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", key):
+            names[key] = f"blk.{found[1]}.{parts[found[2]]}.weight"
+            if (heads := {"self_attn.q_proj": 2, "self_attn.k_proj": 1}.get(found[2])) is not None:  # llama.cpp's order
+                weight = weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+        writer.add_tensor(names[key], np.ascontiguousarray(weight))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder
+
+
+def test_a_gguf_file_is_the_model_it_was_written_from(tmp_path: Path) -> None:
+    """With an adapter and with all weights, which are saved as transformers' own."""
+    folder = write_gguf(tmp_path / "plain", tmp_path / "gguf")
+    expected = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32))
+    for adapter in (lora(), None):
+        policy = create_policy(spec(folder, adapter, gguf="small.gguf"), (), 0)
+        assert furthest(logits(policy.model), expected) < 1e-5
+        policy.start_training(0)
+        shake(policy, 0)
+        policy.save(tmp_path / str(adapter))
+        assert furthest(logits(load_policy(tmp_path / str(adapter)).model), logits(policy.model)) < 1e-5
+    with pytest.raises(ConfigError, match=r"^model\.gguf=smal\.gguf: no such file in .*Files there: small\.gguf\.$"):
+        create_policy(spec(folder, None, gguf="smal.gguf"), (), 0)
+    with pytest.raises(ConfigError, match=r"^model\.name=.*cannot be loaded.* add model\.gguf=small\.gguf\.$"):
+        create_policy(spec(folder, None), (), 0)
+
+
+def test_a_model_may_come_in_an_installed_package(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = spec(base, None, name="package:some_small_model")
+    with pytest.raises(ConfigError, match=r"no such package is installed\. Install it \(pip .* some-small-model\)"):
+        create_policy(missing, (), 0)
+    assert missing.identity() == {}
+    shutil.copytree(base, tmp_path / "some_small_model")
+    (tmp_path / "some_small_model" / "__init__.py").write_text("raise RuntimeError")  # nothing of it is run
+    monkeypatch.syspath_prepend(tmp_path)
+    found = create_policy(missing, (), 0)
+    assert torch.equal(logits(found.model), logits(create_policy(spec(base, None), (), 0).model))
+    assert {name for name, _ in missing.identity()["files"]} > {"config.json", "model.safetensors"}
+
+
+def test_an_adapter_of_another_base_is_refused_in_one_line(base: Path, tmp_path: Path) -> None:
+    policy = create_policy(spec(base, lora()), (), 0)
+    policy.start_training(0)
+    policy.save(tmp_path / "policy")
+    other = write_base(tmp_path / "other", num_key_value_heads=4)
+    file = tmp_path / "policy" / "policy.json"
+    file.write_text(file.read_text().replace(str(base), str(other)))
+    with pytest.raises(DataError, match=r"adapter: the adapter does not fit .*size mismatch.*base model that it was"):
+        load_policy(tmp_path / "policy").model  # noqa: B018
 
 
 @pytest.mark.parametrize("more", [[2], [3, 4, 4]])

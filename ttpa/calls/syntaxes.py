@@ -1,4 +1,4 @@
-"""Five ways to write tool calls: parse a text, print calls, mark the parts of a call, say whether a call is open.
+"""Seven ways to write tool calls: parse a text, print calls, mark the parts of a call, say whether a call is open.
 
 A text that a model wrote is data: it parses, or it gives a `ParseError` value; nothing here raises for it. A thought,
 `<think>...</think>`, counts as white space in every syntax. It ends with the text where it is not closed, and begins
@@ -178,17 +178,23 @@ def _print_objects(
     calls: Sequence[ToolCall], *, item: str = "%s", comma: str = ", ", around: str = "%s", key: str = "arguments"
 ) -> str:
     texts = (write_value({"name": call.name, key: call.arguments}) for call in calls)
-    return around % comma.join(item % text for text in texts)
+    return around % comma.join(item % text for text in texts) if calls or around == "[%s]" else ""
 
 
-def _read_hermes(scan: Reader) -> None:
-    """`<tool_call>`, a JSON object, `</tool_call>`, any number of times in any text."""
+def _read_hermes(scan: Reader, lists: bool = False) -> None:
+    """`<tool_call>`, a JSON object or with `lists` a list of them, `</tool_call>`, any number of times in any text."""
     while hit := _TAG.search(scan.text, scan.pos):
         if hit[1]:
             raise Malformed("</tool_call> without <tool_call>", hit.start())
         scan.pos = hit.end()
         if hit[1] is not None:
-            _read_object(scan)
+            scan.gap()
+            if lists and scan.text.startswith("[", scan.pos):
+                for _ in scan.items("[]"):
+                    _read_object(scan)
+                scan.gap()
+            else:
+                _read_object(scan)
             scan.expect("</tool_call>")
 
 
@@ -204,6 +210,16 @@ def _read_json(scan: Reader) -> None:
         return _refuse_object(scan.said())
     scan.gap()
     scan.finish()
+
+
+def _read_mistral(scan: Reader) -> None:
+    """`[TOOL_CALLS]` and a JSON list of call objects."""
+    scan.gap()
+    if scan.take("[TOOL_CALLS]"):
+        return _read_json(scan)
+    if (late := scan.said().find("[TOOL_CALLS]")) >= 0:
+        raise Malformed("text before the calls", late)
+    _refuse_object(scan.said())
 
 
 def _read_llama3(scan: Reader) -> None:
@@ -308,9 +324,13 @@ def _is_plain(key: str) -> bool:
 
 
 _hermes = partial(_print_objects, item="<tool_call>\n%s\n</tool_call>", comma="\n")
+_hermes_list = partial(_print_objects, around="<tool_call>[%s]</tool_call>")
+_mistral = partial(_print_objects, around="[TOOL_CALLS] [%s]")
 _llama3 = partial(_print_objects, comma="; ", key="parameters")
 _ALL = (
     Syntax("hermes", _hermes, _read_hermes, {"<tool_call>": "</tool_call>"}, prose=True),
+    Syntax("hermes_list", _hermes_list, partial(_read_hermes, lists=True), {"<tool_call>": "</tool_call>"}, prose=True),
+    Syntax("mistral", _mistral, _read_mistral, {"[TOOL_CALLS]": "]"}),
     Syntax("json", partial(_print_objects, around="[%s]"), _read_json, {"[": "]", "{": "}"}),
     Syntax("python", _print_python, _read_python, {"[": "]"}),
     Syntax("python_compact", partial(_print_python, compact=True), _read_python, {"[": "]"}),

