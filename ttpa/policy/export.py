@@ -28,7 +28,7 @@ def write_adapter(folder: Path, out: Path) -> list[str]:
     settings = json.loads((out / "adapter_config.json").read_text(encoding="utf-8")) | named
     write_text(out / "adapter_config.json", json.dumps(settings, indent=2))
     try:
-        generation = GenerationConfig.from_pretrained(policy.spec.name, revision=policy.spec.revision)
+        generation = GenerationConfig.from_pretrained(policy.spec.place, revision=policy.spec.revision)
     except OSError:
         generation = GenerationConfig()
     notes = [f"The base is the folder {policy.spec.name}: hand it on, too."] if Path(policy.spec.name).is_dir() else []
