@@ -6,7 +6,9 @@ from typing import Any, TypeVar
 
 import yaml
 
+from ttpa.data.augment import Augment
 from ttpa.data.bands import Bands
+from ttpa.data.dialogues import Messages, ShareGPT
 from ttpa.data.reversed.dialogues import Dialogues
 from ttpa.data.reversed.noise import Noise
 from ttpa.data.reversed.scenario import Script
@@ -21,7 +23,8 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 def _values(file: str) -> dict[str, Any]:
     values = yaml.safe_load((CONF / file).read_text(encoding="utf-8"))
-    for part in (values, values.get("noise", {}), values.get("bands", {})):
+    values.pop("defaults", None)
+    for part in (values, values.get("noise", {}), values.get("bands", {}), values.get("augment", {})):
         part.pop("_target_", None)
     return dict(values)
 
@@ -30,13 +33,29 @@ def bands(**more: Any) -> Bands:
     return Bands(**(_values("published_data.yaml")["bands"] | more))
 
 
+def augment(**more: Any) -> Augment:
+    return Augment(**(_values("published_data.yaml")["augment"] | more))
+
+
+def _shared() -> dict[str, Any]:
+    return _values("published_data.yaml") | {"bands": bands(), "augment": augment()}
+
+
+def messages(path: Path | str, **more: Any) -> Messages:
+    return Messages(**(_shared() | {"text_turns": True} | more), path=str(path))
+
+
+def sharegpt(path: Path | str, **more: Any) -> ShareGPT:
+    return ShareGPT(**(_shared() | {"text_turns": True} | more), path=str(path))
+
+
 def toolace(path: Path | str, **more: Any) -> ToolACE:
-    values = _values("published_data.yaml") | {"bands": bands(), "repair_split_arguments": True}
+    values = _shared() | {"repair_split_arguments": True}
     return ToolACE(**(values | more), path=str(path))
 
 
 def xlam(path: Path | str, **more: Any) -> XLAM:
-    return XLAM(**(_values("published_data.yaml") | {"bands": bands()} | more), path=str(path))
+    return XLAM(**(_shared() | more), path=str(path))
 
 
 def noise(**more: Any) -> Noise:

@@ -27,6 +27,7 @@ COMMANDS = {
     "table": "ttpa.results.render",
     "report": "ttpa.results.report.report",
     "score": "ttpa.benchmarks.score",
+    "data": "ttpa.results.show",
     "export": "ttpa.results.export",
     "dashboard": "ttpa.results.dashboard",
 }

@@ -61,6 +61,9 @@ class ToolSpec(Record):
     def required(self) -> tuple[str, ...]:
         return tuple(self.parameters.get("required") or ())
 
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "description": self.description, "parameters": self.parameters}
+
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Self:
         return cls(name=row["name"], description=row.get("description") or "", parameters=row["parameters"])
@@ -76,6 +79,9 @@ class ToolCall(Record):
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "arguments": self.arguments}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

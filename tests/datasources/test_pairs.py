@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.run.test_pipeline import SMALLEST, folder, run_here  # noqa: F401
-from tests.sources import _values, bands
+from tests.sources import _values, augment, bands
 from ttpa.data.pairs import GivenPair, Preferences
 from ttpa.data.rows import BadRow
 from ttpa.data.source import read_split
@@ -62,7 +62,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 def source(path: Path | str = "x.jsonl", **more: Any) -> Preferences:
-    values = _values("published_data.yaml") | {"bands": bands(), "text_turns": True}
+    values = _values("published_data.yaml") | {"bands": bands(), "augment": augment(), "text_turns": True}
     return Preferences(**(values | more), path=str(path))
 
 

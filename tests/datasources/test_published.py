@@ -248,9 +248,9 @@ def test_too_many_bad_rows_stop_the_build(tmp_path: Path) -> None:
 SHAREGPT = {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}], "tools": "[]"}
 TOOLACE = {"system": "x", "conversations": [{"from": "user", "value": "x"}]}
 OTHER = [  # rows, which source reads them, what they look like, what reads that
-    ({"messages": [{"role": "user", "content": "x"}], "tools": []}, xlam, "OpenAI messages", "no option; data=xlam"),
-    ({"conversations": [{"role": "user", "content": "x"}]}, toolace, "OpenAI messages", "no option; data=xlam"),
-    (SHAREGPT, toolace, "ShareGPT", "no option; data=xlam"), ({"system": "", **SHAREGPT}, xlam, "ShareGPT", ""),
+    ({"messages": [{"role": "user", "content": "x"}], "tools": []}, xlam, "OpenAI messages", "data=messages"),
+    ({"conversations": [{"role": "user", "content": "x"}]}, toolace, "ShareGPT", "data=sharegpt"),
+    (SHAREGPT, toolace, "ShareGPT", "data=sharegpt"), ({"system": "", **SHAREGPT}, xlam, "ShareGPT", ""),
     (TOOLACE, xlam, "ToolACE rows", "read by data=toolace."), (row(1), toolace, "xLAM rows", "read by data=xlam."),
     ({"chosen": "a", "rejected": "b"}, xlam, "preference pairs", "pairs=given"),
 ]  # fmt: skip

@@ -5,20 +5,23 @@ import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from tempfile import TemporaryFile
+from typing import IO, Annotated, Any, NamedTuple
 
 from pydantic import Field
 
 from ttpa.calls.schema import Steps, call_problems
+from ttpa.data.augment import Augment
 from ttpa.data.bands import BANDS, Bands
 from ttpa.data.layouts import layout_of
-from ttpa.data.rows import CUT, SUFFIXES, BadRow, data_files, file_digest, is_hub_id, need, read_rows
-from ttpa.data.source import ComputeWaves, compute_here, limited, stable_unit, write_splits
+from ttpa.data.rows import CUT, SUFFIXES, BadRow, RawRow, data_files, file_digest, is_hub_id, need, read_rows
+from ttpa.data.source import ComputeWaves, compute_here, limited_places, stable_unit, write_splits
 from ttpa.errors import ConfigError, DataError
-from ttpa.io import dumps, write_jsonl
+from ttpa.io import dumps, write_lines
 from ttpa.options import Count, Fraction, option
 from ttpa.records import Message, Record, Sample, ToolCall, ToolSpec
 
@@ -34,6 +37,7 @@ class Converted(NamedTuple):
     opening: str
     samples: tuple[Sample, ...]
     repaired: bool = False
+    split: str = ""
     pairs: tuple[Record, ...] = ()
 
 
@@ -86,14 +90,52 @@ def _writable(value: Any) -> bool:
     return True
 
 
-def _off_schema(samples: Iterable[Sample]) -> Iterator[dict[str, Any]]:
+def _line(sample: Record) -> str:
+    """The record as a line; BadRow where half of a surrogate pair, which has no UTF-8, or no JSON is in it."""
+    try:
+        line = json.dumps(sample.to_json(), ensure_ascii=False, separators=(",", ":"))
+        line.encode()
+    except (TypeError, ValueError):
+        raise BadRow("not text", "holds half of a surrogate pair") from None
+    return line
+
+
+def _off_schema(samples: Iterable[Sample], steps: Steps) -> Iterator[dict[str, Any]]:
     """The first problem of each target that breaks the schema of its own tools."""
-    steps = Steps()
     for sample in samples:
         tools = {tool.name: tool for tool in sample.tools}
         problems = chain.from_iterable(call_problems(call, tools[call.name], steps) for call in sample.target)
         for problem in islice(problems, 1):
             yield {"id": sample.id, "kind": problem.kind, "problem": problem.explanation}
+
+
+SPOOLS = ("train", "validation", "test", "rejected", "off_schema", "pairs")
+
+
+@dataclass
+class _Found:
+    """What is counted while rows are read; the rows themselves go to disk. `kinds` are band and kind of each sample."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    layouts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    off_schema: Counter[str] = field(default_factory=Counter)
+    augmented: Counter[str] = field(default_factory=Counter)
+    seen: set[str] = field(default_factory=set)
+    first: list[dict[str, Any]] = field(default_factory=list)
+    kinds: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: {name: [] for name in SPOOLS[:3]})
+    known: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+
+
+def _spooled(spool: IO[str], places: Sequence[int] | None = None) -> Iterator[str]:
+    """The lines of a spool, all or those at ascending places."""
+    spool.seek(0)
+    wanted = iter(range(1 << 62) if places is None else places)
+    place = next(wanted, -1)
+    for number, line in enumerate(spool):
+        if number == place:
+            yield line[:-1]
+            place = next(wanted, -1)
 
 
 @option
@@ -108,6 +150,7 @@ class FileSource(ABC):
     max_rows: Count | None
     text_turns: bool
     bands: Bands
+    augment: Augment
     limit: Count | None
 
     def __post_init__(self) -> None:
@@ -164,79 +207,115 @@ class FileSource(ABC):
         no train sample is left.
         """
         self.check()
-        counts, reasons, seen = Counter[str](), Counter[str](), set[str]()
-        splits: dict[str, list[Sample]] = {"train": [], "validation": [], "test": []}
-        rejected, off_schema, pairs = list[dict[str, Any]](), list[dict[str, Any]](), list[Record]()
-        for row in islice(read_rows(self.path), self.max_rows):
-            counts["read"] += 1
-            try:
-                if isinstance(row.value, BadRow):
-                    raise row.value
-                converted = self.convert(row.value)
-                if (exported := read_facts(row.value, converted.samples)) is not None:
-                    key = exported[0].id if exported else converted.key
-                    converted = converted._replace(key=key, samples=exported)
-                parts = (*converted.samples, *converted.pairs)
-                need(all(map(_writable, parts)), "not text", "holds half of a surrogate pair")
-            except BadRow as problem:
-                reasons[problem.args[0]] += 1
-                kept = {"row": dict(row.value)} if isinstance(row.value, Mapping) and _writable(row.value) else {}
-                rejected.append({"file": row.file, "line": row.line, "reason": str(problem)} | kept)
-                continue
-            if converted.key in seen:
-                counts["duplicate"] += 1
-                continue
-            seen.add(converted.key)
-            counts["without_call_turn"] += not converted.samples
-            counts["repaired"] += converted.repaired
-            name = split_of_opening(converted.opening, self.split_seed, self.validation_fraction, self.test_fraction)
-            splits[name] += converted.samples
-            pairs += converted.pairs
-            place = {"file": row.file, "line": row.line}
-            off_schema += (place | problem for problem in _off_schema(converted.samples))
-        write_jsonl(out / "rejected.jsonl", rejected)
-        self._judge(counts["read"], reasons, rejected, out / "rejected.jsonl")
-        write_jsonl(out / "off_schema.jsonl", off_schema)
-        if not counts["read"]:
-            raise DataError(f"data.path={self.path}: no row is in it. Set data.path to a file or folder with rows.")
-        if not splits["train"]:
-            raise DataError(
-                f"data.path={self.path}: {counts['read']} rows gave no train sample ({counts['without_call_turn']} "
-                "have no call turn). Raise data.max_rows, lower the held-out fractions, or set data.text_turns=true."
-            )
-        if pairs:
-            write_jsonl(out / "pairs.jsonl", pairs)
-        splits = {name: limited(samples, self.limit) for name, samples in splits.items()}
-        lines = {f"{name}.jsonl": [dumps(one.to_json()) for one in samples] for name, samples in splits.items()}
-        bands = {name: Counter(sample.band for sample in samples) for name, samples in splits.items()}
-        kinds = Counter(sample.kind for samples in splits.values() for sample in samples)
+        found = _Found()
+        with ExitStack() as spools:
+            opened = {name: spools.enter_context(TemporaryFile("w+", dir=out, encoding="utf-8")) for name in SPOOLS}
+            for row in islice(read_rows(self.path), self.max_rows):
+                self._take(row, found, opened)
+            write_lines(out / "rejected.jsonl", _spooled(opened["rejected"]))
+            self._judge(found, out / "rejected.jsonl")
+            write_lines(out / "off_schema.jsonl", _spooled(opened["off_schema"]))
+            counts, kinds = found.counts, found.kinds
+            if not counts["read"]:
+                raise DataError(f"data.path={self.path}: no row is in it. Set data.path to a file or folder with rows.")
+            if not kinds["train"]:
+                raise DataError(
+                    f"data.path={self.path}: {counts['read']} rows gave no train sample ({counts['without_call_turn']} "
+                    "have no call turn). Raise data.max_rows, lower the held-out fractions, or set "
+                    "data.text_turns=true."
+                )
+            places = {name: list(limited_places(len(kinds[name]), self.limit)) for name in kinds}
+            lines = {f"{name}.jsonl": _spooled(opened[name], places[name]) for name in kinds}
+            if opened["pairs"].tell():
+                write_lines(out / "pairs.jsonl", _spooled(opened["pairs"]))
+            digest = write_splits(out, lines, SPLITS)
+        kept = {name: [kinds[name][place] for place in places[name]] for name in kinds}
+        bands = {name: Counter(band for band, _ in some) for name, some in kept.items()}
+        calls = Counter(kind for some in kept.values() for _, kind in some)
         return {
             **{f"rows_{what}": counts[what] for what in ("read", "duplicate", "without_call_turn", "repaired")},
-            "rows_rejected": len(rejected),
-            "rejected": dict(reasons.most_common()),
-            "targets_off_schema": len(off_schema),
-            "off_schema": dict(Counter(one["kind"] for one in off_schema).most_common()),
-            "samples": {name: len(lines[file]) for name, file in SPLITS.items()},
+            "rows_rejected": found.reasons.total(),
+            "rejected": dict(found.reasons.most_common()),
+            "targets_off_schema": found.off_schema.total(),
+            "off_schema": dict(found.off_schema.most_common()),
+            "samples": {name: len(kept[file.removesuffix(".jsonl")]) for name, file in SPLITS.items()},
             "bands": {name: {band: number[band] for band in BANDS} for name, number in bands.items()},
-            "kinds": {kind: kinds[kind] for kind in ("call", "text")},
-            "content_sha256": write_splits(out, lines, SPLITS),
+            "kinds": {kind: calls[kind] for kind in ("call", "text")},
+            **({"augmented": dict(found.augmented)} if found.augmented else {}),
+            "content_sha256": digest,
         }
 
-    def _judge(self, read: int, reasons: Counter[str], rejected: list[dict[str, Any]], file: Path) -> None:
-        too_many = len(rejected) > self.max_bad_fraction * read
-        layouts = Counter(layout_of(entry["row"]) for entry in rejected if "row" in entry)
-        (layout, reader), seen = next(iter(layouts.most_common(1)), (("", ""), 0))
-        if too_many and layout and seen > read / 2 and reader != f"data={type(self).__name__.lower()}":
+    def samples_of(self, row: RawRow) -> Converted:
+        """The samples of a row, augmented; BadRow where it cannot be used, which names the layout that it has."""
+        if isinstance(row.value, BadRow):
+            raise row.value
+        value: Mapping[str, Any] = row.value
+        try:
+            converted = self.convert(value)
+        except BadRow as problem:
+            layout, reader = layout_of(value)
+            if not layout or reader == self.option_name:
+                raise
+            raise BadRow("other layout", f"this looks like {layout}, read by {reader} ({problem})") from None
+        if (exported := read_facts(value, converted.samples)) is not None:
+            converted = converted._replace(key=exported[0].id if exported else converted.key, samples=exported)
+        split = split_of_opening(converted.opening, self.split_seed, self.validation_fraction, self.test_fraction)
+        if not converted.pairs:  # which name their samples
+            made = (self.augment.apply(sample, split == "train") for sample in converted.samples)
+            converted = converted._replace(samples=tuple(chain.from_iterable(made)))
+        return converted._replace(split=split)
+
+    def _take(self, row: RawRow, found: "_Found", opened: Mapping[str, IO[str]]) -> None:
+        """Puts the samples of one row behind those before it, or its reason to the rejected ones."""
+        counts = found.counts
+        counts["read"] += 1
+        try:
+            converted = self.samples_of(row)
+            lines = list(map(_line, converted.samples))
+            pairs = list(map(_line, converted.pairs))
+        except BadRow as problem:
+            kept = {"row": dict(row.value)} if isinstance(row.value, Mapping) and _writable(row.value) else {}
+            entry = {"file": row.file, "line": row.line, "reason": str(problem)}
+            found.reasons[problem.args[0]] += 1
+            found.layouts[layout_of(kept["row"]) if kept else ("", "")] += 1
+            found.first += [entry] if len(found.first) < 3 else []
+            opened["rejected"].write(dumps(entry | kept) + "\n")
+            return
+        if converted.key in found.seen:
+            counts["duplicate"] += 1
+            return
+        found.seen.add(converted.key)
+        counts["without_call_turn"] += not converted.samples
+        counts["repaired"] += converted.repaired
+        for sample, line in zip(converted.samples, lines, strict=True):
+            opened[converted.split].write(line + "\n")
+            found.kinds[converted.split].append(found.known.setdefault(kind := (sample.band, sample.kind), kind))
+            found.augmented.update(set(sample.tags) & {"masked", "irrelevance"})
+        opened["pairs"].writelines(f"{pair}\n" for pair in pairs)
+        for broken in _off_schema(converted.samples, Steps()):
+            found.off_schema[broken["kind"]] += 1
+            opened["off_schema"].write(dumps({"file": row.file, "line": row.line} | broken) + "\n")
+
+    @property
+    def option_name(self) -> str:
+        """The option that makes this source, as `data=xlam`."""
+        return "pairs=given" if getattr(self, "holds_pairs", False) else f"data={type(self).__name__.lower()}"
+
+    def _judge(self, found: "_Found", file: Path) -> None:
+        read, rejected, first = found.counts["read"], found.reasons.total(), found.first
+        too_many = rejected > self.max_bad_fraction * read
+        (layout, reader), seen = next(iter(found.layouts.most_common(1)), (("", ""), 0))
+        if too_many and layout and seen > read / 2 and reader != self.option_name:
             raise DataError(
-                f"data.path={self.path}: this looks like {layout}. That is read by {reader}. {len(rejected)} of {read} "
-                f"rows are rejected, first {rejected[0]['file']}:{rejected[0]['line']}: {rejected[0]['reason']}."
+                f"data.path={self.path}: this looks like {layout}. That is read by {reader}. {rejected} of {read} "
+                f"rows are rejected, first {first[0]['file']}:{first[0]['line']}: {first[0]['reason']}."
             )
-        if too_many or (reasons[CUT] and self.max_bad_fraction < 1):
-            kinds = ", ".join(f"{kind} {count}" for kind, count in reasons.most_common())
-            first = "; ".join(f"{entry['file']}:{entry['line']}: {entry['reason']}" for entry in rejected[:3])
+        if too_many or (found.reasons[CUT] and self.max_bad_fraction < 1):
+            kinds = ", ".join(f"{kind} {count}" for kind, count in found.reasons.most_common())
+            told = "; ".join(f"{entry['file']}:{entry['line']}: {entry['reason']}" for entry in first)
             why = f"more than data.max_bad_fraction={self.max_bad_fraction}" if too_many else "and a file is cut short"
             raise DataError(
-                f"data.path={self.path}: {len(rejected)} of {read} rows rejected, {why}. By reason: {kinds}. "
-                f"First: {first}. All are in {file}. Repair or remove them, fetch cut files again, or raise "
+                f"data.path={self.path}: {rejected} of {read} rows rejected, {why}. By reason: {kinds}. "
+                f"First: {told}. All are in {file}. Repair or remove them, fetch cut files again, or raise "
                 "data.max_bad_fraction."
             )

@@ -1,9 +1,10 @@
-"""Raw rows as they are read: from JSON lines, a JSON list, either gzipped, Parquet, or a hub data set.
+"""Raw rows as they are read: from JSON lines, a JSON list, CSV, all of them gzipped or not, Parquet, or a hub data set.
 
 A row that cannot be read is given with its problem, so that the reader can count it and go on. `datasets` and `pyarrow`
 are imported only for a hub id or a Parquet file.
 """
 
+import csv
 import gzip
 import hashlib
 import json
@@ -11,6 +12,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -18,10 +20,10 @@ from typing import Any, NamedTuple, NoReturn
 from ttpa.calls.literals import MAX_DEPTH
 from ttpa.errors import DataError
 
-SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 CUT = "file cut or damaged"  # the kind of problem that hides an unknown number of rows
 MAX_BYTES = 250_000  # of a row: more than 60,000 tokens, and read in less than a second whatever is in it
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
 
 
 class BadRow(Exception):
@@ -99,7 +101,7 @@ def decode(text: str, start: int | None = None) -> Any:
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether `path` is "organisation/name" on the hub: no such path, nor its folder, is here; no data file's name."""
+    """Whether `path` is "organisation/name" or "organisation/name:configuration" on the hub: no such path, nor its folder, is here; no data file's name."""
     local = Path(path).expanduser()
     return bool(_HUB_ID.fullmatch(path)) and not (local.exists() or local.parent.is_dir() or path.endswith(SUFFIXES))
 
@@ -142,6 +144,30 @@ def _text_rows(path: Path) -> Iterator[RawRow]:
                     yield RawRow(name, number, BadRow("not JSON", str(error)))
         except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:  # gzip raises the first three
             yield RawRow(name, number + 1, BadRow(CUT, str(error)))
+
+
+def _csv_rows(path: Path) -> Iterator[RawRow]:
+    """Rows of a table with a head. A cell that is a JSON list or object is read; an empty one is left out."""
+    name, number = path.name, 1
+    csv.field_size_limit(4 * MAX_BYTES)
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            for cells in reader:
+                number, size = reader.line_num, sum(len(cell) for cell in cells.values() if isinstance(cell, str))
+                if None in cells or None in cells.values():
+                    problem = f"{len(reader.fieldnames or ())} columns are named, and this row has more or fewer"
+                    yield RawRow(name, number, BadRow("not a row of the table", problem))
+                    continue
+                yield _row(name, number, {key: _cell(cell) for key, cell in cells.items() if cell}, size)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        yield RawRow(name, number + 1, BadRow(CUT, str(error)))
+
+
+def _cell(text: str) -> Any:
+    with suppress(ValueError):
+        return decode(text) if text.lstrip()[:1] in ("[", "{") else text
+    return text
 
 
 def _list_rows(name: str, text: str) -> Iterator[RawRow]:
@@ -190,12 +216,14 @@ def read_rows(path: str) -> Iterator[RawRow]:
     """Rows of a file, of the data files directly in a folder, or of a hub data set (DataError: it cannot be loaded)."""
     if not is_hub_id(path):
         for file in data_files(Path(path).expanduser()):
-            yield from _parquet_rows(file) if file.suffix == ".parquet" else _text_rows(file)
+            table = ".csv" in file.suffixes[-2:]
+            yield from _parquet_rows(file) if file.suffix == ".parquet" else (_csv_rows if table else _text_rows)(file)
         return
     from datasets import load_dataset
 
     try:
-        splits = load_dataset(path)
+        name, _, configuration = path.partition(":")
+        splits = load_dataset(name, configuration) if configuration else load_dataset(name)
     except Exception as error:  # the library lets errors of its back ends through: network, permissions, formats
         raise DataError(
             f"data.path={path}: no such file or folder, nor loadable from the hub ({error}). Check the id and the "

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -58,8 +59,13 @@ T = TypeVar("T")
 
 def limited(items: Sequence[T], limit: int | None) -> list[T]:
     """At most `limit` of the items, evenly spaced (a, c, e of abcdef); None keeps all."""
-    count = len(items) if limit is None else min(limit, len(items))
-    return [items[number * len(items) // count] for number in range(count)]
+    return [items[place] for place in limited_places(len(items), limit)]
+
+
+def limited_places(total: int, limit: int | None) -> Iterable[int]:
+    """The ascending places of at most `limit` of so many items, evenly spaced."""
+    count = total if limit is None else min(limit, total)
+    return (number * total // count for number in range(count))
 
 
 def write_splits(out: Path, files: Mapping[str, Iterable[str]], splits: Mapping[str, str]) -> str:
@@ -69,7 +75,9 @@ def write_splits(out: Path, files: Mapping[str, Iterable[str]], splits: Mapping[
     digest = hashlib.sha256()
     for name, lines in files.items():
         write_lines(out / name, lines)
-        digest.update((out / name).read_bytes())
+        with (out / name).open("rb") as file:
+            for piece in iter(partial(file.read, 1 << 20), b""):
+                digest.update(piece)
     write_text(out / "splits.json", dumps(splits))
     return digest.hexdigest()
 

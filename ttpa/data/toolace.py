@@ -13,7 +13,7 @@ from ttpa.calls.literals import Malformed, Scanner
 from ttpa.calls.syntaxes import ParseError, Reader, get_syntax
 from ttpa.data.published import Converted, FileSource, content_key, unique_tools
 from ttpa.data.rows import BadRow, decode, need
-from ttpa.data.tools import read_tool, unwrapped
+from ttpa.data.tools import read_tools, unwrapped
 from ttpa.options import option
 from ttpa.records import Message, Sample, ToolCall, ToolSpec
 
@@ -167,7 +167,7 @@ class ToolACE(FileSource):
         size *= sum(role == "assistant" for role, _ in turns)
         need(size <= MAX_WRITTEN, "row too long", f"its samples come to {size} characters, {MAX_WRITTEN} are the most")
         listed, custom = split_system(row["system"])
-        tools = unique_tools(map(read_tool, listed))
+        tools = unique_tools(read_tools(listed))
         key = content_key(row["system"], turns)
         messages = [Message(role="system", content=custom)] if custom else []
         samples, repaired = list[Sample](), False

@@ -4,13 +4,16 @@ Where nothing says which flat parameters are required, those without a default w
 in 730 published xLAM rows, 5 calls omit one of them.
 """
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from ttpa.calls.schema import DEFINITIONS, named, normalise_schema, resolved
 from ttpa.data.rows import decode, need, need_object
+from ttpa.io import dumps
 from ttpa.records import ToolSpec
 
 PLACES = ("parameters", "inputSchema", "input_schema", "arguments", "args", "params", "input_parameters")
@@ -63,6 +66,16 @@ def read_tool(item: Any) -> ToolSpec:
         schema["required"] = listed if isinstance(listed, list) else []
     schema["required"] = [key for key in schema["required"] if isinstance(key, str)]
     return ToolSpec(name=name, description=str(item.get("description") or ""), parameters=schema)
+
+
+@lru_cache(maxsize=1 << 14)
+def _read_text(text: str) -> ToolSpec:
+    return read_tool(json.loads(text))
+
+
+def read_tools(items: Iterable[Any]) -> list[ToolSpec]:
+    """The tools of a list. Equal texts give the same (shared) object, since rows of a set share tools."""
+    return [_read_text(dumps(item)) for item in items]
 
 
 def _is_schema(parameters: Mapping[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ttpa.data.published import Converted, FileSource, content_key, unique_tools
 from ttpa.data.rows import BadRow, decode, need, need_object
-from ttpa.data.tools import name_of, read_tool
+from ttpa.data.tools import name_of, read_tools
 from ttpa.options import option
 from ttpa.records import Message, ToolCall, ToolSpec
 
@@ -47,7 +47,7 @@ class XLAM(FileSource):
         query = row.get("query")
         need(isinstance(query, str) and query.strip(), "missing key", "'query' must hold the question")
         listed, answers = _rows_of(row, "tools"), _rows_of(row, "answers")
-        tools = unique_tools(map(read_tool, listed))
+        tools = unique_tools(read_tools(listed))
         target = tuple(_call(item, tools) for item in answers)
         key, query = content_key(query, answers, listed), str(query)
         made = self.sample(f"xlam-{key}", tools, [Message(role="user", content=query)], target, "")

@@ -21,6 +21,7 @@ def answer_row(sample: Sample, candidate: Candidate, exact: bool, errors: Sequen
         "id": sample.id,
         "cluster": sample.cluster,
         "band": sample.band,
+        "kind": sample.kind,
         "tags": list(sample.tags),
         "exact": exact,
         "errors": list(errors),
@@ -49,13 +50,18 @@ class Heldout(Evaluation):
         return answer_row(sample, candidate, right, six_errors(sample, calls))
 
     def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Shares of right answers: all with seen tools, by band, with unseen tools; and of answers with each error."""
+        """Shares of right answers: all with seen tools, those where a call is right and those where none is, by band,
+        with unseen tools; and of answers with each error.
+        """
         seen = [row for row in rows if "unseen_tool" not in row["tags"]]
         unseen = [row for row in rows if "unseen_tool" in row["tags"]]
         bands = [band for band in ("easy", "medium", "hard") if any(row["band"] == band for row in seen)]
         right = itemgetter("exact")
+        calls, texts = ([row for row in seen if row.get("kind", "call") == kind] for kind in ("call", "text"))
         return {
             "accuracy": share(seen, right),
+            "calls": share(calls, right) if calls else None,
+            "non_calls": share(texts, right) if texts else None,
             "bands": {band: share([row for row in seen if row["band"] == band], right) for band in bands},
             "unseen_tool": share(unseen, right) if unseen else None,
             "errors": {label: share(seen, partial(_shows, label)) for label in LABELS},

@@ -21,7 +21,7 @@ from ttpa.run.parts import VERSIONS
 
 _text = partial(json.dumps, sort_keys=True)
 
-SHARES = ("accuracy", "apis", "bands", "categories", "errors", "levels", "totals", "unseen_tool")
+SHARES = ("accuracy", "apis", "bands", "calls", "categories", "errors", "levels", "non_calls", "totals", "unseen_tool")
 """Where metrics hold shares, which lie between 0 and 1 by construction."""
 CONTROLS = ("rft", "gold")
 
@@ -191,7 +191,7 @@ def from_records(records: Sequence[Record], store: Path, title: str = "Results")
 def _shares(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Dotted paths of every `{value, n}`."""
     for key, item in metrics.items():
-        if isinstance(item, Mapping):
+        if isinstance(item, Mapping) and (key != "calls" or metrics.get("non_calls")):  # else it is the accuracy
             if "value" in item and "n" in item:
                 yield f"{prefix}{key}"
             else:

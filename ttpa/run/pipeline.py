@@ -68,7 +68,7 @@ class _Graph:
         settings = {**config.identity(self.cfg, *groups), **more}
         own = config.own_code(settings)
         for group in settings.keys() & self.parts.on_disk.keys():
-            settings[group] |= self.parts.on_disk[group]
+            settings[group] = _merged(settings[group], self.parts.on_disk[group])
         settings |= own
         return {"version": VERSIONS[name], "config": settings, "inputs": inputs}
 
@@ -113,6 +113,13 @@ class _Graph:
     def evaluate(self, label: str, policy: StageResult, data: StageResult) -> StageResult:
         inputs, given = {"policy": policy, "data": data}, (policy.path / "policy", data.path)
         return self.stage(label, "evaluate", inputs, ["eval"], build_evaluate, *given)
+
+
+def _merged(settings: Any, found: Any) -> Any:
+    """Settings with what was found in their place, key by key where both are objects."""
+    if not (isinstance(settings, dict) and isinstance(found, Mapping)):
+        return found
+    return settings | {key: _merged(settings.get(key), value) for key, value in found.items()}
 
 
 def walk(cfg: DictConfig, branches: Mapping[str, tuple[DictConfig, Parts]], store: Store, view: View | None) -> Outcome:

@@ -119,6 +119,7 @@ class BFCL:
         }
         return {
             "accuracy": share(rows, right),
+            **{key: share(some, right) if some else None for key, some in _by_kind(rows).items()},
             "bands": {},
             "unseen_tool": None,
             "errors": {label: share(rows, partial(lambda one, row: one in row["errors"], label)) for label in LABELS},
@@ -157,3 +158,12 @@ class BFCL:
             turn, tools = official.official_messages(turn, case.functions, case.category), []
         messages = tuple(Message(**one) for one in turn)
         return Sample(id=case.case_id, tools=tuple(tools), messages=messages, target=(), source=case.category.name)
+
+
+def _by_kind(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The rows of questions that ask for a call, and of those where none is right."""
+    without = {row["id"] for row in rows if row["category"].endswith("irrelevance")}
+    return {
+        "calls": [row for row in rows if row["id"] not in without],
+        "non_calls": [row for row in rows if row["id"] in without],
+    }
