@@ -101,7 +101,9 @@ def decode(text: str, start: int | None = None) -> Any:
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether `path` is "organisation/name" or "organisation/name:configuration" on the hub: no such path, nor its folder, is here; no data file's name."""
+    """Whether `path` is "organisation/name" on the hub, perhaps with ":configuration": no such path, nor its folder, is
+    here, and it is no data file's name.
+    """
     local = Path(path).expanduser()
     return bool(_HUB_ID.fullmatch(path)) and not (local.exists() or local.parent.is_dir() or path.endswith(SUFFIXES))
 
