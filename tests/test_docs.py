@@ -44,9 +44,9 @@ def test_commands_name_what_exists() -> None:
             if words and words[0] in COMMANDS:
                 known = set(re.findall(r"[a-z_]+", import_module(COMMANDS[words[0]]).HELP))
                 _ = [load(ROOT / word) for word in words if word.startswith("experiments/")]
+            if words and words[0] == "data":  # its keys are those of a run, whose data= it recognises
+                known, words = set(), ["data=messages", *words]
             keyed = [word.split("=", 1) for word in words if "=" in word and word.partition("=")[0] not in known]
-            if words and words[0] == "data":  # which recognises the option by the file
-                keyed.insert(0, ["data", "messages"])
             swept = {key: [value] if "[" in value else value.split(",") for key, value in keyed}
             for at in range(max(map(len, swept.values()), default=0)):
                 compose_run([f"{key}={values[at % len(values)]}" for key, values in swept.items()])
