@@ -14,6 +14,8 @@ from ttpa.data.source import read_split
 from ttpa.errors import ConfigError, DataError
 from ttpa.records import Sample
 from ttpa.results.show import main
+from ttpa.results.view import glance
+from ttpa.run.store import StageResult
 
 NEWS = {"name": "news", "description": "News.", "parameters": {"type": "object", "properties": {}}}
 SAMPLE = messages("x").convert({**MESSAGES["OpenAI"], "tools": [TOOL, NEWS]}).samples[0]
@@ -67,6 +69,9 @@ def test_a_mix_has_the_samples_of_all_by_weight_without_clashes(tmp_path: Path) 
     found = [sample for split in ("warmup", "validation", "test") for sample in read_split(tmp_path / "all", split)]
     assert metrics["duplicates_between_sources"] == 20 and sum(metrics["samples"].values()) == len(found)
     assert len({sample.id for sample in found}) == len(found)
+    assert metrics["kinds"]["text"] == sum(sample.kind == "text" for sample in found) > 0
+    data = StageResult(name="data", fingerprint="f", path=tmp_path, metrics=metrics, seconds=0.0, cached=False)
+    assert f"warmup {metrics['samples']['warmup']}" in glance(data)
     assert {sample.id.split(".")[0] for sample in found} == {"one", "two"}
     (tmp_path / "some").mkdir()
     made = mix({"one": one, "two": two}, weights={"one": 3.0, "two": 1.0})

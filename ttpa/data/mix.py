@@ -24,6 +24,8 @@ class _Place(NamedTuple):
     source: str
     file: str
     start: int
+    band: str
+    kind: str
 
 
 @option
@@ -79,18 +81,22 @@ class Mix:
         listed = {name: json.loads((out / "sources" / name / "splits.json").read_text()) for name in self.sources}
         together = all(one["warmup"] == one["explore"] for one in listed.values())
         wanted = [split for split in SPLITS if not (together and split == "explore")]
-        counts, kept, lines = Counter[str](), dict[str, Counter[str]](), dict[str, Iterator[str]]()
+        counts, kept, lines = Counter[str](), dict[str, list[_Place]](), dict[str, Iterator[str]]()
         names = {split: f"{split}.jsonl" for split in wanted} | ({"explore": "warmup.jsonl"} if together else {})
         for split in wanted:
-            places = self._places(out, listed, split, counts)
-            kept[split] = Counter(place.source for place in places)
-            lines[names[split]] = _lines(places)
+            kept[split] = self._places(out, listed, split, counts)
+            lines[names[split]] = _lines(kept[split])
         if not kept["warmup"]:
             raise DataError("data.sources: no train sample is left. Give more data.")
         digest = write_splits(out, lines, names)
         return {
-            "samples": {split: kept[split].total() for split in wanted},
-            "samples_of": {split: dict(kept[split]) for split in wanted},
+            "rows_rejected": sum(one.get("rows_rejected", 0) for one in made.values()),
+            "samples": {split: len(kept[split]) for split in wanted},
+            "samples_of": {split: dict(Counter(place.source for place in kept[split])) for split in wanted},
+            "bands": {split: dict(Counter(place.band for place in kept[split])) for split in wanted},
+            "kinds": {
+                kind: sum(place.kind == kind for some in kept.values() for place in some) for kind in ("call", "text")
+            },
             "duplicates_between_sources": counts["duplicate"],
             "sources": made,
             "content_sha256": digest,
@@ -109,7 +115,9 @@ class Mix:
                     if key in seen:
                         counts["duplicate"] += 1
                     else:
-                        mine.append(_Place(stable_unit(self.seed, name, row["id"]), name, str(file), start))
+                        kind = "text" if row["target"] == "[]" else "call"
+                        turn = stable_unit(self.seed, name, row["id"])
+                        mine.append(_Place(turn, name, str(file), start, row["band"], kind))
                     seen.add(key)
                     start += len(line)
             by_source[name] = sorted(mine)

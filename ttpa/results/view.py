@@ -180,9 +180,19 @@ def tables(found: Policies, explored: Sequence[StageResult]) -> Iterator[tuple[s
     each = {name: evaluation.metrics for name, (_, evaluation) in found.items()}
     first = next(iter(each.values()))
     unseen, rows = ["unseen tool"] if first["unseen_tool"] else [], []
-    columns = ["policy", "all", *first["bands"], *unseen, "seconds", "tokens"]
+    apart = [key for key in ("calls", "non_calls") if first.get("non_calls")]
+    columns = [
+        "policy",
+        "all",
+        *(key.replace("_", "-") for key in apart),
+        *first["bands"],
+        *unseen,
+        "seconds",
+        "tokens",
+    ]
     for (name, metrics), (stage, _) in zip(each.items(), found.values(), strict=True):
-        shares = [metrics["bands"].get(band) for band in first["bands"]] + [metrics["unseen_tool"] for _ in unseen]
+        shares = [*map(metrics.get, apart), *map(metrics["bands"].get, first["bands"])]
+        shares += [metrics["unseen_tool"] for _ in unseen]
         tokens = stage.metrics.get("tokens")
         costs = (f"{stage.seconds:.0f}", f"{tokens:,}" if tokens else "-")
         rows.append([name, share_text(metrics["accuracy"], 3), *map(_brief, shares), *costs])
