@@ -13,7 +13,7 @@ def option_values(group: str, name: str) -> dict[str, Any]:
     """The values of an option file, with those of the one it builds on; interpolations as they are written."""
     values = yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8"))
     for base in values.pop("defaults", ()):
-        if base != "_self_":
+        if isinstance(base, str) and base != "_self_":
             values = option_values(group, base) | values
     return values
 

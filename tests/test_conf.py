@@ -38,6 +38,7 @@ IDENTITY_OPTIONS = [(group, option) for group in config.IDENTITY for option in o
 BESIDE = {
     ("pairs", "siblings"): ("sampler=mcts",),
     **{("data", f"reversed_{name}"): ("data.tools=[world]",) for name in ("openai", "policy", "bfcl")},
+    **{place: ("data.path=some/pairs",) for place in (("data", "pairs"), ("pairs", "given"))},
     ("eval", "bfcl"): (f"eval.path={ROOT}/tests/data/bfcl",),
     ("eval", "apibank"): (f"eval.path={ROOT}/tests/data/apibank",),
 }
@@ -374,7 +375,9 @@ def test_every_value_of_an_identity_option_enters_a_stage_and_the_run_id(
 @pytest.mark.parametrize("group", [group for group in config.IDENTITY if len(options(group)) > 1])
 def test_options_of_an_identity_group_are_told_apart(group: str) -> None:
     chosen = [option for option in options(group) if option != "qwen2.5-0.5b"]  # what hf is by default
-    beside = {option: ("sampler=mcts",) if group == "pairs" else BESIDE.get((group, option), ()) for option in chosen}
+    beside = {option: BESIDE.get((group, option), ()) for option in chosen}
+    if group == "pairs":
+        beside |= {option: ("sampler=mcts",) for option in chosen if option != "given"}
     made = [tuple(names(plan(composed(f"{group}={option}", *beside[option]))).values()) for option in chosen]
     assert len(set(made)) == len(made)
 

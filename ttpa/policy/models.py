@@ -63,6 +63,29 @@ class TinyModel:
 
 
 @option
+class TinyBase:
+    """The embedded base model: the weights and the tokenizer that experiment=pretrain_tiny left in ttpa/policy/base;
+    `sha256` is of the weights.
+    """
+
+    lora: ClassVar[None] = None
+    quantization: ClassVar[None] = None
+    template_kwargs: ClassVar[Mapping[str, Any]] = {}
+    sha256: str
+    max_tokens: MaxTokens
+    dtype: Dtype
+    syntax: str
+    template: Literal["compact"]
+
+    def __post_init__(self) -> None:
+        get_syntax(self.syntax)
+
+    def identity(self) -> dict[str, Any]:
+        """What a fingerprint needs to know beyond the options."""
+        return {}
+
+
+@option
 class HFModel:
     """Any causal language model of the transformers library, by hub id, local folder or, as `package:NAME`, the folder
     of an installed package. `gguf` is the file to read there in place of transformers' own; its numbers are widened to

@@ -2,6 +2,7 @@
 `policy.json`, `tokenizer/`, and the weights that were trained: `model/` (all) or `adapter/` (a PEFT folder).
 """
 
+import hashlib
 import json
 import math
 import re
@@ -31,25 +32,27 @@ from ttpa.calls.syntaxes import get_syntax
 from ttpa.errors import ConfigError, DataError, fall_back
 from ttpa.io import dumps, write_text
 from ttpa.policy.logprobs import head_agrees
-from ttpa.policy.models import HFModel, Lora, TinyModel
+from ttpa.policy.models import HFModel, Lora, TinyBase, TinyModel
 from ttpa.prompts import COMPACT_TOKENS, Renderer
 
 transformers_logging.disable_progress_bar()
 # Notices to the library's own developers, repeated at every load.
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
+BASE = Path(__file__).parent / "base"
+KINDS = {"base": TinyBase, "tiny": TinyModel, "hf": HFModel}
 PRE_SPLIT = r" ?[a-z]+|_[a-z]+|[A-Z][a-z]*|\d{1,2}|[^\sA-Za-z0-9]|\s"
 """Keeps words apart from a leading space, so that a name or a value has the same tokens in prompt and answer."""
 
 
 @dataclass(kw_only=True)
 class Policy:
-    """Model, tokenizer and call syntax. `folder` is where the policy was loaded from; None for the base model as it is.
+    """Model, tokenizer and call syntax. `folder` is where the policy was loaded from; None for a base model that others made.
     `weights` is the model, or a function that loads it when `model` is first asked for. `ends` are tokens that end an
     answer besides the tokenizer's own.
     """
 
-    spec: TinyModel | HFModel
+    spec: TinyBase | TinyModel | HFModel
     weights: Any
     tokenizer: Any
     folder: Path | None = None
@@ -101,7 +104,7 @@ class Policy:
         elif self.folder is not None and (self.folder / "adapter").is_dir():  # as it was loaded
             shutil.copytree(self.folder / "adapter", folder / "adapter", dirs_exist_ok=True)
         self.tokenizer.save_pretrained(folder / "tokenizer")
-        spec = {"kind": "tiny" if isinstance(self.spec, TinyModel) else "hf", **asdict(self.spec)}
+        spec = {"kind": next(kind for kind, made in KINDS.items() if type(self.spec) is made), **asdict(self.spec)}
         write_text(folder / "policy.json", dumps({"spec": spec, "full": self.spec.lora is None}))
 
 
@@ -120,12 +123,17 @@ def snapshot(model: torch.nn.Module) -> Callable[[], AbstractContextManager[None
     return within
 
 
-def create_policy(spec: TinyModel | HFModel, texts: Iterable[str], seed: int) -> Policy:
+def create_policy(spec: TinyBase | TinyModel | HFModel, texts: Iterable[str], seed: int) -> Policy:
     """The policy a run starts from. `texts` train the embedded model's tokenizer and `seed` draws its weights: 1 /
     sqrt(fan_in), halved into the residual stream, embeddings 0.02, as measured in experiments/LOG.md.
     """
     if isinstance(spec, HFModel):
         return pretrained(spec)
+    if isinstance(spec, TinyBase):
+        found = hashlib.sha256((BASE / "model" / "model.safetensors").read_bytes()).hexdigest()
+        if found != spec.sha256:
+            raise ConfigError.at("model.sha256", spec.sha256, f"{BASE} has {found}", "Install ttpa again")
+        return _in_full(spec, BASE)
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     tokenizer = train_tokenizer(texts, spec.vocab)
@@ -156,9 +164,13 @@ def load_policy(folder: Path, *, merged: bool = False) -> Policy:
     if row.get("adapters"):
         raise DataError(f"{folder}: adapters of an older version of ttpa. Delete the stage; it is built again.")
     values = {**row["spec"], **({"lora": Lora(**row["spec"]["lora"])} if row["spec"].get("lora") else {})}
-    spec: Any = (TinyModel if values.pop("kind") == "tiny" else HFModel)(**values)
+    spec: Any = KINDS[values.pop("kind")](**values)
     if not row["full"]:
         return pretrained(spec, folder, merged)
+    return _in_full(spec, folder)
+
+
+def _in_full(spec: Any, folder: Path) -> Policy:
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     weights = partial(AutoModelForCausalLM.from_pretrained, folder / "model", dtype=getattr(torch, spec.dtype))
     return Policy(spec=spec, weights=weights, tokenizer=tokenizer, folder=folder, ends=_ends(folder / "model"))

@@ -17,7 +17,7 @@ from ttpa.explore.sampler import Sampler
 from ttpa.explore.scorers.score import Scorer
 from ttpa.explore.select import SelectAll, SelectPerplexity
 from ttpa.io import Shard, read_jsonl
-from ttpa.policy.models import HFModel, TinyModel
+from ttpa.policy.models import HFModel, TinyBase, TinyModel
 from ttpa.records import Candidate, Sample
 from ttpa.run import config
 from ttpa.run.tracking import Tracking
@@ -86,7 +86,7 @@ class Parts:
     """
 
     data: Any
-    model: TinyModel | HFModel
+    model: TinyBase | TinyModel | HFModel
     recipe: Recipe
     warmup: Warmup | NoWarmup
     select: SelectAll | SelectPerplexity

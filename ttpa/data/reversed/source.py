@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from ttpa.data.reversed.noise import Noise, annotate
-from ttpa.data.reversed.world import BANDS, NOUNS, VERBS, band_at, draw_sample, make_world
+from ttpa.data.reversed.world import BANDS, NOUNS, VERBS, World, band_at, draw_sample, make_world
 from ttpa.data.source import ComputeWaves, Work, compute_here, limited, write_splits
 from ttpa.errors import ConfigError, DataError
 from ttpa.io import dumps, read_jsonl
 from ttpa.options import Count, Index, option
+from ttpa.records import Sample
 
 SPLITS = ("warmup", "explore", "validation", "test")
 WAVE = 500  # samples: some tenths of a second of work. No result depends on it.
@@ -82,12 +83,16 @@ class Reversed:
             split, number, band, unseen = item
             training, counts = split in ("warmup", "explore"), Counter[str]()
             seed, values = (f"{split}{self.seed}", "train") if training else (f"world{self.world_seed}", split)
-            sample = draw_sample(world, seed=seed, split=values, number=number, band=band, unseen=unseen)
+            sample = self.draw(world, seed=seed, split=values, number=number, band=band, unseen=unseen)
             if split == "warmup":
                 sample = annotate(sample, bad, self.noise.probability, self.seed, counts)
             return {"id": item.id, "line": dumps(sample.to_json()), "defects": counts}
 
         return lambda wave: list(map(draw, wave))
+
+    def draw(self, world: World, **place: Any) -> Sample:
+        """The sample at a place; see `draw_sample`."""
+        return draw_sample(world, **place)
 
     def items(self, split: str) -> list[Item]:
         """The items of a split, in the order of its file."""

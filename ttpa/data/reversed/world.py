@@ -49,11 +49,13 @@ class Kind(NamedTuple):
         return self.phrase.format(" and ".join(map(str, value)) if isinstance(value, list) else value)
 
 
-def _word(rng: Random) -> str:
+def word(rng: Random) -> str:
+    """A pseudo-word."""
     return "".join(rng.choice(SYLLABLES) for _ in range(rng.choice((2, 2, 3))))
 
 
-def _several(rng: Random, draw: Callable[[], Any]) -> list[Any]:
+def several(rng: Random, draw: Callable[[], Any]) -> list[Any]:
+    """Two or three different values."""
     values: list[Any] = []
     while len(values) < 2 + (rng.random() < 0.4):
         value = draw()
@@ -61,32 +63,32 @@ def _several(rng: Random, draw: Callable[[], Any]) -> list[Any]:
     return values
 
 
-_DRAW: dict[str, Callable[[Random], Any]] = {
-    "name": lambda rng: _word(rng).capitalize(),
-    "phrase": lambda rng: " ".join(_word(rng) for _ in range(rng.choice((2, 2, 3)))),
+DRAW: dict[str, Callable[[Random], Any]] = {
+    "name": lambda rng: word(rng).capitalize(),
+    "phrase": lambda rng: " ".join(word(rng) for _ in range(rng.choice((2, 2, 3)))),
     "code": lambda rng: f"{rng.choice(LETTERS)}{rng.choice(LETTERS)}{rng.randint(10, 99)}",
     "date": lambda rng: f"20{rng.randint(25, 49)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}",
     "clock": lambda rng: f"{rng.randint(6, 22):02d}:{rng.choice((0, 15, 30, 45)):02d}",
     "price": lambda rng: round(rng.randint(1, 99) + rng.randint(1, 99) / 100, 2),
-    "colours": lambda rng: _several(rng, lambda: rng.choice(COLOURS)),
-    "numbers": lambda rng: _several(rng, lambda: rng.randint(10, 999)),
+    "colours": lambda rng: several(rng, lambda: rng.choice(COLOURS)),
+    "numbers": lambda rng: several(rng, lambda: rng.randint(10, 999)),
 }
 KINDS = (
-    Kind("city", "town", "string", _DRAW["name"], "in {}"),
-    Kind("person", "name", "string", _DRAW["name"], "for {}"),
-    Kind("company", "firm", "string", _DRAW["name"], "by {}"),
-    Kind("title", "label", "string", _DRAW["phrase"], 'called "{}"'),
-    Kind("note", "comment", "string", _DRAW["phrase"], 'saying "{}"'),
-    Kind("code", "key", "string", _DRAW["code"], "code {}"),
-    Kind("date", "day", "string", _DRAW["date"], "on {}"),
-    Kind("time", "hour", "string", _DRAW["clock"], "at {}", splittable=False),
+    Kind("city", "town", "string", DRAW["name"], "in {}"),
+    Kind("person", "name", "string", DRAW["name"], "for {}"),
+    Kind("company", "firm", "string", DRAW["name"], "by {}"),
+    Kind("title", "label", "string", DRAW["phrase"], 'called "{}"'),
+    Kind("note", "comment", "string", DRAW["phrase"], 'saying "{}"'),
+    Kind("code", "key", "string", DRAW["code"], "code {}"),
+    Kind("date", "day", "string", DRAW["date"], "on {}"),
+    Kind("time", "hour", "string", DRAW["clock"], "at {}", splittable=False),
     Kind("count", "number", "integer", lambda rng: rng.randint(2, 60), "{} times", splittable=False, default=1),
     Kind("amount", "sum", "integer", lambda rng: rng.randint(100, 999), "worth {}", default=100),
-    Kind("price", "cost", "number", _DRAW["price"], "under {}", default=1.0),
+    Kind("price", "cost", "number", DRAW["price"], "under {}", default=1.0),
     Kind("urgent", "priority", "boolean", lambda rng: rng.random() < 0.5, "", splittable=False, default=True),
     Kind("mode", "style", "string", lambda rng: rng.choice(MODES), "{} mode", splittable=False, default="normal"),
-    Kind("tags", "labels", "array", _DRAW["colours"], "tagged {}", splittable=False, items="string"),
-    Kind("ids", "items", "array", _DRAW["numbers"], "ids {}", items="integer"),
+    Kind("tags", "labels", "array", DRAW["colours"], "tagged {}", splittable=False, items="string"),
+    Kind("ids", "items", "array", DRAW["numbers"], "ids {}", items="integer"),
 )
 KIND_OF = {kind.name: kind for kind in KINDS}
 
@@ -104,9 +106,13 @@ class World(NamedTuple):
 
 
 def make_tool(verb: str, noun: str, world_seed: int) -> ToolSpec:
-    """The tool `verb_noun`: two to four parameters, one or two required, 15 % of the numbers declared as text."""
+    """The tool `verb_noun` of a world: two to four parameters."""
     rng = Random(f"{world_seed}:{verb}_{noun}")
-    kinds = rng.sample(KINDS, rng.choice((2, 3, 3, 4)))
+    return tool_of(rng, verb, noun, rng.sample(KINDS, rng.choice((2, 3, 3, 4))))
+
+
+def tool_of(rng: Random, verb: str, noun: str, kinds: Sequence[Kind]) -> ToolSpec:
+    """The tool `verb_noun` with these parameters, one or two of them required, 15 % of the numbers declared as text."""
     required = [kind.name for kind in kinds[: rng.choice((1, 2))]]
     properties: dict[str, Any] = {}
     for kind in kinds:
@@ -153,14 +159,14 @@ def draw_scenario(rng: Random, world: World, calls: int, unseen: bool) -> tuple[
     return offered, used
 
 
-def draw_call(rng: Random, tool: ToolSpec, split: str) -> ToolCall:
+def draw_call(rng: Random, tool: ToolSpec, split: str, kinds: Mapping[str, Kind] = KIND_OF) -> ToolCall:
     """Role 2, one call: the required parameters, each optional one with probability 0.6, in schema order. Values belong
     to the split where their kind has enough of them to be split.
     """
     arguments: dict[str, object] = {}
     for name, schema in tool.properties.items():
         if name in tool.required or rng.random() < 0.6:
-            kind = KIND_OF[name]
+            kind = kinds[name]
             value = kind.draw(rng)
             while kind.splittable and split_of_value(value) != split:
                 value = kind.draw(rng)
@@ -168,32 +174,36 @@ def draw_call(rng: Random, tool: ToolSpec, split: str) -> ToolCall:
     return ToolCall(name=tool.name, arguments=arguments)
 
 
-def write_question(rng: Random, calls: Sequence[ToolCall]) -> str:
+def write_question(rng: Random, calls: Sequence[ToolCall], kinds: Mapping[str, Kind] = KIND_OF) -> str:
     """Role 3, the question: every argument is said once, in an order of its own; calls are joined by "then"."""
     sentences = []
     for call in calls:
-        clauses = [KIND_OF[key].say(value) for key, value in call.arguments.items()]
+        clauses = [kinds[key].say(value) for key, value in call.arguments.items()]
         rng.shuffle(clauses)
         sentences.append(" ".join([call.name.replace("_", " "), *clauses]))
     return ", then ".join(sentences)
 
 
-def draw_sample(world: World, *, seed: object, split: str, number: int, band: str, unseen: bool = False) -> Sample:
+def draw_sample(
+    world: World, *, seed: object, split: str, number: int, band: str, unseen: bool = False,
+    kinds: Mapping[str, Kind] = KIND_OF, source: str = "reversed",
+) -> Sample:  # fmt: skip
     """One sample; it depends on the arguments alone. `split` (train, validation, test) says which text values may be
-    used, `number` is the position in the split, `unseen` takes tools that training never shows.
+    used, `number` is the position in the split, `unseen` takes tools that training never shows, `kinds` are those of
+    the world's parameters by name.
     """
     rng = Random(f"{seed}:{split}:{number}:{band}:{unseen}")
     offered, used = draw_scenario(rng, world, BANDS[band], unseen)
-    calls = tuple(draw_call(rng, tool, split) for tool in used)
+    calls = tuple(draw_call(rng, tool, split, kinds) for tool in used)
     for call in calls:
         execute(call, offered)
     return Sample(
         id=f"{split}-{seed}-{band}{'-unseen' if unseen else ''}-{number}",
-        source="reversed",
+        source=source,
         band=band,
         tags=("unseen_tool",) if unseen else (),
         tools=tuple(offered),
-        messages=(Message(role="user", content=write_question(rng, calls)),),
+        messages=(Message(role="user", content=write_question(rng, calls, kinds)),),
         target=calls,
     )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ttpa.data.source import read_split
 from ttpa.errors import DataError
 from ttpa.io import read_jsonl, write_jsonl
-from ttpa.policy.models import HFModel, TinyModel
+from ttpa.policy.models import HFModel, TinyBase, TinyModel
 from ttpa.records import Pair, Sample
 from ttpa.run.parts import Parts, Progress, fitting, selected_samples, set_threads
 from ttpa.train.losses import PreferenceLoss
@@ -74,7 +74,7 @@ def _masked(samples: Sequence[Sample], found: Mapping[int, Example]) -> dict[str
     return {"masked": len(samples) - len(found)} if len(found) < len(samples) else {}
 
 
-def _tokenizer_texts(model: TinyModel | HFModel, samples: Sequence[Sample]) -> Iterator[str]:
+def _tokenizer_texts(model: TinyBase | TinyModel | HFModel, samples: Sequence[Sample]) -> Iterator[str]:
     from ttpa.calls.syntaxes import get_syntax
     from ttpa.prompts import compact_segments, target_parts
 
