@@ -47,9 +47,9 @@ PRE_SPLIT = r" ?[a-z]+|_[a-z]+|[A-Z][a-z]*|\d{1,2}|[^\sA-Za-z0-9]|\s"
 
 @dataclass(kw_only=True)
 class Policy:
-    """Model, tokenizer and call syntax. `folder` is where the policy was loaded from; None for a base model that others made.
-    `weights` is the model, or a function that loads it when `model` is first asked for. `ends` are tokens that end an
-    answer besides the tokenizer's own.
+    """Model, tokenizer and call syntax. `folder` is where the policy was loaded from; None for a base model that others
+    made. `weights` is the model, or a function that loads it when `model` is first asked for. `ends` are tokens that
+    end an answer besides the tokenizer's own.
     """
 
     spec: TinyBase | TinyModel | HFModel

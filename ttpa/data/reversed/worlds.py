@@ -1,4 +1,4 @@
-"""`data=worlds`: samples of which each has tools of its own. The embedded base model learns from them to read signatures.
+"""`data=worlds`: each sample has tools of its own. The embedded base model learns from them to read signatures.
 
 A tool's name joins a verb and a noun; the tools of the embedded world, which runs train on, never occur. Parameters are
 those of that world, more of the same make, their synonyms (as legitimate names) and made-up words.
@@ -9,22 +9,36 @@ from typing import Any
 
 from ttpa.data.reversed.source import Reversed
 from ttpa.data.reversed.world import (
-    COLOURS, DRAW, KINDS, NOUNS, VERBS, Kind, World, draw_sample, several, tool_of, word,
+    COLOURS,
+    DRAW,
+    KINDS,
+    NOUNS,
+    VERBS,
+    Kind,
+    World,
+    draw_sample,
+    several,
+    tool_of,
+    word,
 )  # fmt: skip
 from ttpa.options import option
 from ttpa.records import Sample, ToolSpec
 
-OTHER_VERBS = """add archive ask bake build buy call carry charge clean close copy count deliver draw drop fetch fix
-give hire hold import join keep lend list load lock make mark merge move name open order pack paint pay plan play post
-print pull push read repair rent reserve return review run save scan sell serve set ship show sign sort start stop store
-swap tag take teach test track trade visit wash watch weigh write""".split()
-OTHER_NOUNS = """account address album animal apple bag ball band bank bed bike bill boat book box bread bridge budget
-bus cake camera car card cat chair city class clock coat coin concert contract cup desk dog door dress email engine event
-farm file film fish floor game glass guest guitar hat horse hotel house idea image job key kitchen lake lamp letter
-library lunch machine map market medal menu message model museum note office order paper park party path phone piano
-picture plan plane plant plate poem pool post price prize project ring river road rule sale school seat ship shirt shoe
-shop station stone store story street table task taxi team tent test tool tour toy train tree trip truck video visit
-voice wall watch wine""".split()
+OTHER_VERBS = """
+add archive ask bake build buy call carry charge clean close copy count deliver draw drop fetch fix give hire hold
+import join keep lend list load lock make mark merge move name open order pack paint pay plan play post print pull
+push read repair rent reserve return review run save scan sell serve set ship show sign sort start stop store swap tag
+take teach test track trade visit wash watch weigh write
+""".split()  # noqa: SIM905
+OTHER_NOUNS = """
+account address album animal apple bag ball band bank bed bike bill boat book box bread bridge budget bus cake camera
+car card cat chair city class clock coat coin concert contract cup desk dog door dress email engine event farm file
+film fish floor game glass guest guitar hat horse hotel house idea image job key kitchen lake lamp letter library
+lunch machine map market medal menu message model museum note office order paper park party path phone piano picture
+plan plane plant plate poem pool post price prize project ring river road rule sale school seat ship shirt shoe shop
+station stone store story street table task taxi team tent test tool tour toy train tree trip truck video visit voice
+wall watch wine
+""".split()  # noqa: SIM905
 MORE_KINDS = (
     Kind("author", "writer", "string", DRAW["name"], "written by {}"),
     Kind("street", "road", "string", DRAW["name"], "along {}"),
