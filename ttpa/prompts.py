@@ -407,10 +407,16 @@ class Renderer:
         given = "".join(
             f"{{%- set {name} = {name} if {name} is defined else {dumps(value)} %}}\n" for name, value in known.items()
         )
+        given += "{%- set xml_tools = tools %}\n" if "xml_tools" in template else ""
         today = self._today if "strftime_now" in template else ""
-        listed = "tools" in template
-        folded, as_user = self._way(listed)
-        how = {"tools": not listed, "calls": not self._native, "folded": folded, "as_user": as_user}
+        folded, as_user = self._way(self._takes_tools)
+        behind = TOOLS.partition("{tools}")[2].format(calls=self.syntax.print(SHOWN))
+        how: dict[str, Any] = {
+            "tools": "" if self._takes_tools else behind,
+            "calls": not self._native,
+            "folded": folded,
+            "as_user": as_user,
+        }
         said = [Message(role="user", content="hi"), Message(role="assistant", content="ttpa-reply")]
         tail = self._chat_text(said, ()).rpartition("ttpa-reply")[2]
         end = str(self.tokenizer.convert_ids_to_tokens(self.end_of_turn))

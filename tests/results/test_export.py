@@ -148,7 +148,9 @@ BARE = (  # takes no tools and no calls, and asks for the date
 
 
 @pytest.mark.parametrize("kind", ["compact", "bare"])
-@pytest.mark.parametrize("syntax", ["hermes", "json", "python", "python_compact", "llama3_json"])
+@pytest.mark.parametrize(
+    "syntax", ["hermes", "hermes_list", "json", "python", "python_compact", "llama3_json", "mistral"]
+)
 def test_the_exported_template_gives_our_prompts(
     kind: str,
     syntax: str,

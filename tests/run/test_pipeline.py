@@ -330,16 +330,17 @@ def test_every_tool_name_is_in_the_token_ids_of_every_stage(folder: Path, monkey
     """What each stage feeds its model is written down at the model's door and searched for the tools of its samples."""
     from ttpa.prompts import Renderer
 
-    seen, stage, render = list[tuple[str, str, bool]](), "", Renderer.prompts
+    seen, stage, render = list[tuple[str, str, bool]](), "", Renderer.try_prompts
 
-    def watched(self: Renderer, samples: Sequence[Sample]) -> list[list[int]]:
+    def watched(self: Renderer, samples: Sequence[Sample]) -> list[list[int] | DataError]:
         prompts = render(self, samples)
         for sample, ids in zip(samples, prompts, strict=True):
+            assert isinstance(ids, list)
             text = self.tokenizer.decode(ids)
             seen.extend((stage, tool.name, tool.name in text) for tool in sample.tools)
         return prompts
 
-    monkeypatch.setattr(Renderer, "prompts", watched)
+    monkeypatch.setattr(Renderer, "try_prompts", watched)
     stages = ("build_warmup", "build_select", "build_explore", "build_align", "build_evaluate")
     for name in stages:
         build = getattr(pipeline, name)

@@ -2,6 +2,8 @@
 compact prompt, and tools and calls in front of a template that takes none. Text only; transformers runs them.
 """
 
+from ttpa.io import dumps
+
 _OBJECT = """\
 {{- '{"name": ' ~ f.name|tojson ~ ', "KEY": ' ~ (f.arguments if f.arguments is string else f.arguments|tojson) ~ '}' }}
 """
@@ -36,7 +38,7 @@ _COMPACT = """\
 _LISTED = """\
 {%- if tools %}{% set listed = namespace(text='You can call these tools:') %}
 {%- for tool in tools %}{% set f = tool.function if tool.function is defined else tool %}
-{%- set listed.text = listed.text ~ '\\n' ~ f|tojson(separators=[',', ':']) %}{% endfor %}
+{%- set listed.text = listed.text ~ '\\n' ~ f|tojson(separators=[',', ':']) %}{% endfor %}{% set listed.text = listed.text ~ HOW %}
 {%- if messages and messages[0].role == 'system' %}
 {%- set messages = [{'role': 'system', 'content': messages[0].content ~ '\\n\\n' ~ listed.text}] + messages[1:] %}
 {%- else %}{% set messages = [{'role': 'system', 'content': listed.text}] + messages %}{% endif %}{% endif %}
@@ -69,6 +71,8 @@ _CLOSED = """\
 {{- ttpa_whole[:-COUNT] if ttpa_over else ttpa_whole }}"""
 _FORMS = {  # syntax -> what opens all calls, stands before and behind one, between two, closes all
     "hermes": ("", "<tool_call>\\n", "\\n</tool_call>", "\\n", ""),
+    "hermes_list": ("<tool_call>[", "", "", ", ", "]</tool_call>"),
+    "mistral": ("[TOOL_CALLS] [", "", "", ", ", "]"),
     "json": ("[", "", "", ", ", "]"),
     "llama3_json": ("", "", "", "; ", ""),
     "python": ("[", "", "", ", ", "]"),
@@ -93,11 +97,16 @@ def compact_template(syntax: str, kinds: str) -> str:
     return f"{_said(syntax)}{{%- set kinds = {kinds} %}}\n{_COMPACT}"
 
 
-def in_front(syntax: str, *, tools: bool, calls: bool, folded: bool, as_user: bool) -> str:
-    """What makes a template take `tools`, listed in the system's text; `calls`, written as text; results of calls, as
+def in_front(syntax: str, *, tools: str, calls: bool, folded: bool, as_user: bool) -> str:
+    """What makes a template take tools, listed in the system's text before `tools`; `calls`, written as text; results of calls, as
     turns of the user; and a system's text, which then opens the first turn (`folded`).
     """
-    parts = {_AS_USER: as_user, _said(syntax) + _AS_TEXT: calls, _LISTED: tools, _FOLDED: folded}
+    parts = {
+        _AS_USER: as_user,
+        _said(syntax) + _AS_TEXT: calls,
+        _LISTED.replace("HOW", dumps(tools)): tools,
+        _FOLDED: folded,
+    }
     return "".join(part for part, wanted in parts.items() if wanted)
 
 

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from ttpa.calls.syntaxes import get_syntax
+from ttpa.data.augment import Augment
 from ttpa.data.bands import Bands
 from ttpa.data.published import FileSource, read_facts
 from ttpa.data.rows import BadRow, need
@@ -134,6 +135,7 @@ def _reader(layout: str) -> FileSource:
         "limit": None,
     }
     how |= {"max_bad_fraction": 0.0, "max_rows": None, "text_turns": True, "bands": bands}
+    how["augment"] = Augment(seed=0, irrelevance=0.0, irrelevance_text="-", mask_names=0.0)
     return XLAM(**how) if layout == "xlam" else ToolACE(**how, repair_split_arguments=False)
 
 

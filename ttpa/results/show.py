@@ -75,7 +75,7 @@ def renderer_of(spec: Any, samples: Sequence[Sample], seed: int) -> Any:
 def main(words: Sequence[str]) -> int:
     """`ttpa data show`; 0 where the rows could be used, 1 where too many are rejected for a run."""
     if words[0] != "show":
-        raise ConfigError(f"no command data {words[0]}. Write ttpa data show data.path=FILE")
+        raise ConfigError(f"no command data {words[0]}. Write ttpa data show data.path=FILE.")
     layout, cfg = composed(words[1:])
     source, model = config.instantiate(cfg.data, "data"), config.instantiate(cfg.model, "model")
     if not isinstance(source, FileSource):
