@@ -38,7 +38,8 @@ _COMPACT = """\
 _LISTED = """\
 {%- if tools %}{% set listed = namespace(text='You can call these tools:') %}
 {%- for tool in tools %}{% set f = tool.function if tool.function is defined else tool %}
-{%- set listed.text = listed.text ~ '\\n' ~ f|tojson(separators=[',', ':']) %}{% endfor %}{% set listed.text = listed.text ~ HOW %}
+{%- set listed.text = listed.text ~ '\\n' ~ f|tojson(separators=[',', ':']) %}{% endfor %}
+{%- set listed.text = listed.text ~ HOW %}
 {%- if messages and messages[0].role == 'system' %}
 {%- set messages = [{'role': 'system', 'content': messages[0].content ~ '\\n\\n' ~ listed.text}] + messages[1:] %}
 {%- else %}{% set messages = [{'role': 'system', 'content': listed.text}] + messages %}{% endif %}{% endif %}
