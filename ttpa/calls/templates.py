@@ -99,8 +99,8 @@ def compact_template(syntax: str, kinds: str) -> str:
 
 
 def in_front(syntax: str, *, tools: str, calls: bool, folded: bool, as_user: bool) -> str:
-    """What makes a template take tools, listed in the system's text before `tools`; `calls`, written as text; results of calls, as
-    turns of the user; and a system's text, which then opens the first turn (`folded`).
+    """What makes a template take tools, listed in the system's text before `tools`; `calls`, written as text; results
+    of calls, as turns of the user; and a system's text, which then opens the first turn (`folded`).
     """
     parts = {
         _AS_USER: as_user,
