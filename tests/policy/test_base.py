@@ -1,14 +1,17 @@
 """The embedded base model that ships with the package."""
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.options import made
 from ttpa.data.reversed.world import draw_sample, make_world
 from ttpa.errors import ConfigError
+from ttpa.policy.export import write_merged
 from ttpa.policy.models import TinyBase
 from ttpa.policy.policy import BASE, Policy, create_policy, load_policy
 
@@ -47,8 +50,7 @@ def test_other_weights_than_the_option_names_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=r"model.sha256.*0123.*Install ttpa again"):
         create_policy(made("model", "tiny_base", sha256="0123"), (), 0)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model.safetensors").write_bytes(os.urandom(100))
+    (tmp_path / "model.safetensors").write_bytes(os.urandom(100))
     monkeypatch.setattr("ttpa.policy.policy.BASE", tmp_path)
     with pytest.raises(ConfigError, match="model.sha256"):
         create_policy(made("model", "tiny_base"), (), 0)
@@ -64,3 +66,16 @@ def test_a_trained_one_comes_back_from_its_folder(base: Policy, tmp_path: Path) 
     assert base.tokenizer(text).input_ids == back.tokenizer(text).input_ids and base.tokenizer.eos_token_id not in (
         back.tokenizer(text).input_ids
     )
+
+
+def test_exported_it_is_the_folder_that_ships_and_says_how_its_tokenizer_is_read(base: Policy, tmp_path: Path) -> None:
+    """Qwen2's own tokenizer, which AutoTokenizer takes by the architecture, has no tokens of two digits."""
+    base.save(tmp_path / "policy")
+    (tmp_path / "out").mkdir()
+    (note,) = write_merged(tmp_path / "policy", tmp_path / "out", "bfloat16")
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert isinstance(base.spec, TinyBase) and hashlib.sha256(weights).hexdigest() == base.spec.sha256
+    text = "at 20:30"
+    assert "PreTrainedTokenizerFast.from_pretrained" in note
+    assert PreTrainedTokenizerFast.from_pretrained(tmp_path / "out")(text).input_ids == base.tokenizer(text).input_ids
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")(text).input_ids != base.tokenizer(text).input_ids

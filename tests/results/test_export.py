@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -247,6 +247,15 @@ READERS = {"xlam": xlam("x.jsonl", text_turns=True), "toolace": toolace("x.jsonl
 @pytest.mark.parametrize("layout", READERS)
 @settings(max_examples=150, deadline=None)
 @given(sample=any_samples())
+@example(
+    sample=Sample(
+        id="1",
+        source="any",
+        tools=(ToolSpec(name="a"),),
+        messages=(Message(role="user", content="b"),),
+        target=(ToolCall(name="a", arguments={"a": "]("}),),
+    )
+)  # ToolACE's reader finds no call in it
 def test_a_sample_comes_back_as_it_was_or_the_layout_cannot_hold_it(layout: str, sample: Sample) -> None:
     row = sample_row(layout, sample)
     plain = len(sample.messages) == 1 and sample.target

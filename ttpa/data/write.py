@@ -144,9 +144,9 @@ def sample_row(layout: str, sample: Sample) -> Row | BadRow:
     try:
         row = {**LAYOUTS[layout](sample), "ttpa": facts(sample)}
         if layout in READ_BACK:
-            back = read_facts(row, _reader(layout).convert(row).samples)
+            back = read_facts(row, _reader(layout).convert(row).samples) or ()
             need(bool(back), "read differently", "its last turn would be read as no sample")
-            one, other = back[-1].to_json() if back else {}, sample.to_json()
+            one, other = back[-1].to_json(), sample.to_json()
             parts = [key for key in other if dumps(one.get(key)) != dumps(other[key])]
             need(not parts, "read differently", f"its {', '.join(parts)} would be read as something else")
         return row

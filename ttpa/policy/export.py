@@ -1,17 +1,21 @@
 """A policy as plain transformers and PEFT load it: one adapter on its base, or full weights with the adapter merged."""
 
 import json
+import string
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from ttpa.errors import ConfigError
 from ttpa.io import write_text
 from ttpa.policy.models import Dtype, HFModel
 from ttpa.policy.policy import Policy, adapts_shared_weights, load_policy, pretrained
+
+PROBE = f"{string.printable} at 20:30, 1234567 of XD43's Vevos\n\n  under_score camelCase \u00e9\u4f60\U0001f600"
+"""What two tokenizers would split differently."""
 
 
 def write_adapter(folder: Path, out: Path) -> list[str]:
@@ -32,8 +36,7 @@ def write_adapter(folder: Path, out: Path) -> list[str]:
     except OSError:
         generation = GenerationConfig()
     notes = [f"The base is the folder {policy.spec.name}: hand it on, too."] if Path(policy.spec.name).is_dir() else []
-    _write_rest(policy, generation, out)
-    return notes
+    return notes + _write_rest(policy, generation, out)
 
 
 def write_merged(folder: Path, out: Path, dtype: Dtype | None) -> list[str]:
@@ -54,8 +57,7 @@ def write_merged(folder: Path, out: Path, dtype: Dtype | None) -> list[str]:
     else:
         model = policy.model
     model.to(getattr(torch, dtype or policy.spec.dtype)).save_pretrained(out)
-    _write_rest(policy, model.generation_config or GenerationConfig(), out)
-    return notes
+    return notes + _write_rest(policy, model.generation_config or GenerationConfig(), out)
 
 
 def _untied(model: Any, adapter: Path) -> Any:
@@ -69,11 +71,20 @@ def _untied(model: Any, adapter: Path) -> Any:
     return PeftModel.from_pretrained(model, adapter)
 
 
-def _write_rest(policy: Policy, generation: GenerationConfig, out: Path) -> None:
-    """Tokenizer with the chat template that gives the prompts of training, and where answers end."""
+def _write_rest(policy: Policy, generation: GenerationConfig, out: Path) -> list[str]:
+    """Tokenizer with the chat template that gives the prompts of training, and where answers end; returns a note where
+    transformers' AutoTokenizer reads the tokenizer as another one, as it does for the embedded models.
+    """
     tokenizer, renderer = policy.tokenizer, policy.renderer
     tokenizer.chat_template = renderer.whole_template()
     tokenizer.split_special_tokens = False  # the template writes them
     tokenizer.save_pretrained(out)
     generation.eos_token_id, generation.pad_token_id = list(renderer.stop_ids), renderer.pad_id
     generation.save_pretrained(out)
+    read, given = AutoTokenizer.from_pretrained(out), tokenizer(PROBE).input_ids
+    if read(PROBE).input_ids == given:
+        return []
+    return [
+        "AutoTokenizer splits texts in another way than training: it takes the class of the architecture. Load the "
+        "tokenizer with PreTrainedTokenizerFast.from_pretrained."
+    ]

@@ -33,19 +33,14 @@ class Lora:
 
 
 @option
-class TinyModel:
-    """The embedded model: Qwen2 architecture with random weights, byte-level BPE trained on the warm-up texts. `vocab`
-    counts 256 bytes and the special tokens; `max_tokens` is the longest prompt plus answer.
+class Embedded:
+    """What the embedded models share: all weights are trained, on compact prompts. `max_tokens` is the longest prompt
+    plus answer.
     """
 
     lora: ClassVar[None] = None
     quantization: ClassVar[None] = None
     template_kwargs: ClassVar[Mapping[str, Any]] = {}
-    hidden: Count
-    layers: Count
-    heads: Count
-    feed_forward: Count
-    vocab: Annotated[int, Field(ge=300)]
     max_tokens: MaxTokens
     dtype: Wide
     syntax: str
@@ -53,9 +48,6 @@ class TinyModel:
 
     def __post_init__(self) -> None:
         get_syntax(self.syntax)
-        if self.hidden % self.heads or (self.hidden // self.heads) % 2:
-            problem = f"must divide model.hidden={self.hidden} into even head sizes"
-            raise ConfigError.at("heads", self.heads, problem, "For example hidden 128 with heads 8")
 
     def identity(self) -> dict[str, Any]:
         """What a fingerprint needs to know beyond the options."""
@@ -63,35 +55,38 @@ class TinyModel:
 
 
 @option
-class TinyBase:
-    """The embedded base model: the weights and the tokenizer that experiment=pretrain_tiny left in ttpa/policy/base;
-    `sha256` is of the weights.
+class TinyModel(Embedded):
+    """Qwen2 architecture with random weights, byte-level BPE trained on the warm-up texts. `vocab` counts 256 bytes and
+    the special tokens.
     """
 
-    lora: ClassVar[None] = None
-    quantization: ClassVar[None] = None
-    template_kwargs: ClassVar[Mapping[str, Any]] = {}
-    sha256: str
-    max_tokens: MaxTokens
-    dtype: Dtype
-    syntax: str
-    template: Literal["compact"]
+    hidden: Count
+    layers: Count
+    heads: Count
+    feed_forward: Count
+    vocab: Annotated[int, Field(ge=300)]
 
     def __post_init__(self) -> None:
-        get_syntax(self.syntax)
+        super().__post_init__()
+        if self.hidden % self.heads or (self.hidden // self.heads) % 2:
+            problem = f"must divide model.hidden={self.hidden} into even head sizes"
+            raise ConfigError.at("heads", self.heads, problem, "For example hidden 128 with heads 8")
 
-    def identity(self) -> dict[str, Any]:
-        """What a fingerprint needs to know beyond the options."""
-        return {}
+
+@option
+class TinyBase(Embedded):
+    """The pretrained model in ttpa/policy/base; `sha256` is of its weights. experiments/LOG.md says how it was made."""
+
+    sha256: str
 
 
 @option
 class HFModel:
     """Any causal language model of the transformers library, by hub id, local folder or, as `package:NAME`, the folder
     of an installed package. `gguf` is the file to read there in place of transformers' own; its numbers are widened to
-    `dtype`. `quantization="nf4"` is QLoRA
-    (2305.14314; needs the extra `qlora`); without `lora`, all weights are trained. `template_kwargs` are variables for
-    the chat template; `date_string` among them is also what it is told as today's date.
+    `dtype`. `quantization="nf4"` is QLoRA (2305.14314; needs the extra `qlora`); without `lora`, all weights are
+    trained. `template_kwargs` are variables for the chat template; `date_string` among them is also what it is told as
+    today's date.
     """
 
     name: Annotated[str, Field(min_length=1)]

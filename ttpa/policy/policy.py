@@ -47,9 +47,9 @@ PRE_SPLIT = r" ?[a-z]+|_[a-z]+|[A-Z][a-z]*|\d{1,2}|[^\sA-Za-z0-9]|\s"
 
 @dataclass(kw_only=True)
 class Policy:
-    """Model, tokenizer and call syntax. `folder` is where the policy was loaded from; None for a base model that others
-    made. `weights` is the model, or a function that loads it when `model` is first asked for. `ends` are tokens that
-    end an answer besides the tokenizer's own.
+    """Model, tokenizer and call syntax. `folder` is where the policy was loaded from; None for a base model. `weights`
+    is the model, or a function that loads it when `model` is first asked for. `ends` are tokens that end an answer
+    besides the tokenizer's own.
     """
 
     spec: TinyBase | TinyModel | HFModel
@@ -124,16 +124,17 @@ def snapshot(model: torch.nn.Module) -> Callable[[], AbstractContextManager[None
 
 
 def create_policy(spec: TinyBase | TinyModel | HFModel, texts: Iterable[str], seed: int) -> Policy:
-    """The policy a run starts from. `texts` train the embedded model's tokenizer and `seed` draws its weights: 1 /
+    """The policy a run starts from. `texts` train the tokenizer of a random model and `seed` draws its weights: 1 /
     sqrt(fan_in), halved into the residual stream, embeddings 0.02, as measured in experiments/LOG.md.
     """
     if isinstance(spec, HFModel):
         return pretrained(spec)
     if isinstance(spec, TinyBase):
-        found = hashlib.sha256((BASE / "model" / "model.safetensors").read_bytes()).hexdigest()
+        found = hashlib.sha256((BASE / "model.safetensors").read_bytes()).hexdigest()
         if found != spec.sha256:
             raise ConfigError.at("model.sha256", spec.sha256, f"{BASE} has {found}", "Install ttpa again")
-        return _in_full(spec, BASE)
+        # AutoTokenizer would take the tokenizer of the architecture.
+        return _in_full(spec, BASE, PreTrainedTokenizerFast.from_pretrained(BASE, split_special_tokens=True))
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     tokenizer = train_tokenizer(texts, spec.vocab)
@@ -167,13 +168,13 @@ def load_policy(folder: Path, *, merged: bool = False) -> Policy:
     spec: Any = KINDS[values.pop("kind")](**values)
     if not row["full"]:
         return pretrained(spec, folder, merged)
-    return _in_full(spec, folder)
-
-
-def _in_full(spec: Any, folder: Path) -> Policy:
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    weights = partial(AutoModelForCausalLM.from_pretrained, folder / "model", dtype=getattr(torch, spec.dtype))
-    return Policy(spec=spec, weights=weights, tokenizer=tokenizer, folder=folder, ends=_ends(folder / "model"))
+    return replace(_in_full(spec, folder / "model", tokenizer), folder=folder)
+
+
+def _in_full(spec: Any, model: Path, tokenizer: Any) -> Policy:
+    weights = partial(AutoModelForCausalLM.from_pretrained, model, dtype=getattr(torch, spec.dtype))
+    return Policy(spec=spec, weights=weights, tokenizer=tokenizer, ends=_ends(model))
 
 
 def _ends(name: Path | str, revision: str | None = None) -> tuple[int, ...]:

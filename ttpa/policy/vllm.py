@@ -15,7 +15,7 @@ from typing import Any
 
 from ttpa.errors import ConfigError
 from ttpa.policy.engine import Generated, Ids, Sampling, TokenRule, key_of
-from ttpa.policy.models import TinyModel
+from ttpa.policy.models import Embedded
 from ttpa.prompts import CallWatch
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as `max_lora_rank`
@@ -35,7 +35,7 @@ class VLLMEngine:
         self._vllm = _import_vllm(options.rules)
         spec, folder, lora = policy.spec, policy.folder, policy.spec.lora
         self._limit = options.max_model_len or spec.max_tokens
-        if folder is None and isinstance(spec, TinyModel):
+        if folder is None and isinstance(spec, Embedded):
             raise ConfigError("engine=vllm: the small model is not saved yet, and vLLM loads files. Use engine=hf.")
         model = [spec.name, spec.revision] if folder is None or lora else [str(folder / "model"), None]
         self._tokenizer = [spec.name, spec.revision] if folder is None else [str(folder / "tokenizer"), None]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.results.report.conftest import Html, Lab
 from tests.results.table_cases import found, row_of
@@ -115,4 +116,6 @@ def test_a_warm_up_that_no_row_shows_is_a_policy(lab: Lab) -> None:
 
 @pytest.mark.parametrize("name", ["demo", "itool_main"])
 def test_a_table_of_the_project_is_a_page(name: str, report: Callable[..., str]) -> None:
-    Html(report(str(ROOT / "experiments" / name)))
+    page = Html(report(str(ROOT / "experiments" / name)))
+    spec = yaml.safe_load((ROOT / "experiments" / name / "table.yaml").read_text(encoding="utf-8"))
+    assert spec["title"] in page.text

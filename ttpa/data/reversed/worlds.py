@@ -20,7 +20,7 @@ from ttpa.data.reversed.world import (
     several,
     tool_of,
     word,
-)  # fmt: skip
+)
 from ttpa.options import option
 from ttpa.records import Sample, ToolSpec
 
@@ -104,6 +104,7 @@ class Worlds(Reversed):
     """Reversed construction with fresh tools for each sample; `world_seed` draws validation and test."""
 
     def draw(self, world: World, **place: Any) -> Sample:
+        """The sample at a place, over six tools of its own; `world` is not read."""
         rng = Random(f"worlds:{sorted(place.items())}")
         tools, kinds = draw_tools(rng, 6)
         return draw_sample(World(tools, ()), **place | {"unseen": False}, kinds=kinds, source="worlds")
